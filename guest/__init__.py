@@ -1,0 +1,1 @@
+"""A guest: RAM blocks in shared memory, run control, device state, dirty tracking."""

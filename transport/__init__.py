@@ -1,0 +1,1 @@
+"""How bytes travel: channels, the shared-memory ring, rate limiting, child processes."""
