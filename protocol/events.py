@@ -1,0 +1,173 @@
+"""What the reader finds in a stream, and what the writer puts into one.
+
+Every event has `offset`: the position in the stream of its first byte (the writer ignores it).
+Writing the events of a stream in order gives the bytes of that stream again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .stream import SectionType
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first bytes of a stream."""
+
+    offset: int
+    version: int = 3
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The source's machine. None: the stream does not carry that subsection.
+
+    `page_size` in bytes; `uuid`: 16 bytes.
+    """
+
+    offset: int
+    machine: str
+    page_size: int | None = None
+    capabilities: tuple[str, ...] | None = None
+    uuid: bytes | None = None
+
+
+@dataclass(frozen=True)
+class RamSection:
+    """The beginning of a piece of the `ram` section.
+
+    `kind`: START, PART or END. Only START carries name, instance id and version on the wire; the
+    reader repeats them in the others.
+    """
+
+    offset: int
+    kind: SectionType
+    section_id: int
+    name: str = "ram"
+    instance_id: int = 0
+    version: int = 4
+
+
+@dataclass(frozen=True)
+class RamBlock:
+    """A RAM block as announced: `length` in bytes; `page_size` only where the wire carries it."""
+
+    name: str
+    length: int
+    page_size: int | None = None
+
+
+@dataclass(frozen=True)
+class RamBlocks:
+    """The MEM_SIZE record: all RAM blocks, and the sum of their lengths."""
+
+    offset: int
+    total: int
+    blocks: tuple[RamBlock, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PageRun:
+    """Consecutive page records of one RAM block.
+
+    `offsets` (n,): where in the block each page belongs, in bytes. `data` (n, page_size): a view on
+    the bytes given to the reader, valid until its next call; None for ZERO records, whose pages
+    all hold the byte `fill`. `continued`: the first record names no block, as those behind it.
+    `position`: where in the parsed view the first page (or fill byte) stands; the next ones follow
+    8 + page_size (or 9) bytes apart.
+    """
+
+    offset: int
+    block: RamBlock
+    block_index: int
+    offsets: npt.NDArray[np.uint64]
+    data: npt.NDArray[np.uint8] | None
+    fill: int = 0
+    continued: bool = False
+    position: int = 0
+
+
+@dataclass(frozen=True)
+class MultifdFlush:
+    """The MULTIFD_FLUSH record."""
+
+    offset: int
+
+
+@dataclass(frozen=True)
+class EndOfRam:
+    """The EOS record: end of this piece of `ram`."""
+
+    offset: int
+
+
+@dataclass(frozen=True)
+class Footer:
+    """The footer of a piece of `ram`."""
+
+    offset: int
+    section_id: int
+
+
+@dataclass(frozen=True)
+class DeviceSection:
+    """A SECTION_FULL with its footer: one device, carried verbatim.
+
+    `payload_offset`: position of the payload in the stream. `footer`: whether one follows; the
+    reader only reads streams where it does.
+    """
+
+    offset: int
+    section_id: int
+    name: str
+    instance_id: int
+    version: int
+    payload: bytes = field(repr=False)
+    payload_offset: int = 0
+    footer: bool = True
+
+
+@dataclass(frozen=True)
+class Command:
+    """A COMMAND with its data."""
+
+    offset: int
+    command: int
+    data: bytes = b""
+
+
+@dataclass(frozen=True)
+class EndOfStream:
+    """The EOF byte: the guest is complete."""
+
+    offset: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """The JSON behind the end of the stream: as it was on the wire, and parsed."""
+
+    offset: int
+    text: bytes = field(repr=False)
+    json: dict[str, Any] = field(repr=False)
+
+
+Event: TypeAlias = (
+    Header
+    | Configuration
+    | RamSection
+    | RamBlocks
+    | PageRun
+    | MultifdFlush
+    | EndOfRam
+    | Footer
+    | DeviceSection
+    | Command
+    | EndOfStream
+    | Description
+)

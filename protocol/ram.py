@@ -1,0 +1,70 @@
+"""Declarations of the records of the `ram` section, version 4.
+
+Source: QEMU's documentation, docs/devel/migration/main.rst, and captured streams. Every record
+begins with a be64, `address | flags`: the address is a multiple of the page size.
+"""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+import construct as c  # type: ignore[import-untyped]
+
+from .stream import Str8
+
+SECTION_NAME = "ram"
+SECTION_VERSION = 4
+
+
+class RamFlag(IntFlag):
+    """The low bits of a record's be64."""
+
+    ZERO = 0x02
+    MEM_SIZE = 0x04
+    PAGE = 0x08
+    EOS = 0x10
+    CONTINUE = 0x20
+    XBZRLE = 0x40
+    HOOK = 0x80
+    COMPRESS_PAGE = 0x100
+    MULTIFD_FLUSH = 0x200
+
+
+RecordHeader = c.Int64ub
+"""address | flags"""
+
+BlockEntry = c.Struct("name" / Str8, "length" / c.Int64ub)
+"""One RAM block in the list behind MEM_SIZE, `length` in bytes."""
+
+BlockPageSize = c.Int64ub
+"""Behind a BlockEntry, with postcopy, where the block has huge pages."""
+
+
+def plain_record(page_size: int, *, continued: bool) -> c.Construct:
+    """PAGE: header, name of the block unless CONTINUE, one page."""
+    name = () if continued else ("name" / Str8,)
+    return c.Struct("header" / RecordHeader, *name, "page" / c.Bytes(page_size))
+
+
+def zero_record(*, continued: bool) -> c.Construct:
+    """ZERO: header, name of the block unless CONTINUE, the byte that fills the page."""
+    name = () if continued else ("name" / Str8,)
+    return c.Struct("header" / RecordHeader, *name, "fill" / c.Int8ub)
+
+
+def mem_size(total: int) -> bytes:
+    """The MEM_SIZE record; the block list follows."""
+    data: bytes = RecordHeader.build(total | RamFlag.MEM_SIZE)
+    return data
+
+
+def end_of_ram() -> bytes:
+    """The EOS record."""
+    data: bytes = RecordHeader.build(int(RamFlag.EOS))
+    return data
+
+
+def multifd_flush() -> bytes:
+    """The MULTIFD_FLUSH record."""
+    data: bytes = RecordHeader.build(int(RamFlag.MULTIFD_FLUSH))
+    return data

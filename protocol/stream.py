@@ -1,0 +1,110 @@
+"""Declarations of what a whole migration stream is made of, `ram` records apart.
+
+Source: QEMU's documentation, docs/devel/migration/main.rst ("Stream structure").
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import construct as c  # type: ignore[import-untyped]
+
+MAGIC = 0x5145564D
+"""The characters QEVM."""
+VERSION = 3
+
+
+class SectionType(IntEnum):
+    """The byte that begins each part of a stream."""
+
+    EOF = 0x00
+    START = 0x01
+    PART = 0x02
+    END = 0x03
+    FULL = 0x04
+    SUBSECTION = 0x05
+    VMDESCRIPTION = 0x06
+    CONFIGURATION = 0x07
+    COMMAND = 0x08
+    FOOTER = 0x7E
+
+
+class CommandType(IntEnum):
+    """What a COMMAND says."""
+
+    OPEN_RETURN_PATH = 1
+    PING = 2
+    POSTCOPY_ADVISE = 3
+    POSTCOPY_LISTEN = 4
+    POSTCOPY_RUN = 5
+    POSTCOPY_RAM_DISCARD = 6
+    PACKAGED = 7
+    ENABLE_COLO = 8
+    POSTCOPY_RESUME = 9
+    RECV_BITMAP = 10
+    SWITCHOVER_START = 11
+
+
+Str8 = c.Prefixed(c.Int8ub, c.GreedyBytes)
+"""A length byte, then that many bytes."""
+
+FileHeader = c.Struct("magic" / c.Int32ub, "version" / c.Int32ub)
+
+ConfigurationHeader = c.Struct(
+    "type" / c.Const(SectionType.CONFIGURATION, c.Int8ub),
+    "machine" / c.Prefixed(c.Int32ub, c.GreedyBytes),
+)
+SubsectionHeader = c.Struct(
+    "type" / c.Const(SectionType.SUBSECTION, c.Int8ub),
+    "name" / Str8,
+    "version" / c.Int32ub,
+)
+
+PAGE_BITS = b"configuration/target-page-bits"
+CAPABILITIES = b"configuration/capabilities"
+UUID = b"configuration/uuid"
+CONFIGURATION_SUBSECTIONS: dict[bytes, c.Construct] = {
+    PAGE_BITS: c.Int32ub,
+    CAPABILITIES: c.PrefixedArray(c.Int32ub, Str8),
+    UUID: c.Bytes(16),
+}
+"""What follows each subsection's header; on the wire in this order."""
+
+SectionHeader = c.Struct(
+    "type" / c.Int8ub,
+    "section_id" / c.Int32ub,
+    "name" / Str8,
+    "instance_id" / c.Int32ub,
+    "version" / c.Int32ub,
+)
+"""Of SECTION_START and SECTION_FULL."""
+
+SectionContinuation = c.Struct("type" / c.Int8ub, "section_id" / c.Int32ub)
+"""Of SECTION_PART and SECTION_END."""
+
+SectionFooter = c.Struct("type" / c.Const(SectionType.FOOTER, c.Int8ub), "section_id" / c.Int32ub)
+
+Command = c.Struct(
+    "type" / c.Const(SectionType.COMMAND, c.Int8ub),
+    "command" / c.Int16ub,
+    "data" / c.Prefixed(c.Int16ub, c.GreedyBytes),
+)
+
+EndOfStream = c.Const(SectionType.EOF, c.Int8ub)
+
+DescriptionHeader = c.Struct(
+    "type" / c.Const(SectionType.VMDESCRIPTION, c.Int8ub), "length" / c.Int32ub
+)
+"""That many bytes of JSON follow."""
+
+
+def section_part(section_id: int) -> bytes:
+    """The beginning of a SECTION_PART."""
+    data: bytes = SectionContinuation.build({"type": SectionType.PART, "section_id": section_id})
+    return data
+
+
+def section_footer(section_id: int) -> bytes:
+    """The SECTION_FOOTER of that section."""
+    data: bytes = SectionFooter.build({"section_id": section_id})
+    return data
