@@ -1,0 +1,108 @@
+"""Writes a stream, event by event: the mirror of the reader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from . import events, pages, ram, stream
+from .stream import SectionType
+
+
+class StreamWriter:
+    """Turns events into the bytes of a stream; their `offset` plays no part."""
+
+    def write(self, event: events.Event) -> bytes:
+        """The bytes of `event`."""
+        return _WRITERS[type(event)](event)
+
+
+def _header(event: events.Header) -> bytes:
+    return _build(stream.FileHeader, magic=stream.MAGIC, version=event.version)
+
+
+def _configuration(event: events.Configuration) -> bytes:
+    capabilities = event.capabilities
+    values = {
+        stream.PAGE_BITS: None if event.page_size is None else event.page_size.bit_length() - 1,
+        stream.CAPABILITIES: None if capabilities is None else [n.encode() for n in capabilities],
+        stream.UUID: event.uuid,
+    }
+    pieces = [_build(stream.ConfigurationHeader, machine=event.machine.encode())]
+    for name, body in stream.CONFIGURATION_SUBSECTIONS.items():
+        if values[name] is not None:
+            pieces.append(_build(stream.SubsectionHeader, name=name, version=1))
+            pieces.append(body.build(values[name]))
+    return b"".join(pieces)
+
+
+def _ram_section(event: events.RamSection) -> bytes:
+    if event.kind == SectionType.START:
+        return _section_header(event.kind, event)
+    return _build(stream.SectionContinuation, type=event.kind, section_id=event.section_id)
+
+
+def _section_header(kind: SectionType, event: events.RamSection | events.DeviceSection) -> bytes:
+    return _build(
+        stream.SectionHeader,
+        type=kind,
+        section_id=event.section_id,
+        name=event.name.encode(),
+        instance_id=event.instance_id,
+        version=event.version,
+    )
+
+
+def _ram_blocks(event: events.RamBlocks) -> bytes:
+    pieces = [ram.mem_size(event.total)]
+    for block in event.blocks:
+        pieces.append(_build(ram.BlockEntry, name=block.name.encode(), length=block.length))
+        if block.page_size is not None:
+            pieces.append(ram.BlockPageSize.build(block.page_size))
+    return b"".join(pieces)
+
+
+def _page_run(event: events.PageRun) -> bytes:
+    name = None if event.continued else event.block.name.encode()
+    count = len(event.offsets)
+    if event.data is None:
+        out = bytearray(pages.zero_size(count, name))
+        pages.pack_zero(memoryview(out), name, event.offsets, event.fill)
+    else:
+        out = bytearray(pages.plain_size(count, event.data.shape[1], name))
+        pages.pack_plain(memoryview(out), name, event.offsets, event.data)
+    return bytes(out)
+
+
+def _device(event: events.DeviceSection) -> bytes:
+    footer = stream.section_footer(event.section_id) if event.footer else b""
+    return _section_header(SectionType.FULL, event) + event.payload + footer
+
+
+def _command(event: events.Command) -> bytes:
+    return _build(stream.Command, command=event.command, data=event.data)
+
+
+def _description(event: events.Description) -> bytes:
+    return _build(stream.DescriptionHeader, length=len(event.text)) + event.text
+
+
+def _build(declaration: Any, **values: object) -> bytes:
+    data: bytes = declaration.build(values)
+    return data
+
+
+_WRITERS: dict[type, Callable[[Any], bytes]] = {
+    events.Header: _header,
+    events.Configuration: _configuration,
+    events.RamSection: _ram_section,
+    events.RamBlocks: _ram_blocks,
+    events.PageRun: _page_run,
+    events.MultifdFlush: lambda _: ram.multifd_flush(),
+    events.EndOfRam: lambda _: ram.end_of_ram(),
+    events.Footer: lambda event: stream.section_footer(event.section_id),
+    events.DeviceSection: _device,
+    events.Command: _command,
+    events.EndOfStream: lambda _: stream.EndOfStream.build(None),
+    events.Description: _description,
+}
