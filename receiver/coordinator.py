@@ -1,0 +1,241 @@
+"""The incoming migration: mirrors the sender, rebuilds RAM, loads devices, resumes the guest.
+
+    setup: listening -> active: RAM blocks prepared, pages applied
+        -> end of stream, devices loaded, caches invalidated -> completed, guest resumed
+
+The guest starts only after all of it; anything else leaves it unstarted, with one line of error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..guest.base import BlockLayout, DeviceSection, DeviceState, Guest, GuestError, Machine
+from ..protocol import events
+from ..protocol.states import MigrationStatus, StateMachine
+from ..transport.channel import Channel, ChannelError, Listener, listen
+from ..transport.crew import Crew, CrewError
+from ..transport.meter import Meter
+from ..transport.uri import UriError, parse_uri
+from .figures import Figures
+from .processes import Processes
+from .transport import Answer, Answered, Arrived, Complete
+
+
+class MigrationError(Exception):
+    """The migration failed; one line, for a person. The guest was not started."""
+
+
+class MigrationCancelledError(MigrationError):
+    """Somebody called `cancel`."""
+
+
+@dataclass(frozen=True)
+class ReceiveParameters:
+    """`paused`: do not resume the guest at the end."""
+
+    workers: int | None = None
+    paused: bool = False
+
+
+def default_workers() -> int:
+    """Half of the processors: a worker and the transport process keep two busy."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+class Incoming:
+    """What the stream said so far that is not pages."""
+
+    def __init__(self) -> None:
+        self.configuration: events.Configuration | None = None
+        self.ram_section_id = 0
+        self.page_size = 4096
+        self.early: list[DeviceSection] = []
+        self.sections: list[DeviceSection] = []
+        self.description: bytes | None = None
+        self.blocks: events.RamBlocks | None = None
+
+    def take(self, event: events.Event) -> None:
+        """Remember one event."""
+        if isinstance(event, events.Configuration):
+            self.configuration = event
+        elif isinstance(event, events.RamSection):
+            self.ram_section_id = event.section_id
+        elif isinstance(event, events.RamBlocks):
+            self.blocks = event
+        elif isinstance(event, events.DeviceSection):
+            section = DeviceSection(
+                section_id=event.section_id,
+                name=event.name,
+                instance_id=event.instance_id,
+                version=event.version,
+                payload=event.payload,
+            )
+            (self.sections if self.blocks else self.early).append(section)
+        elif isinstance(event, events.Description):
+            self.description = event.text
+
+    def machine(self) -> Machine:
+        """The machine that the configuration names."""
+        if self.configuration is None:
+            raise MigrationError("the stream has no configuration section, so names no machine")
+        page_size = self.configuration.page_size
+        return Machine(
+            name=self.configuration.machine,
+            page_size=page_size or self.page_size,
+            capabilities=self.configuration.capabilities,
+            uuid=self.configuration.uuid,
+            page_bits_sent=page_size is not None,
+        )
+
+    def layout(self) -> list[BlockLayout]:
+        """The RAM blocks that the stream brings."""
+        assert self.blocks is not None
+        return [
+            BlockLayout(name=block.name, length=block.length, page_size=self.machine().page_size)
+            for block in self.blocks.blocks
+        ]
+
+    def device_state(self) -> DeviceState:
+        """Everything that is loaded after RAM."""
+        return DeviceState(
+            early=tuple(self.early),
+            sections=tuple(self.sections),
+            description=self.description,
+            ram_section_id=self.ram_section_id,
+        )
+
+
+class Receiver:
+    """One incoming migration into `guest` from `uri`; `run` it once."""
+
+    def __init__(
+        self, guest: Guest, uri: str, parameters: ReceiveParameters | None = None
+    ) -> None:
+        self._guest = guest
+        self._uri = uri
+        self._parameters = parameters or ReceiveParameters()
+        self.states = StateMachine()
+        self._cancel_asked = False
+        self._cancel_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._crew = Crew(self._cancel_fd, self._check_cancel)
+        self._processes = Processes(self._parameters.workers or default_workers(), self._crew)
+        self._listener: Listener | None = None
+        self._channel: Channel | None = None
+        self._on_progress: Callable[[Figures], None] = lambda _: None
+        self._incoming = Incoming()
+        self._prepared = False
+        self._meter = Meter()
+
+    def cancel(self) -> None:
+        """Stop as soon as may be; from any thread or signal handler. Too late once loaded."""
+        self._cancel_asked = True
+        os.eventfd_write(self._cancel_fd, 1)
+
+    def run(
+        self,
+        on_progress: Callable[[Figures], None] | None = None,
+        on_listening: Callable[[str], None] | None = None,
+    ) -> Figures:
+        """Receive. Raises MigrationError when the guest did not arrive; it was not started then.
+
+        `on_listening` is called with the URI (its real port) once a source may connect.
+        """
+        self._on_progress = on_progress or self._on_progress
+        try:
+            self._receive(on_listening or (lambda _: None))
+        except BaseException as error:
+            self._give_up(error)
+            if isinstance(error, (ChannelError, UriError, GuestError, CrewError)):
+                raise MigrationError(str(error)) from error
+            raise
+        finally:
+            final = self.figures()
+            self._release()
+        self._on_progress(final)
+        return final
+
+    def _receive(self, on_listening: Callable[[str], None]) -> None:
+        uri = parse_uri(self._uri)
+        self.states.to(MigrationStatus.SETUP)
+        self._listener = listen(uri)
+        self._processes.start()
+        on_listening(self._listener.address)
+        self._crew.wait_fd(self._listener.fileno())
+        self._channel = self._listener.accept()
+        self._listener.close()
+        self._crew.on_tick = self._tick
+        self._meter.begin("total")
+        self._processes.attach(self._channel)
+        self.states.to(MigrationStatus.ACTIVE)
+        self._take_stream()
+        self._load()
+        self._meter.end("total")
+
+    def _take_stream(self) -> None:
+        while isinstance(report := self._crew.wait_for((Arrived, Complete)), Arrived):
+            for event in report.events:
+                self._incoming.take(event)
+                if isinstance(event, events.RamBlocks):
+                    self._guest.prepare(self._incoming.machine(), self._incoming.layout())
+                    self._prepared = True
+                    self._processes.map_blocks(self._guest.blocks)
+
+    def _load(self) -> None:
+        """All pages are in place: load devices, answer the source, resume."""
+        if not self._prepared:
+            raise MigrationError("the stream brought no RAM")
+        self._guest.load_devices(self._incoming.machine(), self._incoming.device_state())
+        self._guest.invalidate_caches()
+        # The source gives the guest up when it hears this; from here on it is ours.
+        self._processes.command_transport(Answer(loaded=True))
+        self._crew.wait_for(Answered)
+        self._guest.complete(running=not self._parameters.paused)
+        self.states.to(MigrationStatus.COMPLETED)
+
+    def _check_cancel(self) -> None:
+        if self._cancel_asked:
+            raise MigrationCancelledError("cancelled")
+
+    def _give_up(self, error: BaseException) -> None:
+        if self._channel is not None:
+            self._channel.abort()
+        self._crew.stop()
+        if self._prepared:
+            self._guest.abort_incoming()
+        if self.states.state is MigrationStatus.NONE:
+            return
+        if isinstance(error, MigrationCancelledError):
+            self.states.to(MigrationStatus.CANCELLING)
+            self.states.to(MigrationStatus.CANCELLED)
+        else:
+            self.states.to(MigrationStatus.FAILED)
+
+    def _release(self) -> None:
+        self._crew.stop()
+        if self._listener is not None:
+            self._listener.close()
+        if self._channel is not None:
+            self._channel.close()
+        self._processes.close()
+        os.close(self._cancel_fd)
+
+    def _tick(self) -> None:
+        self._meter.window(self._processes.received("transferred"), 0)
+        self._on_progress(self.figures())
+
+    def figures(self) -> Figures:
+        """The state of things now."""
+        blocks = self._incoming.blocks
+        return Figures(
+            status=self.states.state,
+            total=blocks.total if blocks else 0,
+            transferred=self._processes.received("transferred"),
+            duplicate=self._processes.applied("duplicate"),
+            normal=self._processes.applied("normal"),
+            page_size=self._incoming.page_size,
+            mbps=self._meter.mbps,
+            total_time=self._meter.milliseconds("total"),
+        )

@@ -1,0 +1,38 @@
+"""The figures of an incoming migration, under the names of QEMU's `query-migrate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..protocol.states import MigrationStatus
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One snapshot. Sizes in bytes, times in milliseconds, `mbps` in megabits a second."""
+
+    status: MigrationStatus
+    total: int = 0
+    transferred: int = 0
+    duplicate: int = 0
+    normal: int = 0
+    page_size: int = 4096
+    mbps: float = 0.0
+    total_time: int = 0
+
+    def as_qmp(self) -> dict[str, Any]:
+        """The figures as `query-migrate` lays them out."""
+        return {
+            "status": self.status.value,
+            "total-time": self.total_time,
+            "ram": {
+                "total": self.total,
+                "transferred": self.transferred,
+                "duplicate": self.duplicate,
+                "normal": self.normal,
+                "normal-bytes": self.normal * self.page_size,
+                "mbps": self.mbps,
+                "page-size": self.page_size,
+            },
+        }

@@ -1,0 +1,74 @@
+"""The receiver's processes as one thing: transport process, workers, and the rings between them."""
+
+from __future__ import annotations
+
+import os
+from multiprocessing.reduction import DupFd
+
+from ..guest.base import RamBlock, block_layout
+from ..transport.channel import Channel
+from ..transport.counters import Counters
+from ..transport.crew import Crew
+from ..transport.process import Child, send_fd
+from ..transport.ring import Ring
+from .transport import SLOT_SIZE, TRANSPORT_COUNTERS, Continue, TransportSetup, run_transport
+from .worker import WORKER_COUNTERS, MapBlocks, WorkerSetup, run_worker
+
+RING_SLOTS = 8
+
+
+class Processes:
+    """Starts, commands and stops the processes of one incoming migration."""
+
+    def __init__(self, count: int, crew: Crew) -> None:
+        self._crew = crew
+        self._workers: list[Child] = []
+        self._transport: Child | None = None
+        self._progress_fd = os.eventfd(0, os.EFD_CLOEXEC)
+        self._received = Counters.create(TRANSPORT_COUNTERS)
+        self._applied = tuple(Counters.create(WORKER_COUNTERS) for _ in range(count))
+        self._rings = tuple(Ring.create(RING_SLOTS, SLOT_SIZE) for _ in range(count))
+
+    def start(self) -> None:
+        """Start all processes."""
+        setup = TransportSetup(self._rings, self._applied, self._received, self._progress_fd)
+        self._transport = self._crew.start("vmferry-transport", run_transport, (setup,))
+        for index, ring in enumerate(self._rings):
+            worker = WorkerSetup(ring, self._applied[index], self._progress_fd)
+            self._workers.append(
+                self._crew.start(f"vmferry-worker-{index}", run_worker, (worker,))
+            )
+
+    def attach(self, channel: Channel) -> None:
+        """Hand the channel to the transport process."""
+        assert self._transport is not None
+        send_fd(self._transport.connection, channel.fileno())
+
+    def map_blocks(self, blocks: tuple[RamBlock, ...]) -> None:
+        """Have every worker map RAM, then let pages flow."""
+        for child in self._workers:
+            child.connection.send(MapBlocks(block_layout(blocks)))
+            for block in blocks:
+                send_fd(child.connection, block.fd)
+        for _ in self._workers:
+            self._crew.wait_for(str)
+        self.command_transport(Continue())
+
+    def command_transport(self, command: object) -> None:
+        """Send a command to the transport process."""
+        assert self._transport is not None
+        self._transport.connection.send(command)
+
+    def received(self, name: str) -> int:
+        """A counter of the transport process."""
+        return self._received[name]
+
+    def applied(self, name: str) -> int:
+        """A counter, summed over the workers."""
+        return sum(counters[name] for counters in self._applied)
+
+    def close(self) -> None:
+        """Give back everything that was shared with the processes, which have ended."""
+        for shared in (*self._rings, *self._applied, self._received):
+            shared.close()
+        os.close(self._progress_fd)

@@ -1,0 +1,243 @@
+"""The outgoing migration: drives the rounds, pauses the guest and hands it over.
+
+    setup -> active: round 0, 1, ... -> guest paused, last round, devices -> completed
+
+Whatever goes wrong before the destination has everything, the guest runs on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..guest.base import DeviceState, Guest, GuestError
+from ..protocol.return_path import Shut
+from ..protocol.states import MigrationStatus, StateMachine
+from ..transport.channel import Channel, ChannelError, connect
+from ..transport.crew import Crew, CrewError
+from ..transport.uri import UriError, parse_uri
+from . import stream
+from .convergence import Convergence, Round
+from .figures import Figures
+from ..transport.meter import Meter
+from .processes import Processes
+from .transport import CloseChannel, Closed, ReturnPathMessage, RoundSent
+from .worker import StartRound
+
+REPLY_TIMEOUT = 60.0
+"""Seconds that a destination may take from the end of the stream to its answer."""
+
+
+class MigrationError(Exception):
+    """The migration failed; one line, for a person. The guest is where and as it was."""
+
+
+class MigrationCancelledError(MigrationError):
+    """Somebody called `cancel`."""
+
+
+@dataclass(frozen=True)
+class SendParameters:
+    """`max_bandwidth` in bytes a second (None: no limit), `downtime_limit` in seconds.
+
+    `return_path`: ask the destination to answer, where the channel goes both ways.
+    """
+
+    max_bandwidth: int | None = None
+    downtime_limit: float = 0.3
+    workers: int | None = None
+    return_path: bool = True
+
+
+def default_workers() -> int:
+    """Half of the processors: a worker and the transport process keep two busy."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+class Sender:
+    """One outgoing migration of `guest` to `uri`; `run` it once."""
+
+    def __init__(self, guest: Guest, uri: str, parameters: SendParameters | None = None) -> None:
+        self._guest = guest
+        self._uri = uri
+        self._parameters = parameters or SendParameters()
+        self.states = StateMachine()
+        self._cancel_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._crew = Crew(self._cancel_fd, self._check_cancel)
+        count = self._parameters.workers or default_workers()
+        self._processes = Processes(guest, count, self._crew)
+        self._processes.limits.set("max_bandwidth", self._parameters.max_bandwidth or 0)
+        self._channel: Channel | None = None
+        self._on_progress: Callable[[Figures], None] = lambda _: None
+        self._paused_here = False
+        self._cancel_asked = False
+        self._committed = False
+        self._total = sum(block.length for block in guest.blocks)
+        self._convergence = Convergence(self._total, self._parameters.downtime_limit)
+        self._meter = Meter()
+        self._round = 0
+        self._scanned_before = 0
+
+    def cancel(self) -> None:
+        """Stop as soon as may be; from any thread or signal handler. Too late once handed over."""
+        self._cancel_asked = True
+        os.eventfd_write(self._cancel_fd, 1)
+
+    def set_max_bandwidth(self, limit: int | None) -> None:
+        """Change the limit, in bytes a second (None: no limit), of the running migration."""
+        self._processes.limits.set("max_bandwidth", limit or 0)
+
+    def run(self, on_progress: Callable[[Figures], None] | None = None) -> Figures:
+        """Migrate. Raises MigrationError when the guest stays here; then it is as it was before."""
+        self._on_progress = on_progress or self._on_progress
+        try:
+            self._migrate()
+        except BaseException as error:
+            self._give_up(error)
+            if isinstance(error, (ChannelError, UriError, GuestError, CrewError)):
+                raise MigrationError(str(error)) from error
+            raise
+        finally:
+            final = self.figures()
+            self._release()
+        self._on_progress(final)
+        return final
+
+    def _migrate(self) -> None:
+        blockers = self._guest.blockers
+        if blockers:
+            raise MigrationError(f"the guest cannot migrate: {'; '.join(blockers)}")
+        uri = parse_uri(self._uri)
+        self.states.to(MigrationStatus.SETUP)
+        self._channel = connect(uri)
+        return_path = self._parameters.return_path and self._channel.bidirectional
+        # Ids, names and what goes before RAM do not change while the guest runs.
+        state = self._guest.save_devices()
+        self._processes.start(state.ram_section_id, self._channel, return_path=return_path)
+        self._meter.begin("total")
+        self._meter.begin("setup")
+        self._crew.on_tick = self._tick
+        self._processes.write(stream.opening(self._guest, state, return_path))
+        self._meter.end("setup")
+        self.states.to(MigrationStatus.ACTIVE)
+        self._send_ram()
+        self._hand_over(return_path)
+        self._meter.end("downtime")
+        self._meter.end("total")
+        self.states.to(MigrationStatus.COMPLETED)
+
+    def _send_ram(self) -> None:
+        """Rounds while the guest runs, then the last one on a paused guest."""
+        while self._guest.running and not self._convergence.should_switch_over(
+            self._meter.bandwidth
+        ):
+            self._send_round(tracked=True)
+        self._meter.begin("downtime")
+        if self._guest.running:
+            self._guest.pause()
+            self._paused_here = True
+            self._processes.limits.set("max_bandwidth", 0)
+        self._send_round(tracked=False)
+
+    def _send_round(self, *, tracked: bool) -> None:
+        page_size = self._guest.machine.page_size
+        self._scanned_before = self._processes.scanned("scanned")
+        found_before = self._pages_found()
+        self._meter.begin("round")
+        self._processes.start_round(StartRound(self._round, tracked))
+        self._crew.wait_for(RoundSent)
+        self._meter.end("round")
+        self._window()
+        found = self._pages_found() - found_before
+        seconds = self._meter.milliseconds("round") / 1000
+        self._convergence.round_done(Round(self._round, found * page_size, seconds))
+        self._round += 1
+
+    def _hand_over(self, return_path: bool) -> None:
+        """Device state and the end of the stream; from `commit` on, the guest may run there."""
+        state = self._guest.save_devices()
+        self._processes.write(stream.ram_end(state))
+        self._processes.write(stream.devices(state))
+        self._processes.flush()
+        self._guest.commit()
+        self._committed = True
+        self._processes.write(stream.closing(state))
+        self._processes.flush()
+        if return_path:
+            self._wait_for_destination()
+        self._processes.command_transport(CloseChannel())
+        self._crew.wait_for(Closed, REPLY_TIMEOUT)
+        assert self._channel is not None
+        self._channel.close()
+
+    def _wait_for_destination(self) -> None:
+        while True:
+            answer = self._crew.wait_for(ReturnPathMessage, REPLY_TIMEOUT).message
+            if isinstance(answer, Shut):
+                if answer.status:
+                    raise MigrationError("the destination could not load the guest")
+                return
+
+    def _check_cancel(self) -> None:
+        if self._cancel_asked and not self._committed:
+            raise MigrationCancelledError("cancelled")
+
+    def _give_up(self, error: BaseException) -> None:
+        """Break the channel first, so that the other side cannot start, then let the guest run."""
+        cancelled = isinstance(error, MigrationCancelledError)
+        if self.states.state in (MigrationStatus.SETUP, MigrationStatus.ACTIVE) and cancelled:
+            self.states.to(MigrationStatus.CANCELLING)
+        if self._channel is not None:
+            self._channel.abort()
+        self._crew.stop()
+        if self._paused_here:
+            self._guest.resume()
+        if self.states.state is MigrationStatus.CANCELLING:
+            self.states.to(MigrationStatus.CANCELLED)
+        elif self.states.state is not MigrationStatus.NONE:
+            self.states.to(MigrationStatus.FAILED)
+
+    def _release(self) -> None:
+        self._crew.stop()
+        self._processes.close()
+        os.close(self._cancel_fd)
+
+    def _tick(self) -> None:
+        self._window()
+        self._on_progress(self.figures())
+
+    def _window(self) -> None:
+        self._meter.window(self._processes.sent("transferred"), self._processes.sent("busy_ns"))
+
+    def _pages_found(self) -> int:
+        return self._processes.scanned("normal") + self._processes.scanned("duplicate")
+
+    def _remaining(self) -> int:
+        """Bytes not sent yet of this round: exact in round 0, a forecast in later ones."""
+        if self.states.state is MigrationStatus.COMPLETED:
+            return 0
+        scanned = self._processes.scanned("scanned") - self._scanned_before
+        part = 1 - scanned * self._guest.machine.page_size / max(self._total, 1)
+        return round(self._convergence.expected_dirty * max(part, 0.0))
+
+    def figures(self) -> Figures:
+        """The state of things now."""
+        page_size = self._guest.machine.page_size
+        expected = self._convergence.expected_downtime(self._meter.bandwidth)
+        return Figures(
+            status=self.states.state,
+            total=self._total,
+            transferred=self._processes.sent("transferred"),
+            remaining=self._remaining(),
+            duplicate=self._processes.scanned("duplicate"),
+            normal=self._processes.scanned("normal"),
+            page_size=page_size,
+            dirty_pages_rate=int(self._convergence.dirty_rate / page_size),
+            dirty_sync_count=self._round,
+            mbps=self._meter.mbps,
+            setup_time=self._meter.milliseconds("setup"),
+            expected_downtime=round(expected * 1000),
+            downtime=self._meter.milliseconds("downtime"),
+            total_time=self._meter.milliseconds("total"),
+        )

@@ -1,0 +1,66 @@
+"""The figures of an outgoing migration, under the names of QEMU's `query-migrate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..protocol.states import MigrationStatus
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One snapshot. Sizes in bytes, times in milliseconds, `mbps` in megabits a second.
+
+    The meanings are those that QEMU's QMP reference gives for `MigrationInfo` and `MigrationStats`.
+    `remaining` is exact in the first round; later the pages that a round will find are forecast.
+    """
+
+    status: MigrationStatus
+    total: int = 0
+    transferred: int = 0
+    remaining: int = 0
+    duplicate: int = 0
+    normal: int = 0
+    page_size: int = 4096
+    dirty_pages_rate: int = 0
+    dirty_sync_count: int = 0
+    mbps: float = 0.0
+    setup_time: int = 0
+    expected_downtime: int = 0
+    downtime: int = 0
+    total_time: int = 0
+    error: str | None = None
+
+    @property
+    def normal_bytes(self) -> int:
+        """Bytes that went as whole pages."""
+        return self.normal * self.page_size
+
+    def as_qmp(self) -> dict[str, Any]:
+        """The figures as `query-migrate` lays them out."""
+        answer: dict[str, Any] = {
+            "status": self.status.value,
+            "total-time": self.total_time,
+            "setup-time": self.setup_time,
+            "ram": {
+                "total": self.total,
+                "transferred": self.transferred,
+                "remaining": self.remaining,
+                "duplicate": self.duplicate,
+                "skipped": 0,
+                "normal": self.normal,
+                "normal-bytes": self.normal_bytes,
+                "dirty-pages-rate": self.dirty_pages_rate,
+                "dirty-sync-count": self.dirty_sync_count,
+                "mbps": self.mbps,
+                "page-size": self.page_size,
+            },
+        }
+        if self.status is MigrationStatus.COMPLETED:
+            answer["downtime"] = self.downtime
+        else:
+            answer["expected-downtime"] = self.expected_downtime
+        if self.error is not None:
+            answer["error-desc"] = self.error
+        return answer

@@ -1,0 +1,109 @@
+"""The pieces of the outgoing stream that are not pages: what stands before and after them."""
+
+from __future__ import annotations
+
+import json
+
+from ..guest.base import DeviceSection, DeviceState, Guest
+from ..protocol import events
+from ..protocol.stream import CommandType, SectionType
+from ..protocol.writer import StreamWriter
+
+RAM_VERSION = 4
+"""Version of the `ram` section that QEMU writes and accepts."""
+
+
+def opening(guest: Guest, state: DeviceState, return_path: bool) -> bytes:
+    """Header, configuration, early devices, and the list of RAM blocks."""
+    machine = guest.machine
+    write = StreamWriter().write
+    pieces = [
+        write(events.Header(offset=0, version=3)),
+        write(
+            events.Configuration(
+                offset=0,
+                machine=machine.name,
+                page_size=machine.page_size if machine.page_bits_sent else None,
+                capabilities=machine.capabilities,
+                uuid=machine.uuid,
+            )
+        ),
+    ]
+    if return_path:
+        command = int(CommandType.OPEN_RETURN_PATH)
+        pieces.append(write(events.Command(offset=0, command=command, data=b"")))
+    pieces += [_device(section) for section in state.early]
+    pieces.append(_ram_start(guest, state))
+    return b"".join(pieces)
+
+
+def _ram_start(guest: Guest, state: DeviceState) -> bytes:
+    write = StreamWriter().write
+    blocks = tuple(events.RamBlock(name=b.name, length=b.length) for b in guest.blocks)
+    section = events.RamSection(
+        offset=0,
+        kind=SectionType.START,
+        section_id=state.ram_section_id,
+        name="ram",
+        instance_id=0,
+        version=RAM_VERSION,
+    )
+    total = sum(block.length for block in blocks)
+    return b"".join(
+        [
+            write(section),
+            write(events.RamBlocks(offset=0, total=total, blocks=blocks)),
+            write(events.EndOfRam(offset=0)),
+            write(events.Footer(offset=0, section_id=state.ram_section_id)),
+        ]
+    )
+
+
+def ram_end(state: DeviceState) -> bytes:
+    """The empty SECTION_END of `ram`."""
+    write = StreamWriter().write
+    section = events.RamSection(
+        offset=0,
+        kind=SectionType.END,
+        section_id=state.ram_section_id,
+        name="ram",
+        instance_id=0,
+        version=RAM_VERSION,
+    )
+    return b"".join(
+        [
+            write(section),
+            write(events.EndOfRam(offset=0)),
+            write(events.Footer(offset=0, section_id=state.ram_section_id)),
+        ]
+    )
+
+
+def devices(state: DeviceState) -> bytes:
+    """All device sections, verbatim."""
+    return b"".join(_device(section) for section in state.sections)
+
+
+def closing(state: DeviceState) -> bytes:
+    """The end of the stream, with which a destination may start, and the description."""
+    write = StreamWriter().write
+    pieces = [write(events.EndOfStream(offset=0))]
+    if state.description is not None:
+        text = state.description
+        pieces.append(write(events.Description(offset=0, text=text, json=json.loads(text))))
+    return b"".join(pieces)
+
+
+def _device(section: DeviceSection) -> bytes:
+    return StreamWriter().write(
+        events.DeviceSection(
+            offset=0,
+            section_id=section.section_id,
+            name=section.name,
+            instance_id=section.instance_id,
+            version=section.version,
+            payload=section.payload,
+            payload_offset=0,
+            footer=True,
+        )
+    )

@@ -1,0 +1,171 @@
+"""The sending transport process: moves ring slots to the channel, in order, within the bandwidth.
+
+It knows nothing of what it moves. All slots of a round leave before the coordinator is told that
+the round is done, so no round overtakes another.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from ..protocol.return_path import ReturnPathReader
+from ..transport.channel import Channel, ChannelError
+from ..transport.counters import Counters
+from ..transport.crew import Failed
+from ..transport.process import receive_fd
+from ..transport.rate import RateLimiter
+from ..transport.ring import Ring, RingReader, wait_readable
+from .worker import SLOT_END_OF_ROUND
+
+SLOT_FLUSHED = 3
+"""Ring slot kind, on the coordinator's ring: say when everything before it was sent."""
+
+TRANSPORT_COUNTERS = ("transferred", "busy_ns")
+
+
+@dataclass(frozen=True)
+class TransportSetup:
+    """Rings of the workers and of the coordinator; `limits` holds `max_bandwidth` (0: none)."""
+
+    rings: tuple[Ring, ...]
+    control: Ring
+    counters: Counters
+    limits: Counters
+    return_path: bool
+
+
+@dataclass(frozen=True)
+class RoundSent:
+    """Report: every slot of this round was handed to the channel."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Flushed:
+    """Report: everything that the coordinator wrote before mark `tag` was handed over."""
+
+    tag: int
+
+
+@dataclass(frozen=True)
+class ReturnPathMessage:
+    """Report: what the destination said."""
+
+    message: object
+
+
+@dataclass(frozen=True)
+class CloseChannel:
+    """Command: everything was sent; close, and say whether the other end took it all."""
+
+
+@dataclass(frozen=True)
+class Closed:
+    """Report: the channel was closed without error."""
+
+
+class Transport:
+    """Takes slots from the rings as they fill."""
+
+    def __init__(self, connection: Connection, setup: TransportSetup, channel: Channel) -> None:
+        self._connection = connection
+        self._setup = setup
+        self._channel = channel
+        self._control = RingReader(setup.control)
+        self._workers = [RingReader(ring) for ring in setup.rings]
+        self._in_round = list(self._workers)
+        self._limiter = RateLimiter(self._limit(), time.monotonic)
+        self._answers = ReturnPathReader() if setup.return_path else None
+
+    def run(self) -> None:
+        """Until the coordinator says close, or goes away (EOFError)."""
+        while True:
+            if self._connection.poll():
+                command = self._connection.recv()
+                if isinstance(command, CloseChannel):
+                    self._channel.close()
+                    self._connection.send(Closed())
+                continue
+            moved = [self._move_worker_slot(ring) for ring in list(self._in_round)]
+            if not self._move_control_slot() and not any(moved):
+                self._wait()
+
+    def _wait(self) -> None:
+        fds = [ring.filled_fd for ring in (*self._in_round, self._control)]
+        fds.append(self._connection.fileno())
+        if self._answers is not None:
+            fds.append(self._channel.fileno())
+        ready = wait_readable(fds)
+        if self._answers is not None and self._channel.fileno() in ready:
+            self._read_answers()
+
+    def _read_answers(self) -> None:
+        assert self._answers is not None
+        buffer = bytearray(4096)
+        count = self._channel.recv_into(memoryview(buffer))
+        if count == 0:
+            self._answers = None
+            self._connection.send(Failed("the destination closed the connection"))
+            return
+        for message in self._answers.feed(bytes(buffer[:count])):
+            self._connection.send(ReturnPathMessage(message))
+
+    def _move_worker_slot(self, ring: RingReader) -> bool:
+        slot = ring.try_take()
+        if slot is None:
+            return False
+        if slot.kind != SLOT_END_OF_ROUND:
+            self._send(slot.view)
+            ring.release()
+            return True
+        number = slot.tag
+        ring.release()
+        self._in_round.remove(ring)
+        if not self._in_round:
+            self._in_round = list(self._workers)
+            self._connection.send(RoundSent(number))
+        return True
+
+    def _move_control_slot(self) -> bool:
+        slot = self._control.try_take()
+        if slot is None:
+            return False
+        if slot.kind == SLOT_FLUSHED:
+            self._connection.send(Flushed(slot.tag))
+        else:
+            self._send(slot.view)
+        self._control.release()
+        return True
+
+    def _send(self, view: memoryview) -> None:
+        started = time.monotonic_ns()
+        self._limiter.set_limit(self._limit())
+        while (delay := self._limiter.delay()) > 0:
+            wait_readable([self._connection.fileno()], delay)
+            if self._connection.poll():
+                # Only the coordinator's death or its stop interrupts a round.
+                raise EOFError
+            self._limiter.set_limit(self._limit())
+        self._channel.send([view], stop_fd=self._connection.fileno())
+        self._limiter.sent(len(view))
+        self._setup.counters.add("transferred", len(view))
+        self._setup.counters.add("busy_ns", time.monotonic_ns() - started)
+
+    def _limit(self) -> int | None:
+        return self._setup.limits["max_bandwidth"] or None
+
+
+def run_transport(connection: Connection, setup: TransportSetup) -> None:
+    """Process entry: take the channel, move slots until the coordinator goes away."""
+    channel = Channel.from_fd(receive_fd(connection))
+    try:
+        Transport(connection, setup, channel).run()
+    except ChannelError as error:
+        connection.send(Failed(str(error)))
+    except EOFError:
+        return
+    finally:
+        channel.abort()

@@ -1,0 +1,228 @@
+"""One process of the scan-and-encode pool: finds dirty pages and lays them out in ring slots.
+
+Every slot it publishes is a whole SECTION_PART of the `ram` section, ready for the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..guest.base import RamBlock, map_block, populate
+from ..guest.tracker import DigestTracker
+from ..guest.zero import zero_mask
+from ..protocol import pages
+from ..protocol.ram import end_of_ram
+from ..protocol.stream import section_footer, section_part
+from ..transport.counters import Counters
+from ..transport.process import receive_fd
+from ..transport.ring import Ring, RingWriter, wait_readable
+
+CHUNK_PAGES = 256
+"""Pages scanned at once, and the unit in which RAM is dealt to the workers."""
+
+SLOT_PIECE = 1
+"""Ring slot kind: a piece of the stream."""
+SLOT_END_OF_ROUND = 2
+"""Ring slot kind: this worker has no more for the round in the slot's tag."""
+
+WORKER_COUNTERS = ("scanned", "normal", "duplicate")
+
+
+def slot_size(page_size: int) -> int:
+    """Bytes of a ring slot: a chunk of plain pages, its names and the section around it."""
+    return CHUNK_PAGES * (page_size + 8) + 4096
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What a worker is told at its start: it owns chunks `index`, `index + count`, ..."""
+
+    index: int
+    count: int
+    section_id: int
+    ring: Ring
+    counters: Counters
+
+
+@dataclass(frozen=True)
+class StartRound:
+    """Command: one pass. `tracked`: remember digests, because another round will follow."""
+
+    number: int
+    tracked: bool
+
+
+@dataclass(frozen=True)
+class MappedBlock:
+    """A RAM block as this worker sees it: pages as an array (n, page_size), and its tracker."""
+
+    name: bytes
+    page_size: int
+    ram: npt.NDArray[np.uint8]
+    tracker: DigestTracker
+
+
+class Stopped(Exception):
+    """The coordinator went away or wants no more of this round."""
+
+
+class SlotBuilder:
+    """Fills ring slots with section parts; a part grows until the next chunk does not fit."""
+
+    def __init__(self, writer: RingWriter, connection: Connection, section_id: int) -> None:
+        self._writer = writer
+        self._connection = connection
+        self._head = section_part(section_id)
+        self._tail = end_of_ram() + section_footer(section_id)
+        self._view: npt.NDArray[np.uint8] | None = None
+        self._used = 0
+
+    def room(self, size: int) -> npt.NDArray[np.uint8]:
+        """An array of at least `size` bytes to write into; follow with `used`."""
+        view = self._view
+        if view is not None and self._used + size + len(self._tail) > len(view):
+            self.flush()
+            view = None
+        if view is None:
+            view = self._view = self._acquire()
+            self._used = 0
+            self._put(self._head)
+        return view[self._used :]
+
+    def used(self, size: int) -> None:
+        """`size` bytes of the last `room` now hold records."""
+        self._used += size
+
+    def flush(self) -> None:
+        """Close the part and publish the slot, if one is open."""
+        if self._view is None:
+            return
+        self._put(self._tail)
+        self._writer.publish(self._used, SLOT_PIECE, 0)
+        self._view = None
+
+    def end_round(self, number: int) -> None:
+        """Publish what is open, then the mark that the round is over."""
+        self.flush()
+        self._acquire()
+        self._writer.publish(0, SLOT_END_OF_ROUND, number)
+
+    def _put(self, data: bytes) -> None:
+        assert self._view is not None
+        self._view[self._used : self._used + len(data)] = np.frombuffer(data, np.uint8)
+        self._used += len(data)
+
+    def _acquire(self) -> npt.NDArray[np.uint8]:
+        while (view := self._writer.try_acquire()) is None:
+            wait_readable([self._writer.free_fd, self._connection.fileno()])
+            if self._connection.poll():
+                raise Stopped
+        return np.frombuffer(view, np.uint8)
+
+
+class Worker:
+    """Scans its chunks round by round, as the coordinator commands."""
+
+    def __init__(
+        self, connection: Connection, setup: WorkerSetup, blocks: list[MappedBlock]
+    ) -> None:
+        self._connection = connection
+        self._setup = setup
+        self._blocks = blocks
+        self._counters = setup.counters
+        self._slots = SlotBuilder(RingWriter(setup.ring), connection, setup.section_id)
+
+    def run_round(self, command: StartRound) -> None:
+        """Send every page of this worker that changed since it was last sent."""
+        for block, first in self._chunks():
+            if self._connection.poll():
+                raise Stopped
+            self._send_chunk(block, first, command)
+        self._slots.end_round(command.number)
+
+    def _chunks(self) -> Iterator[tuple[MappedBlock, int]]:
+        setup, chunk = self._setup, 0
+        for block in self._blocks:
+            for first in range(0, len(block.ram), CHUNK_PAGES):
+                if chunk % setup.count == setup.index:
+                    yield block, first
+                chunk += 1
+
+    def _send_chunk(self, block: MappedBlock, first: int, command: StartRound) -> None:
+        ram = block.ram[first : first + CHUNK_PAGES]
+        self._counters.add("scanned", len(ram))
+        dirty = block.tracker.scan(ram, first)
+        if not dirty.any():
+            return
+        # A page read as zero goes as ZERO, and the table gets the digest of zeros, whatever the
+        # guest has written meanwhile: the digest is that of the wire's bytes either way.
+        zero = np.zeros(len(ram), np.bool_)
+        zero[dirty] = zero_mask(ram if dirty.all() else ram[dirty])
+        self._send_zero(block, first, np.flatnonzero(zero), command)
+        self._send_plain(block, first, np.flatnonzero(dirty & ~zero), command)
+
+    def _send_zero(
+        self, block: MappedBlock, first: int, indexes: npt.NDArray[np.intp], command: StartRound
+    ) -> None:
+        if not len(indexes):
+            return
+        out = self._slots.room(pages.zero_size(len(indexes), block.name))
+        offsets = (indexes + first).astype(np.uint64) * np.uint64(block.page_size)
+        self._slots.used(pages.pack_zero(out, block.name, offsets))
+        if command.tracked:
+            block.tracker.sent_zero(indexes + first)
+        self._counters.add("duplicate", len(indexes))
+
+    def _send_plain(
+        self, block: MappedBlock, first: int, indexes: npt.NDArray[np.intp], command: StartRound
+    ) -> None:
+        count = len(indexes)
+        if not count:
+            return
+        size = pages.plain_size(count, block.page_size, block.name)
+        out = self._slots.room(size)
+        offsets = (indexes + first).astype(np.uint64) * np.uint64(block.page_size)
+        if indexes[-1] - indexes[0] == count - 1:
+            start = first + int(indexes[0])
+            pages.pack_plain(out, block.name, offsets, block.ram[start : start + count])
+        else:
+            pages.pack_plain_gather(out, block.name, offsets, block.ram, indexes + first)
+        if command.tracked:
+            stride = block.page_size + 8
+            data = size - count * stride + 8
+            copies = np.ndarray(
+                (count, block.page_size), np.uint8, out, offset=data, strides=(stride, 1)
+            )
+            block.tracker.sent(indexes + first, copies)
+        self._slots.used(size)
+        self._counters.add("normal", count)
+
+
+def _map_blocks(blocks: list[RamBlock]) -> list[MappedBlock]:
+    mapped = []
+    for block in blocks:
+        flat = map_block(block)
+        populate(flat, write=False)
+        ram = flat.reshape(-1, block.page_size)
+        tracker = DigestTracker(len(ram), block.page_size)
+        mapped.append(MappedBlock(block.name.encode(), block.page_size, ram, tracker))
+    return mapped
+
+
+def run_worker(connection: Connection, setup: WorkerSetup, layout: list[dict[str, Any]]) -> None:
+    """Process entry: map RAM, answer "ready", then rounds until the coordinator goes away."""
+    blocks = [RamBlock(fd=receive_fd(connection), **fields) for fields in layout]
+    worker = Worker(connection, setup, _map_blocks(blocks))
+    connection.send("ready")
+    try:
+        while True:
+            command = connection.recv()
+            worker.run_round(command)
+    except (EOFError, Stopped):
+        return
