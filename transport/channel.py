@@ -1,0 +1,251 @@
+"""Channels: the byte pipe of a migration, over sockets, commands, descriptors and files."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import Sequence
+
+from .uri import Exec, Fd, File, Tcp, Unix, Uri
+
+CONNECT_TIMEOUT = 10.0
+SOCKET_BUFFER = 4 << 20
+_IOV_MAX = 1024
+
+
+class ChannelError(OSError):
+    """The channel could not be opened, broke, or its command failed; one line."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Channel:
+    """One open channel. Either process that holds a duplicate may use it; one at a time."""
+
+    def __init__(
+        self, fd: int, name: str = "channel", command: subprocess.Popen[bytes] | None = None
+    ) -> None:
+        self._fd = fd
+        self._name = name
+        self._command = command
+        self._is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
+        self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        if self._is_socket:
+            self._tune()
+
+    @classmethod
+    def from_fd(cls, fd: int) -> Channel:
+        """The channel behind a descriptor that another process passed on."""
+        return cls(fd)
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether the other end can answer."""
+        return self._is_socket
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
+    def _tune(self) -> None:
+        with socket.socket(fileno=os.dup(self._fd)) as sock:
+            sock.setblocking(True)
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def send(self, buffers: Sequence[memoryview], stop_fd: int | None = None) -> None:
+        """Send all of `buffers`. Raises ChannelError, or EOFError when `stop_fd` stirs first."""
+        for start in range(0, len(buffers), _IOV_MAX):
+            waiting = list(buffers[start : start + _IOV_MAX])
+            while waiting:
+                self._wait_writable(stop_fd)
+                try:
+                    sent = self._send_some(waiting)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    raise ChannelError(f"{self._name}: {error.strerror}") from error
+                while waiting and sent >= len(waiting[0]):
+                    sent -= len(waiting.pop(0))
+                if waiting and sent:
+                    waiting[0] = waiting[0][sent:]
+
+    def _send_some(self, buffers: list[memoryview]) -> int:
+        if self._is_socket:
+            with socket.socket(fileno=self._fd) as sock:
+                try:
+                    return sock.sendmsg(buffers, (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                finally:
+                    sock.detach()
+        return os.writev(self._fd, buffers)
+
+    def _wait_writable(self, stop_fd: int | None) -> None:
+        if self._is_file:
+            return
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        if stop_fd is not None:
+            poll.register(stop_fd, select.POLLIN)
+        if any(fd == stop_fd for fd, _ in poll.poll()):
+            raise EOFError
+
+    def recv_into(self, view: memoryview) -> int:
+        """Read what is there, at least a byte; 0 at the end. Raises ChannelError."""
+        try:
+            return os.readv(self._fd, [view])
+        except OSError as error:
+            raise ChannelError(f"{self._name}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Close; raises ChannelError when the command behind the channel failed."""
+        if self._fd >= 0:
+            if self._is_file and os.get_blocking(self._fd):
+                os.fsync(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+        if self._command is not None:
+            status, self._command = self._command.wait(), None
+            if status:
+                raise ChannelError(f"{self._name}: the command failed with status {status}")
+
+    def abort(self) -> None:
+        """Break the channel at once, for the other end too; never raises."""
+        if self._fd >= 0:
+            if self._is_socket:
+                with socket.socket(fileno=self._fd) as sock:
+                    try:
+                        sock.shutdown(socket.SHUT_RDWR)
+                    except OSError:
+                        sock.detach()
+                        os.close(self._fd)
+            else:
+                os.close(self._fd)
+            self._fd = -1
+        if self._command is not None:
+            command, self._command = self._command, None
+            if command.poll() is None:
+                os.killpg(command.pid, signal.SIGKILL)
+            command.wait()
+
+
+def connect(uri: Uri) -> Channel:
+    """Open a channel to send into. Raises ChannelError."""
+    try:
+        return _connect(uri)
+    except OSError as error:
+        if isinstance(error, ChannelError):
+            raise
+        raise ChannelError(f"{uri}: {error.strerror or error}") from error
+
+
+def _connect(uri: Uri) -> Channel:
+    name = str(uri)
+    if isinstance(uri, Tcp):
+        sock = socket.create_connection((uri.host or "localhost", uri.port), CONNECT_TIMEOUT)
+        return Channel(sock.detach(), name)
+    if isinstance(uri, Unix):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(uri.path)
+            return Channel(sock.detach(), name)
+    if isinstance(uri, Exec):
+        return _run(uri, sending=True)
+    if isinstance(uri, Fd):
+        return Channel(os.dup(uri.number), name)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (0 if uri.offset else os.O_TRUNC)
+    fd = os.open(uri.path, flags, 0o600)
+    os.lseek(fd, uri.offset, os.SEEK_SET)
+    return Channel(fd, name)
+
+
+def _run(uri: Exec, *, sending: bool) -> Channel:
+    """The command in a session of its own, so that all of it can be killed."""
+    ours, theirs = os.pipe()
+    if sending:
+        ours, theirs = theirs, ours
+    pipe = {"stdin" if sending else "stdout": theirs}
+    if not sending:
+        pipe["stdin"] = subprocess.DEVNULL
+    shell = ["/bin/sh", "-c", uri.command]
+    command = subprocess.Popen(shell, start_new_session=True, **pipe)  # type: ignore[call-overload]
+    os.close(theirs)
+    return Channel(ours, str(uri), command)
+
+
+class Listener:
+    """Waits for the one source of an incoming migration."""
+
+    def __init__(self, uri: Uri, channel: Channel | None, sock: socket.socket | None) -> None:
+        self._uri = uri
+        self._channel = channel
+        self._socket = sock
+
+    @property
+    def address(self) -> str:
+        """The URI, with the real port where 0 was asked for."""
+        if isinstance(self._uri, Tcp) and self._socket is not None:
+            return str(Tcp(self._uri.host, self._socket.getsockname()[1]))
+        return str(self._uri)
+
+    def fileno(self) -> int:
+        """Readable when `accept` will not block."""
+        if self._socket is not None:
+            return self._socket.fileno()
+        assert self._channel is not None
+        return self._channel.fileno()
+
+    def accept(self) -> Channel:
+        """The channel to read from."""
+        if self._socket is None:
+            assert self._channel is not None
+            channel, self._channel = self._channel, None
+            return channel
+        sock, _ = self._socket.accept()
+        return Channel(sock.detach(), str(self._uri))
+
+    def close(self) -> None:
+        """Stop listening; an accepted channel lives on."""
+        if self._socket is not None:
+            self._socket.close()
+            if isinstance(self._uri, Unix) and os.path.exists(self._uri.path):
+                os.unlink(self._uri.path)
+            self._socket = None
+        if self._channel is not None:
+            self._channel.abort()
+            self._channel = None
+
+
+def listen(uri: Uri) -> Listener:
+    """Be ready to receive. Raises ChannelError."""
+    try:
+        return _listen(uri)
+    except OSError as error:
+        if isinstance(error, ChannelError):
+            raise
+        raise ChannelError(f"{uri}: {error.strerror or error}") from error
+
+
+def _listen(uri: Uri) -> Listener:
+    if isinstance(uri, Tcp):
+        family = socket.AF_INET6 if ":" in uri.host else socket.AF_INET
+        return Listener(uri, None, socket.create_server((uri.host, uri.port), family=family))
+    if isinstance(uri, Unix):
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.bind(uri.path)
+            sock.listen(1)
+        except OSError:
+            sock.close()
+            raise
+        return Listener(uri, None, sock)
+    if isinstance(uri, Exec):
+        return Listener(uri, _run(uri, sending=False), None)
+    if isinstance(uri, Fd):
+        return Listener(uri, Channel(os.dup(uri.number), str(uri)), None)
+    fd = os.open(uri.path, os.O_RDONLY | os.O_CLOEXEC)
+    os.lseek(fd, uri.offset, os.SEEK_SET)
+    return Listener(uri, Channel(fd, str(uri)), None)

@@ -1,0 +1,116 @@
+"""The ring: slots in shared memory from one writing process to one reading process.
+
+Two eventfds in semaphore mode count the free and the filled slots, so either side can wait in
+`poll` together with other descriptors. The ring is all the buffer there is.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+
+from .shared import SharedFd, wait_readable
+
+__all__ = ["Ring", "RingReader", "RingWriter", "Slot", "wait_readable"]
+
+_HEADER = struct.Struct("<QII")
+_HEADER_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What the writer published: `kind` and `tag` mean what the two sides agree on."""
+
+    kind: int
+    tag: int
+    view: memoryview
+
+
+class Ring:
+    """The shared part; pass it to the processes that make a RingWriter and a RingReader of it."""
+
+    def __init__(
+        self, slots: int, slot_size: int, memory: SharedFd, free: SharedFd, filled: SharedFd
+    ) -> None:
+        self.slots = slots
+        self.slot_size = slot_size
+        self.memory = memory
+        self.free = free
+        self.filled = filled
+
+    @classmethod
+    def create(cls, slots: int, slot_size: int) -> Ring:
+        """A ring of `slots` slots that hold `slot_size` bytes each (rounded up to pages)."""
+        slot_size = -(-slot_size // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = mmap.PAGESIZE + slots * slot_size
+        if slots * _HEADER_BYTES > mmap.PAGESIZE:
+            raise ValueError(f"a ring has at most {mmap.PAGESIZE // _HEADER_BYTES} slots")
+        return cls(
+            slots,
+            slot_size,
+            SharedFd.memory("vmferry-ring", size),
+            SharedFd.event(slots, semaphore=True),
+            SharedFd.event(0, semaphore=True),
+        )
+
+    def map(self) -> memoryview:
+        """The shared memory: a page of slot headers, then the slots."""
+        return memoryview(self.memory.map(mmap.PAGESIZE + self.slots * self.slot_size))
+
+    def slot(self, memory: memoryview, number: int) -> memoryview:
+        """The bytes of one slot."""
+        start = mmap.PAGESIZE + number * self.slot_size
+        return memory[start : start + self.slot_size]
+
+    def close(self) -> None:
+        """Give up this process's hold."""
+        for shared in (self.memory, self.free, self.filled):
+            shared.close()
+
+
+class RingWriter:
+    """The writing end; one slot is open at a time."""
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+        self._memory = ring.map()
+        self._next = 0
+        self.free_fd = ring.free.fileno()
+
+    def try_acquire(self) -> memoryview | None:
+        """The next slot, to be filled and published; None while all are full (see `free_fd`)."""
+        if not wait_readable([self.free_fd], 0):
+            return None
+        os.eventfd_read(self.free_fd)
+        return self._ring.slot(self._memory, self._next)
+
+    def publish(self, length: int, kind: int, tag: int) -> None:
+        """Pass the first `length` bytes of the acquired slot to the reader."""
+        _HEADER.pack_into(self._memory, self._next * _HEADER_BYTES, length, kind, tag)
+        self._next = (self._next + 1) % self._ring.slots
+        os.eventfd_write(self._ring.filled.fileno(), 1)
+
+
+class RingReader:
+    """The reading end; one slot is out at a time."""
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+        self._memory = ring.map()
+        self._next = 0
+        self.filled_fd = ring.filled.fileno()
+
+    def try_take(self) -> Slot | None:
+        """The next slot, to be released after use; None while there is none (see `filled_fd`)."""
+        if not wait_readable([self.filled_fd], 0):
+            return None
+        os.eventfd_read(self.filled_fd)
+        length, kind, tag = _HEADER.unpack_from(self._memory, self._next * _HEADER_BYTES)
+        return Slot(kind, tag, self._ring.slot(self._memory, self._next)[:length])
+
+    def release(self) -> None:
+        """The slot may be written again."""
+        self._next = (self._next + 1) % self._ring.slots
+        os.eventfd_write(self._ring.free.fileno(), 1)

@@ -1,0 +1,62 @@
+"""Descriptors that survive being handed to a spawned process."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+from collections.abc import Iterable
+from multiprocessing import reduction
+from typing import Any
+
+
+class SharedFd:
+    """Owns a descriptor; pickled as an argument of a spawned Process, it arrives as a duplicate."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    @classmethod
+    def memory(cls, name: str, size: int) -> SharedFd:
+        """Anonymous shared memory of `size` bytes."""
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        os.ftruncate(fd, size)
+        return cls(fd)
+
+    @classmethod
+    def event(cls, value: int = 0, *, semaphore: bool = False) -> SharedFd:
+        """An eventfd that starts at `value`."""
+        flags = os.EFD_CLOEXEC | (os.EFD_SEMAPHORE if semaphore else 0)
+        return cls(os.eventfd(value, flags))
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
+    def map(self, size: int) -> mmap.mmap:
+        """Map the first `size` bytes, shared."""
+        return mmap.mmap(self._fd, size)
+
+    def close(self) -> None:
+        """Close it; again is fine."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _receive, (reduction.DupFd(self._fd),)
+
+
+def _receive(duplicate: Any) -> SharedFd:
+    return SharedFd(duplicate.detach())
+
+
+def wait_readable(fds: Iterable[int], timeout: float | None = None) -> set[int]:
+    """Those of `fds` that are readable (or broken), waiting up to `timeout` seconds (None: ever).
+
+    An empty set: the time is over.
+    """
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return {fd for fd, _ in poll.poll(None if timeout is None else max(0.0, timeout) * 1000)}
