@@ -45,6 +45,9 @@ class CommandType(IntEnum):
     SWITCHOVER_START = 11
 
 
+DeclarationError = c.ConstructError
+"""What parsing by a declaration raises for bytes that are something else."""
+
 Str8 = c.Prefixed(c.Int8ub, c.GreedyBytes)
 """A length byte, then that many bytes."""
 

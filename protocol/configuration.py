@@ -1,0 +1,63 @@
+"""Reads and checks the CONFIGURATION at the start of a stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import events, stream
+from .cursor import Cursor, decode_name
+from .errors import StreamError, UnsupportedError
+from .stream import SectionType
+
+MIN_PAGE_BITS, MAX_PAGE_BITS = 10, 16
+_MAX_CONFIGURATION = 1 << 15
+_UNSUPPORTED_CAPABILITIES = frozenset({"mapped-ram", "x-ignore-shared"})
+_SECTION = "configuration"
+
+
+def read_configuration(cursor: Cursor) -> events.Configuration:
+    """The configuration with all its subsections."""
+    start = cursor.offset
+    machine = _name(cursor.take(stream.ConfigurationHeader, _MAX_CONFIGURATION).machine, start)
+    values: dict[bytes, Any] = {}
+    expected = iter(stream.CONFIGURATION_SUBSECTIONS.items())
+    while cursor.peek() == SectionType.SUBSECTION:
+        at = cursor.offset
+        header = cursor.take(stream.SubsectionHeader)
+        body = next((body for name, body in expected if name == header.name), None)
+        if body is None or header.version != 1:
+            message = f"subsection {header.name!r} version {header.version} here"
+            raise UnsupportedError(message, offset=at, section=_SECTION)
+        values[header.name] = cursor.take(body, _MAX_CONFIGURATION)
+    capabilities = values.get(stream.CAPABILITIES)
+    return events.Configuration(
+        start,
+        machine,
+        page_size=_page_size(values.get(stream.PAGE_BITS), start),
+        capabilities=None if capabilities is None else _capabilities(capabilities, start),
+        uuid=values.get(stream.UUID),
+    )
+
+
+def _page_size(bits: int | None, start: int) -> int | None:
+    if bits is None:
+        return None
+    if not MIN_PAGE_BITS <= bits <= MAX_PAGE_BITS:
+        raise StreamError(f"pages of 2**{bits} bytes", offset=start, section=_SECTION)
+    return int(1 << bits)
+
+
+def _capabilities(raw: list[bytes], start: int) -> tuple[str, ...]:
+    names = tuple(_name(name, start) for name in raw)
+    for name in names:
+        if name in _UNSUPPORTED_CAPABILITIES:
+            message = f"capability {name} is not supported"
+            raise UnsupportedError(message, offset=start, section=_SECTION)
+    return names
+
+
+def _name(raw: bytes, start: int) -> str:
+    name = decode_name(raw)
+    if name is None:
+        raise StreamError(f"bad name {raw[:40]!r}", offset=start, section=_SECTION)
+    return name

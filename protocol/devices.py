@@ -1,0 +1,186 @@
+"""Where device sections end, though the stream does not say.
+
+While reading: a footer with the section's id, followed by what may lawfully follow. At the end: the
+lengths of the fields in the JSON description. Source: QEMU's documentation,
+docs/devel/migration/main.rst, and the descriptions of captured streams.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import events, stream
+from .cursor import Cursor, Incomplete, decode_name
+from .errors import StreamError
+from .stream import CommandType, SectionType
+
+
+@dataclass
+class Known:
+    """What of the stream so far bears on what may follow a device section."""
+
+    ids: set[int] = field(default_factory=set)
+    instances: set[tuple[str, int]] = field(default_factory=set)
+    open_id: int | None = None
+    max_description: int = 0
+    at_end: bool = False
+
+
+def find_end(cursor: Cursor, section_id: int, known: Known) -> tuple[int, bool]:
+    """Search the section's footer from the cursor on.
+
+    Returns a position in the view, and whether the footer stands there. If it does not, the
+    payload goes on at least up to that position, and more bytes are needed.
+    """
+    footer = stream.section_footer(section_id)
+    for match in re.compile(re.escape(footer)).finditer(cursor.view, cursor.position):
+        after = Cursor(cursor.view, 0)
+        after.position = match.end()
+        try:
+            if _may_follow(after, known):
+                return match.start(), True
+        except Incomplete:
+            return match.start(), False
+    return max(cursor.position, len(cursor.view) - len(footer) + 1), False
+
+
+def _may_follow(cursor: Cursor, known: Known) -> bool:
+    """Whether a part of a stream can begin here."""
+    kind = cursor.peek()
+    if kind == SectionType.EOF:
+        return known.open_id is None and _is_end(cursor, known)
+    if kind in (SectionType.START, SectionType.FULL):
+        header = cursor.take(stream.SectionHeader)
+        sane = header.section_id < 1 << 24 and header.version < 1 << 16
+        return sane and header.section_id not in known.ids and decode_name(header.name) is not None
+    if kind in (SectionType.PART, SectionType.END):
+        header = cursor.take(stream.SectionContinuation)
+        return bool(header.section_id == known.open_id)
+    if kind == SectionType.COMMAND:
+        return cursor.take(stream.Command, 1 << 17).command in list(CommandType)
+    return False
+
+
+def _is_end(cursor: Cursor, known: Known) -> bool:
+    cursor.take(stream.EndOfStream)
+    if known.at_end and cursor.position == len(cursor.view):
+        return True
+    if cursor.peek() != SectionType.VMDESCRIPTION:
+        return False
+    header = cursor.take(stream.DescriptionHeader)
+    return header.length <= known.max_description and cursor.peek() == ord("{")
+
+
+@dataclass(frozen=True)
+class Length:
+    """A payload's bytes by the description.
+
+    Not `exact`: it has arrays described by their first element, and the others may differ.
+    """
+
+    size: int
+    exact: bool
+
+
+def described_lengths(description: dict[str, Any]) -> dict[tuple[str, int], Length]:
+    """Payload lengths by name and instance id. Raises ValueError for a malformed description."""
+    lengths: dict[tuple[str, int], Length] = {}
+    try:
+        for device in description.get("devices", []):
+            size, exact = _size_of(device)
+            key = (str(device["name"]), int(device["instance_id"]))
+            lengths[key] = Length(size, exact and key not in lengths)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"a device is described without sense: {error!r}") from error
+    return lengths
+
+
+def _size_of(structure: dict[str, Any]) -> tuple[int, bool]:
+    """Bytes of the fields (a field's size includes what is nested in it) and subsections."""
+    total, exact = 0, True
+    for entry in structure.get("fields", []):
+        total += int(entry["size"]) * int(entry.get("array_len", 1))
+        # A structure's size was measured with all that is in it: only an array's may mislead.
+        exact = exact and "array_len" not in entry
+    for entry in structure.get("subsections", []):
+        size, exact_inside = _size_of(entry)
+        header = {"name": entry["vmsd_name"].encode(), "version": 0}
+        total += size + len(stream.SubsectionHeader.build(header))
+        exact = exact and exact_inside
+    return total, exact
+
+
+def settle(
+    held: Sequence[events.Event],
+    sections: Sequence[events.DeviceSection],
+    lengths: dict[tuple[str, int], Length],
+    raw: bytes,
+) -> list[events.Event]:
+    """The events held back, with device sections as long as the description says.
+
+    `sections`: every device section of the stream; `raw`: the held events up to the end of the
+    stream as they stood on the wire. Raises StreamError when stream and description contradict.
+    """
+    wrong = [s for s in sections if _disagrees(s, lengths)]
+    if not wrong:
+        return list(held)
+    if held:
+        again = split(raw, held[0].offset, lengths)
+        if again is not None:
+            rest = [e for e in held if isinstance(e, events.EndOfStream)]
+            return [*again, *rest]
+    for section in wrong:
+        described = lengths[section.name, section.instance_id]
+        if described.exact:
+            raise StreamError(
+                f"the section has {len(section.payload)} bytes, its description {described.size}",
+                offset=section.payload_offset,
+                section=section.name,
+            )
+    return list(held)
+
+
+def _disagrees(section: events.DeviceSection, lengths: dict[tuple[str, int], Length]) -> bool:
+    described = lengths.get((section.name, section.instance_id))
+    return described is not None and described.size != len(section.payload)
+
+
+def split(
+    raw: bytes, offset: int, lengths: dict[tuple[str, int], Length]
+) -> list[events.DeviceSection] | None:
+    """Take `raw` apart into device sections by their described lengths; None if it does not fit."""
+    cursor = Cursor(memoryview(raw), offset)
+    found = []
+    try:
+        while cursor.position < len(raw):
+            found.append(_section_of_length(cursor, lengths))
+    except (Incomplete, KeyError, stream.DeclarationError):
+        return None
+    return found
+
+
+def _section_of_length(
+    cursor: Cursor, lengths: dict[tuple[str, int], Length]
+) -> events.DeviceSection:
+    start = cursor.offset
+    header = cursor.take(stream.SectionHeader)
+    name = header.name.decode(errors="replace")
+    payload_offset = cursor.offset
+    end = cursor.position + lengths[name, header.instance_id].size
+    payload = bytearray()
+    cursor.absorb(payload, end)
+    footer = cursor.take(stream.SectionFooter)
+    if header.type != SectionType.FULL or footer.section_id != header.section_id:
+        raise KeyError(name)
+    return events.DeviceSection(
+        offset=start,
+        section_id=header.section_id,
+        name=name,
+        instance_id=header.instance_id,
+        version=header.version,
+        payload=bytes(payload),
+        payload_offset=payload_offset,
+    )

@@ -1,0 +1,192 @@
+"""Reads and checks the records of the `ram` section; page records a whole run at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import events, pages, ram
+from .cursor import Cursor, Incomplete, decode_name
+from .errors import StreamError, UnsupportedError
+from .ram import RamFlag
+from .stream import SectionType, Str8
+
+_MAX_BLOCKS = 4096
+
+
+class RamReader:
+    """The state of one `ram` section over all its pieces.
+
+    `page_size` in bytes; `postcopy`: whether blocks may carry their page size.
+    """
+
+    def __init__(self, page_size: int, max_total: int) -> None:
+        self.page_size = page_size
+        self.postcopy = False
+        self.ended = False
+        self._max_total = max_total
+        self._start: events.RamSection | None = None
+        self._listing: tuple[int, int] | None = None
+        self._blocks: dict[str, events.RamBlock] = {}
+        self._indexes: dict[str, int] = {}
+        self._listed = False
+        self._block: events.RamBlock | None = None
+        self._ending = False
+
+    def start(self, offset: int, header: Any, name: str) -> events.RamSection:
+        """A SECTION_START was read."""
+        if name != ram.SECTION_NAME:
+            message = "this kind of iterative section is not supported"
+            raise UnsupportedError(message, offset=offset, section=name)
+        if header.version != ram.SECTION_VERSION:
+            message = f"version {header.version} is not supported"
+            raise UnsupportedError(message, offset=offset, section=name)
+        if self._start is not None:
+            raise StreamError("a second section of this name", offset=offset, section=name)
+        self._start = events.RamSection(
+            offset, SectionType.START, header.section_id, name, header.instance_id, header.version
+        )
+        return self._start
+
+    def go_on(self, offset: int, header: Any) -> events.RamSection:
+        """A SECTION_PART or SECTION_END of this section was read."""
+        assert self._start is not None
+        start, kind = self._start, SectionType(header.type)
+        self._ending = kind == SectionType.END
+        return events.RamSection(
+            offset, kind, start.section_id, start.name, start.instance_id, start.version
+        )
+
+    def read(self, cursor: Cursor) -> events.Event | None:
+        """The next record or run of records; None while the list of blocks is incomplete."""
+        if self._listing is not None:
+            return self._read_block(cursor)
+        value = cursor.peek_u64()
+        flags = value & (self.page_size - 1)
+        kind = flags & ~RamFlag.CONTINUE
+        if kind in (RamFlag.PAGE, RamFlag.ZERO):
+            return self._read_run(cursor, value - flags, flags)
+        if flags == RamFlag.MEM_SIZE:
+            return self._read_mem_size(cursor, value - flags)
+        offset = cursor.offset
+        if value == RamFlag.EOS:
+            if not self._listed:
+                raise self._error("ends before its list of blocks", offset)
+            cursor.take(ram.RecordHeader)
+            self.ended = self._ending
+            return events.EndOfRam(offset)
+        if value == RamFlag.MULTIFD_FLUSH:
+            cursor.take(ram.RecordHeader)
+            return events.MultifdFlush(offset)
+        raise self._unknown_record(value, kind, offset)
+
+    def _unknown_record(self, value: int, kind: int, offset: int) -> StreamError:
+        if kind in (RamFlag.XBZRLE, RamFlag.COMPRESS_PAGE, RamFlag.HOOK):
+            message = f"{RamFlag(kind).name} records are not supported"
+            return UnsupportedError(message, offset=offset, section=ram.SECTION_NAME)
+        return self._error(f"{value:#018x} is no record", offset)
+
+    def _read_mem_size(self, cursor: Cursor, total: int) -> events.Event | None:
+        offset = cursor.offset
+        if self._listed:
+            raise self._error("a second list of blocks", offset)
+        if total > self._max_total:
+            raise self._error(f"{total} bytes of RAM, the limit is {self._max_total}", offset)
+        cursor.take(ram.RecordHeader)
+        self._listing = (offset, total)
+        return self._list_complete(0)
+
+    def _read_block(self, cursor: Cursor) -> events.Event | None:
+        assert self._listing is not None
+        offset, total = cursor.offset, self._listing[1]
+        entry = cursor.take(ram.BlockEntry)
+        name = decode_name(entry.name)
+        if name is None or name in self._blocks:
+            raise self._error(f"a block named {entry.name!r}, empty, unreadable or twice", offset)
+        listed = sum(block.length for block in self._blocks.values()) + entry.length
+        if entry.length % self.page_size or listed > total or len(self._blocks) >= _MAX_BLOCKS:
+            message = f"block {name} of {entry.length} bytes does not fit a total of {total}"
+            raise self._error(message, offset)
+        page_size = self._read_block_page_size(cursor) if self.postcopy else None
+        self._indexes[name] = len(self._blocks)
+        self._blocks[name] = events.RamBlock(name, entry.length, page_size)
+        return self._list_complete(listed)
+
+    def _read_block_page_size(self, cursor: Cursor) -> int | None:
+        """Only blocks of huge pages carry it. A name cannot begin with a zero byte, as it does."""
+        size = cursor.peek_u64()
+        if size >= 1 << 56 or size < self.page_size or size & (size - 1):
+            return None
+        cursor.take(ram.BlockPageSize)
+        return size
+
+    def _list_complete(self, listed: int) -> events.Event | None:
+        assert self._listing is not None
+        offset, total = self._listing
+        if listed < total:
+            return None
+        self._listing = None
+        self._listed = True
+        return events.RamBlocks(offset, total, tuple(self._blocks.values()))
+
+    def _read_run(self, cursor: Cursor, address: int, flags: int) -> events.PageRun:
+        start, offset = cursor.position, cursor.offset
+        cursor.position += pages.HEADER_SIZE
+        continued = bool(flags & RamFlag.CONTINUE)
+        block = self._block if continued else self._read_name(cursor, offset)
+        if block is None:
+            raise self._error("the first page continues no block", offset)
+        first = cursor.position
+        plain = bool(flags & RamFlag.PAGE)
+        size = self.page_size if plain else 1
+        if first + size > len(cursor.view):
+            raise Incomplete
+        fill = 0 if plain else cursor.view[first]
+        if plain:
+            behind = pages.parse_plain(cursor.data, first + size, self.page_size)
+        else:
+            behind = pages.parse_zero(cursor.data, first + size, self.page_size, fill)
+        offsets = np.empty(len(behind) + 1, np.uint64)
+        offsets[0] = address
+        offsets[1:] = behind
+        stride = pages.HEADER_SIZE + size
+        if offsets.max() >= block.length:
+            raise self._outside(block, offsets, cursor.offset_of(start), cursor.offset, stride)
+        self._block = block
+        count = len(offsets)
+        cursor.position = first + count * stride - pages.HEADER_SIZE
+        return events.PageRun(
+            offset,
+            block,
+            self._indexes[block.name],
+            offsets,
+            pages.plain_pages(cursor.data, first, count, self.page_size) if plain else None,
+            fill,
+            continued,
+            first,
+        )
+
+    def _read_name(self, cursor: Cursor, offset: int) -> events.RamBlock:
+        raw = cursor.take(Str8)
+        block = self._blocks.get(raw.decode(errors="replace"))
+        if block is None:
+            raise self._error(f"a page of an unknown block {raw!r}", offset)
+        return block
+
+    def _outside(
+        self,
+        block: events.RamBlock,
+        offsets: npt.NDArray[np.uint64],
+        *places: int,
+    ) -> StreamError:
+        """`places`: of the first record, of its body, and the distance of records."""
+        record, body, stride = places
+        index = int((offsets >= block.length).argmax())
+        where = record if index == 0 else body + index * stride - pages.HEADER_SIZE
+        message = f"a page at {int(offsets[index]):#x} of block {block.name}, outside its RAM"
+        return self._error(message, where)
+
+    def _error(self, message: str, offset: int) -> StreamError:
+        return StreamError(message, offset=offset, section=ram.SECTION_NAME)
