@@ -7,6 +7,7 @@ stand 8 + page_size bytes (plain) or 9 bytes (zero) apart.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,8 +19,9 @@ Buffer: TypeAlias = memoryview | npt.NDArray[np.uint8]
 
 HEADER_SIZE = 8
 ZERO_STRIDE = HEADER_SIZE + 1
-_LOOK_AHEAD = (1, 8, 64)
-"""Records looked at in the first steps, so that a short run does not pay for a long view."""
+_LOOK_SINGLY = 4
+_LOOK_AHEAD = (16, 128)
+"""Records looked at one by one, and in the first steps behind those: the run may be short."""
 
 
 def plain_size(count: int, page_size: int, name: bytes | None) -> int:
@@ -133,23 +135,38 @@ def _parse(
     kind, stride = RamFlag.ZERO, ZERO_STRIDE
     if fill is None:
         kind, stride = RamFlag.PAGE, HEADER_SIZE + page_size
+    flags = int(kind | RamFlag.CONTINUE)
+    end = len(data) - stride
+    few: list[int] = []
+    view = data.data
+    while len(few) < _LOOK_SINGLY and position <= end:
+        value = int.from_bytes(view[position : position + HEADER_SIZE], "big")
+        if value & (page_size - 1) != flags or fill not in (None, view[position + HEADER_SIZE]):
+            return np.array(few, np.uint64)
+        few.append(value - flags)
+        position += stride
+    many = _parse_many(data, position, stride, (page_size - 1, flags, fill))
+    return np.concatenate([np.array(few, np.uint64), *many])
+
+
+def _parse_many(
+    data: npt.NDArray[np.uint8], position: int, stride: int, match: tuple[int, int, int | None]
+) -> Iterator[npt.NDArray[np.uint64]]:
+    """Pieces of the run at `position`; `match`: mask of the flags, the flags, the fill byte."""
+    mask, flags, fill = match
     left = max(0, (len(data) - position) // stride)
-    flags = np.uint64(kind | RamFlag.CONTINUE)
-    low = np.uint64(page_size - 1)
-    found = []
     for step in (*_LOOK_AHEAD, left):
         count = min(step, left)
         if not count:
-            break
+            return
         headers = np.ndarray((count,), ">u8", data, offset=position, strides=(stride,))
         values = headers.astype(np.uint64)
-        match = (values & low) == flags
+        same = (values & np.uint64(mask)) == np.uint64(flags)
         if fill is not None:
-            match &= data[position + HEADER_SIZE : position + count * stride : stride] == fill
-        run = count if match.all() else int(match.argmin())
-        found.append(values[:run] ^ flags)
+            same &= data[position + HEADER_SIZE : position + count * stride : stride] == fill
+        run = count if same.all() else int(same.argmin())
+        yield values[:run] ^ np.uint64(flags)
+        if run < count:
+            return
         position += run * stride
         left -= run
-        if run < count:
-            break
-    return np.concatenate(found) if found else np.empty(0, np.uint64)

@@ -152,7 +152,7 @@ class RamReader:
         offsets[0] = address
         offsets[1:] = behind
         stride = pages.HEADER_SIZE + size
-        if offsets.max() >= block.length:
+        if (offsets.max() if len(behind) else address) >= block.length:
             raise self._outside(block, offsets, cursor.offset_of(start), cursor.offset, stride)
         self._block = block
         count = len(offsets)
