@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from multiprocessing.reduction import DupFd
-
 from ..guest.base import RamBlock, block_layout
 from ..transport.channel import Channel
 from ..transport.counters import Counters
 from ..transport.crew import Crew
 from ..transport.process import Child, send_fd
 from ..transport.ring import Ring
+from ..transport.shared import SharedFd
 from .transport import SLOT_SIZE, TRANSPORT_COUNTERS, Continue, TransportSetup, run_transport
 from .worker import WORKER_COUNTERS, MapBlocks, WorkerSetup, run_worker
 
@@ -24,7 +22,7 @@ class Processes:
         self._crew = crew
         self._workers: list[Child] = []
         self._transport: Child | None = None
-        self._progress_fd = os.eventfd(0, os.EFD_CLOEXEC)
+        self._progress_fd = SharedFd.event()
         self._received = Counters.create(TRANSPORT_COUNTERS)
         self._applied = tuple(Counters.create(WORKER_COUNTERS) for _ in range(count))
         self._rings = tuple(Ring.create(RING_SLOTS, SLOT_SIZE) for _ in range(count))
@@ -69,6 +67,5 @@ class Processes:
 
     def close(self) -> None:
         """Give back everything that was shared with the processes, which have ended."""
-        for shared in (*self._rings, *self._applied, self._received):
+        for shared in (*self._rings, *self._applied, self._received, self._progress_fd):
             shared.close()
-        os.close(self._progress_fd)

@@ -23,6 +23,7 @@ from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters
 from ..transport.crew import Failed
 from ..transport.process import receive_fd
+from ..transport.shared import SharedFd
 from ..transport.ring import Ring, RingWriter, wait_readable
 from .worker import RUN, SLOT_RUNS, TABLE_BYTES, TABLE_RUNS
 
@@ -42,8 +43,7 @@ class TransportSetup:
     rings: tuple[Ring, ...]
     worker_counters: tuple[Counters, ...]
     counters: Counters
-    progress_fd: Any
-    page_size: int
+    progress_fd: SharedFd
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Slots:
         self._published = 0
         self._next = 0
         self._in_flight: list[npt.NDArray[np.bool_]] = []
-        self._page_size = setup.page_size
+        self._page_size = 4096
 
     def set_blocks(self, blocks: tuple[events.RamBlock, ...], page_size: int) -> None:
         """Learn how many pages the blocks have."""
@@ -155,7 +155,7 @@ class Transport:
         self._setup = setup
         self._channel = channel
         self._slots = Slots(connection, setup)
-        self._reader = StreamReader(page_size=setup.page_size)
+        self._reader = StreamReader()
         self._return_path = False
 
     def run(self) -> None:

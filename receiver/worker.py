@@ -18,6 +18,7 @@ from ..guest.base import RamBlock, map_block, populate_present
 from ..guest.zero import zero_mask
 from ..transport.counters import Counters
 from ..transport.process import receive_fd
+from ..transport.shared import SharedFd
 from ..transport.ring import Ring, RingReader, Slot, wait_readable
 
 RUN = np.dtype(
@@ -52,7 +53,7 @@ class WorkerSetup:
 
     ring: Ring
     counters: Counters
-    progress_fd: Any
+    progress_fd: SharedFd
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class BlockWriter:
 
     def __init__(self, block: RamBlock) -> None:
         flat = map_block(block)
-        populate_present(flat, block)
+        populate_present(flat, block, write=True)
         self._block = block
         self._ram = flat.reshape(-1, block.page_size)
         self._pages = self._ram.view(f"V{block.page_size}")[:, 0]

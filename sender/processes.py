@@ -94,6 +94,5 @@ class Processes:
 
     def close(self) -> None:
         """Give back everything that was shared with the processes, which have ended."""
-        self._writer.close()
         for shared in (*self._rings, self._control, *self._scanned, self._sent, self.limits):
             shared.close()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..guest.base import RamBlock, map_block, populate
+from ..guest.base import RamBlock, map_block, populate_present
 from ..guest.tracker import DigestTracker
 from ..guest.zero import zero_mask
 from ..protocol import pages
@@ -208,7 +208,7 @@ def _map_blocks(blocks: list[RamBlock]) -> list[MappedBlock]:
     mapped = []
     for block in blocks:
         flat = map_block(block)
-        populate(flat, write=False)
+        populate_present(flat, block, write=False)
         ram = flat.reshape(-1, block.page_size)
         tracker = DigestTracker(len(ram), block.page_size)
         mapped.append(MappedBlock(block.name.encode(), block.page_size, ram, tracker))

@@ -1,0 +1,216 @@
+"""A guest as a migration sees it: RAM blocks, run control, device state, blockers, listeners.
+
+Outgoing: (running) -> pause -> save_devices -> commit -> close; or, when it did not work, resume.
+Incoming: prepare -> RAM is written through the blocks' descriptors -> load_devices ->
+invalidate_caches -> complete; or abort_incoming.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_MADV_POPULATE_READ = 22
+_MADV_POPULATE_WRITE = 23
+_POPULATE_STEP = 64 << 20
+
+
+class GuestError(Exception):
+    """The guest cannot do that; one line."""
+
+
+@dataclass(frozen=True)
+class RamBlock:
+    """Guest RAM: `length` bytes from `file_offset` on in the mappable descriptor `fd`."""
+
+    name: str
+    length: int
+    page_size: int
+    fd: int
+    file_offset: int = 0
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """A RAM block that an incoming guest shall have; sizes in bytes."""
+
+    name: str
+    length: int
+    page_size: int
+
+
+@dataclass(frozen=True)
+class DeviceSection:
+    """A device's state, opaque."""
+
+    section_id: int
+    name: str
+    instance_id: int
+    version: int
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What names the machine. `page_bits_sent`: its stream carries the page size."""
+
+    name: str
+    page_size: int = 4096
+    capabilities: tuple[str, ...] | None = None
+    uuid: bytes | None = None
+    page_bits_sent: bool = False
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """All device sections in order: `early` ones stand before RAM. `description`: JSON text."""
+
+    early: tuple[DeviceSection, ...]
+    sections: tuple[DeviceSection, ...]
+    description: bytes | None
+    ram_section_id: int
+
+
+Listener = Callable[[str], None]
+
+
+class Guest(ABC):
+    """One guest; see the module for the order of calls."""
+
+    def __init__(self) -> None:
+        self._blockers: dict[int, str] = {}
+        self._tokens = 0
+        self._listeners: list[Listener] = []
+
+    @property
+    @abstractmethod
+    def machine(self) -> Machine:
+        """The machine's name and properties."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> tuple[RamBlock, ...]:
+        """All RAM, in the order of the stream."""
+
+    @property
+    @abstractmethod
+    def running(self) -> bool:
+        """Whether the guest is executing now, so that its RAM may change."""
+
+    @abstractmethod
+    def pause(self) -> None:
+        """Stop executing; on return RAM does not change any more."""
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Execute again."""
+
+    @abstractmethod
+    def save_devices(self) -> DeviceState:
+        """State of all devices; on a running guest only ids and `early` are final."""
+
+    def commit(self) -> None:
+        """The other side may start from now on: stay paused, even if our controller dies."""
+
+    @abstractmethod
+    def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
+        """Make or check the RAM of an incoming guest. Raises GuestError when it does not fit."""
+
+    @abstractmethod
+    def load_devices(self, machine: Machine, state: DeviceState) -> None:
+        """Take in the state of all devices, behind all of RAM."""
+
+    def invalidate_caches(self) -> None:
+        """Drop what was cached of disks and memory before the incoming guest runs."""
+
+    @abstractmethod
+    def complete(self, *, running: bool) -> None:
+        """The incoming guest is whole; `running`: let it execute."""
+
+    @abstractmethod
+    def abort_incoming(self) -> None:
+        """Remove what `prepare` made."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up the descriptors, and end what only lived for this guest."""
+
+    def add_blocker(self, reason: str) -> int:
+        """Forbid migration; the token takes the blocker away again."""
+        self._tokens += 1
+        self._blockers[self._tokens] = reason
+        return self._tokens
+
+    def remove_blocker(self, token: int) -> None:
+        """Take a blocker away."""
+        del self._blockers[token]
+
+    @property
+    def blockers(self) -> tuple[str, ...]:
+        """Reasons why the guest may not migrate now."""
+        return tuple(self._blockers.values())
+
+    def add_listener(self, listener: Listener) -> None:
+        """Call `listener` with "stop" and "resume" as they happen."""
+        self._listeners.append(listener)
+
+    def _notify(self, event: str) -> None:
+        for listener in self._listeners:
+            listener(event)
+
+
+def block_layout(blocks: Sequence[RamBlock]) -> tuple[dict[str, Any], ...]:
+    """Everything of RAM blocks but the descriptors, which travel on their own."""
+    return tuple(
+        {
+            "name": block.name,
+            "length": block.length,
+            "page_size": block.page_size,
+            "file_offset": block.file_offset,
+        }
+        for block in blocks
+    )
+
+
+def map_block(block: RamBlock) -> npt.NDArray[np.uint8]:
+    """The block's bytes, shared with everybody who maps them."""
+    return np.frombuffer(mmap.mmap(block.fd, block.length, offset=block.file_offset), np.uint8)
+
+
+def populate_present(ram: npt.NDArray[np.uint8], block: RamBlock, *, write: bool) -> None:
+    """Map at once the pages that the block's file holds, not one fault each; holes stay holes."""
+    end = block.file_offset + block.length
+    position = block.file_offset
+    while position < end:
+        try:
+            start = os.lseek(block.fd, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        position = min(os.lseek(block.fd, start, os.SEEK_HOLE), end)
+        if start < position:
+            _populate(ram, start - block.file_offset, position - block.file_offset, write=write)
+
+
+def _populate(ram: npt.NDArray[np.uint8], start: int, end: int, *, write: bool) -> None:
+    mapping = ram.base.obj if isinstance(ram.base, memoryview) else ram.base
+    assert isinstance(mapping, mmap.mmap)
+    advice = _MADV_POPULATE_WRITE if write else _MADV_POPULATE_READ
+    start = start // mmap.PAGESIZE * mmap.PAGESIZE
+    for position in range(start, end, _POPULATE_STEP):
+        try:
+            mapping.madvise(advice, position, min(_POPULATE_STEP, end - position))
+        except OSError as error:
+            # Kernels before 5.14 do not know the advice; pages then fault one by one.
+            if error.errno == errno.EINVAL:
+                return
+            raise

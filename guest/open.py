@@ -1,0 +1,23 @@
+"""From what a user writes to a guest: `dir:PATH`, `synthetic:SIZE[,option=value...]`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .base import Guest, GuestError
+from .directory import DirectoryGuest
+from .synthetic import SyntheticGuest
+
+_KINDS: dict[str, Callable[[str], Guest]] = {
+    "dir": DirectoryGuest,
+    "synthetic": SyntheticGuest.parse,
+}
+
+
+def open_guest(text: str) -> Guest:
+    """Raises GuestError that says what is wrong."""
+    kind, colon, rest = text.partition(":")
+    if not colon or kind not in _KINDS:
+        known = " ".join(f"{name}:" for name in _KINDS)
+        raise GuestError(f"unknown guest {text!r}: it begins with none of {known}")
+    return _KINDS[kind](rest)
