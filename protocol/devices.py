@@ -7,6 +7,7 @@ docs/devel/migration/main.rst, and the descriptions of captured streams.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -184,3 +185,22 @@ def _section_of_length(
         payload=bytes(payload),
         payload_offset=payload_offset,
     )
+
+
+def split_tail(
+    tail: bytes, offset: int
+) -> tuple[list[events.DeviceSection], events.EndOfStream, events.Description] | None:
+    """Take apart all that stands behind RAM, by the description at its very end; None: no sense."""
+    for match in re.finditer(rb"\x00\x06(....)(?=\{)", tail, re.DOTALL):
+        text = tail[match.end() :]
+        if int.from_bytes(match[1], "big") != len(text):
+            continue
+        try:
+            description = json.loads(text)
+            sections = split(tail[: match.start()], offset, described_lengths(description))
+        except (ValueError, RecursionError):
+            continue
+        if sections is not None:
+            eof = events.EndOfStream(offset + match.start())
+            return sections, eof, events.Description(eof.offset + 1, text, description)
+    return None

@@ -60,6 +60,7 @@ class StreamReader:
         self._held: list[events.Event] = []
         self._held_size = 0
         self._devices: list[events.DeviceSection] = []
+        self._error: StreamError | None = None
         self.finished = False
 
     @property
@@ -71,7 +72,7 @@ class StreamReader:
     def awaiting_description(self) -> bool:
         """The stream may end here; only a description may follow, or nothing."""
         return not self.finished and (
-            self._step in (self._after_eof, self._description)
+            self._step in (self._after_eof, self._description, self._collect_tail)
             or (self._step == self._device and self._known.open_id is None and self._ends_in_eof())
         )
 
@@ -96,7 +97,13 @@ class StreamReader:
         except StreamError as error:
             if error.section is None and self._section is not None:
                 error.section = self._section[2]
-            raise
+            if not self._held or self._step == self._description:
+                raise
+            self._doubt(cursor, error)
+        resolved = self._resolve_doubt(view, cursor.done)
+        if resolved:
+            found += resolved
+            cursor.done = len(view)
         self._offset += cursor.done
         self._rest = bytes(view[cursor.done :])
         return found, cursor.done
@@ -111,6 +118,8 @@ class StreamReader:
             return []
         self._known.at_end = True
         found = self.feed(b"")
+        if self._error is not None and not self.finished:
+            raise self._error
         if not self.finished and (self._step != self._after_eof or self._rest):
             where = self._step.__name__.strip("_").replace("_", " ")
             raise StreamError(
@@ -120,6 +129,49 @@ class StreamReader:
             )
         self.finished = True
         return found + self._release(self._held)
+
+    # A device's state may hold what looks like its footer and a next section. The search is misled
+    # then, and what follows makes no sense; the description still tells where sections end.
+
+    def _doubt(self, cursor: Cursor, error: StreamError) -> None:
+        """From here on only collect."""
+        self._error = error
+        self._collected = bytearray(self._tail())
+        self._step = self._collect_tail
+        cursor.position = cursor.done
+        self._collect(cursor, len(cursor.view))
+
+    def _collect_tail(self, cursor: Cursor) -> list[events.Event]:
+        self._collect(cursor, len(cursor.view))
+        raise Incomplete
+
+    def _tail(self) -> bytes:
+        """All held back, and what was collected of the next section, as on the wire."""
+        if self._step == self._collect_tail:
+            return bytes(self._collected)
+        held = list(self._held)
+        if self._step == self._device and self._section is not None:
+            start, header, name = self._section
+            ids = (header.section_id, name, header.instance_id, header.version)
+            held.append(events.DeviceSection(start, *ids, bytes(self._collected), footer=False))
+        return b"".join(map(StreamWriter().write, held))
+
+    def _resolve_doubt(self, view: memoryview, done: int) -> list[events.Event]:
+        """If the bytes at hand may be the last, try the description."""
+        if not self._in_doubt or bytes(view[-1:]) != b"}":
+            return []
+        tail = self._tail() + bytes(view[done:])
+        found = devices.split_tail(tail, self._held[0].offset)
+        if found is None:
+            return []
+        sections, eof, description = found
+        self._checked_description(description.text, description.offset)
+        self.finished = True
+        return [*self._release([*sections, eof]), description]
+
+    @property
+    def _in_doubt(self) -> bool:
+        return bool(self._held) and self._step in (self._device, self._collect_tail)
 
     # The steps, in the order of a stream.
 

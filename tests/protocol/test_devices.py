@@ -1,0 +1,84 @@
+"""Where device sections end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from vmferry.protocol import events
+from vmferry.protocol.devices import Length, described_lengths
+from vmferry.protocol.errors import StreamError
+from vmferry.protocol.reader import StreamReader
+from vmferry.protocol.stream import section_footer
+
+FOOTER = section_footer(3)
+
+
+def _read(stream: bytes, step: int) -> list[events.Event]:
+    reader = StreamReader()
+    found = [e for at in range(0, len(stream), step) for e in reader.feed(stream[at : at + step])]
+    return found + reader.close()
+
+
+@pytest.mark.parametrize("step", [1, 7, 1 << 20])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        FOOTER,
+        FOOTER + FOOTER,
+        FOOTER + b"\x00",
+        FOOTER + b"\x04\x00\x00\x00\x01\x03cpu" + bytes(8),
+        FOOTER + b"\x02\x00\x00\x00\x02",
+        FOOTER + b"\x08\x00\x63\x00\x00",
+        b"\x7e\x00\x00\x00",
+    ],
+)
+def test_a_footer_inside_a_payload_is_not_the_end(make: Any, payload: bytes, step: int) -> None:
+    """If it failed, a device whose state looks like a footer would be cut in two."""
+    devices = [make.device(3, "timer", payload + b"."), make.device(4, "cpu", payload)]
+    stream = make.to_bytes([*make.opening(), *make.closing(*devices)])
+    found = [e for e in _read(stream, step) if isinstance(e, events.DeviceSection)]
+    assert [e.payload for e in found[1:]] == [payload + b".", payload]
+
+
+@pytest.mark.parametrize("step", [1, 1 << 20])
+def test_the_description_corrects_the_search(make: Any, step: int) -> None:
+    """If it failed, a device state that holds a whole stream's pieces would be taken apart."""
+    inner = make.to_bytes([make.device(5, "inner", b"state")])
+    fake = b"before" + FOOTER + inner[: -len(FOOTER)]
+    devices = [make.device(3, "timer", fake), make.device(4, "cpu", b"registers")]
+    stream = make.to_bytes([*make.opening(), *make.closing(*devices)])
+    found = _read(stream, step)
+    sections = [e for e in found if isinstance(e, events.DeviceSection)]
+    assert [e.payload for e in sections[1:]] == [fake, b"registers"]
+    assert make.to_bytes(found) == stream
+
+
+def test_a_section_unlike_its_description_is_refused(make: Any) -> None:
+    """If it failed, device state that lost or gained bytes would be loaded."""
+    told = make.description([make.device(3, "timer", b"12345")])
+    end = [*make.closing(make.device(3, "timer", b"1234"))[:-1], told]
+    with pytest.raises(StreamError, match=r"section 'timer'.*has 4 bytes, its description 5"):
+        _read(make.to_bytes([*make.opening(), *end]), 1 << 20)
+
+
+def test_described_lengths() -> None:
+    """If it failed, arrays, structures or subsections would be counted wrongly."""
+    inner = {"vmsd_name": "x/y", "version": 1, "fields": [{"name": "f", "type": "u8", "size": 1}]}
+    struct = {"name": "s", "type": "struct", "size": 10, "struct": inner}
+    fields = [struct, {"name": "a", "type": "u32", "size": 4, "array_len": 3}]
+    plain = {"name": "d", "instance_id": 1, "fields": [struct], "subsections": [inner]}
+    array = {"name": "d", "instance_id": 2, "fields": fields}
+    assert described_lengths({"devices": [plain, array]}) == {
+        ("d", 1): Length(10 + (1 + 1 + 3 + 4 + 1), True),
+        ("d", 2): Length(10 + 12, False),
+    }
+
+
+@pytest.mark.parametrize("devices", [1, [1], [{}], [{"name": "d", "instance_id": "x"}]])
+def test_senseless_descriptions_are_refused(make: Any, devices: object) -> None:
+    """If it failed, a hostile description would end in a traceback."""
+    stream = make.to_bytes([*make.opening(), *make.closing()[:-1]])
+    stream += make.to_bytes([make.description([], devices=devices)])
+    with pytest.raises(StreamError):
+        _read(stream, 1 << 20)

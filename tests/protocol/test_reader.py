@@ -1,0 +1,294 @@
+"""Reading whole streams: any cut, any damage."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vmferry.protocol import events, pages, ram, stream
+from vmferry.protocol.errors import StreamError, UnsupportedError
+from vmferry.protocol.reader import StreamReader
+from vmferry.protocol.stream import SectionType
+
+
+def _read(data: bytes, **options: Any) -> list[events.Event]:
+    reader = StreamReader(**options)
+    return reader.feed(data) + reader.close()
+
+
+def test_events_and_bytes_are_the_same_thing(make: Any) -> None:
+    """If it failed, a stream would lose something between reading and writing it."""
+    made = make.small_stream()
+    data = make.to_bytes(made)
+    found = _read(data)
+    assert make.to_bytes(found) == data
+    strip = [(kind, *rest) for kind, *rest in make.plainly(found)]
+    for one, other in zip(strip, make.plainly(made), strict=True):
+        for place in ("offset", "payload_offset"):
+            if isinstance(one[-1], dict) and place in one[-1]:
+                one[-1][place] = other[-1][place]
+        assert one == other
+
+
+def test_offsets_are_true(make: Any) -> None:
+    """If it failed, reports and errors would point at the wrong place in the stream."""
+    data = make.to_bytes(make.small_stream())
+    at = 0
+    for event in _read(data):
+        assert event.offset == at
+        at += len(make.to_bytes([event]))
+        if isinstance(event, events.DeviceSection):
+            end = event.payload_offset + len(event.payload)
+            assert data[event.payload_offset : end] == event.payload
+
+
+@settings(deadline=None, max_examples=30)
+@given(cuts=st.lists(st.integers(1, 9000), min_size=1))
+def test_any_cut_gives_the_same_events(make: Any, cuts: list[int]) -> None:
+    """If it failed, what is read would depend on how the network cuts the stream."""
+    data = make.to_bytes(make.small_stream())
+    reader, at, found = StreamReader(), 0, []
+    while at < len(data):
+        size = cuts[at % len(cuts)]
+        found += make.plainly(reader.feed(data[at : at + size]))
+        at += size
+    assert found + make.plainly(reader.close()) == make.plainly(_read(data))
+
+
+def test_byte_by_byte(make: Any) -> None:
+    """If it failed, some structure would be read before it is complete."""
+    data = make.to_bytes(make.small_stream())
+    reader, found = StreamReader(), []
+    for at in range(len(data)):
+        found += make.plainly(reader.feed(data[at : at + 1]))
+    assert found + make.plainly(reader.close()) == make.plainly(_read(data))
+
+
+def test_what_parse_leaves_is_short(make: Any) -> None:
+    """If it failed, a receiver's slot would fill up with bytes that are not done with."""
+    devices = [make.device(3, "big", bytes(200_000)), make.device(4, "next", bytes(100_000))]
+    data = make.to_bytes([*make.opening(), *make.closing(*devices)])
+    reader, at = StreamReader(), 0
+    while not reader.finished:
+        view = memoryview(data)[at : at + 8000]
+        used = reader.parse(view)[1]
+        assert used >= min(len(view), 8000) - 5000
+        at += used
+    assert at == len(data)
+
+
+def test_page_data_is_a_view(make: Any) -> None:
+    """If it failed, received pages would be copied before they reach guest RAM."""
+    data = make.to_bytes(
+        [*make.opening(), *make.ram_piece(SectionType.PART, make.page_run(0, [3]))]
+    )
+    view = memoryview(bytearray(data))
+    found, _ = StreamReader().parse(view)
+    run = next(e for e in found if isinstance(e, events.PageRun))
+    assert run.data is not None
+    assert np.shares_memory(run.data, np.frombuffer(view, np.uint8))
+    assert bytes(view[run.position : run.position + make.page_size]) == run.data.tobytes()
+
+
+@pytest.mark.parametrize("cut", range(1, 400, 7))
+def test_a_stream_that_ends_early_is_refused(make: Any, cut: int) -> None:
+    """If it failed, a destination would start half a guest."""
+    data = make.to_bytes([*make.opening(), *make.closing(make.device(3, "timer", b"12345"))])
+    end = data.index(b"\x00\x06", data.index(b"timer")) + 1
+    with pytest.raises(StreamError):
+        _read(data[: max(0, end - cut)])
+    with pytest.raises(StreamError):
+        _read(data[: len(data) - min(cut, len(data) - end - 1)])
+
+
+def test_a_stream_may_end_without_description(make: Any) -> None:
+    """If it failed, streams of sources that send none could not be read."""
+    made = [*make.opening(), *make.closing(make.device(3, "timer", b"12345"))][:-1]
+    data = make.to_bytes(made)
+    reader = StreamReader()
+    found = reader.feed(data)
+    assert reader.awaiting_description
+    assert not any(isinstance(e, events.EndOfStream) for e in found)
+    found += reader.close()
+    assert reader.finished
+    assert make.to_bytes(found) == data
+
+
+def test_bytes_behind_the_stream_are_left_alone(make: Any) -> None:
+    """If it failed, a stream inside another file could not be read."""
+    data = make.to_bytes(make.small_stream())
+    reader = StreamReader()
+    assert reader.parse(memoryview(data + b"more"))[1] == len(data)
+    assert reader.finished
+
+
+@settings(deadline=None, max_examples=150)
+@given(place=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255))
+def test_damage_never_ends_in_another_exception(make: Any, place: float, value: int) -> None:
+    """If it failed, a hostile stream would end in a traceback, or worse."""
+    opening, closing = make.opening(), make.closing(make.device(3, "timer", b"1" * 9))
+    part = make.ram_piece(SectionType.PART, make.page_run(0, [1, 2], 0), make.page_run(1, [3], 1))
+    data = bytearray(make.to_bytes([*opening, *part, *closing]))
+    data[int(place * len(data))] ^= value
+    caught, found = None, []
+    try:
+        found = _read(bytes(data), max_section=1 << 16)
+    except StreamError as error:
+        caught = error
+    if caught is not None:
+        assert 0 <= caught.offset <= len(data)
+        assert "\n" not in str(caught)
+        assert str(pickle.loads(pickle.dumps(caught))) == str(caught)
+    assert bytes(data).startswith(make.to_bytes(found))
+
+
+def _records(make: Any, *records: bytes) -> bytes:
+    return make.to_bytes(make.opening()) + stream.section_part(2) + b"".join(records)  # type: ignore[no-any-return]
+
+
+def _header(value: int) -> bytes:
+    return ram.RecordHeader.build(value)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (_header(0x28), "the first page continues no block"),
+        (_header(0x08) + b"\x03abc", "a page of an unknown block b'abc'"),
+        (
+            _header(64 * 4096 | 0x02) + b"\x06pc.ram\0",
+            "at 0x40000 of block pc.ram, outside its RAM",
+        ),
+        (_header(0x01), "is no record"),
+        (_header(0x1010), "is no record"),
+        (_header(0x0A), "is no record"),
+        (_header(0x04), "a second list of blocks"),
+        (_header(0x40), "XBZRLE records are not supported"),
+        (_header(0x120), "COMPRESS_PAGE records are not supported"),
+        (_header(0x80), "HOOK records are not supported"),
+        (_header(0x10) + b"\x04", "without footers"),
+        (_header(0x10) + b"\x7e\0\0\0\x03", "footer of section id 3, not 2"),
+    ],
+)
+def test_bad_records_are_refused_where_they_stand(make: Any, record: bytes, message: str) -> None:
+    """If it failed, a page could land outside RAM, or an error would not say where."""
+    data = _records(make, record)
+    with pytest.raises(StreamError, match=message) as caught:
+        _read(data + bytes(5000))
+    behind = 8 if record.startswith(_header(0x10)) else 0
+    assert caught.value.offset == len(data) - len(record) + behind
+    assert caught.value.section == "ram"
+    unsupported = "not supported" in str(caught.value)
+    assert isinstance(caught.value, UnsupportedError) == unsupported
+
+
+@pytest.mark.parametrize("which", [0, 1, 5, 30, 200])
+@pytest.mark.parametrize("fill", [None, 0])
+def test_every_page_of_a_run_is_checked(make: Any, which: int, fill: int | None) -> None:
+    """If it failed, a page hidden in a long run could be written outside RAM."""
+    numbers = [3] * 201
+    numbers[which] = 64
+    good = _records(make, make.to_bytes([make.page_run(0, numbers[:which], fill)] if which else []))
+    run = make.to_bytes([make.page_run(0, numbers, fill)])
+    with pytest.raises(StreamError, match="outside its RAM") as caught:
+        _read(_records(make, run))
+    assert caught.value.offset == len(good)
+
+
+def _ram_start(make: Any, total: int, *blocks: tuple[bytes, int]) -> bytes:
+    head = make.opening()[:4] + make.ram_piece(SectionType.START)[:1]
+    entries = (ram.BlockEntry.build({"name": name, "length": length}) for name, length in blocks)
+    return make.to_bytes(head) + ram.mem_size(total) + b"".join(entries)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("total", "blocks", "message"),
+    [
+        (1 << 47, [], "the limit is"),
+        (8192, [(b"a", 4096), (b"a", 4096)], "twice"),
+        (8192, [(b"", 8192)], "empty"),
+        (8192, [(b"\xff", 8192)], "unreadable"),
+        (8192, [(b"a", 12288)], "does not fit"),
+        (8192, [(b"a", 100)], "does not fit"),
+        (4096, [(b"x%d" % i, 0) for i in range(5000)], "does not fit"),
+    ],
+)
+def test_bad_block_lists_are_refused(
+    make: Any, total: int, blocks: list[tuple[bytes, int]], message: str
+) -> None:
+    """If it failed, a stream could make a destination allocate what it likes."""
+    with pytest.raises(StreamError, match=message):
+        _read(_ram_start(make, total, *blocks))
+
+
+def test_huge_page_blocks_after_postcopy_advice(make: Any) -> None:
+    """If it failed, sources with huge pages and the postcopy capability could not be read."""
+    blocks = (events.RamBlock("huge", 2 << 20, 2 << 20), events.RamBlock("small", 4096))
+    listing = events.RamBlocks(0, (2 << 20) + 4096, blocks)
+    advice = events.Command(0, 3, bytes(16))
+    for order in (listing, events.RamBlocks(0, listing.total, blocks[::-1])):
+        start = make.ram_piece(SectionType.START, order)
+        data = make.to_bytes([*make.opening()[:2], advice, *start, *make.closing()])
+        found = _read(data)
+        assert make.to_bytes(found) == data
+        assert next(e for e in found if isinstance(e, events.RamBlocks)).blocks == order.blocks
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        (events.RamSection(0, SectionType.START, 9, "block"), "'block'.*not supported"),
+        (events.RamSection(0, SectionType.START, 9, "dirty-bitmap"), "'dirty-bitmap'.*not supp"),
+        (events.RamSection(0, SectionType.START, 9, "ram", 0, 3), "version 3 is not supported"),
+        (events.Command(0, 7, bytes(4)), "PACKAGED is not supported"),
+        (events.Configuration(0, "pc", None, ("mapped-ram",)), "mapped-ram is not supported"),
+        (events.Configuration(0, "pc", None, ("x-ignore-shared",)), "x-ignore-shared is not"),
+        (events.Header(0, 2), "stream version 2"),
+    ],
+)
+def test_what_is_not_read_is_named(make: Any, event: events.Event, message: str) -> None:
+    """If it failed, an unsupported stream would be misread instead of refused by name."""
+    before = [] if isinstance(event, events.Header) else make.opening()[:1]
+    with pytest.raises(UnsupportedError, match=message):
+        _read(make.to_bytes([*before, event]) + b"\0")
+
+
+def test_page_size_comes_from_the_stream(make: Any) -> None:
+    """If it failed, guests with pages of another size would be read as noise."""
+    block = events.RamBlock("ram", 1 << 20)
+    offsets = np.arange(3, dtype=np.uint64) * np.uint64(1 << 16)
+    run = events.PageRun(0, block, 0, offsets, np.ones((3, 1 << 16), np.uint8))
+    start = make.ram_piece(SectionType.START, events.RamBlocks(0, 1 << 20, (block,)))
+    middle = [*start, *make.ram_piece(SectionType.PART, run), *make.closing()[:-1]]
+    configured = [events.Header(0), events.Configuration(0, "virt", 1 << 16), *middle]
+    data = make.to_bytes([*configured, make.description([], page_size=1 << 16)])
+    assert make.to_bytes(_read(data)) == data
+    data = make.to_bytes([events.Header(0), *middle, make.description([])])
+    with pytest.raises(StreamError, match=r"4096 bytes by the description, were read as 65536"):
+        _read(data, page_size=1 << 16)
+
+
+def test_a_long_run_costs_little_more_than_its_headers(make: Any) -> None:
+    """If it failed, reading would touch every page, or every record, in Python."""
+    start = make.to_bytes(make.opening()) + stream.section_part(2)
+    name = make.to_bytes([make.page_run(0, [1])])
+    run = make.to_bytes([make.page_run(0, list(range(60)) * 4, continued=True)])
+    reader = StreamReader()
+    reader.feed(start + name)
+    view, copy = memoryview(run), bytearray(len(run))
+    parsing, copying = [], []
+    for _ in range(50):
+        began = time.perf_counter()
+        found, used = reader.parse(view)
+        parsing.append(time.perf_counter() - began)
+        assert (len(found), used) == (1, len(run))
+        began = time.perf_counter()
+        copy[:] = view
+        copying.append(time.perf_counter() - began)
+    assert min(parsing) < 2 * min(copying)
+    assert pages.HEADER_SIZE == 8
