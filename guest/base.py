@@ -1,9 +1,4 @@
-"""A guest as a migration sees it: RAM blocks, run control, device state, blockers, listeners.
-
-Outgoing: (running) -> pause -> save_devices -> commit -> close; or, when it did not work, resume.
-Incoming: prepare -> RAM is written through the blocks' descriptors -> load_devices ->
-invalidate_caches -> complete; or abort_incoming.
-"""
+"""A guest as a migration sees it: RAM blocks, run control, device state, blockers, listeners."""
 
 from __future__ import annotations
 
@@ -83,7 +78,16 @@ Listener = Callable[[str], None]
 
 
 class Guest(ABC):
-    """One guest; see the module for the order of calls."""
+    """One guest. It lives in one process; others map its RAM through the blocks' descriptors.
+
+    Outgoing: (running) -> pause -> save_devices -> commit -> close. When the migration fails, also
+    after `commit`: resume. Without `commit`, a paused guest runs on by itself if its controller
+    dies; after it, never.
+    Incoming: prepare -> others write RAM -> load_devices -> invalidate_caches -> complete. When it
+    fails behind `prepare`: abort_incoming. A `prepare` that raises leaves nothing behind.
+    Everything that can go wrong raises GuestError, before `complete` if at all possible: the source
+    has given its guest up by then.
+    """
 
     def __init__(self) -> None:
         self._blockers: dict[int, str] = {}
@@ -117,6 +121,7 @@ class Guest(ABC):
     def save_devices(self) -> DeviceState:
         """State of all devices; on a running guest only ids and `early` are final."""
 
+    @abstractmethod
     def commit(self) -> None:
         """The other side may start from now on: stay paused, even if our controller dies."""
 
@@ -128,6 +133,7 @@ class Guest(ABC):
     def load_devices(self, machine: Machine, state: DeviceState) -> None:
         """Take in the state of all devices, behind all of RAM."""
 
+    @abstractmethod
     def invalidate_caches(self) -> None:
         """Drop what was cached of disks and memory before the incoming guest runs."""
 
@@ -198,10 +204,14 @@ def populate_present(ram: npt.NDArray[np.uint8], block: RamBlock, *, write: bool
             raise
         position = min(os.lseek(block.fd, start, os.SEEK_HOLE), end)
         if start < position:
-            _populate(ram, start - block.file_offset, position - block.file_offset, write=write)
+            populate(ram, write, start - block.file_offset, position - block.file_offset)
 
 
-def _populate(ram: npt.NDArray[np.uint8], start: int, end: int, *, write: bool) -> None:
+def populate(
+    ram: npt.NDArray[np.uint8], write: bool, start: int = 0, end: int | None = None
+) -> None:
+    """Map bytes `start` to `end` of a `map_block` array at once, allocating them if `write`."""
+    end = len(ram) if end is None else end
     mapping = ram.base.obj if isinstance(ram.base, memoryview) else ram.base
     assert isinstance(mapping, mmap.mmap)
     advice = _MADV_POPULATE_WRITE if write else _MADV_POPULATE_READ

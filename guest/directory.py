@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from .base import (
@@ -25,6 +25,8 @@ from .base import (
 
 FORMAT = 1
 
+_T = TypeVar("_T")
+
 
 class DirectoryGuest(Guest):
     """Never runs here; `running` in guest.json says whether it was to run on."""
@@ -38,7 +40,7 @@ class DirectoryGuest(Guest):
         self._machine: Machine | None = None
         self._blocks: tuple[RamBlock, ...] = ()
         self._state: DeviceState | None = None
-        self._made = False
+        self._made: list[Path] = []
         if self._description_path.exists():
             self._open()
 
@@ -46,43 +48,51 @@ class DirectoryGuest(Guest):
     def _description_path(self) -> Path:
         return self._path / "guest.json"
 
+    @property
+    def _new_description_path(self) -> Path:
+        return self._path / "guest.json.new"
+
     def _open(self) -> None:
         try:
             document = json.loads(self._description_path.read_text())
-            if document["format"] != FORMAT:
-                raise GuestError(f"{self._description_path}: format {document['format']!r}")
-            self._machine = _machine_from(document["machine"])
+            if _field(document, "format", int) != FORMAT:
+                raise ValueError(f"format {document['format']}, where {FORMAT} is known")
+            self._machine = _machine_from(_field(document, "machine", dict))
             self._state = self._state_from(document)
-            page_size = self._machine.page_size
-            self._blocks = tuple(self._open_block(b, page_size) for b in document["blocks"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            what = f"{type(error).__name__}: {error}"
-            raise GuestError(f"{self._description_path}: not a guest ({what})") from error
+            for entry in _field(document, "blocks", list):
+                self._blocks += (self._open_block(entry, self._machine.page_size),)
+        except (OSError, ValueError, RecursionError) as error:
+            self.close()
+            raise GuestError(f"{self._description_path}: not a guest: {error}") from error
 
     def _open_block(self, entry: dict[str, Any], page_size: int) -> RamBlock:
-        path = self._path / "ram" / Path(entry["file"]).name
+        name, length = _field(entry, "name", str), _field(entry, "length", int)
+        if length <= 0 or length % page_size:
+            raise ValueError(f"RAM block {name!r} has length {length}")
+        path = self._path / "ram" / Path(_field(entry, "file", str)).name
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        if os.fstat(fd).st_size != entry["length"]:
+        size = os.fstat(fd).st_size
+        if size != length:
             os.close(fd)
-            raise GuestError(f"{path}: not {entry['length']} bytes, as guest.json says")
-        return RamBlock(entry["name"], entry["length"], page_size, fd)
+            raise ValueError(f"{path.name} has {size} bytes, RAM block {name!r} {length}")
+        return RamBlock(name, length, page_size, fd)
 
     def _state_from(self, document: dict[str, Any]) -> DeviceState:
-        description = document["description"]
+        description = _optional(document, "description", str)
         return DeviceState(
-            early=tuple(self._section_from(entry) for entry in document["early"]),
-            sections=tuple(self._section_from(entry) for entry in document["sections"]),
-            description=None if description is None else description.encode(),
-            ram_section_id=document["ram_section_id"],
+            early=tuple(map(self._section_from, _field(document, "early", list))),
+            sections=tuple(map(self._section_from, _field(document, "sections", list))),
+            description=description and description.encode("utf-8", "surrogateescape"),
+            ram_section_id=_field(document, "ram_section_id", int),
         )
 
     def _section_from(self, entry: dict[str, Any]) -> DeviceSection:
-        path = self._path / "devices" / Path(entry["file"]).name
+        path = self._path / "devices" / Path(_field(entry, "file", str)).name
         return DeviceSection(
-            section_id=entry["section_id"],
-            name=entry["name"],
-            instance_id=entry["instance_id"],
-            version=entry["version"],
+            section_id=_field(entry, "section_id", int),
+            name=_field(entry, "name", str),
+            instance_id=_field(entry, "instance_id", int),
+            version=_field(entry, "version", int),
             payload=path.read_bytes(),
         )
 
@@ -116,6 +126,9 @@ class DirectoryGuest(Guest):
             raise GuestError(f"{self._path}: no guest here (no guest.json)")
         return self._state
 
+    def commit(self) -> None:
+        """Nothing to do: it does not run by itself."""
+
     def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
         """Sparse RAM files. Raises GuestError when a guest is here already."""
         if self._machine is not None:
@@ -123,39 +136,55 @@ class DirectoryGuest(Guest):
         if any((self._path / name).exists() for name in ("ram", "devices")):
             raise GuestError(f"{self._path}: holds 'ram' or 'devices' of something else")
         try:
-            (self._path / "ram").mkdir(parents=True)
-            self._made = True
-            made = []
+            self._make_folder(self._path)
+            self._make_folder(self._path / "ram")
             for number, block in enumerate(blocks):
-                made.append(self._make_block(number, block))
-                self._blocks = tuple(made)
+                self._make_block(number, block)
         except OSError as error:
+            self.abort_incoming()
             raise GuestError(f"{self._path}: {error.strerror}") from error
         self._machine = machine
 
-    def _make_block(self, number: int, block: BlockLayout) -> RamBlock:
+    def _make_folder(self, path: Path) -> None:
+        if not path.exists():
+            path.mkdir(parents=True)
+            self._made.append(path)
+
+    def _make_block(self, number: int, block: BlockLayout) -> None:
         path = self._path / "ram" / _file_name(number, block.name)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._blocks += (RamBlock(block.name, block.length, block.page_size, fd),)
         os.ftruncate(fd, block.length)
-        return RamBlock(block.name, block.length, block.page_size, fd)
 
     def load_devices(self, machine: Machine, state: DeviceState) -> None:
-        """Write each section to a file of its own."""
+        """Write each section to a file of its own, and guest.json under another name."""
         folder = self._path / "devices"
-        folder.mkdir()
-        for number, section in enumerate((*state.early, *state.sections)):
-            (folder / _file_name(number, section.name)).write_bytes(section.payload)
-        self._machine, self._state = machine, state
+        try:
+            self._make_folder(folder)
+            for number, section in enumerate((*state.early, *state.sections)):
+                (folder / _file_name(number, section.name)).write_bytes(section.payload)
+            self._machine, self._state = machine, state
+            self._write_description(running=True)
+        except OSError as error:
+            raise GuestError(f"{self._path}: {error.strerror}") from error
+
+    def invalidate_caches(self) -> None:
+        """Nothing is cached."""
 
     def complete(self, *, running: bool) -> None:
-        """Write guest.json, at once."""
-        temporary = self._path / "guest.json.new"
-        temporary.write_text(json.dumps(self._document(running), indent=1))
-        temporary.replace(self._description_path)
-        self._made = False
+        """Give guest.json its name; as a rule nothing is left to write that might fail."""
+        if not running:
+            self._write_description(running=False)
+        self._new_description_path.replace(self._description_path)
+        self._made = []
+
+    def _write_description(self, *, running: bool) -> None:
+        self._new_description_path.write_text(json.dumps(self._document(running), indent=1))
 
     def _document(self, running: bool) -> dict[str, Any]:
-        machine, state = self.machine, self.save_devices()
+        machine, state, description = self.machine, self.save_devices(), None
+        if state.description is not None:
+            description = state.description.decode("utf-8", "surrogateescape")
         sections = [*state.early, *state.sections]
         entries = [_section_entry(number, section) for number, section in enumerate(sections)]
         return {
@@ -175,16 +204,17 @@ class DirectoryGuest(Guest):
             "ram_section_id": state.ram_section_id,
             "early": entries[: len(state.early)],
             "sections": entries[len(state.early) :],
-            "description": None if state.description is None else state.description.decode(),
+            "description": description,
         }
 
     def abort_incoming(self) -> None:
-        """Remove RAM and devices, if this guest made them."""
+        """Remove what this guest made, and nothing else."""
         self.close()
         if self._made:
-            shutil.rmtree(self._path / "ram", ignore_errors=True)
-            shutil.rmtree(self._path / "devices", ignore_errors=True)
-        self._machine, self._state, self._made = None, None, False
+            self._new_description_path.unlink(missing_ok=True)
+        for folder in reversed(self._made):
+            shutil.rmtree(folder, ignore_errors=True)
+        self._machine, self._state, self._made = None, None, []
 
     def close(self) -> None:
         """Close the RAM files."""
@@ -195,17 +225,32 @@ class DirectoryGuest(Guest):
 
 def _file_name(number: int, name: str) -> str:
     """Names come from streams: nothing in them may leave the folder."""
-    return f"{number:03d}-{quote(name, safe='')[:200]}"
+    return f"{number:03d}-{quote(name, safe='', errors='replace')[:200]}"
+
+
+def _field(entry: Any, name: str, kind: type[_T]) -> _T:
+    """A member of a JSON object. Raises ValueError when it is missing or of another type."""
+    value = entry.get(name) if isinstance(entry, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
+        raise ValueError(f"no {name!r} in it that is {kind.__name__}")
+    return value
+
+
+def _optional(entry: dict[str, Any], name: str, kind: type[_T]) -> _T | None:
+    return None if entry.get(name) is None else _field(entry, name, kind)
 
 
 def _machine_from(entry: dict[str, Any]) -> Machine:
-    capabilities, uuid = entry["capabilities"], entry["uuid"]
+    capabilities, uuid = _optional(entry, "capabilities", list), _optional(entry, "uuid", str)
+    page_size = _field(entry, "page_size", int)
+    if page_size < 1024 or page_size & (page_size - 1):
+        raise ValueError(f"page size {page_size}")
     return Machine(
-        name=entry["name"],
-        page_size=entry["page_size"],
-        capabilities=None if capabilities is None else tuple(capabilities),
+        name=_field(entry, "name", str),
+        page_size=page_size,
+        capabilities=None if capabilities is None else tuple(map(str, capabilities)),
         uuid=None if uuid is None else bytes.fromhex(uuid),
-        page_bits_sent=entry["page_bits_sent"],
+        page_bits_sent=_field(entry, "page_bits_sent", bool),
     )
 
 

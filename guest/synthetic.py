@@ -222,6 +222,9 @@ class SyntheticGuest(Guest):
             raise GuestError(f"synthetic: device sections {names} are not a synthetic guest's")
         self._start(state.sections[0].payload)
 
+    def invalidate_caches(self) -> None:
+        """Nothing is cached."""
+
     def complete(self, *, running: bool) -> None:
         """See Guest."""
         if running:

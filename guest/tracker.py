@@ -38,14 +38,19 @@ class DigestTracker:
     def scan(self, pages: npt.NDArray[np.uint8], first: int) -> npt.NDArray[np.bool_]:
         """See DirtyTracker; a page that was never sent is dirty, and is not read."""
         known = self._was_sent[first : first + len(pages)]
-        if not known.any():
-            return np.ones(len(pages), np.bool_)
-        table = self._digests[first : first + len(pages)]
-        return np.asarray((_digests(pages) != table).any(axis=1) | ~known)
+        dirty = ~known
+        if known.all():
+            table = self._digests[first : first + len(pages)]
+            return np.asarray((page_digests(pages) != table).any(axis=1))
+        if known.any():
+            numbers = np.flatnonzero(known)
+            now = page_digests(pages[number] for number in numbers)
+            dirty[numbers] = (now != self._digests[first + numbers]).any(axis=1)
+        return dirty
 
     def sent(self, numbers: npt.NDArray[np.intp], copies: npt.NDArray[np.uint8]) -> None:
         """See DirtyTracker."""
-        self._digests[numbers] = _digests(copies)
+        self._digests[numbers] = page_digests(copies)
         self._was_sent[numbers] = True
 
     def sent_zero(self, numbers: npt.NDArray[np.intp]) -> None:
@@ -54,6 +59,8 @@ class DigestTracker:
         self._was_sent[numbers] = True
 
 
-def _digests(pages: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint64]:
-    """(n, 2) u64: the one step a page that xxhash makes us take."""
-    return np.frombuffer(b"".join(map(xxh3_128_digest, pages)), np.uint64).reshape(-1, 2)
+def page_digests(pages: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint64]:
+    """(n, 2) u64, xxh3-128 of each page of (n, page_size): the only thing done page by page."""
+    return np.frombuffer(b"".join([xxh3_128_digest(page) for page in pages]), np.uint64).reshape(
+        -1, 2
+    )
