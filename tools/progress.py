@@ -1,0 +1,80 @@
+"""Live progress of a migration: a bar when a person watches, a plain line a second when not."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Protocol
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+from ..guest.sizes import format_size
+from ..protocol.states import MigrationStatus
+
+
+class Figures(Protocol):
+    """What both sides' figures have."""
+
+    @property
+    def status(self) -> MigrationStatus: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def transferred(self) -> int: ...
+    @property
+    def mbps(self) -> float: ...
+
+
+class Progress:
+    """A context manager; `update` takes figures as they come."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._rich: RichProgress | None = None
+        self._last = 0.0
+        if sys.stderr.isatty():
+            self._rich = RichProgress(
+                TextColumn(title), BarColumn(), TextColumn("{task.description}"),
+                console=Console(stderr=True),
+            )
+            self._task = self._rich.add_task("waiting", total=None)
+
+    def __enter__(self) -> Progress:
+        if self._rich is not None:
+            self._rich.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._rich is not None:
+            self._rich.stop()
+
+    def update(self, figures: Figures) -> None:
+        """Show these figures, if it is time."""
+        line = self._line(figures)
+        if self._rich is not None:
+            done = figures.total - getattr(figures, "remaining", 0)
+            self._rich.update(
+                self._task, total=figures.total, completed=done, description=line
+            )
+        elif figures.status is MigrationStatus.COMPLETED or time.monotonic() - self._last >= 1:
+            self._last = time.monotonic()
+            click.echo(f"{self._title}: {line}", err=True)
+
+    @staticmethod
+    def _line(figures: Figures) -> str:
+        line = f"{figures.status.value}, {format_size(figures.transferred)}"
+        line += f" at {format_size(figures.mbps * 1e6 / 8)}/s"
+        rounds = getattr(figures, "dirty_sync_count", None)
+        if rounds is None:
+            return line
+        left = format_size(getattr(figures, "remaining", 0))
+        return f"{line}, round {rounds}, {left} left"
