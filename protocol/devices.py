@@ -45,6 +45,8 @@ def find_end(cursor: Cursor, section_id: int, known: Known) -> tuple[int, bool]:
                 return match.start(), True
         except Incomplete:
             return match.start(), False
+        except StreamError:
+            continue
     return max(cursor.position, len(cursor.view) - len(footer) + 1), False
 
 
@@ -61,7 +63,7 @@ def _may_follow(cursor: Cursor, known: Known) -> bool:
         header = cursor.take(stream.SectionContinuation)
         return bool(header.section_id == known.open_id)
     if kind == SectionType.COMMAND:
-        return cursor.take(stream.Command, 1 << 17).command in list(CommandType)
+        return cursor.take(stream.Command).command in list(CommandType)
     return False
 
 

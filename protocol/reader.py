@@ -24,7 +24,6 @@ from .writer import StreamWriter
 
 _Step = Callable[[Cursor], list[events.Event]]
 
-_MAX_COMMAND = 1 << 17
 _UNSUPPORTED_COMMANDS = frozenset(
     {
         CommandType.POSTCOPY_LISTEN,
@@ -299,7 +298,7 @@ class StreamReader:
 
     def _command(self, cursor: Cursor) -> list[events.Event]:
         start = cursor.offset
-        command = cursor.take(stream.Command, _MAX_COMMAND)
+        command = cursor.take(stream.Command)
         if command.command not in list(CommandType):
             raise StreamError(f"unknown command {command.command}", offset=start)
         if command.command in _UNSUPPORTED_COMMANDS:

@@ -30,6 +30,7 @@ def _read(stream: bytes, step: int) -> list[events.Event]:
         FOOTER + b"\x04\x00\x00\x00\x01\x03cpu" + bytes(8),
         FOOTER + b"\x02\x00\x00\x00\x02",
         FOOTER + b"\x08\x00\x63\x00\x00",
+        FOOTER + b"\x08\x00\x01\xff\xff" + bytes(2000),
         b"\x7e\x00\x00\x00",
     ],
 )

@@ -52,7 +52,7 @@ def test_plain_records_are_as_declared(
     assert pages.pack_plain(out, name, offsets, data) == len(expected) == len(out) - 3
     assert bytes(out) == expected + b"\xee" * 3
     out[:] = 0
-    pages.pack_plain(memoryview(out), name, offsets, np.asfortranarray(data))
+    pages.pack_plain(out.data, name, offsets, np.asfortranarray(data))
     assert bytes(out[:-3]) == expected
     order = RANDOM.permutation(len(numbers))
     pages.pack_plain_gather(out, name, offsets, data[order], np.argsort(order))
