@@ -78,11 +78,10 @@ class DirectoryGuest(Guest):
         return RamBlock(name, length, page_size, fd)
 
     def _state_from(self, document: dict[str, Any]) -> DeviceState:
-        description = _optional(document, "description", str)
         return DeviceState(
             early=tuple(map(self._section_from, _field(document, "early", list))),
             sections=tuple(map(self._section_from, _field(document, "sections", list))),
-            description=description and description.encode("utf-8", "surrogateescape"),
+            description=_encoded(_optional(document, "description", str)),
             ram_section_id=_field(document, "ram_section_id", int),
         )
 
@@ -213,7 +212,10 @@ class DirectoryGuest(Guest):
         if self._made:
             self._new_description_path.unlink(missing_ok=True)
         for folder in reversed(self._made):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder != self._path:
+                shutil.rmtree(folder, ignore_errors=True)
+            elif not any(folder.iterdir()):
+                folder.rmdir()
         self._machine, self._state, self._made = None, None, []
 
     def close(self) -> None:
@@ -238,6 +240,10 @@ def _field(entry: Any, name: str, kind: type[_T]) -> _T:
 
 def _optional(entry: dict[str, Any], name: str, kind: type[_T]) -> _T | None:
     return None if entry.get(name) is None else _field(entry, name, kind)
+
+
+def _encoded(text: str | None) -> bytes | None:
+    return None if text is None else text.encode("utf-8", "surrogateescape")
 
 
 def _machine_from(entry: dict[str, Any]) -> Machine:

@@ -8,17 +8,20 @@ arrives torn, stale, or in the wrong place is found at the destination.
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
 import multiprocessing
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from multiprocessing import reduction
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_128_hexdigest
 
 from .base import (
     BlockLayout,
@@ -29,124 +32,77 @@ from .base import (
     Machine,
     RamBlock,
     map_block,
+    populate_present,
 )
-from .sizes import parse_size
-from .synthetic_process import PAGE_SIZE, BadPage, run
+from .synthetic_memory import PAGE_SIZE, RAM_NAME, ROM_NAME, ROM_SIZE, BadPage
+from .synthetic_options import Options, parse_options
+from .synthetic_process import run
+from .tracker import page_digests
 
-RAM_NAME, ROM_NAME = "synthetic.ram", "synthetic.rom"
-ROM_SIZE = 1 << 20
 RAM_SECTION_ID = 2
 DEVICE_NAME = "synthetic"
-
-
-@dataclass(frozen=True)
-class Options:
-    """`size` 0: take the size of the incoming guest. Sizes in bytes, rates in bytes a second.
-
-    `hot`: how much of RAM is written over and over; `zero`: fraction of RAM that starts as zero;
-    `heartbeat`: a file that gets the write counter every 100 ms; `orphan`: seconds that the guest
-    lives on when its controller dies.
-    """
-
-    size: int = 0
-    dirty_rate: int = 0
-    hot: int = 0
-    zero: float = 0.25
-    seed: int = 1
-    heartbeat: str = ""
-    orphan: float = 30.0
-
-
-def _parse_fraction(text: str) -> float:
-    value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    if not 0 <= value <= 1:
-        raise ValueError(f"{text!r} is not a fraction")
-    return value
-
-
-_PARSERS = {
-    "dirty-rate": parse_size,
-    "hot": parse_size,
-    "zero": _parse_fraction,
-    "seed": int,
-    "heartbeat": str,
-    "orphan": float,
-}
-
-
-def parse_options(text: str) -> Options:
-    """Raises GuestError that names the option and lists the known ones."""
-    size, *pairs = text.split(",")
-    values: dict[str, Any] = {}
-    try:
-        values["size"] = parse_size(size) if size else 0
-        for pair in pairs:
-            name, _, value = pair.partition("=")
-            if name not in _PARSERS:
-                known = ", ".join(_PARSERS)
-                raise GuestError(f"synthetic: unknown option {name!r}; known are {known}")
-            values[name.replace("-", "_")] = _PARSERS[name](value)
-    except ValueError as error:
-        raise GuestError(f"synthetic: {error}") from error
-    if values["size"] % PAGE_SIZE:
-        raise GuestError(f"synthetic: the size is not a multiple of {PAGE_SIZE}")
-    return Options(**values)
+_QUIT_TIMEOUT = 5.0
+_CONTEXT = multiprocessing.get_context("spawn")
 
 
 class SyntheticGuest(Guest):
-    """The controller's side; the process is in `synthetic_process`."""
+    """The controller's side; the guest itself is in `synthetic_process`.
+
+    With a size, it runs at once. Without one it is empty, until `prepare` gives it a size.
+    """
 
     def __init__(self, options: Options) -> None:
         super().__init__()
         self._options = options
         self._blocks: tuple[RamBlock, ...] = ()
-        self._process: Any = None
-        self._connection: Any = None
+        self._process: SpawnProcess | None = None
+        self._connection: Connection | None = None
+        self._numbers = itertools.count(1)
         self._running = False
+        # A controller that ends in an orderly way leaves no guest behind.
+        atexit.register(self.close)
         if options.size:
-            self._make(options.size)
-            self._start(None)
+            self._start(options.size, incoming=False)
             self._command("resume")
             self._running = True
-        atexit.register(self.close)
 
     @classmethod
     def parse(cls, text: str) -> SyntheticGuest:
         """From what stands behind `synthetic:`."""
         return cls(parse_options(text))
 
-    def _make(self, size: int) -> None:
-        made = []
-        for name, length in ((RAM_NAME, size), (ROM_NAME, ROM_SIZE)):
-            fd = os.memfd_create(name, os.MFD_CLOEXEC)
-            os.ftruncate(fd, length)
-            made.append(RamBlock(name, length, PAGE_SIZE, fd))
-        self._blocks = tuple(made)
-
-    def _start(self, state: bytes | None) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        settings = {f.name: getattr(self._options, f.name) for f in fields(Options)}
-        self._process = context.Process(
-            target=run,
-            name="vmferry-guest",
-            args=(theirs, _Descriptors([b.fd for b in self._blocks]), settings, state),
-        )
-        self._process.start()
-        theirs.close()
-        self._answer()
-
-    def _command(self, name: str) -> Any:
+    def _start(self, size: int, *, incoming: bool) -> None:
+        """Memory and the process, paused. Raises GuestError, and leaves nothing then."""
         try:
-            self._connection.send(name)
+            for name, length in ((RAM_NAME, size), (ROM_NAME, ROM_SIZE)):
+                fd = os.memfd_create(name, os.MFD_CLOEXEC)
+                self._blocks += (RamBlock(name, length, PAGE_SIZE, fd),)
+                os.ftruncate(fd, length)
+            self._connection, theirs = _CONTEXT.Pipe()
+            descriptors = _Descriptors(tuple(block.fd for block in self._blocks))
+            self._process = _CONTEXT.Process(
+                target=run,
+                name="vmferry-guest",
+                args=(theirs, descriptors, self._options, incoming),
+            )
+            self._process.start()
+            theirs.close()
         except OSError as error:
-            raise GuestError("synthetic: the guest process died") from error
-        return self._answer()
+            self.close()
+            raise GuestError(f"synthetic: {error.strerror}") from error
 
-    def _answer(self) -> Any:
+    def _command(self, name: str, *arguments: Any) -> Any:
+        if self._connection is None:
+            raise GuestError("synthetic: no guest here yet; give it a size, or receive one")
+        number = next(self._numbers)
         try:
-            answer = self._connection.recv()
+            self._connection.send((number, name, *arguments))
+            answered = 0
+            while answered != number:
+                # An answer to an older command: whoever asked was interrupted.
+                answered, answer = self._connection.recv()
         except (EOFError, OSError) as error:
+            self._running = False
             raise GuestError("synthetic: the guest process died") from error
         if isinstance(answer, GuestError):
             raise answer
@@ -169,9 +125,10 @@ class SyntheticGuest(Guest):
 
     @property
     def pid(self) -> int:
-        """The guest's process."""
-        pid: int = self._process.pid
-        return pid
+        """The guest's process. Raises GuestError when there is none."""
+        if self._process is None or self._process.pid is None:
+            raise GuestError("synthetic: no guest here yet")
+        return self._process.pid
 
     def pause(self) -> None:
         """On return the process stands between two writes."""
@@ -193,34 +150,38 @@ class SyntheticGuest(Guest):
         """One section: the table of sequence numbers."""
         payload: bytes = self._command("save")
         section = DeviceSection(RAM_SECTION_ID + 1, DEVICE_NAME, 0, 1, payload)
-        data = {"name": "data", "type": "buffer", "size": len(payload)}
         device = {
             "name": DEVICE_NAME,
             "instance_id": 0,
             "vmsd_name": DEVICE_NAME,
             "version": 1,
-            "fields": [data],
+            "fields": [{"name": "data", "type": "buffer", "size": len(payload)}],
         }
         description = json.dumps({"page_size": PAGE_SIZE, "devices": [device]}).encode()
         return DeviceState((), (section,), description, RAM_SECTION_ID)
 
     def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
-        """An own process that runs already is no place for another guest."""
+        """Memory and the process, which is ready by the time that RAM has arrived."""
         if self._process is not None:
-            raise GuestError("synthetic: a guest of this size runs already; receive with no size")
-        if machine.name != self.machine.name:
-            raise GuestError(f"synthetic: cannot be a {machine.name!r} machine")
+            raise GuestError("synthetic: a guest runs here already; receive with no size")
+        if (machine.name, machine.page_size) != (self.machine.name, PAGE_SIZE):
+            what = f"{machine.name!r} machine with pages of {machine.page_size} bytes"
+            raise GuestError(f"synthetic: cannot be a {what}")
         names = [block.name for block in blocks]
         if names != [RAM_NAME, ROM_NAME] or blocks[1].length != ROM_SIZE:
             raise GuestError(f"synthetic: RAM blocks {names} are not a synthetic guest's")
-        self._make(blocks[0].length)
+        size = blocks[0].length
+        if size <= 0 or size % PAGE_SIZE:
+            raise GuestError(f"synthetic: RAM of {size} bytes is not a multiple of {PAGE_SIZE}")
+        self._start(size, incoming=True)
 
     def load_devices(self, machine: Machine, state: DeviceState) -> None:
-        """Start the process, paused, with the table."""
+        """Hand the table to the process; `machine` was checked by `prepare`."""
+        del machine
         names = [(s.name, s.version) for s in (*state.early, *state.sections)]
         if names != [(DEVICE_NAME, 1)]:
             raise GuestError(f"synthetic: device sections {names} are not a synthetic guest's")
-        self._start(state.sections[0].payload)
+        self._command("load", (*state.early, *state.sections)[0].payload)
 
     def invalidate_caches(self) -> None:
         """Nothing is cached."""
@@ -240,41 +201,49 @@ class SyntheticGuest(Guest):
         return count
 
     def verify(self) -> list[BadPage]:
-        """Pages that are not what the table says; pause it first."""
+        """Pages that are not what the table says, now or when the guest came to write them."""
         bad: list[BadPage] = self._command("verify")
         return bad
 
     def page_digests(self) -> npt.NDArray[np.uint64]:
-        """(n,) u64, xxh3-64 of every page of every block; pause it first."""
+        """(n, 2) u64, xxh3-128 of every page of every block; pause it first."""
         digests = []
         for block in self._blocks:
-            pages = map_block(block).reshape(-1, PAGE_SIZE)
-            digests.append(np.fromiter(map(xxh3_64_intdigest, pages), np.uint64, len(pages)))
+            flat = map_block(block)
+            populate_present(flat, block, write=False)
+            digests.append(page_digests(flat.reshape(-1, PAGE_SIZE)))
         return np.concatenate(digests)
+
+    def digest(self) -> str:
+        """One digest of all memory, to compare two ends; pause it first."""
+        return xxh3_128_hexdigest(self.page_digests().tobytes())
 
     def close(self) -> None:
         """End the process."""
         atexit.unregister(self.close)
-        if self._process is not None:
+        if self._connection is not None:
             try:
-                self._connection.send("quit")
+                self._connection.send((0, "quit"))
             except OSError:
                 # It died before; what is left is to reap it.
                 self._running = False
-            self._process.join()
-            self._process.close()
             self._connection.close()
-            self._process = None
+        if self._process is not None and self._process.pid is not None:
+            self._process.join(_QUIT_TIMEOUT)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join()
+            self._process.close()
         for block in self._blocks:
             os.close(block.fd)
-        self._blocks = ()
+        self._process, self._connection, self._blocks, self._running = None, None, (), False
 
 
 @dataclass(frozen=True)
 class _Descriptors:
     """Descriptors that arrive as duplicates in a spawned process, as a list of numbers."""
 
-    numbers: list[int] = field(default_factory=list)
+    numbers: tuple[int, ...]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _receive, ([reduction.DupFd(number) for number in self.numbers],)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -44,7 +43,7 @@ class DigestTracker:
             return np.asarray((page_digests(pages) != table).any(axis=1))
         if known.any():
             numbers = np.flatnonzero(known)
-            now = page_digests(pages[number] for number in numbers)
+            now = page_digests(pages[numbers])
             dirty[numbers] = (now != self._digests[first + numbers]).any(axis=1)
         return dirty
 
@@ -59,7 +58,7 @@ class DigestTracker:
         self._was_sent[numbers] = True
 
 
-def page_digests(pages: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint64]:
+def page_digests(pages: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     """(n, 2) u64, xxh3-128 of each page of (n, page_size): the only thing done page by page."""
     return np.frombuffer(b"".join([xxh3_128_digest(page) for page in pages]), np.uint64).reshape(
         -1, 2

@@ -1,0 +1,83 @@
+"""What a user may say of a synthetic guest: `SIZE[,option=value...]`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .base import GuestError
+from .sizes import parse_size
+from .synthetic_memory import PAGE_SIZE
+
+
+@dataclass(frozen=True)
+class Options:
+    """Sizes in bytes, rates in bytes a second.
+
+    `size` 0: an incoming guest brings its size, its hot set and its dirty rate. `hot`: how much of
+    RAM is written over and over; `zero`: fraction of RAM that starts as zero; `heartbeat`: a file
+    that gets "pid counter running" every 100 ms; `orphan`: seconds that the guest lives on when its
+    controller dies.
+    """
+
+    size: int = 0
+    dirty_rate: int = 0
+    hot: int = 0
+    zero: float = 0.25
+    seed: int = 1
+    heartbeat: str = ""
+    orphan: float = 30.0
+
+
+def _percent(text: str) -> float:
+    value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{text!r} is not between 0% and 100%")
+    return value
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 63:
+        raise ValueError(f"{text!r} is not a number below 2^63")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1e9:
+        raise ValueError(f"{text!r} is not a number of seconds")
+    return value
+
+
+def _parsers(size: int) -> dict[str, Callable[[str], Any]]:
+    return {
+        "dirty-rate": parse_size,
+        "hot": lambda text: int(size * _percent(text)) if "%" in text else parse_size(text),
+        "zero": _percent,
+        "seed": _seed,
+        "heartbeat": str,
+        "orphan": _seconds,
+    }
+
+
+def parse_options(text: str) -> Options:
+    """Raises GuestError that names the option and lists the known ones."""
+    items = text.split(",") if text else []
+    try:
+        size = parse_size(items.pop(0)) if items and "=" not in items[0] else 0
+    except ValueError as error:
+        raise GuestError(f"synthetic: {error}") from error
+    if size % PAGE_SIZE:
+        raise GuestError(f"synthetic: size {size} is not a multiple of {PAGE_SIZE}")
+    parsers = _parsers(size)
+    values: dict[str, Any] = {"size": size, "hot": size // 10}
+    for item in items:
+        name, _, value = item.partition("=")
+        if name not in parsers:
+            raise GuestError(f"synthetic: unknown option {name!r}; known are {', '.join(parsers)}")
+        try:
+            values[name.replace("-", "_")] = parsers[name](value)
+        except ValueError as error:
+            raise GuestError(f"synthetic: option {name}: {error}") from error
+    return Options(**values)
