@@ -18,7 +18,7 @@ from ..protocol import events
 from ..protocol.errors import StreamError
 from ..protocol.reader import StreamReader
 from ..protocol.return_path import pong, shut
-from ..protocol.stream import CommandType
+from ..protocol.stream import CommandType, SectionType
 from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters
 from ..transport.crew import Failed
@@ -28,7 +28,7 @@ from ..transport.ring import Ring, RingWriter, wait_readable
 from .worker import RUN, SLOT_RUNS, TABLE_BYTES, TABLE_RUNS
 
 RECEIVE_BYTES = 1 << 20
-SLOT_SIZE = TABLE_BYTES + RECEIVE_BYTES + (64 << 10)
+SLOT_SIZE = TABLE_BYTES + RECEIVE_BYTES + (128 << 10)
 """A table, what is read at once, and the incomplete record kept from the slot before."""
 DESCRIPTION_GRACE = 2.0
 """Seconds to wait, after the end of the stream, for a description that may not come."""
@@ -220,7 +220,7 @@ class Transport:
         for event in found:
             if isinstance(event, events.Command):
                 self._obey(event)
-            elif not isinstance(event, (events.RamSection, events.EndOfRam, events.Footer)):
+            elif _matters(event):
                 told.append(event)
         if not told:
             return
@@ -246,6 +246,13 @@ class Transport:
         self._connection.send(Answered())
 
 
+def _matters(event: events.Event) -> bool:
+    """Whether the coordinator has any use for it."""
+    if isinstance(event, events.RamSection):
+        return event.kind == SectionType.START
+    return not isinstance(event, (events.EndOfRam, events.Footer, events.MultifdFlush))
+
+
 def run_transport(connection: Connection, setup: TransportSetup) -> None:
     """Process entry: take the channel, receive until the end or until the coordinator goes away."""
     channel = Channel.from_fd(receive_fd(connection))
@@ -253,7 +260,5 @@ def run_transport(connection: Connection, setup: TransportSetup) -> None:
         Transport(connection, setup, channel).run()
     except (StreamError, ChannelError) as error:
         connection.send(Failed(str(error)))
-    except EOFError:
-        return
     finally:
         channel.abort()

@@ -169,7 +169,4 @@ class Worker:
 
 def run_worker(connection: Connection, setup: WorkerSetup) -> None:
     """Process entry: map RAM when told, apply slots, until the coordinator goes away."""
-    try:
-        Worker(connection, setup).run()
-    except EOFError:
-        return
+    Worker(connection, setup).run()

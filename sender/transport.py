@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from ..protocol.return_path import ReturnPathReader
+from ..protocol.return_path import ReturnPathReader, Shut
 from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters
 from ..transport.crew import Failed
@@ -107,11 +107,12 @@ class Transport:
         buffer = bytearray(4096)
         count = self._channel.recv_into(memoryview(buffer))
         if count == 0:
-            self._answers = None
-            self._connection.send(Failed("the destination closed the connection"))
-            return
+            raise ChannelError("the destination closed the connection")
         for message in self._answers.feed(bytes(buffer[:count])):
             self._connection.send(ReturnPathMessage(message))
+            if isinstance(message, Shut):
+                self._answers = None
+                return
 
     def _move_worker_slot(self, ring: RingReader) -> bool:
         slot = ring.try_take()
@@ -165,7 +166,5 @@ def run_transport(connection: Connection, setup: TransportSetup) -> None:
         Transport(connection, setup, channel).run()
     except ChannelError as error:
         connection.send(Failed(str(error)))
-    except EOFError:
-        return
     finally:
         channel.abort()

@@ -224,5 +224,5 @@ def run_worker(connection: Connection, setup: WorkerSetup, layout: list[dict[str
         while True:
             command = connection.recv()
             worker.run_round(command)
-    except (EOFError, Stopped):
+    except Stopped:
         return

@@ -52,6 +52,9 @@ def _main(target: Callable[..., None], connection: Connection, args: tuple[Any, 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         target(connection, *args)
+    except (EOFError, ConnectionError):
+        # The coordinator is gone, or wants no more.
+        return
     except Exception as error:
         name = multiprocessing.current_process().name
         try:
