@@ -111,9 +111,7 @@ class Incoming:
 class Receiver:
     """One incoming migration into `guest` from `uri`; `run` it once."""
 
-    def __init__(
-        self, guest: Guest, uri: str, parameters: ReceiveParameters | None = None
-    ) -> None:
+    def __init__(self, guest: Guest, uri: str, parameters: ReceiveParameters | None = None) -> None:
         self._guest = guest
         self._uri = uri
         self._parameters = parameters or ReceiveParameters()

@@ -33,9 +33,7 @@ class Processes:
         self._transport = self._crew.start("vmferry-transport", run_transport, (setup,))
         for index, ring in enumerate(self._rings):
             worker = WorkerSetup(ring, self._applied[index], self._progress_fd)
-            self._workers.append(
-                self._crew.start(f"vmferry-worker-{index}", run_worker, (worker,))
-            )
+            self._workers.append(self._crew.start(f"vmferry-worker-{index}", run_worker, (worker,)))
 
     def attach(self, channel: Channel) -> None:
         """Hand the channel to the transport process."""
@@ -67,5 +65,8 @@ class Processes:
 
     def close(self) -> None:
         """Give back everything that was shared with the processes, which have ended."""
-        for shared in (*self._rings, *self._applied, self._received, self._progress_fd):
-            shared.close()
+        for ring in self._rings:
+            ring.close()
+        for counters in (*self._applied, self._received):
+            counters.close()
+        self._progress_fd.close()

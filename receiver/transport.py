@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +22,8 @@ from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters
 from ..transport.crew import Failed
 from ..transport.process import receive_fd
-from ..transport.shared import SharedFd
 from ..transport.ring import Ring, RingWriter, wait_readable
+from ..transport.shared import SharedFd
 from .worker import RUN, SLOT_RUNS, TABLE_BYTES, TABLE_RUNS
 
 RECEIVE_BYTES = 1 << 20
@@ -110,9 +109,8 @@ class Slots:
 
     def _row(self, run: events.PageRun) -> tuple[int, ...]:
         first, last, count = int(run.offsets[0]), int(run.offsets[-1]), len(run.offsets)
-        contiguous = (
-            last - first == (count - 1) * self._page_size
-            and bool((np.diff(run.offsets.astype(np.int64)) == self._page_size).all())
+        contiguous = last - first == (count - 1) * self._page_size and bool(
+            (np.diff(run.offsets.astype(np.int64)) == self._page_size).all()
         )
         position = TABLE_BYTES + run.position
         plain = run.data is not None
@@ -163,7 +161,7 @@ class Transport:
         kept = b""
         while not self._reader.finished:
             view = self._slots.acquire()
-            body = memoryview(view)[TABLE_BYTES:]
+            body = view.data[TABLE_BYTES:]
             body[: len(kept)] = kept
             used = self._fill(body, len(kept))
             if used == len(kept):
@@ -197,9 +195,7 @@ class Transport:
             self._setup.counters.add("transferred", count)
         return used
 
-    def _deliver(
-        self, found: list[events.Event], view: npt.NDArray[np.uint8], used: int
-    ) -> None:
+    def _deliver(self, found: list[events.Event], view: npt.NDArray[np.uint8], used: int) -> None:
         """Page runs to the worker, everything else to the coordinator; the slot goes out once."""
         others: list[events.Event] = []
         runs: list[events.PageRun] = []

@@ -18,8 +18,8 @@ from ..guest.base import RamBlock, map_block, populate_present
 from ..guest.zero import zero_mask
 from ..transport.counters import Counters
 from ..transport.process import receive_fd
-from ..transport.shared import SharedFd
 from ..transport.ring import Ring, RingReader, Slot, wait_readable
+from ..transport.shared import SharedFd
 
 RUN = np.dtype(
     [
@@ -118,7 +118,7 @@ class BlockWriter:
         start = block.file_offset + target.start * block.page_size
         end = block.file_offset + target.stop * block.page_size
         try:
-            return os.lseek(block.fd, start, os.SEEK_DATA) >= end
+            return bool(os.lseek(block.fd, start, os.SEEK_DATA) >= end)
         except OSError:
             # ENXIO: no data up to the end of the file.
             return True
@@ -146,9 +146,7 @@ class Worker:
                 self._map(self._connection.recv())
 
     def _map(self, command: MapBlocks) -> None:
-        blocks = [
-            RamBlock(fd=receive_fd(self._connection), **fields) for fields in command.layout
-        ]
+        blocks = [RamBlock(fd=receive_fd(self._connection), **fields) for fields in command.layout]
         self._blocks = [BlockWriter(block) for block in blocks]
         self._connection.send("ready")
 

@@ -11,16 +11,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..guest.base import DeviceState, Guest, GuestError
+from ..guest.base import Guest, GuestError
 from ..protocol.return_path import Shut
 from ..protocol.states import MigrationStatus, StateMachine
 from ..transport.channel import Channel, ChannelError, connect
 from ..transport.crew import Crew, CrewError
+from ..transport.meter import Meter
 from ..transport.uri import UriError, parse_uri
 from . import stream
 from .convergence import Convergence, Round
 from .figures import Figures
-from ..transport.meter import Meter
 from .processes import Processes
 from .transport import CloseChannel, Closed, ReturnPathMessage, RoundSent
 from .worker import StartRound

@@ -94,5 +94,7 @@ class Processes:
 
     def close(self) -> None:
         """Give back everything that was shared with the processes, which have ended."""
-        for shared in (*self._rings, self._control, *self._scanned, self._sent, self.limits):
-            shared.close()
+        for ring in (*self._rings, self._control):
+            ring.close()
+        for counters in (*self._scanned, self._sent, self.limits):
+            counters.close()

@@ -68,7 +68,7 @@ class MappedBlock:
     tracker: DigestTracker
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """The coordinator went away or wants no more of this round."""
 
 
@@ -122,7 +122,7 @@ class SlotBuilder:
         while (view := self._writer.try_acquire()) is None:
             wait_readable([self._writer.free_fd, self._connection.fileno()])
             if self._connection.poll():
-                raise Stopped
+                raise StoppedError
         return np.frombuffer(view, np.uint8)
 
 
@@ -142,7 +142,7 @@ class Worker:
         """Send every page of this worker that changed since it was last sent."""
         for block, first in self._chunks():
             if self._connection.poll():
-                raise Stopped
+                raise StoppedError
             self._send_chunk(block, first, command)
         self._slots.end_round(command.number)
 
@@ -224,5 +224,5 @@ def run_worker(connection: Connection, setup: WorkerSetup, layout: list[dict[str
         while True:
             command = connection.recv()
             worker.run_round(command)
-    except Stopped:
+    except StoppedError:
         return

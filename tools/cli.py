@@ -26,7 +26,7 @@ from . import verify as verify_command
 from .progress import Progress
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """Bytes, as `512M`."""
 
     name = "size"
@@ -100,9 +100,7 @@ def send(
 @click.option("--workers", type=click.IntRange(1, 64), help="processes that apply pages")
 @click.option("--paused", is_flag=True, help="do not resume the guest")
 @click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
-def receive(
-    uri: str, guest_text: str, workers: int | None, paused: bool, as_json: bool
-) -> None:
+def receive(uri: str, guest_text: str, workers: int | None, paused: bool, as_json: bool) -> None:
     """Take a guest in, from URI."""
     try:
         guest = open_guest(guest_text)

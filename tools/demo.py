@@ -38,7 +38,9 @@ def run(size: str, dirty_rate: str, max_bandwidth: int) -> bool:
     assert isinstance(source, SyntheticGuest)
     try:
         address = _next(ours)
-        click.echo(f"a guest of {size} writes {dirty_rate}/s to its hot {hot}; it goes to {address}")
+        click.echo(
+            f"a guest of {size} writes {dirty_rate}/s to its hot {hot}; it goes to {address}"
+        )
         sender = Sender(source, address, SendParameters(max_bandwidth=max_bandwidth))
         with Progress("migrating") as progress:
             figures = sender.run(progress.update)

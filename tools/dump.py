@@ -95,9 +95,7 @@ def print_run(run: events.PageRun) -> None:
     click.echo(f"{run.offset:#12x}  {run.block.name}  {first:#x}  {len(run.offsets)} {kind}")
 
 
-def summarise(
-    stream: BinaryIO, on_run: Callable[[events.PageRun], None] | None = None
-) -> Summary:
+def summarise(stream: BinaryIO, on_run: Callable[[events.PageRun], None] | None = None) -> Summary:
     """Read all of it. Raises StreamError."""
     summary = Summary()
     for event in read_events(stream):

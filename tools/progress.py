@@ -38,7 +38,9 @@ class Progress:
         self._last = 0.0
         if sys.stderr.isatty():
             self._rich = RichProgress(
-                TextColumn(title), BarColumn(), TextColumn("{task.description}"),
+                TextColumn(title),
+                BarColumn(),
+                TextColumn("{task.description}"),
                 console=Console(stderr=True),
             )
             self._task = self._rich.add_task("waiting", total=None)
@@ -62,9 +64,7 @@ class Progress:
         line = self._line(figures)
         if self._rich is not None:
             done = figures.total - getattr(figures, "remaining", 0)
-            self._rich.update(
-                self._task, total=figures.total, completed=done, description=line
-            )
+            self._rich.update(self._task, total=figures.total, completed=done, description=line)
         elif figures.status is MigrationStatus.COMPLETED or time.monotonic() - self._last >= 1:
             self._last = time.monotonic()
             click.echo(f"{self._title}: {line}", err=True)

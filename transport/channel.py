@@ -10,7 +10,7 @@ import stat
 import subprocess
 from collections.abc import Sequence
 
-from .uri import Exec, Fd, File, Tcp, Unix, Uri
+from .uri import Exec, Fd, Tcp, Unix, Uri
 
 CONNECT_TIMEOUT = 10.0
 SOCKET_BUFFER = 4 << 20
