@@ -1,0 +1,104 @@
+"""What becomes of a synthetic guest whose controller is killed (laws 4 and 5)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+CONTROLLER = """
+import sys
+from vmferry.guest.base import BlockLayout
+from vmferry.guest.open import open_guest
+guest = open_guest("synthetic:1M,dirty-rate=8M,hot=100%,heartbeat=source,orphan=1.5")
+incoming = open_guest("synthetic:heartbeat=incoming,orphan=1.5")
+for step in sys.argv[1].split():
+    if step == "load":
+        layout = [BlockLayout(b.name, b.length, b.page_size) for b in guest.blocks]
+        incoming.prepare(guest.machine, layout)
+        incoming.load_devices(guest.machine, guest.save_devices())
+        print(incoming.pid, flush=True)
+    elif step == "quit":
+        sys.exit()
+    else:
+        getattr(guest, step)()
+print(guest.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def orphan(folder: Path, steps: str) -> list[psutil.Process]:
+    """Guests after these steps, whose controller was then killed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", CONTROLLER, steps],
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as controller:
+        assert controller.stdout is not None
+        count = 2 if "load" in steps.split() else 1
+        guests = [psutil.Process(int(controller.stdout.readline())) for _ in range(count)]
+        controller.kill()
+    return guests
+
+
+def beat(file: Path) -> tuple[int, bool]:
+    """Counter and whether the guest says that it runs, from its next beat on."""
+    seen = file.stat().st_mtime_ns
+    deadline = time.monotonic() + 5
+    while file.stat().st_mtime_ns == seen and time.monotonic() < deadline:
+        time.sleep(0.01)
+    _, counter, running = file.read_text().split()
+    return int(counter), running == "1"
+
+
+def wait_gone(guest: psutil.Process) -> None:
+    """Fails when the guest is still there long after it should have ended itself."""
+    psutil.wait_procs([guest], timeout=10)
+    assert not guest.is_running() or guest.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(
+    ("steps", "runs_on"),
+    [
+        ("pause", True),
+        ("pause commit", False),
+        ("pause commit resume pause", True),
+        ("", True),
+    ],
+)
+def test_source(tmp_path: Path, steps: str, runs_on: bool) -> None:
+    """Broken: a killed sender would leave a guest that nobody resumes, or, once it handed the
+    guest over, one that runs on both sides."""
+    (guest,) = orphan(tmp_path, steps)
+    beat(tmp_path / "source")
+    first, running = beat(tmp_path / "source")
+    assert running is runs_on
+    later, _ = beat(tmp_path / "source")
+    assert (later > first) is runs_on
+    wait_gone(guest)
+
+
+def test_incoming_does_not_start(tmp_path: Path) -> None:
+    """Broken: a receiver killed before the hand-over would start a guest that the source runs."""
+    incoming, guest = orphan(tmp_path, "pause load")
+    beat(tmp_path / "incoming")
+    assert not beat(tmp_path / "incoming")[1]
+    assert beat(tmp_path / "source")[1]
+    wait_gone(incoming)
+    wait_gone(guest)
+
+
+def test_orderly_end_leaves_no_guest(tmp_path: Path) -> None:
+    """Broken: each finished command would leave a process behind for half a minute."""
+    subprocess.run(
+        [sys.executable, "-c", CONTROLLER, "pause quit"], cwd=tmp_path, check=True, timeout=20
+    )
+    if (tmp_path / "source").exists():
+        pid = int((tmp_path / "source").read_text().split()[0])
+        assert not psutil.pid_exists(pid)

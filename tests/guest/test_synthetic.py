@@ -1,0 +1,208 @@
+"""The synthetic guest: it writes as told, and finds every kind of damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from vmferry.guest.base import BlockLayout, DeviceState, GuestError, Machine, map_block
+from vmferry.guest.synthetic import SyntheticGuest
+from vmferry.guest.synthetic_memory import BadPage
+from vmferry.guest.zero import zero_mask
+
+MakeGuest = Callable[[str], SyntheticGuest]
+BUSY = "4M,dirty-rate=32M,hot=50%,zero=25%"
+
+
+def copy_ram(source: SyntheticGuest, target: SyntheticGuest) -> None:
+    """What a migration does, without one."""
+    target.prepare(source.machine, [BlockLayout(b.name, b.length, 4096) for b in source.blocks])
+    for ours, theirs in zip(source.blocks, target.blocks, strict=True):
+        map_block(theirs)[:] = map_block(ours)
+
+
+def test_writes_only_while_it_runs(make_guest: MakeGuest) -> None:
+    """Broken: a last round on a paused guest would still miss writes (law 3)."""
+    guest = make_guest(BUSY)
+    before = guest.page_digests()
+    time.sleep(0.3)
+    guest.pause()
+    paused = guest.digest()
+    assert not guest.running
+    changed = (guest.page_digests() != before).any(axis=1)
+    assert 0 < changed.sum() <= 512
+    time.sleep(0.1)
+    assert guest.digest() == paused
+    assert guest.verify() == []
+    guest.resume()
+    time.sleep(0.3)
+    guest.pause()
+    assert guest.digest() != paused
+    assert guest.verify() == []
+
+
+def test_rate(make_guest: MakeGuest) -> None:
+    """Broken: a benchmark or demo would say one dirty rate and do another."""
+    guest = make_guest(BUSY)
+    start, counted = time.monotonic(), guest.counter()
+    time.sleep(1.0)
+    pages = guest.counter() - counted
+    rate = pages * 4096 / (time.monotonic() - start)
+    assert 0.7 < rate / (32 << 20) < 1.2
+
+
+def test_zero_fraction_and_blocks(make_guest: MakeGuest) -> None:
+    """Broken: zero pages and read-only blocks would never be tried."""
+    guest = make_guest("4M,zero=25%")
+    assert [block.name for block in guest.blocks] == ["synthetic.ram", "synthetic.rom"]
+    ram = map_block(guest.blocks[0]).reshape(-1, 4096)
+    assert guest.counter() == 0
+    assert zero_mask(ram).sum() == 256
+
+
+def test_description_tells_the_length(make_guest: MakeGuest) -> None:
+    """Broken: nobody could tell where the device's payload ends."""
+    guest = make_guest(BUSY)
+    state = guest.save_devices()
+    (section,) = state.sections
+    assert state.description is not None
+    (device,) = json.loads(state.description)["devices"]
+    assert device["name"] == section.name
+    assert device["fields"][0]["size"] == len(section.payload)
+
+
+def test_moves_on_elsewhere(make_guest: MakeGuest) -> None:
+    """Broken: a guest that arrived whole would complain, or start again from nothing."""
+    source, target = make_guest(BUSY), make_guest("")
+    time.sleep(0.2)
+    source.pause()
+    copy_ram(source, target)
+    target.load_devices(source.machine, source.save_devices())
+    target.invalidate_caches()
+    assert target.digest() == source.digest()
+    assert not target.running
+    target.complete(running=True)
+    time.sleep(0.3)
+    target.pause()
+    assert target.counter() > source.counter()
+    assert target.verify() == []
+
+
+def test_every_damage_is_found(make_guest: MakeGuest) -> None:
+    """Broken: a migration that corrupts a guest would pass."""
+    guest = make_guest("1M,zero=25%")
+    guest.pause()
+    ram = map_block(guest.blocks[0]).reshape(-1, 4096)
+    zero = zero_mask(ram)
+    torn, stale, lost, foreign, other = np.flatnonzero(~zero)[:5].tolist()
+    was_zero = int(np.flatnonzero(zero)[0])
+    old = ram[stale].copy()
+    state = guest.save_devices().sections[0].payload
+    # One more write is expected of a page than it got.
+    place = len(state) - 4 * len(ram) + 4 * stale
+    table = bytearray(state)
+    table[place] += 1
+    target = make_guest("")
+    copy_ram(guest, target)
+    section = replace(guest.save_devices().sections[0], payload=bytes(table))
+    target.load_devices(guest.machine, replace(guest.save_devices(), sections=(section,)))
+    ram = map_block(target.blocks[0]).reshape(-1, 4096)
+    ram[torn, 2000:] = ram[other, 2000:]
+    ram[lost] = 0
+    ram[foreign] = ram[other]
+    ram[was_zero, 17] = 1
+    map_block(target.blocks[1])[4096 * 3] ^= 1
+    assert (ram[stale] == old).all()
+    assert sorted(target.verify()) == sorted(
+        [
+            BadPage("synthetic.ram", torn, "torn"),
+            BadPage("synthetic.ram", stale, "stale"),
+            BadPage("synthetic.ram", lost, "lost"),
+            BadPage("synthetic.ram", foreign, "foreign"),
+            BadPage("synthetic.ram", was_zero, "torn"),
+            BadPage("synthetic.rom", 3, "torn"),
+        ]
+    )
+
+
+def test_damage_is_remembered_when_written_over(make_guest: MakeGuest) -> None:
+    """Broken: damage in pages that are written often would be gone before anybody looks."""
+    guest = make_guest("256K,dirty-rate=8M,hot=100%,zero=0")
+    guest.pause()
+    ram = map_block(guest.blocks[0]).reshape(-1, 4096)
+    page = int(np.flatnonzero(~zero_mask(ram))[0])
+    ram[page, 100] ^= 1
+    guest.resume()
+    time.sleep(0.3)
+    guest.pause()
+    assert guest.verify() == [BadPage("synthetic.ram", page, "torn")]
+
+
+@pytest.mark.parametrize(
+    ("machine", "names", "length", "said"),
+    [
+        ("pc", ["synthetic.ram", "synthetic.rom"], 1 << 20, "cannot be a 'pc' machine"),
+        ("synthetic-1", ["pc.ram"], 1 << 20, "are not a synthetic guest's"),
+        ("synthetic-1", ["synthetic.ram", "synthetic.rom"], 5000, "not a multiple"),
+    ],
+)
+def test_refuses_other_guests(
+    make_guest: MakeGuest, machine: str, names: list[str], length: int, said: str
+) -> None:
+    """Broken: any stream could be loaded into a guest that cannot run it."""
+    layout = [BlockLayout(name, length, 4096) for name in names[:1]]
+    layout += [BlockLayout(name, 1 << 20, 4096) for name in names[1:]]
+    guest = make_guest("")
+    with pytest.raises(GuestError, match=said):
+        guest.prepare(Machine(machine), layout)
+    assert guest.blocks == ()
+
+
+def test_refuses_device_state_that_does_not_fit(make_guest: MakeGuest) -> None:
+    """Broken: a state from elsewhere would crash the guest (law 6)."""
+    source, target = make_guest("1M"), make_guest("")
+    source.pause()
+    copy_ram(source, target)
+    good = source.save_devices()
+    (section,) = good.sections
+    bad = [b"", section.payload[:-1], b"\xff" * len(section.payload), section.payload + b"\0" * 4]
+    for payload in bad:
+        state = replace(good, sections=(replace(section, payload=payload),))
+        with pytest.raises(GuestError, match="device state"):
+            target.load_devices(source.machine, state)
+    with pytest.raises(GuestError, match="device sections"):
+        target.load_devices(source.machine, DeviceState((), (), None, 2))
+    target.load_devices(source.machine, good)
+    assert target.verify() == []
+
+
+def test_dead_guest_is_one_line(make_guest: MakeGuest) -> None:
+    """Broken: a migration of a guest that died would hang or be a traceback."""
+    guest = make_guest(BUSY)
+    os.kill(guest.pid, signal.SIGKILL)
+    with pytest.raises(GuestError, match="the guest process died"):
+        guest.pause()
+    assert not guest.running
+
+
+def test_empty_guest_is_one_line(make_guest: MakeGuest) -> None:
+    """Broken: sending a guest that was never given a size would be a traceback."""
+    with pytest.raises(GuestError, match="no guest here yet"):
+        make_guest("").save_devices()
+
+
+def test_interrupted_command_does_not_shift_answers(make_guest: MakeGuest) -> None:
+    """Broken: Ctrl-C during a command would make every later answer that of the one before."""
+    guest = make_guest(BUSY)
+    connection = guest._connection
+    assert connection is not None
+    connection.send((99, "save"))
+    assert isinstance(guest.counter(), int)
+    guest.pause()
+    assert guest.verify() == []
