@@ -130,7 +130,8 @@ class Receiver:
     def cancel(self) -> None:
         """Stop as soon as may be; from any thread or signal handler. Too late once loaded."""
         self._cancel_asked = True
-        os.eventfd_write(self._cancel_fd, 1)
+        if self._cancel_fd >= 0:
+            os.eventfd_write(self._cancel_fd, 1)
 
     def run(
         self,
@@ -218,7 +219,8 @@ class Receiver:
         if self._channel is not None:
             self._channel.close()
         self._processes.close()
-        os.close(self._cancel_fd)
+        cancel_fd, self._cancel_fd = self._cancel_fd, -1
+        os.close(cancel_fd)
 
     def _tick(self) -> None:
         self._meter.window(self._processes.received("transferred"), 0)

@@ -82,7 +82,8 @@ class Sender:
     def cancel(self) -> None:
         """Stop as soon as may be; from any thread or signal handler. Too late once handed over."""
         self._cancel_asked = True
-        os.eventfd_write(self._cancel_fd, 1)
+        if self._cancel_fd >= 0:
+            os.eventfd_write(self._cancel_fd, 1)
 
     def set_max_bandwidth(self, limit: int | None) -> None:
         """Change the limit, in bytes a second (None: no limit), of the running migration."""
@@ -201,7 +202,8 @@ class Sender:
     def _release(self) -> None:
         self._crew.stop()
         self._processes.close()
-        os.close(self._cancel_fd)
+        cancel_fd, self._cancel_fd = self._cancel_fd, -1
+        os.close(cancel_fd)
 
     def _tick(self) -> None:
         self._window()

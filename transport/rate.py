@@ -44,4 +44,5 @@ class RateLimiter:
             self._used = max(0.0, self._used - windows * share)
         if self._used < share:
             return 0.0
-        return self._window_start + WINDOW - now
+        # Not less than a clock can tell: a wait that does not move it would be asked for again.
+        return max(self._window_start + WINDOW - now, 1e-3)

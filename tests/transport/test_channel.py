@@ -1,0 +1,90 @@
+"""Channels of every scheme."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from vmferry.transport.channel import Channel, ChannelError, connect, listen
+from vmferry.transport.uri import Exec, Fd, File, Tcp, Unix, Uri, parse_uri
+
+DATA = bytes(range(256)) * 64
+
+
+def _read_all(channel: Channel) -> bytes:
+    data = bytearray()
+    piece = memoryview(bytearray(4096))
+    while count := channel.recv_into(piece):
+        data += piece[:count]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("uri", [Tcp("127.0.0.1", 0), Tcp("::1", 0), Unix("migrate.sock")])
+def test_sockets_both_ways(uri: Uri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing could be migrated over this scheme, or the return path would be mute."""
+    monkeypatch.chdir(tmp_path)
+    listener = listen(uri)
+    source = connect(parse_uri(listener.address))
+    destination = listener.accept()
+    listener.close()
+    assert source.bidirectional
+    assert destination.bidirectional
+    destination.send([memoryview(b"answer")])
+    answer = memoryview(bytearray(6))
+    assert source.recv_into(answer) == 6
+    source.send([memoryview(DATA[:1000]), memoryview(DATA[1000:])])
+    source.close()
+    assert _read_all(destination) == DATA
+    destination.close()
+
+
+def test_file_with_offset(tmp_path: Path) -> None:
+    """A stream behind something else would overwrite it, or be read from the wrong place."""
+    path = str(tmp_path / "stream")
+    Path(path).write_bytes(b"head")
+    channel = connect(File(path, 4))
+    channel.send([memoryview(DATA)])
+    channel.close()
+    assert Path(path).read_bytes() == b"head" + DATA
+    reading = listen(File(path, 4)).accept()
+    assert _read_all(reading) == DATA
+    reading.close()
+
+
+def test_exec(tmp_path: Path) -> None:
+    """Streams could not be piped through a command."""
+    path = tmp_path / "stream"
+    channel = connect(Exec(f"cat > {path}"))
+    channel.send([memoryview(DATA)])
+    channel.close()
+    assert path.read_bytes() == DATA
+    reading = listen(Exec(f"cat {path}")).accept()
+    assert _read_all(reading) == DATA
+    reading.close()
+
+
+def test_failed_command_is_an_error() -> None:
+    """A stream that a command lost would count as delivered."""
+    channel = connect(Exec("cat > /dev/null; exit 3"))
+    with pytest.raises(ChannelError, match="status 3"):
+        channel.close()
+
+
+def test_fd() -> None:
+    """An inherited pipe could not be used."""
+    reading, writing = os.pipe()
+    channel = connect(Fd(writing))
+    os.close(writing)
+    channel.send([memoryview(b"abc")])
+    channel.close()
+    other = listen(Fd(reading)).accept()
+    os.close(reading)
+    assert _read_all(other) == b"abc"
+    other.close()
+
+
+def test_refused_connection_names_the_uri() -> None:
+    """The user could not tell what failed."""
+    with pytest.raises(ChannelError, match=r"tcp:127\.0\.0\.1:1: Connection refused"):
+        connect(Tcp("127.0.0.1", 1))
