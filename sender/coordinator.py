@@ -120,6 +120,8 @@ class Sender:
         self._meter.begin("setup")
         self._crew.on_tick = self._tick
         self._processes.write(stream.opening(self._guest, state, return_path))
+        # Workers have rings of their own: their first slot must not overtake this.
+        self._processes.flush()
         self._meter.end("setup")
         self.states.to(MigrationStatus.ACTIVE)
         self._send_ram()
