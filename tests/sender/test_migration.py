@@ -1,0 +1,167 @@
+"""Whole migrations between a sender and a receiver in real processes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from vmferry.guest.synthetic import SyntheticGuest
+from vmferry.protocol.states import MigrationStatus
+from vmferry.receiver.coordinator import MigrationError as ReceiveError
+from vmferry.receiver.coordinator import ReceiveParameters, Receiver
+from vmferry.sender.convergence import Convergence, Round
+from vmferry.sender.coordinator import (
+    MigrationCancelledError,
+    MigrationError,
+    Sender,
+    SendParameters,
+)
+from vmferry.sender.figures import Figures
+
+
+class Incoming:
+    """A receiver that runs in a thread of its own."""
+
+    def __init__(self, uri: str, workers: int = 1) -> None:
+        self.guest = SyntheticGuest.parse("")
+        self.receiver = Receiver(self.guest, uri, ReceiveParameters(workers, paused=True))
+        self.error: ReceiveError | None = None
+        self.address = ""
+        self._listening = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        assert self._listening.wait(20)
+
+    def _run(self) -> None:
+        try:
+            self.receiver.run(on_listening=self._heard)
+        except ReceiveError as error:
+            self.error = error
+
+    def _heard(self, address: str) -> None:
+        self.address = address
+        self._listening.set()
+
+    def join(self) -> None:
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def incoming(tmp_path: Path) -> Iterator[Incoming]:
+    side = Incoming(f"unix:{tmp_path}/migrate.sock")
+    yield side
+    side.receiver.cancel()
+    side.join()
+    side.guest.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_busy_guest_arrives_whole(workers: int) -> None:
+    """A torn, stale or lost page: rounds overtake each other, or law 1 or 3 is broken."""
+    side = Incoming("tcp:127.0.0.1:0", workers)
+    source = SyntheticGuest.parse("32M,dirty-rate=60M,hot=8M")
+    try:
+        figures = Sender(source, side.address, SendParameters(workers=workers)).run()
+        side.join()
+        assert side.error is None
+        assert figures.status is MigrationStatus.COMPLETED
+        assert figures.dirty_sync_count >= 3
+        assert not source.running
+        assert (source.page_digests() == side.guest.page_digests()).all()
+        assert side.guest.verify() == []
+        before = side.guest.counter()
+        side.guest.resume()
+        while side.guest.counter() == before:
+            pass
+        side.guest.pause()
+        assert side.guest.verify() == []
+    finally:
+        source.close()
+        side.guest.close()
+
+
+def test_cancel_leaves_the_source_running(incoming: Incoming) -> None:
+    """Law 5: a cancelled migration must not stop the guest, nor start the destination."""
+    source = SyntheticGuest.parse("64M,dirty-rate=20M")
+    sender = Sender(source, incoming.address, SendParameters(max_bandwidth=20 << 20))
+    try:
+        with pytest.raises(MigrationCancelledError):
+            sender.run(lambda figures: sender.cancel() if figures.transferred else None)
+        incoming.join()
+        assert sender.states.state is MigrationStatus.CANCELLED
+        assert source.running
+        assert incoming.error is not None
+        assert not incoming.guest.running
+    finally:
+        source.close()
+
+
+@pytest.mark.parametrize("name", ["vmferry-worker-0", "vmferry-transport"])
+def test_dead_process_fails_the_migration(incoming: Incoming, name: str) -> None:
+    """Law 5: a killed worker or transport process must not cost the guest."""
+    source = SyntheticGuest.parse("64M,dirty-rate=20M")
+    sender = Sender(source, incoming.address, SendParameters(max_bandwidth=20 << 20))
+
+    def kill(figures: Figures) -> None:
+        if figures.transferred:
+            crew = sender._crew._children
+            for child in crew:
+                if child.process.name == name and child.process.pid is not None:
+                    psutil.Process(child.process.pid).kill()
+
+    try:
+        with pytest.raises(MigrationError, match=f"{name} died"):
+            sender.run(kill)
+        incoming.join()
+        assert sender.states.state is MigrationStatus.FAILED
+        assert source.running
+        assert incoming.error is not None
+        assert not incoming.guest.running
+    finally:
+        source.close()
+
+
+def test_blocked_guest_does_not_migrate() -> None:
+    """A blocker that is not heeded moves a guest that cannot be moved."""
+    source = SyntheticGuest.parse("1M")
+    source.add_blocker("a device is passed through")
+    try:
+        with pytest.raises(MigrationError, match="passed through"):
+            Sender(source, "tcp:127.0.0.1:1").run()
+        assert source.running
+    finally:
+        source.close()
+
+
+def test_failed_connection_leaves_nothing_open() -> None:
+    """Every failed attempt would otherwise leak descriptors in a long-lived process."""
+    source = SyntheticGuest.parse("1M")
+
+    def attempt() -> int:
+        with pytest.raises(MigrationError, match="refused"):
+            Sender(source, "tcp:127.0.0.1:1").run()
+        return len(os.listdir("/proc/self/fd"))
+
+    try:
+        first = attempt()
+        for _ in range(10):
+            last = attempt()
+        assert last < first + 10
+    finally:
+        source.close()
+
+
+def test_switchover_needs_a_round_that_fits() -> None:
+    """The guest would be paused for longer than the downtime limit allows."""
+    convergence = Convergence(1 << 30, downtime_limit=0.3)
+    convergence.round_done(Round(0, 1 << 30, 10.0))
+    assert not convergence.should_switch_over(100e6)
+    convergence.round_done(Round(1, 300_000_000, 9.0))
+    assert not convergence.should_switch_over(100e6)
+    convergence.round_done(Round(2, 20_000_000, 0.5))
+    assert convergence.should_switch_over(100e6)
