@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -145,6 +146,7 @@ def test_failed_connection_leaves_nothing_open() -> None:
     def attempt() -> int:
         with pytest.raises(MigrationError, match="refused"):
             Sender(source, "tcp:127.0.0.1:1").run()
+        gc.collect()
         return len(os.listdir("/proc/self/fd"))
 
     try:
