@@ -49,12 +49,17 @@ def orphan(folder: Path, steps: str) -> list[psutil.Process]:
 
 def beat(file: Path) -> tuple[int, bool]:
     """Counter and whether the guest says that it runs, from its next beat on."""
-    seen = file.stat().st_mtime_ns
+    seen = _written_at(file)
     deadline = time.monotonic() + 5
-    while file.stat().st_mtime_ns == seen and time.monotonic() < deadline:
+    while _written_at(file) == seen and time.monotonic() < deadline:
         time.sleep(0.01)
     _, counter, running = file.read_text().split()
     return int(counter), running == "1"
+
+
+def _written_at(file: Path) -> int:
+    """0 before the first beat, which a controller may not live to see."""
+    return file.stat().st_mtime_ns if file.exists() else 0
 
 
 def wait_gone(guest: psutil.Process) -> None:
