@@ -191,8 +191,11 @@ def map_block(block: RamBlock) -> npt.NDArray[np.uint8]:
     return np.frombuffer(mmap.mmap(block.fd, block.length, offset=block.file_offset), np.uint8)
 
 
-def populate_present(ram: npt.NDArray[np.uint8], block: RamBlock, *, write: bool) -> None:
-    """Map at once the pages that the block's file holds, not one fault each; holes stay holes."""
+def populate_present(ram: npt.NDArray[np.uint8], block: RamBlock) -> None:
+    """Map at once the pages that the block's file holds, not one fault each; holes stay holes.
+
+    For writing, too: pages that exist are mapped writable, and asking for it costs twice as much.
+    """
     end = block.file_offset + block.length
     position = block.file_offset
     while position < end:
@@ -204,7 +207,21 @@ def populate_present(ram: npt.NDArray[np.uint8], block: RamBlock, *, write: bool
             raise
         position = min(os.lseek(block.fd, start, os.SEEK_HOLE), end)
         if start < position:
-            populate(ram, write, start - block.file_offset, position - block.file_offset)
+            populate(ram, False, start - block.file_offset, position - block.file_offset)
+
+
+def is_hole(block: RamBlock, start: int, end: int) -> bool:
+    """Whether bytes `start` to `end` of the block were never written in its file.
+
+    They are zero then, and reading them through a mapping would allocate them.
+    """
+    try:
+        data = os.lseek(block.fd, block.file_offset + start, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return True
+        raise
+    return data >= block.file_offset + end
 
 
 def populate(

@@ -24,6 +24,8 @@ from .base import (
 )
 
 FORMAT = 1
+MAX_NAME = 255
+"""Bytes of a name on the wire."""
 
 _T = TypeVar("_T")
 
@@ -41,7 +43,11 @@ class DirectoryGuest(Guest):
         self._blocks: tuple[RamBlock, ...] = ()
         self._state: DeviceState | None = None
         self._made: list[Path] = []
-        if self._description_path.exists():
+        try:
+            present = self._description_path.exists()
+        except OSError as error:
+            raise GuestError(f"{path}: {error.strerror}") from error
+        if present:
             self._open()
 
     @property
@@ -66,7 +72,7 @@ class DirectoryGuest(Guest):
             raise GuestError(f"{self._description_path}: not a guest: {error}") from error
 
     def _open_block(self, entry: dict[str, Any], page_size: int) -> RamBlock:
-        name, length = _field(entry, "name", str), _field(entry, "length", int)
+        name, length = _name(entry, "name"), _field(entry, "length", int)
         if length <= 0 or length % page_size:
             raise ValueError(f"RAM block {name!r} has length {length}")
         path = self._path / "ram" / Path(_field(entry, "file", str)).name
@@ -81,17 +87,17 @@ class DirectoryGuest(Guest):
         return DeviceState(
             early=tuple(map(self._section_from, _field(document, "early", list))),
             sections=tuple(map(self._section_from, _field(document, "sections", list))),
-            description=_encoded(_optional(document, "description", str)),
-            ram_section_id=_field(document, "ram_section_id", int),
+            description=_description(_optional(document, "description", str)),
+            ram_section_id=_number(document, "ram_section_id"),
         )
 
     def _section_from(self, entry: dict[str, Any]) -> DeviceSection:
         path = self._path / "devices" / Path(_field(entry, "file", str)).name
         return DeviceSection(
-            section_id=_field(entry, "section_id", int),
-            name=_field(entry, "name", str),
-            instance_id=_field(entry, "instance_id", int),
-            version=_field(entry, "version", int),
+            section_id=_number(entry, "section_id"),
+            name=_name(entry, "name"),
+            instance_id=_number(entry, "instance_id"),
+            version=_number(entry, "version"),
             payload=path.read_bytes(),
         )
 
@@ -156,14 +162,21 @@ class DirectoryGuest(Guest):
         os.ftruncate(fd, block.length)
 
     def load_devices(self, machine: Machine, state: DeviceState) -> None:
-        """Write each section to a file of its own, and guest.json under another name."""
+        """Write each section to a file of its own, and guest.json under another name.
+
+        All of it is on the disk when this returns: the source gives its guest up then.
+        """
         folder = self._path / "devices"
         try:
             self._make_folder(folder)
             for number, section in enumerate((*state.early, *state.sections)):
-                (folder / _file_name(number, section.name)).write_bytes(section.payload)
+                _write(folder / _file_name(number, section.name), section.payload)
             self._machine, self._state = machine, state
             self._write_description(running=True)
+            for block in self._blocks:
+                os.fsync(block.fd)
+            for path in (folder, self._path / "ram", self._path):
+                _sync_folder(path)
         except OSError as error:
             raise GuestError(f"{self._path}: {error.strerror}") from error
 
@@ -172,13 +185,18 @@ class DirectoryGuest(Guest):
 
     def complete(self, *, running: bool) -> None:
         """Give guest.json its name; as a rule nothing is left to write that might fail."""
-        if not running:
-            self._write_description(running=False)
-        self._new_description_path.replace(self._description_path)
+        try:
+            if not running:
+                self._write_description(running=False)
+            self._new_description_path.replace(self._description_path)
+            _sync_folder(self._path)
+        except OSError as error:
+            raise GuestError(f"{self._path}: {error.strerror}") from error
         self._made = []
 
     def _write_description(self, *, running: bool) -> None:
-        self._new_description_path.write_text(json.dumps(self._document(running), indent=1))
+        text = json.dumps(self._document(running), indent=1)
+        _write(self._new_description_path, text.encode())
 
     def _document(self, running: bool) -> dict[str, Any]:
         machine, state, description = self.machine, self.save_devices(), None
@@ -225,6 +243,22 @@ class DirectoryGuest(Guest):
         self._blocks = ()
 
 
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the names in it last."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def _file_name(number: int, name: str) -> str:
     """Names come from streams: nothing in them may leave the folder."""
     return f"{number:03d}-{quote(name, safe='', errors='replace')[:200]}"
@@ -242,7 +276,24 @@ def _optional(entry: dict[str, Any], name: str, kind: type[_T]) -> _T | None:
     return None if entry.get(name) is None else _field(entry, name, kind)
 
 
-def _encoded(text: str | None) -> bytes | None:
+def _number(entry: Any, name: str) -> int:
+    value = _field(entry, name, int)
+    if not 0 <= value < 1 << 32:
+        raise ValueError(f"{name!r} is {value}")
+    return value
+
+
+def _name(entry: Any, name: str) -> str:
+    value = _field(entry, name, str)
+    if not 0 < len(value.encode("utf-8", "surrogatepass")) <= MAX_NAME:
+        raise ValueError(f"{name!r} is {value[:20]!r}, empty or longer than {MAX_NAME} bytes")
+    return value
+
+
+def _description(text: str | None) -> bytes | None:
+    """The description of devices, as it is on the wire."""
+    if text is not None and not isinstance(json.loads(text), dict):
+        raise ValueError("its description is not a JSON object")
     return None if text is None else text.encode("utf-8", "surrogateescape")
 
 
@@ -251,6 +302,8 @@ def _machine_from(entry: dict[str, Any]) -> Machine:
     page_size = _field(entry, "page_size", int)
     if page_size < 1024 or page_size & (page_size - 1):
         raise ValueError(f"page size {page_size}")
+    if uuid is not None and len(bytes.fromhex(uuid)) != 16:
+        raise ValueError(f"uuid {uuid!r}")
     return Machine(
         name=_field(entry, "name", str),
         page_size=page_size,

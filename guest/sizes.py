@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+MAX_SIZE = (1 << 63) - 1
 _PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?(?:/s)?", re.IGNORECASE)
 
 
@@ -13,7 +15,10 @@ def parse_size(text: str) -> int:
     match = _PATTERN.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a size such as 512M")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    value = int(Fraction(match[1]) * _UNITS[match[2].upper()])
+    if value > MAX_SIZE:
+        raise ValueError(f"{text!r} is more than a file can hold")
+    return value
 
 
 def format_size(count: float) -> str:

@@ -210,7 +210,7 @@ class SyntheticGuest(Guest):
         digests = []
         for block in self._blocks:
             flat = map_block(block)
-            populate_present(flat, block, write=False)
+            populate_present(flat, block)
             digests.append(page_digests(flat.reshape(-1, PAGE_SIZE)))
         return np.concatenate(digests)
 

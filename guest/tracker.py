@@ -15,6 +15,9 @@ class DirtyTracker(Protocol):
     def scan(self, pages: npt.NDArray[np.uint8], first: int) -> npt.NDArray[np.bool_]:
         """(n,) bool for live `pages` (n, page_size), of which the first is page `first`."""
 
+    def not_sent_as_zero(self, first: int, end: int) -> npt.NDArray[np.intp]:
+        """Numbers of the pages from `first` to before `end` that were not last sent as zero."""
+
     def sent(self, numbers: npt.NDArray[np.intp], copies: npt.NDArray[np.uint8]) -> None:
         """These pages were put on the wire as `copies` (n, page_size) hold them."""
 
@@ -46,6 +49,11 @@ class DigestTracker:
             now = page_digests(pages[numbers])
             dirty[numbers] = (now != self._digests[first + numbers]).any(axis=1)
         return dirty
+
+    def not_sent_as_zero(self, first: int, end: int) -> npt.NDArray[np.intp]:
+        """See DirtyTracker."""
+        zero = (self._digests[first:end] == self._zero).all(axis=1) & self._was_sent[first:end]
+        return first + np.flatnonzero(~zero)
 
     def sent(self, numbers: npt.NDArray[np.intp], copies: npt.NDArray[np.uint8]) -> None:
         """See DirtyTracker."""

@@ -96,7 +96,14 @@ def described_lengths(description: dict[str, Any]) -> dict[tuple[str, int], Leng
             size, exact = _size_of(device)
             key = (str(device["name"]), int(device["instance_id"]))
             lengths[key] = Length(size, exact and key not in lengths)
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        stream.DeclarationError,
+    ) as error:
         raise ValueError(f"a device is described without sense: {error!r}") from error
     return lengths
 
@@ -194,9 +201,9 @@ def split_tail(
 ) -> tuple[list[events.DeviceSection], events.EndOfStream, events.Description] | None:
     """Take apart all that stands behind RAM, by the description at its very end; None: no sense."""
     for match in re.finditer(rb"\x00\x06(....)(?=\{)", tail, re.DOTALL):
-        text = tail[match.end() :]
-        if int.from_bytes(match[1], "big") != len(text):
+        if int.from_bytes(match[1], "big") != len(tail) - match.end():
             continue
+        text = tail[match.end() :]
         try:
             description = json.loads(text)
             sections = split(tail[: match.start()], offset, described_lengths(description))

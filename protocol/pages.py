@@ -7,7 +7,8 @@ stand 8 + page_size bytes (plain) or 9 bytes (zero) apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,11 +18,14 @@ from .ram import RamFlag
 
 Buffer: TypeAlias = memoryview | npt.NDArray[np.uint8]
 
+_PLAIN = int(RamFlag.PAGE | RamFlag.CONTINUE)
+_ZERO = int(RamFlag.ZERO | RamFlag.CONTINUE)
+_CONTINUE = int(RamFlag.CONTINUE)
+
 HEADER_SIZE = 8
 ZERO_STRIDE = HEADER_SIZE + 1
 _LOOK_SINGLY = 4
-_LOOK_AHEAD = (16, 128)
-"""Records looked at one by one, and in the first steps behind those: the run may be short."""
+"""Records looked at one by one before any array is made: the run may be short."""
 
 
 def plain_size(count: int, page_size: int, name: bytes | None) -> int:
@@ -70,9 +74,7 @@ def pack_zero(
     out: Buffer, name: bytes | None, offsets: npt.NDArray[np.uint64], fill: int = 0
 ) -> int:
     """Write ZERO records, of pages that hold nothing but the byte `fill`; how many bytes."""
-    records = _records(
-        out, name, offsets, RamFlag.ZERO, np.dtype([("header", ">u8"), ("fill", "u1")])
-    )
+    records = _records(out, name, offsets, _ZERO, _ZERO_RECORD)
     records["fill"] = fill
     return zero_size(len(offsets), name)
 
@@ -80,15 +82,22 @@ def pack_zero(
 def _plain_records(
     out: Buffer, name: bytes | None, offsets: npt.NDArray[np.uint64], page_size: int
 ) -> npt.NDArray[Any]:
-    dtype = np.dtype([("header", ">u8"), ("page", f"V{page_size}")])
-    return _records(out, name, offsets, RamFlag.PAGE, dtype)
+    return _records(out, name, offsets, _PLAIN, _plain_record(page_size))
+
+
+_ZERO_RECORD = np.dtype([("header", ">u8"), ("fill", "u1")])
+
+
+@cache
+def _plain_record(page_size: int) -> np.dtype[Any]:
+    return np.dtype([("header", ">u8"), ("page", f"V{page_size}")])
 
 
 def _records(
     out: Buffer,
     name: bytes | None,
     offsets: npt.NDArray[np.uint64],
-    kind: RamFlag,
+    flags: int,
     dtype: np.dtype[Any],
 ) -> npt.NDArray[Any]:
     """Lay out everything but the bodies; the records as an array, to put the bodies into.
@@ -99,9 +108,13 @@ def _records(
     data = np.frombuffer(out, np.uint8)
     shift = _name_size(name)
     records = np.ndarray((len(offsets),), dtype, data, offset=shift)
-    records["header"] = offsets | np.uint64(kind | RamFlag.CONTINUE)
+    records["header"] = offsets | np.uint64(flags)
     if name is not None:
-        head = (int(offsets[0]) | kind).to_bytes(HEADER_SIZE, "big") + bytes([len(name)]) + name
+        head = (
+            (int(offsets[0]) | flags & ~_CONTINUE).to_bytes(HEADER_SIZE, "big")
+            + bytes([len(name)])
+            + name
+        )
         data[: len(head)] = np.frombuffer(head, np.uint8)
     return records
 
@@ -132,41 +145,31 @@ def _parse(
     data: npt.NDArray[np.uint8], position: int, page_size: int, fill: int | None
 ) -> npt.NDArray[np.uint64]:
     """`fill` None: plain records."""
-    kind, stride = RamFlag.ZERO, ZERO_STRIDE
+    flags, stride = _ZERO, ZERO_STRIDE
     if fill is None:
-        kind, stride = RamFlag.PAGE, HEADER_SIZE + page_size
-    flags = int(kind | RamFlag.CONTINUE)
-    end = len(data) - stride
-    few: list[int] = []
-    view = data.data
-    while len(few) < _LOOK_SINGLY and position <= end:
-        value = int.from_bytes(view[position : position + HEADER_SIZE], "big")
-        if value & (page_size - 1) != flags or fill not in (None, view[position + HEADER_SIZE]):
-            return np.array(few, np.uint64)
-        few.append(value - flags)
-        position += stride
-    many = _parse_many(data, position, stride, (page_size - 1, flags, fill))
-    return np.concatenate([np.array(few, np.uint64), *many])
-
-
-def _parse_many(
-    data: npt.NDArray[np.uint8], position: int, stride: int, match: tuple[int, int, int | None]
-) -> Iterator[npt.NDArray[np.uint64]]:
-    """Pieces of the run at `position`; `match`: mask of the flags, the flags, the fill byte."""
-    mask, flags, fill = match
+        flags, stride = _PLAIN, HEADER_SIZE + page_size
+    mask, view = page_size - 1, data.data
     left = max(0, (len(data) - position) // stride)
-    for step in (*_LOOK_AHEAD, left):
-        count = min(step, left)
-        if not count:
-            return
-        headers = np.ndarray((count,), ">u8", data, offset=position, strides=(stride,))
-        values = headers.astype(np.uint64)
+
+    def matches(index: int) -> bool:
+        start = position + index * stride
+        value = int.from_bytes(view[start : start + HEADER_SIZE], "big")
+        return value & mask == flags and (fill is None or view[start + HEADER_SIZE] == fill)
+
+    count = 0
+    while count < min(left, _LOOK_SINGLY) and matches(count):
+        count += 1
+    if count == _LOOK_SINGLY:
+        # The last record of what is likely the run; whether all before it belong is seen below.
+        count = bisect_left(range(left), True, lo=count, key=lambda index: not matches(index))
+    headers: npt.NDArray[np.uint64] = np.ndarray(
+        (count,), ">u8", data, offset=position if count else 0, strides=(stride,)
+    )
+    values = headers.astype(np.uint64)
+    if count > _LOOK_SINGLY:
         same = (values & np.uint64(mask)) == np.uint64(flags)
         if fill is not None:
             same &= data[position + HEADER_SIZE : position + count * stride : stride] == fill
-        run = count if same.all() else int(same.argmin())
-        yield values[:run] ^ np.uint64(flags)
-        if run < count:
-            return
-        position += run * stride
-        left -= run
+        if not same.all():
+            values = values[: int(same.argmin())]
+    return values ^ np.uint64(flags)

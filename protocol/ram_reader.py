@@ -11,9 +11,15 @@ from . import events, pages, ram
 from .cursor import Cursor, Incomplete, decode_name
 from .errors import StreamError, UnsupportedError
 from .ram import RamFlag
-from .stream import SectionType, Str8
+from .stream import SectionFooter, SectionType, Str8, section_footer, section_part
 
 _MAX_BLOCKS = 4096
+# Plain numbers: enum's operators cost more than reading a record does.
+_PAGE = int(RamFlag.PAGE)
+_ZERO = int(RamFlag.ZERO)
+_CONTINUE = int(RamFlag.CONTINUE)
+_EOS_SIZE: int = ram.RecordHeader.sizeof()
+_FOOTER_SIZE: int = SectionFooter.sizeof()
 
 
 class RamReader:
@@ -28,6 +34,7 @@ class RamReader:
         self.ended = False
         self._max_total = max_total
         self._start: events.RamSection | None = None
+        self._seam = b""
         self._listing: tuple[int, int] | None = None
         self._blocks: dict[str, events.RamBlock] = {}
         self._indexes: dict[str, int] = {}
@@ -48,6 +55,8 @@ class RamReader:
         self._start = events.RamSection(
             offset, SectionType.START, header.section_id, name, header.instance_id, header.version
         )
+        section_id = header.section_id
+        self._seam = ram.end_of_ram() + section_footer(section_id) + section_part(section_id)
         return self._start
 
     def go_on(self, offset: int, header: Any) -> events.RamSection:
@@ -65,8 +74,8 @@ class RamReader:
             return self._read_block(cursor)
         value = cursor.peek_u64()
         flags = value & (self.page_size - 1)
-        kind = flags & ~RamFlag.CONTINUE
-        if kind in (RamFlag.PAGE, RamFlag.ZERO):
+        kind = flags & ~_CONTINUE
+        if kind in (_PAGE, _ZERO):
             return self._read_run(cursor, value - flags, flags)
         if flags == RamFlag.MEM_SIZE:
             return self._read_mem_size(cursor, value - flags)
@@ -82,6 +91,25 @@ class RamReader:
             return events.MultifdFlush(offset)
         raise self._unknown_record(value, kind, offset)
 
+    def pass_seam(self, cursor: Cursor) -> list[events.Event]:
+        """Pass the end of one part and the beginning of the next, if that is what stands here.
+
+        Between two parts there are always the same bytes; taken at once they cost little.
+        """
+        end = cursor.position + len(self._seam)
+        if cursor.view[cursor.position : end] != self._seam or not self._listed or self._ending:
+            return []
+        assert self._start is not None
+        start, offset = self._start, cursor.offset
+        cursor.position = end
+        footer, part = offset + _EOS_SIZE, offset + _EOS_SIZE + _FOOTER_SIZE
+        ids = (start.section_id, start.name, start.instance_id, start.version)
+        return [
+            events.EndOfRam(offset),
+            events.Footer(footer, start.section_id),
+            events.RamSection(part, SectionType.PART, *ids),
+        ]
+
     def _unknown_record(self, value: int, kind: int, offset: int) -> StreamError:
         if kind in (RamFlag.XBZRLE, RamFlag.COMPRESS_PAGE, RamFlag.HOOK):
             message = f"{RamFlag(kind).name} records are not supported"
@@ -92,6 +120,8 @@ class RamReader:
         offset = cursor.offset
         if self._listed:
             raise self._error("a second list of blocks", offset)
+        if total == 0:
+            raise self._error("a list of no blocks", offset)
         if total > self._max_total:
             raise self._error(f"{total} bytes of RAM, the limit is {self._max_total}", offset)
         cursor.take(ram.RecordHeader)
@@ -106,7 +136,12 @@ class RamReader:
         if name is None or name in self._blocks:
             raise self._error(f"a block named {entry.name!r}, empty, unreadable or twice", offset)
         listed = sum(block.length for block in self._blocks.values()) + entry.length
-        if entry.length % self.page_size or listed > total or len(self._blocks) >= _MAX_BLOCKS:
+        if (
+            not entry.length
+            or entry.length % self.page_size
+            or listed > total
+            or len(self._blocks) >= _MAX_BLOCKS
+        ):
             message = f"block {name} of {entry.length} bytes does not fit a total of {total}"
             raise self._error(message, offset)
         page_size = self._read_block_page_size(cursor) if self.postcopy else None
@@ -134,12 +169,12 @@ class RamReader:
     def _read_run(self, cursor: Cursor, address: int, flags: int) -> events.PageRun:
         start, offset = cursor.position, cursor.offset
         cursor.position += pages.HEADER_SIZE
-        continued = bool(flags & RamFlag.CONTINUE)
+        continued = bool(flags & _CONTINUE)
         block = self._block if continued else self._read_name(cursor, offset)
         if block is None:
             raise self._error("the first page continues no block", offset)
         first = cursor.position
-        plain = bool(flags & RamFlag.PAGE)
+        plain = bool(flags & _PAGE)
         size = self.page_size if plain else 1
         if first + size > len(cursor.view):
             raise Incomplete

@@ -24,6 +24,12 @@ from .writer import StreamWriter
 
 _Step = Callable[[Cursor], list[events.Event]]
 
+_COMMAND_LENGTHS = {
+    CommandType.OPEN_RETURN_PATH: 0,
+    CommandType.PING: 4,
+    CommandType.SWITCHOVER_START: 0,
+}
+"""Bytes of data of the commands that are obeyed."""
 _UNSUPPORTED_COMMANDS = frozenset(
     {
         CommandType.POSTCOPY_LISTEN,
@@ -247,6 +253,9 @@ class StreamReader:
         return [event]
 
     def _ram_records(self, cursor: Cursor) -> list[events.Event]:
+        passed = self._ram.pass_seam(cursor)
+        if passed:
+            return passed
         event = self._ram.read(cursor)
         if isinstance(event, events.EndOfRam):
             self._step = self._ram_footer
@@ -304,6 +313,10 @@ class StreamReader:
         if command.command in _UNSUPPORTED_COMMANDS:
             name = CommandType(command.command).name
             raise UnsupportedError(f"command {name} is not supported", offset=start)
+        length = _COMMAND_LENGTHS.get(command.command, len(command.data))
+        if len(command.data) != length:
+            message = f"a {CommandType(command.command).name} command of {len(command.data)} bytes"
+            raise StreamError(message, offset=start)
         if command.command == CommandType.POSTCOPY_ADVISE:
             self._ram.postcopy = True
         event = events.Command(start, command.command, command.data)

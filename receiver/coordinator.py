@@ -18,6 +18,7 @@ from ..protocol.states import MigrationStatus, StateMachine
 from ..transport.channel import Channel, ChannelError, Listener, listen
 from ..transport.crew import Crew, CrewError
 from ..transport.meter import Meter
+from ..transport.process import default_workers
 from ..transport.uri import UriError, parse_uri
 from .figures import Figures
 from .processes import Processes
@@ -34,15 +35,13 @@ class MigrationCancelledError(MigrationError):
 
 @dataclass(frozen=True)
 class ReceiveParameters:
-    """`paused`: do not resume the guest at the end."""
+    """`paused`: do not resume the guest at the end.
+
+    `workers`: processes that apply pages beside the transport process; 0: it does that itself.
+    """
 
     workers: int | None = None
     paused: bool = False
-
-
-def default_workers() -> int:
-    """Half of the processors: a worker and the transport process keep two busy."""
-    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 class Incoming:
@@ -119,7 +118,8 @@ class Receiver:
         self._cancel_asked = False
         self._cancel_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._crew = Crew(self._cancel_fd, self._check_cancel)
-        self._processes = Processes(self._parameters.workers or default_workers(), self._crew)
+        count = default_workers() if self._parameters.workers is None else self._parameters.workers
+        self._processes = Processes(count, self._crew)
         self._listener: Listener | None = None
         self._channel: Channel | None = None
         self._on_progress: Callable[[Figures], None] = lambda _: None
@@ -189,7 +189,7 @@ class Receiver:
         self._guest.load_devices(self._incoming.machine(), self._incoming.device_state())
         self._guest.invalidate_caches()
         # The source gives the guest up when it hears this; from here on it is ours.
-        self._processes.command_transport(Answer(loaded=True))
+        self._processes.command_transport(Answer())
         self._crew.wait_for(Answered)
         self._guest.complete(running=not self._parameters.paused)
         self.states.to(MigrationStatus.COMPLETED)
@@ -199,9 +199,9 @@ class Receiver:
             raise MigrationCancelledError("cancelled")
 
     def _give_up(self, error: BaseException) -> None:
+        self._crew.stop()
         if self._channel is not None:
             self._channel.abort()
-        self._crew.stop()
         if self._prepared:
             self._guest.abort_incoming()
         if self.states.state is MigrationStatus.NONE:

@@ -6,17 +6,23 @@ from ..guest.base import RamBlock, block_layout
 from ..transport.channel import Channel
 from ..transport.counters import Counters
 from ..transport.crew import Crew
-from ..transport.process import Child, send_fd
+from ..transport.process import Child, preload, send_channel, send_fd
 from ..transport.ring import Ring
 from ..transport.shared import SharedFd
-from .transport import SLOT_SIZE, TRANSPORT_COUNTERS, Continue, TransportSetup, run_transport
+from .slots import SLOT_SIZE
+from .transport import TRANSPORT_COUNTERS, Continue, TransportSetup, run_transport
 from .worker import WORKER_COUNTERS, MapBlocks, WorkerSetup, run_worker
 
 RING_SLOTS = 8
 
+preload("vmferry.receiver.transport", "vmferry.receiver.worker")
+
 
 class Processes:
-    """Starts, commands and stops the processes of one incoming migration."""
+    """Starts, commands and stops the processes of one incoming migration.
+
+    `count` workers; with none, the transport process applies pages as well.
+    """
 
     def __init__(self, count: int, crew: Crew) -> None:
         self._crew = crew
@@ -24,7 +30,7 @@ class Processes:
         self._transport: Child | None = None
         self._progress_fd = SharedFd.event()
         self._received = Counters.create(TRANSPORT_COUNTERS)
-        self._applied = tuple(Counters.create(WORKER_COUNTERS) for _ in range(count))
+        self._applied = tuple(Counters.create(WORKER_COUNTERS) for _ in range(max(count, 1)))
         self._rings = tuple(Ring.create(RING_SLOTS, SLOT_SIZE) for _ in range(count))
 
     def start(self) -> None:
@@ -38,15 +44,17 @@ class Processes:
     def attach(self, channel: Channel) -> None:
         """Hand the channel to the transport process."""
         assert self._transport is not None
-        send_fd(self._transport.connection, channel.fileno())
+        send_channel(self._transport.connection, channel)
 
     def map_blocks(self, blocks: tuple[RamBlock, ...]) -> None:
         """Have every worker map RAM, then let pages flow."""
-        for child in self._workers:
+        assert self._transport is not None
+        appliers = self._workers or [self._transport]
+        for child in appliers:
             child.connection.send(MapBlocks(block_layout(blocks)))
             for block in blocks:
                 send_fd(child.connection, block.fd)
-        for _ in self._workers:
+        for _ in appliers:
             self._crew.wait_for(str)
         self.command_transport(Continue())
 

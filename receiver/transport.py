@@ -6,8 +6,7 @@ inside their RAM blocks. What is not a page goes to the coordinator.
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -21,26 +20,30 @@ from ..protocol.stream import CommandType, SectionType
 from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters
 from ..transport.crew import Failed
-from ..transport.process import receive_fd
-from ..transport.ring import Ring, RingWriter, wait_readable
-from ..transport.shared import SharedFd
-from .worker import RUN, SLOT_RUNS, TABLE_BYTES, TABLE_RUNS
+from ..transport.process import receive_channel
+from ..transport.ring import Ring
+from ..transport.shared import Readiness, SharedFd
+from .slots import RECEIVE_BYTES, TABLE_BYTES, TABLE_RUNS, DirectSlots, RingSlots, Slots
+from .worker import Applier, MapBlocks
 
-RECEIVE_BYTES = 1 << 20
-SLOT_SIZE = TABLE_BYTES + RECEIVE_BYTES + (128 << 10)
-"""A table, what is read at once, and the incomplete record kept from the slot before."""
 DESCRIPTION_GRACE = 2.0
 """Seconds to wait, after the end of the stream, for a description that may not come."""
+
+CLOSE_GRACE = 5.0
+"""Seconds to wait for the source to close the connection, after it was told that all is well."""
 
 TRANSPORT_COUNTERS = ("transferred",)
 
 
 @dataclass(frozen=True)
 class TransportSetup:
-    """One ring and one set of counters a worker; `progress_fd`: eventfd, raised at each slot."""
+    """One ring and one set of counters a worker; `progress_fd`: eventfd, raised at each slot.
+
+    Without rings this process applies pages itself, and counts them in the one set of counters.
+    """
 
     rings: tuple[Ring, ...]
-    worker_counters: tuple[Counters, ...]
+    applied: tuple[Counters, ...]
     counters: Counters
     progress_fd: SharedFd
 
@@ -59,90 +62,17 @@ class Complete:
 
 @dataclass(frozen=True)
 class Continue:
-    """Command: RAM is mapped, pages may flow."""
+    """Command: every worker has mapped RAM, pages may flow."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Command: tell the source, if it listens, whether the guest was loaded."""
-
-    loaded: bool
+    """Command: tell the source, if it listens, that the guest was loaded."""
 
 
 @dataclass(frozen=True)
 class Answered:
     """Report: the answer was given, or nobody had asked for one."""
-
-
-class Slots:
-    """The workers' rings in turn, with a barrier where one page would be in flight twice."""
-
-    def __init__(self, connection: Connection, setup: TransportSetup) -> None:
-        self._connection = connection
-        self._writers = [RingWriter(ring) for ring in setup.rings]
-        self._worker_counters = setup.worker_counters
-        self._progress_fd = setup.progress_fd.fileno()
-        self._published = 0
-        self._next = 0
-        self._in_flight: list[npt.NDArray[np.bool_]] = []
-        self._page_size = 4096
-
-    def set_blocks(self, blocks: tuple[events.RamBlock, ...], page_size: int) -> None:
-        """Learn how many pages the blocks have."""
-        self._page_size = page_size
-        self._in_flight = [np.zeros(block.length // page_size, np.bool_) for block in blocks]
-
-    def acquire(self) -> npt.NDArray[np.uint8]:
-        """A slot of the worker whose turn it is."""
-        return np.frombuffer(self._acquire(self._writers[self._next]), np.uint8)
-
-    def publish(self, runs: list[events.PageRun], view: npt.NDArray[np.uint8], used: int) -> None:
-        """Hand the acquired slot, with these runs, to its worker."""
-        if len(self._writers) > 1:
-            self._keep_order(runs)
-        table = view[:TABLE_BYTES].view(RUN)
-        for row, run in enumerate(runs):
-            table[row] = self._row(run)
-        self._writers[self._next].publish(used, SLOT_RUNS, len(runs))
-        self._published += 1
-        self._next = (self._next + 1) % len(self._writers)
-
-    def _row(self, run: events.PageRun) -> tuple[int, ...]:
-        first, last, count = int(run.offsets[0]), int(run.offsets[-1]), len(run.offsets)
-        contiguous = last - first == (count - 1) * self._page_size and bool(
-            (np.diff(run.offsets.astype(np.int64)) == self._page_size).all()
-        )
-        position = TABLE_BYTES + run.position
-        plain = run.data is not None
-        return (first, position, count, run.block_index, run.fill, plain, contiguous, 0)
-
-    def _keep_order(self, runs: list[events.PageRun]) -> None:
-        numbers = [(run.offsets // np.uint64(self._page_size)).astype(np.intp) for run in runs]
-        seen = zip(runs, numbers, strict=True)
-        if any(self._in_flight[run.block_index][which].any() for run, which in seen):
-            self.barrier()
-        for run, which in zip(runs, numbers, strict=True):
-            self._in_flight[run.block_index][which] = True
-
-    def barrier(self) -> None:
-        """Wait until the workers have applied everything published so far."""
-        while sum(counters["slots"] for counters in self._worker_counters) < self._published:
-            self._wait(self._progress_fd)
-            os.eventfd_read(self._progress_fd)
-        for pages_of_block in self._in_flight:
-            pages_of_block[:] = False
-
-    def _acquire(self, writer: RingWriter) -> memoryview:
-        while (view := writer.try_acquire()) is None:
-            self._wait(writer.free_fd)
-        return view
-
-    def _wait(self, fd: int) -> set[int]:
-        ready = set(wait_readable([fd, self._connection.fileno()]))
-        if self._connection.fileno() in ready:
-            # Nothing is commanded while slots move: the coordinator is gone or has given up.
-            raise EOFError
-        return ready
 
 
 class Transport:
@@ -152,7 +82,11 @@ class Transport:
         self._connection = connection
         self._setup = setup
         self._channel = channel
-        self._slots = Slots(connection, setup)
+        self._applier = Applier(setup.applied[0])
+        self._slots: Slots = DirectSlots(self._applier.apply)
+        if setup.rings:
+            self._slots = RingSlots(connection, setup.rings, setup.applied, setup.progress_fd)
+        self._input = Readiness(channel.fileno(), connection.fileno())
         self._reader = StreamReader()
         self._return_path = False
 
@@ -172,7 +106,9 @@ class Transport:
             self._deliver(found, view, TABLE_BYTES + used)
         self._slots.barrier()
         self._connection.send(Complete())
-        self._answer(self._connection.recv())
+        command = self._connection.recv()
+        assert isinstance(command, Answer)
+        self._answer()
 
     def _fill(self, body: memoryview, start: int) -> int:
         """Read what the channel has, at least something; how far `body` is filled then."""
@@ -182,8 +118,7 @@ class Transport:
             timeout = None if used == start else 0.0
             if timeout is None and self._reader.awaiting_description:
                 timeout = DESCRIPTION_GRACE
-            fds = [self._channel.fileno(), self._connection.fileno()]
-            ready = wait_readable(fds, timeout)
+            ready = self._input.ready(timeout)
             if self._connection.fileno() in ready:
                 raise EOFError
             if not ready:
@@ -216,6 +151,9 @@ class Transport:
         for event in found:
             if isinstance(event, events.Command):
                 self._obey(event)
+            elif isinstance(event, events.Description):
+                # Parsed, it may be nested deeper than a message between processes can be.
+                told.append(replace(event, json={}))
             elif _matters(event):
                 told.append(event)
         if not told:
@@ -223,9 +161,15 @@ class Transport:
         self._connection.send(Arrived(tuple(told)))
         for event in told:
             if isinstance(event, events.RamBlocks):
-                command = self._connection.recv()
-                assert isinstance(command, Continue)
+                self._wait_mapped()
                 self._slots.set_blocks(event.blocks, self._reader.page_size)
+
+    def _wait_mapped(self) -> None:
+        command: MapBlocks | Continue = self._connection.recv()
+        if isinstance(command, MapBlocks):
+            self._applier.map(self._connection, command)
+            command = self._connection.recv()
+        assert isinstance(command, Continue)
 
     def _obey(self, command: events.Command) -> None:
         if command.command == CommandType.OPEN_RETURN_PATH:
@@ -233,13 +177,28 @@ class Transport:
                 raise ChannelError("the source wants answers, but the channel goes one way")
             self._return_path = True
         elif command.command == CommandType.PING and self._return_path:
-            self._channel.send([memoryview(pong(int.from_bytes(command.data, "big")))])
+            self._channel.send(memoryview(pong(int.from_bytes(command.data, "big"))))
 
-    def _answer(self, command: Answer) -> None:
+    def _answer(self) -> None:
+        """Tell the source that the guest is here, and see that it closes the connection.
+
+        Without the answer it lets its guest run on: if it has left before, or breaks the connection
+        instead of closing it, the guest may not start here.
+        """
         if self._return_path:
-            self._channel.send([memoryview(shut(0 if command.loaded else 1))])
+            if self._source_closed(0.0):
+                raise ChannelError(f"{self._channel.name}: the source left before the answer")
+            self._channel.send(memoryview(shut(0)))
+            self._source_closed(CLOSE_GRACE)
         self._channel.close()
         self._connection.send(Answered())
+
+    def _source_closed(self, timeout: float) -> bool:
+        """Whether it does within `timeout` seconds. Raises ChannelError when it breaks off."""
+        ready = self._input.ready(timeout)
+        if self._connection.fileno() in ready:
+            raise EOFError
+        return bool(ready) and self._channel.recv_into(memoryview(bytearray(1))) == 0
 
 
 def _matters(event: events.Event) -> bool:
@@ -251,7 +210,7 @@ def _matters(event: events.Event) -> bool:
 
 def run_transport(connection: Connection, setup: TransportSetup) -> None:
     """Process entry: take the channel, receive until the end or until the coordinator goes away."""
-    channel = Channel.from_fd(receive_fd(connection))
+    channel = receive_channel(connection)
     try:
         Transport(connection, setup, channel).run()
     except (StreamError, ChannelError) as error:

@@ -1,7 +1,6 @@
 """One process of the decode-and-apply pool: puts the pages of a ring slot into guest RAM.
 
-A slot begins with a table of runs, made and checked by the transport process; behind it stand the
-bytes as they came from the channel. Nothing from the wire is interpreted here.
+The transport process has found and checked the runs; nothing from the wire is interpreted here.
 """
 
 from __future__ import annotations
@@ -14,35 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..guest.base import RamBlock, map_block, populate_present
+from ..guest.base import RamBlock, is_hole, map_block, populate_present
 from ..guest.zero import zero_mask
 from ..transport.counters import Counters
 from ..transport.process import receive_fd
-from ..transport.ring import Ring, RingReader, Slot, wait_readable
-from ..transport.shared import SharedFd
+from ..transport.ring import Ring, RingReader
+from ..transport.shared import SharedFd, wait_readable
+from .slots import RUN, TABLE_BYTES
 
-RUN = np.dtype(
-    [
-        ("offset", "<u8"),
-        ("position", "<u4"),
-        ("count", "<u4"),
-        ("block", "<u2"),
-        ("fill", "u1"),
-        ("plain", "u1"),
-        ("contiguous", "u1"),
-        ("reserved", "u1", 3),
-    ]
-)
-"""A run of records of one block. `position`: where in the slot the first page (plain) or fill byte
-(zero) stands; the others follow at the stride of their records, each behind its own header."""
-
-TABLE_RUNS = 1024
-TABLE_BYTES = TABLE_RUNS * RUN.itemsize
 HEADER = 8
 """Bytes of a page record before its data, where the record continues a block."""
 
-SLOT_RUNS = 1
-"""Ring slot kind: apply the runs of the table; the slot's tag is their number."""
+FILL_PAGES = 256
+"""Zero pages looked at at once: what fits a cache."""
 
 WORKER_COUNTERS = ("slots", "normal", "duplicate")
 
@@ -68,7 +51,7 @@ class BlockWriter:
 
     def __init__(self, block: RamBlock) -> None:
         flat = map_block(block)
-        populate_present(flat, block, write=True)
+        populate_present(flat, block)
         self._block = block
         self._ram = flat.reshape(-1, block.page_size)
         self._pages = self._ram.view(f"V{block.page_size}")[:, 0]
@@ -102,69 +85,56 @@ class BlockWriter:
         return targets
 
     def _fill(self, target: slice | npt.NDArray[np.intp], fill: int) -> None:
-        if fill == 0 and isinstance(target, slice) and self._is_hole(target):
+        """Pages that are so already are not written: they may be holes, or shared."""
+        if isinstance(target, np.ndarray):
+            stale = (self._ram[target] != fill).any(axis=1)
+            self._ram[target[stale]] = fill
             return
-        pages = self._ram[target]
-        stale = ~zero_mask(pages) if fill == 0 else np.ones(len(pages), np.bool_)
-        if stale.all():
-            self._ram[target] = fill
-        elif stale.any():
-            numbers = np.arange(target.start, target.stop) if isinstance(target, slice) else target
-            self._ram[numbers[stale]] = fill
-
-    def _is_hole(self, target: slice) -> bool:
-        """Whether the pages were never written in their file, so that reading would allocate."""
-        block = self._block
-        start = block.file_offset + target.start * block.page_size
-        end = block.file_offset + target.stop * block.page_size
-        try:
-            return bool(os.lseek(block.fd, start, os.SEEK_DATA) >= end)
-        except OSError:
-            # ENXIO: no data up to the end of the file.
-            return True
+        size = self._block.page_size
+        if fill or not is_hole(self._block, target.start * size, target.stop * size):
+            for first in range(target.start, target.stop, FILL_PAGES):
+                pages = self._ram[first : min(first + FILL_PAGES, target.stop)]
+                stale = ~zero_mask(pages) if fill == 0 else np.ones(len(pages), np.bool_)
+                if stale.any():
+                    pages[stale] = fill
 
 
-class Worker:
-    """Applies slots as they come."""
+class Applier:
+    """Applies the runs of whole slots. `connection` brings the descriptors of the RAM blocks."""
 
-    def __init__(self, connection: Connection, setup: WorkerSetup) -> None:
-        self._connection = connection
-        self._setup = setup
-        self._ring = RingReader(setup.ring)
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
         self._blocks: list[BlockWriter] = []
 
-    def run(self) -> None:
-        """Until the coordinator goes away (EOFError)."""
-        while True:
-            slot = self._ring.try_take()
-            if slot is not None:
-                self._apply(slot)
-                self._ring.release()
-                continue
-            ready = wait_readable([self._ring.filled_fd, self._connection.fileno()])
-            if self._connection.fileno() in ready:
-                self._map(self._connection.recv())
-
-    def _map(self, command: MapBlocks) -> None:
-        blocks = [RamBlock(fd=receive_fd(self._connection), **fields) for fields in command.layout]
+    def map(self, connection: Connection, command: MapBlocks) -> None:
+        """Map the RAM blocks, then answer "ready"."""
+        blocks = [RamBlock(fd=receive_fd(connection), **fields) for fields in command.layout]
         self._blocks = [BlockWriter(block) for block in blocks]
-        self._connection.send("ready")
+        connection.send("ready")
 
-    def _apply(self, slot: Slot) -> None:
-        data = np.frombuffer(slot.view, np.uint8)
+    def apply(self, slot: npt.NDArray[np.uint8], count: int) -> None:
+        """Put the first `count` runs of the slot's table into RAM."""
         normal = duplicate = 0
-        for run in data[:TABLE_BYTES].view(RUN)[: slot.tag]:
-            self._blocks[run["block"]].apply(run, data)
+        for run in slot[:TABLE_BYTES].view(RUN)[:count]:
+            self._blocks[run["block"]].apply(run, slot)
             if run["plain"]:
                 normal += int(run["count"])
             else:
                 duplicate += int(run["count"])
-        self._setup.counters.add("normal", normal)
-        self._setup.counters.add("duplicate", duplicate)
-        self._setup.counters.add("slots", 1)
-        os.eventfd_write(self._setup.progress_fd.fileno(), 1)
+        self._counters.add("normal", normal)
+        self._counters.add("duplicate", duplicate)
+        self._counters.add("slots", 1)
 
 
 def run_worker(connection: Connection, setup: WorkerSetup) -> None:
-    """Process entry: map RAM when told, apply slots, until the coordinator goes away."""
-    Worker(connection, setup).run()
+    """Process entry: map RAM when told, apply slots, until the coordinator goes away (EOFError)."""
+    ring = RingReader(setup.ring)
+    applier = Applier(setup.counters)
+    while True:
+        slot = ring.try_take()
+        if slot is not None:
+            applier.apply(np.frombuffer(slot.view, np.uint8), slot.tag)
+            ring.release()
+            os.eventfd_write(setup.progress_fd.fileno(), 1)
+        elif connection.fileno() in wait_readable([ring.filled_fd, connection.fileno()]):
+            applier.map(connection, connection.recv())

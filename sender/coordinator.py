@@ -8,15 +8,18 @@ Whatever goes wrong before the destination has everything, the guest runs on whe
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..guest.base import Guest, GuestError
-from ..protocol.return_path import Shut
+from ..protocol.return_path import ReturnPathReader, Shut
 from ..protocol.states import MigrationStatus, StateMachine
 from ..transport.channel import Channel, ChannelError, connect
 from ..transport.crew import Crew, CrewError
 from ..transport.meter import Meter
+from ..transport.process import default_workers
+from ..transport.shared import wait_readable
 from ..transport.uri import UriError, parse_uri
 from . import stream
 from .convergence import Convergence, Round
@@ -27,6 +30,8 @@ from .worker import StartRound
 
 REPLY_TIMEOUT = 60.0
 """Seconds that a destination may take from the end of the stream to its answer."""
+LATE_REPLY_TIMEOUT = 3.0
+"""The same where the transport process is dead, and the guest is wanted back within 5 s."""
 
 
 class MigrationError(Exception):
@@ -41,6 +46,7 @@ class MigrationCancelledError(MigrationError):
 class SendParameters:
     """`max_bandwidth` in bytes a second (None: no limit), `downtime_limit` in seconds.
 
+    `workers`: processes that scan and encode beside the transport process; 0: it does that itself.
     `return_path`: ask the destination to answer, where the channel goes both ways.
     """
 
@@ -48,11 +54,6 @@ class SendParameters:
     downtime_limit: float = 0.3
     workers: int | None = None
     return_path: bool = True
-
-
-def default_workers() -> int:
-    """Half of the processors: a worker and the transport process keep two busy."""
-    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 class Sender:
@@ -65,7 +66,7 @@ class Sender:
         self.states = StateMachine()
         self._cancel_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._crew = Crew(self._cancel_fd, self._check_cancel)
-        count = self._parameters.workers or default_workers()
+        count = default_workers() if self._parameters.workers is None else self._parameters.workers
         self._processes = Processes(guest, count, self._crew)
         self._processes.limits.set("max_bandwidth", self._parameters.max_bandwidth or 0)
         self._channel: Channel | None = None
@@ -169,18 +170,44 @@ class Sender:
         self._processes.flush()
         if return_path:
             self._wait_for_destination()
-        self._processes.command_transport(CloseChannel())
-        self._crew.wait_for(Closed, REPLY_TIMEOUT)
+        else:
+            self._processes.command_transport(CloseChannel())
+            self._crew.wait_for(Closed, REPLY_TIMEOUT)
         assert self._channel is not None
+        # A destination that has answered starts the guest when it sees this.
         self._channel.close()
 
     def _wait_for_destination(self) -> None:
-        while True:
-            answer = self._crew.wait_for(ReturnPathMessage, REPLY_TIMEOUT).message
-            if isinstance(answer, Shut):
-                if answer.status:
-                    raise MigrationError("the destination could not load the guest")
-                return
+        try:
+            while not isinstance(
+                answer := self._crew.wait_for(ReturnPathMessage, REPLY_TIMEOUT).message, Shut
+            ):
+                pass
+        except CrewError as error:
+            # Without the transport process the answer may come all the same; and what it says
+            # decides where the guest runs.
+            answer = self._read_answer()
+            if answer is None:
+                raise error from None
+        if answer.status:
+            raise MigrationError("the destination could not load the guest")
+
+    def _read_answer(self) -> Shut | None:
+        """The destination's answer from the channel itself; None when there will be none."""
+        assert self._channel is not None
+        reader, buffer = ReturnPathReader(), memoryview(bytearray(4096))
+        deadline = time.monotonic() + LATE_REPLY_TIMEOUT
+        while wait_readable([self._channel.fileno()], deadline - time.monotonic()):
+            try:
+                count = self._channel.recv_into(buffer)
+            except ChannelError:
+                return None
+            for message in reader.feed(bytes(buffer[:count])):
+                if isinstance(message, Shut):
+                    return message
+            if not count:
+                break
+        return None
 
     def _check_cancel(self) -> None:
         if self._cancel_asked and not self._committed:
@@ -191,9 +218,9 @@ class Sender:
         cancelled = isinstance(error, MigrationCancelledError)
         if self.states.state in (MigrationStatus.SETUP, MigrationStatus.ACTIVE) and cancelled:
             self.states.to(MigrationStatus.CANCELLING)
+        self._crew.stop()
         if self._channel is not None:
             self._channel.abort()
-        self._crew.stop()
         if self._paused_here:
             self._guest.resume()
         if self.states.state is MigrationStatus.CANCELLING:

@@ -6,58 +6,71 @@ from ..guest.base import Guest, block_layout
 from ..transport.channel import Channel
 from ..transport.counters import Counters
 from ..transport.crew import Crew
-from ..transport.process import Child, send_fd
+from ..transport.process import Child, preload, send_channel, send_fd
 from ..transport.ring import Ring, RingWriter
-from .transport import SLOT_FLUSHED, TRANSPORT_COUNTERS, Flushed, TransportSetup, run_transport
-from .worker import (
-    SLOT_PIECE,
-    WORKER_COUNTERS,
-    StartRound,
-    WorkerSetup,
-    run_worker,
-    slot_size,
-)
+from .slots import SLOT_FLUSHED, SLOT_PIECE
+from .transport import TRANSPORT_COUNTERS, Flushed, TransportSetup, run_transport
+from .worker import WORKER_COUNTERS, StartRound, WorkerSetup, run_worker, slot_size
 
 RING_SLOTS = 8
 CONTROL_SLOT_SIZE = 1 << 20
 
+preload("vmferry.sender.transport", "vmferry.sender.worker")
+
 
 class Processes:
-    """Starts, commands and stops the processes of one outgoing migration."""
+    """Starts, commands and stops the processes of one outgoing migration.
+
+    `count` workers; with none, the transport process scans as well.
+    """
 
     def __init__(self, guest: Guest, count: int, crew: Crew) -> None:
         self._guest = guest
-        self._count = count
+        self._layout = block_layout(guest.blocks)
         self._crew = crew
-        self._workers: list[Child] = []
+        self._scanners: list[Child] = []
         self._transport: Child | None = None
         self.limits = Counters.create(("max_bandwidth",))
         self._sent = Counters.create(TRANSPORT_COUNTERS)
-        self._scanned = [Counters.create(WORKER_COUNTERS) for _ in range(count)]
-        size = slot_size(guest.machine.page_size)
-        self._rings = tuple(Ring.create(RING_SLOTS, size) for _ in range(count))
+        self._scanned = [Counters.create(WORKER_COUNTERS) for _ in range(max(count, 1))]
+        self._slot_size = slot_size(guest.machine.page_size)
+        self._rings = tuple(Ring.create(RING_SLOTS, self._slot_size) for _ in range(count))
         self._control = Ring.create(RING_SLOTS, CONTROL_SLOT_SIZE)
         self._writer = RingWriter(self._control)
-        self._marks = 0
 
     def start(self, section_id: int, channel: Channel, *, return_path: bool) -> None:
-        """Start all processes, and wait until every worker has mapped RAM."""
-        setup = TransportSetup(self._rings, self._control, self._sent, self.limits, return_path)
-        self._transport = self._crew.start("vmferry-transport", run_transport, (setup,))
-        layout = block_layout(self._guest.blocks)
-        for index, ring in enumerate(self._rings):
-            worker = WorkerSetup(index, self._count, section_id, ring, self._scanned[index])
-            child = self._crew.start(f"vmferry-worker-{index}", run_worker, (worker, layout))
-            self._workers.append(child)
+        """Start all processes, and wait until every one has mapped what it needs."""
+        parts = [
+            WorkerSetup(
+                index, len(self._scanned), section_id, self._slot_size, counters, self._layout
+            )
+            for index, counters in enumerate(self._scanned)
+        ]
+        setup = TransportSetup(
+            self._rings,
+            None if self._rings else parts[0],
+            self._control,
+            self._sent,
+            self.limits,
+            return_path,
+        )
+        transport = self._crew.start("vmferry-transport", run_transport, (setup,))
+        self._transport = transport
+        workers = [
+            self._crew.start(f"vmferry-worker-{part.index}", run_worker, (part, ring))
+            for part, ring in zip(parts, self._rings, strict=False)
+        ]
+        self._scanners = workers or [transport]
+        for child in self._scanners:
             for block in self._guest.blocks:
                 send_fd(child.connection, block.fd)
-        for _ in self._workers:
+        for _ in {transport, *workers}:
             self._crew.wait_for(str)
-        send_fd(self._transport.connection, channel.fileno())
+        send_channel(transport.connection, channel)
 
     def start_round(self, command: StartRound) -> None:
-        """Command every worker to begin; RoundSent will report the end."""
-        for child in self._workers:
+        """Command a pass over all RAM; RoundSent will report the end."""
+        for child in self._scanners:
             child.connection.send(command)
 
     def command_transport(self, command: object) -> None:
@@ -74,9 +87,8 @@ class Processes:
 
     def flush(self) -> None:
         """Wait until everything written so far was handed to the channel."""
-        self._marks += 1
         self._slot()
-        self._writer.publish(0, SLOT_FLUSHED, self._marks)
+        self._writer.publish(0, SLOT_FLUSHED, 0)
         self._crew.wait_for(Flushed)
 
     def _slot(self) -> memoryview:

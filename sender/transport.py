@@ -14,22 +14,25 @@ from ..protocol.return_path import ReturnPathReader, Shut
 from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters
 from ..transport.crew import Failed
-from ..transport.process import receive_fd
+from ..transport.process import receive_channel
 from ..transport.rate import RateLimiter
-from ..transport.ring import Ring, RingReader, wait_readable
-from .worker import SLOT_END_OF_ROUND
-
-SLOT_FLUSHED = 3
-"""Ring slot kind, on the coordinator's ring: say when everything before it was sent."""
+from ..transport.ring import Ring, RingReader
+from ..transport.shared import Readiness, wait_readable
+from .slots import SLOT_END_OF_ROUND, SLOT_FLUSHED, DirectSlots
+from .worker import MappedBlock, StartRound, Worker, WorkerSetup, map_blocks
 
 TRANSPORT_COUNTERS = ("transferred", "busy_ns")
 
 
 @dataclass(frozen=True)
 class TransportSetup:
-    """Rings of the workers and of the coordinator; `limits` holds `max_bandwidth` (0: none)."""
+    """Rings of the workers and of the coordinator; `limits` holds `max_bandwidth` (0: none).
+
+    `scan`: without workers, what this process has to scan itself.
+    """
 
     rings: tuple[Ring, ...]
+    scan: WorkerSetup | None
     control: Ring
     counters: Counters
     limits: Counters
@@ -45,9 +48,7 @@ class RoundSent:
 
 @dataclass(frozen=True)
 class Flushed:
-    """Report: everything that the coordinator wrote before mark `tag` was handed over."""
-
-    tag: int
+    """Report: everything that the coordinator wrote was handed over."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,15 @@ class Closed:
 
 
 class Transport:
-    """Takes slots from the rings as they fill."""
+    """Takes slots from the rings as they fill; with something to scan, makes pages of `blocks`."""
 
-    def __init__(self, connection: Connection, setup: TransportSetup, channel: Channel) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        setup: TransportSetup,
+        channel: Channel,
+        blocks: list[MappedBlock],
+    ) -> None:
         self._connection = connection
         self._setup = setup
         self._channel = channel
@@ -79,19 +86,32 @@ class Transport:
         self._in_round = list(self._workers)
         self._limiter = RateLimiter(self._limit(), time.monotonic)
         self._answers = ReturnPathReader() if setup.return_path else None
+        self._commands = Readiness(connection.fileno())
+        self._worker: Worker | None = None
+        if setup.scan is not None:
+            slots = DirectSlots(setup.scan.slot_size, connection, self._send, self._round_sent)
+            self._worker = Worker(setup.scan, blocks, slots)
 
     def run(self) -> None:
         """Until the coordinator says close, or goes away (EOFError)."""
         while True:
-            if self._connection.poll():
-                command = self._connection.recv()
-                if isinstance(command, CloseChannel):
-                    self._channel.close()
-                    self._connection.send(Closed())
+            if self._commands.now():
+                self._obey(self._connection.recv())
                 continue
             moved = [self._move_worker_slot(ring) for ring in list(self._in_round)]
             if not self._move_control_slot() and not any(moved):
                 self._wait()
+
+    def _obey(self, command: CloseChannel | StartRound) -> None:
+        if isinstance(command, StartRound):
+            assert self._worker is not None
+            self._worker.run_round(command)
+        else:
+            self._channel.close()
+            self._connection.send(Closed())
+
+    def _round_sent(self, number: int) -> None:
+        self._connection.send(RoundSent(number))
 
     def _wait(self) -> None:
         fds = [ring.filled_fd for ring in (*self._in_round, self._control)]
@@ -109,10 +129,10 @@ class Transport:
         if count == 0:
             raise ChannelError("the destination closed the connection")
         for message in self._answers.feed(bytes(buffer[:count])):
-            self._connection.send(ReturnPathMessage(message))
             if isinstance(message, Shut):
                 self._answers = None
-                return
+                self._channel.close()
+            self._connection.send(ReturnPathMessage(message))
 
     def _move_worker_slot(self, ring: RingReader) -> bool:
         slot = ring.try_take()
@@ -127,7 +147,7 @@ class Transport:
         self._in_round.remove(ring)
         if not self._in_round:
             self._in_round = list(self._workers)
-            self._connection.send(RoundSent(number))
+            self._round_sent(number)
         return True
 
     def _move_control_slot(self) -> bool:
@@ -135,7 +155,7 @@ class Transport:
         if slot is None:
             return False
         if slot.kind == SLOT_FLUSHED:
-            self._connection.send(Flushed(slot.tag))
+            self._connection.send(Flushed())
         else:
             self._send(slot.view)
         self._control.release()
@@ -145,12 +165,11 @@ class Transport:
         started = time.monotonic_ns()
         self._limiter.set_limit(self._limit())
         while (delay := self._limiter.delay()) > 0:
-            wait_readable([self._connection.fileno()], delay)
-            if self._connection.poll():
+            if wait_readable([self._connection.fileno()], delay):
                 # Only the coordinator's death or its stop interrupts a round.
                 raise EOFError
             self._limiter.set_limit(self._limit())
-        self._channel.send([view], stop_fd=self._connection.fileno())
+        self._channel.send(view, stop_fd=self._connection.fileno())
         self._limiter.sent(len(view))
         self._setup.counters.add("transferred", len(view))
         self._setup.counters.add("busy_ns", time.monotonic_ns() - started)
@@ -161,9 +180,11 @@ class Transport:
 
 def run_transport(connection: Connection, setup: TransportSetup) -> None:
     """Process entry: take the channel, move slots until the coordinator goes away."""
-    channel = Channel.from_fd(receive_fd(connection))
+    blocks = [] if setup.scan is None else map_blocks(connection, setup.scan)
+    connection.send("ready")
+    channel = receive_channel(connection)
     try:
-        Transport(connection, setup, channel).run()
+        Transport(connection, setup, channel, blocks).run()
     except ChannelError as error:
         connection.send(Failed(str(error)))
     finally:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..guest.base import RamBlock, map_block, populate_present
+from ..guest.base import RamBlock, is_hole, map_block, populate_present
 from ..guest.tracker import DigestTracker
 from ..guest.zero import zero_mask
 from ..protocol import pages
@@ -21,21 +21,17 @@ from ..protocol.ram import end_of_ram
 from ..protocol.stream import section_footer, section_part
 from ..transport.counters import Counters
 from ..transport.process import receive_fd
-from ..transport.ring import Ring, RingWriter, wait_readable
+from ..transport.ring import Ring
+from .slots import RingSlots, Slots
 
-CHUNK_PAGES = 256
+CHUNK_PAGES = 512
 """Pages scanned at once, and the unit in which RAM is dealt to the workers."""
-
-SLOT_PIECE = 1
-"""Ring slot kind: a piece of the stream."""
-SLOT_END_OF_ROUND = 2
-"""Ring slot kind: this worker has no more for the round in the slot's tag."""
 
 WORKER_COUNTERS = ("scanned", "normal", "duplicate")
 
 
 def slot_size(page_size: int) -> int:
-    """Bytes of a ring slot: a chunk of plain pages, its names and the section around it."""
+    """Bytes of a slot: a chunk of plain pages, its names and the section around it."""
     return CHUNK_PAGES * (page_size + 8) + 4096
 
 
@@ -46,8 +42,9 @@ class WorkerSetup:
     index: int
     count: int
     section_id: int
-    ring: Ring
+    slot_size: int
     counters: Counters
+    layout: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -62,22 +59,18 @@ class StartRound:
 class MappedBlock:
     """A RAM block as this worker sees it: pages as an array (n, page_size), and its tracker."""
 
+    block: RamBlock
     name: bytes
     page_size: int
     ram: npt.NDArray[np.uint8]
     tracker: DigestTracker
 
 
-class StoppedError(Exception):
-    """The coordinator went away or wants no more of this round."""
-
-
 class SlotBuilder:
     """Fills ring slots with section parts; a part grows until the next chunk does not fit."""
 
-    def __init__(self, writer: RingWriter, connection: Connection, section_id: int) -> None:
-        self._writer = writer
-        self._connection = connection
+    def __init__(self, slots: Slots, section_id: int) -> None:
+        self._slots = slots
         self._head = section_part(section_id)
         self._tail = end_of_ram() + section_footer(section_id)
         self._view: npt.NDArray[np.uint8] | None = None
@@ -90,7 +83,7 @@ class SlotBuilder:
             self.flush()
             view = None
         if view is None:
-            view = self._view = self._acquire()
+            view = self._view = np.frombuffer(self._slots.acquire(), np.uint8)
             self._used = 0
             self._put(self._head)
         return view[self._used :]
@@ -104,46 +97,34 @@ class SlotBuilder:
         if self._view is None:
             return
         self._put(self._tail)
-        self._writer.publish(self._used, SLOT_PIECE, 0)
         self._view = None
-
-    def end_round(self, number: int) -> None:
-        """Publish what is open, then the mark that the round is over."""
-        self.flush()
-        self._acquire()
-        self._writer.publish(0, SLOT_END_OF_ROUND, number)
+        self._slots.publish(self._used)
 
     def _put(self, data: bytes) -> None:
         assert self._view is not None
         self._view[self._used : self._used + len(data)] = np.frombuffer(data, np.uint8)
         self._used += len(data)
 
-    def _acquire(self) -> npt.NDArray[np.uint8]:
-        while (view := self._writer.try_acquire()) is None:
-            wait_readable([self._writer.free_fd, self._connection.fileno()])
-            if self._connection.poll():
-                raise StoppedError
-        return np.frombuffer(view, np.uint8)
-
 
 class Worker:
     """Scans its chunks round by round, as the coordinator commands."""
 
-    def __init__(
-        self, connection: Connection, setup: WorkerSetup, blocks: list[MappedBlock]
-    ) -> None:
-        self._connection = connection
+    def __init__(self, setup: WorkerSetup, blocks: list[MappedBlock], slots: Slots) -> None:
         self._setup = setup
         self._blocks = blocks
         self._counters = setup.counters
-        self._slots = SlotBuilder(RingWriter(setup.ring), connection, setup.section_id)
+        self._slots = slots
+        self._records = SlotBuilder(slots, setup.section_id)
 
     def run_round(self, command: StartRound) -> None:
-        """Send every page of this worker that changed since it was last sent."""
+        """Send every page of this worker that changed since it was last sent.
+
+        Raises EOFError when the coordinator wants no more of it.
+        """
         for block, first in self._chunks():
-            if self._connection.poll():
-                raise StoppedError
+            self._slots.check()
             self._send_chunk(block, first, command)
+        self._records.flush()
         self._slots.end_round(command.number)
 
     def _chunks(self) -> Iterator[tuple[MappedBlock, int]]:
@@ -157,6 +138,11 @@ class Worker:
     def _send_chunk(self, block: MappedBlock, first: int, command: StartRound) -> None:
         ram = block.ram[first : first + CHUNK_PAGES]
         self._counters.add("scanned", len(ram))
+        end = first + len(ram)
+        if is_hole(block.block, first * block.page_size, end * block.page_size):
+            numbers = block.tracker.not_sent_as_zero(first, end)
+            self._send_zero(block, first, numbers - first, command)
+            return
         dirty = block.tracker.scan(ram, first)
         if not dirty.any():
             return
@@ -172,9 +158,9 @@ class Worker:
     ) -> None:
         if not len(indexes):
             return
-        out = self._slots.room(pages.zero_size(len(indexes), block.name))
+        out = self._records.room(pages.zero_size(len(indexes), block.name))
         offsets = (indexes + first).astype(np.uint64) * np.uint64(block.page_size)
-        self._slots.used(pages.pack_zero(out, block.name, offsets))
+        self._records.used(pages.pack_zero(out, block.name, offsets))
         if command.tracked:
             block.tracker.sent_zero(indexes + first)
         self._counters.add("duplicate", len(indexes))
@@ -186,7 +172,7 @@ class Worker:
         if not count:
             return
         size = pages.plain_size(count, block.page_size, block.name)
-        out = self._slots.room(size)
+        out = self._records.room(size)
         offsets = (indexes + first).astype(np.uint64) * np.uint64(block.page_size)
         if indexes[-1] - indexes[0] == count - 1:
             start = first + int(indexes[0])
@@ -200,29 +186,27 @@ class Worker:
                 (count, block.page_size), np.uint8, out, offset=data, strides=(stride, 1)
             )
             block.tracker.sent(indexes + first, copies)
-        self._slots.used(size)
+        self._records.used(size)
         self._counters.add("normal", count)
 
 
-def _map_blocks(blocks: list[RamBlock]) -> list[MappedBlock]:
+def map_blocks(connection: Connection, setup: WorkerSetup) -> list[MappedBlock]:
+    """Map all RAM, whose descriptors come over `connection`."""
     mapped = []
-    for block in blocks:
+    for fields in setup.layout:
+        block = RamBlock(fd=receive_fd(connection), **fields)
         flat = map_block(block)
-        populate_present(flat, block, write=False)
+        populate_present(flat, block)
         ram = flat.reshape(-1, block.page_size)
         tracker = DigestTracker(len(ram), block.page_size)
-        mapped.append(MappedBlock(block.name.encode(), block.page_size, ram, tracker))
+        mapped.append(MappedBlock(block, block.name.encode(), block.page_size, ram, tracker))
     return mapped
 
 
-def run_worker(connection: Connection, setup: WorkerSetup, layout: list[dict[str, Any]]) -> None:
+def run_worker(connection: Connection, setup: WorkerSetup, ring: Ring) -> None:
     """Process entry: map RAM, answer "ready", then rounds until the coordinator goes away."""
-    blocks = [RamBlock(fd=receive_fd(connection), **fields) for fields in layout]
-    worker = Worker(connection, setup, _map_blocks(blocks))
+    blocks = map_blocks(connection, setup)
+    worker = Worker(setup, blocks, RingSlots(ring, connection))
     connection.send("ready")
-    try:
-        while True:
-            command = connection.recv()
-            worker.run_round(command)
-    except StoppedError:
-        return
+    while True:
+        worker.run_round(connection.recv())

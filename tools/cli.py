@@ -5,11 +5,15 @@ Exit status: 0 done, 1 it failed, 2 wrong usage. Errors are one line on standard
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import BinaryIO, NoReturn, cast
 
 import click
 
@@ -20,31 +24,52 @@ from ..protocol.errors import StreamError
 from ..receiver.coordinator import MigrationError as ReceiveError
 from ..receiver.coordinator import ReceiveParameters, Receiver
 from ..sender.coordinator import MigrationError, Sender, SendParameters
+from . import bench as bench_command
 from . import demo as demo_command
 from . import dump as dump_command
 from . import verify as verify_command
 from .progress import Progress
 
+MAX_DOWNTIME = 2_000_000
+"""Milliseconds; as in QEMU."""
 
-class Size(click.ParamType[int]):
-    """Bytes, as `512M`."""
 
-    name = "size"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        """Bytes."""
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+def size(text: str) -> int:
+    """Bytes, from `512M`."""
+    try:
+        value = parse_size(text)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(str(error)) from None
+    if value >= 1 << 63:
+        raise click.BadParameter(f"{text!r} is too much")
+    return value
 
 
 def fail(message: str) -> NoReturn:
     """One line, exit status 1."""
     click.echo(f"vmferry: {' '.join(message.split())}", err=True)
     sys.exit(1)
+
+
+def _describe(error: Exception, name: str | None = None) -> str:
+    """What went wrong, and with what; `name` where the error itself does not say."""
+    what, message = name, str(error)
+    if isinstance(error, OSError) and error.strerror:
+        what, message = error.filename or name, error.strerror
+    return message if what is None else f"{click.format_filename(what)}: {message}"
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    """A stream file, or `-`; whatever is wrong with it or in it ends the command."""
+    try:
+        with click.open_file(path, "rb") as stream:
+            yield cast(BinaryIO, stream)
+    except BrokenPipeError:
+        # Nobody reads our output any more, which is no news of the stream.
+        raise
+    except (StreamError, OSError, verify_command.VerifyError) as error:
+        fail(_describe(error, path))
 
 
 def _cancel_on_signals(cancel: Callable[[], None]) -> None:
@@ -56,14 +81,23 @@ def _cancel_on_signals(cancel: Callable[[], None]) -> None:
 @click.version_option(package_name="vmferry")
 def main() -> None:
     """Live migration of virtual machines, on QEMU's own wire format."""
+    # Names come from streams; a terminal that lacks a character must not end the command.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @main.command()
 @click.argument("uri")
 @click.option("--guest", "guest_text", required=True, help="dir:PATH or synthetic:SIZE[,...]")
-@click.option("--max-bandwidth", type=Size(), help="bytes a second, as 100M; default: no limit")
-@click.option("--downtime-limit", type=click.IntRange(0), default=300, show_default=True, help="ms")
-@click.option("--workers", type=click.IntRange(1, 64), help="processes that scan and encode")
+@click.option("--max-bandwidth", type=size, help="bytes a second, as 100M; default: no limit")
+@click.option(
+    "--downtime-limit", type=click.IntRange(0, MAX_DOWNTIME), default=300, help="ms; default: 300"
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(0, 64),
+    help="beside the one that sends",
+)
 @click.option(
     "--return-path/--no-return-path", default=True, help="let the destination answer (sockets)"
 )
@@ -88,8 +122,8 @@ def send(
                 figures = sender.run(progress.update)
         finally:
             guest.close()
-    except (GuestError, MigrationError) as error:
-        fail(str(error))
+    except (GuestError, MigrationError, OSError) as error:
+        fail(_describe(error))
     if as_json:
         click.echo(json.dumps(figures.as_qmp()))
 
@@ -97,7 +131,7 @@ def send(
 @main.command()
 @click.argument("uri")
 @click.option("--guest", "guest_text", required=True, help="dir:PATH or synthetic:")
-@click.option("--workers", type=click.IntRange(1, 64), help="processes that apply pages")
+@click.option("--workers", type=click.IntRange(0, 64), help="beside the one that reads")
 @click.option("--paused", is_flag=True, help="do not resume the guest")
 @click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
 def receive(uri: str, guest_text: str, workers: int | None, paused: bool, as_json: bool) -> None:
@@ -109,67 +143,111 @@ def receive(uri: str, guest_text: str, workers: int | None, paused: bool, as_jso
             _cancel_on_signals(receiver.cancel)
             with Progress("receiving") as progress:
                 figures = receiver.run(
-                    progress.update, lambda at: click.echo(f"listening on {at}", err=True)
+                    progress.update, lambda at: progress.say(f"listening on {at}")
                 )
         finally:
             guest.close()
-    except (GuestError, ReceiveError) as error:
-        fail(str(error))
+    except (GuestError, ReceiveError, OSError) as error:
+        fail(_describe(error))
     if as_json:
         click.echo(json.dumps(figures.as_qmp()))
 
 
 @main.command()
-@click.argument("stream", type=click.File("rb"))
+@click.argument("stream", metavar="STREAM")
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
-@click.option("--pages", is_flag=True, help="list the runs of pages")
+@click.option("--pages", is_flag=True, help="list the runs of pages; as JSON: an object a line")
 @click.option("--devices", is_flag=True, help="list the device sections")
-def dump(stream: Any, as_json: bool, pages: bool, devices: bool) -> None:
+def dump(stream: str, as_json: bool, pages: bool, devices: bool) -> None:
     """Show what STREAM (a file, or - for standard input) holds."""
-    try:
-        summary = dump_command.summarise(stream, on_run=dump_command.print_run if pages else None)
-    except (StreamError, OSError) as error:
-        fail(f"{stream.name}: {error}")
+    show = dump_command.print_pages_as_json if as_json else dump_command.print_pages
+    with _opened(stream) as file:
+        summary = dump_command.summarise(file, on_pages=show if pages else None)
     if as_json:
-        click.echo(json.dumps(summary.as_json(), indent=2))
+        click.echo(json.dumps(summary.as_json(), indent=None if pages else 2))
     else:
         dump_command.print_summary(summary, devices=devices)
 
 
 @main.command()
-@click.argument("stream", type=click.File("rb"))
+@click.argument("stream", metavar="STREAM")
 @click.option("--ram", "ram", multiple=True, metavar="BLOCK=FILE", help="compare this RAM block")
-def verify(stream: Any, ram: tuple[str, ...]) -> None:
-    """Check that STREAM is whole, and that it rebuilds exactly this RAM."""
-    files = {}
-    for pair in ram:
-        block, equals, path = pair.rpartition("=")
-        if not equals or not block:
-            raise click.UsageError(f"--ram {pair}: not BLOCK=FILE")
-        files[block] = path
-    try:
-        differences = verify_command.verify(stream, files)
-    except (StreamError, OSError, verify_command.VerifyError) as error:
-        fail(f"{stream.name}: {error}")
-    for difference in differences:
-        click.echo(difference.describe())
-    if differences:
+@click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
+def verify(stream: str, ram: tuple[str, ...], as_json: bool) -> None:
+    """Check that STREAM (a file, or - for standard input) is whole, and rebuilds this RAM."""
+    files = _ram_files(ram)
+    with _opened(stream) as file:
+        try:
+            compared = verify_command.verify(file, files)
+        except StreamError as error:
+            if as_json:
+                click.echo(json.dumps(verify_command.invalid_as_json(error), indent=2))
+            raise
+    equal = all(comparison.equal for comparison in compared)
+    if as_json:
+        click.echo(json.dumps(verify_command.valid_as_json(compared), indent=2))
+    else:
+        for comparison in compared:
+            if not comparison.equal:
+                click.echo(comparison.describe())
+        if equal:
+            valid = f"{click.format_filename(stream)}: valid"
+            click.echo(valid + ("; RAM is equal" if files else ""))
+    if not equal:
         sys.exit(1)
-    click.echo(f"{stream.name}: valid" + ("; RAM is equal" if files else ""))
+
+
+def _ram_files(pairs: Iterable[str]) -> dict[str, str]:
+    files: dict[str, str] = {}
+    for pair in pairs:
+        # Names of blocks hold no "=", paths may.
+        block, _, path = pair.partition("=")
+        if not block or not path:
+            raise click.UsageError(f"--ram {pair}: not BLOCK=FILE")
+        if block in files:
+            raise click.UsageError(f"--ram {pair}: this block comes twice")
+        files[block] = path
+    return files
 
 
 @main.command()
-@click.option("--size", default="512M", show_default=True, help="RAM of the guest")
+@click.option("--size", "ram", default="512M", show_default=True, help="RAM of the guest")
 @click.option("--dirty-rate", default="200M", show_default=True, help="bytes written a second")
-@click.option("--max-bandwidth", type=Size(), default="600M", show_default=True)
-def demo(size: str, dirty_rate: str, max_bandwidth: int) -> None:
+@click.option("--max-bandwidth", type=size, default="600M", show_default=True)
+def demo(ram: str, dirty_rate: str, max_bandwidth: int) -> None:
     """Migrate a busy guest between two real process groups over TCP; watch and verify it."""
     try:
-        equal = demo_command.run(size, dirty_rate, max_bandwidth)
-    except (GuestError, MigrationError, demo_command.DemoError) as error:
-        fail(str(error))
+        equal = demo_command.run(ram, dirty_rate, max_bandwidth)
+    except (GuestError, MigrationError, demo_command.DemoError, OSError) as error:
+        fail(_describe(error))
     if not equal:
         fail("the memories differ")
+
+
+@main.command()
+@click.option("--size", "ram", type=size, default="2G", show_default=True, help="RAM of the guest")
+@click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
+@click.option(
+    "--content",
+    "contents",
+    multiple=True,
+    type=click.Choice(bench_command.CONTENTS),
+    default=bench_command.CONTENTS,
+    show_default=True,
+    help="what RAM holds",
+)
+@click.option("--qemu", metavar="COMMAND", help="a QEMU to compare with, with what it needs")
+@click.option("--json", "as_json", is_flag=True, help="print the medians as JSON")
+def bench(ram: int, runs: int, contents: tuple[str, ...], qemu: str | None, as_json: bool) -> None:
+    """Measure migrations over loopback TCP, in turns with QEMU's own."""
+    try:
+        results = bench_command.bench(ram, contents, runs, qemu, partial(click.echo, err=True))
+    except (GuestError, MigrationError, bench_command.BenchError, OSError) as error:
+        fail(_describe(error))
+    if as_json:
+        click.echo(json.dumps([asdict(result) for result in results], indent=2))
+    else:
+        bench_command.print_results(results)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from multiprocessing.connection import Connection
 from typing import Any
@@ -16,6 +15,7 @@ from ..guest.synthetic import SyntheticGuest
 from ..receiver.coordinator import MigrationError, ReceiveParameters, Receiver
 from ..sender.coordinator import Sender, SendParameters
 from ..sender.figures import Figures
+from ..transport.process import start_child, stop_children
 from .progress import Progress
 
 RUN_ON = 1.0
@@ -28,11 +28,8 @@ class DemoError(Exception):
 
 def run(size: str, dirty_rate: str, max_bandwidth: int) -> bool:
     """Whether both memories were equal and the guest ran on unharmed."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    destination = context.Process(target=_destination, name="vmferry-demo", args=(theirs,))
-    destination.start()
-    theirs.close()
+    destination = start_child("vmferry-demo", _destination, (), parent=True)
+    ours = destination.connection
     hot = "32M"
     source = open_guest(f"synthetic:{size},dirty-rate={dirty_rate},hot={hot}")
     assert isinstance(source, SyntheticGuest)
@@ -48,8 +45,7 @@ def run(size: str, dirty_rate: str, max_bandwidth: int) -> bool:
         equal = bool((source.page_digests() == digests).all())
     finally:
         source.close()
-        ours.close()
-        destination.join()
+        stop_children([destination])
     _summary(figures, equal, len(bad), after - before, len(bad_later))
     return equal and not bad and not bad_later and after > before
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 import click
-from rich.console import Console
-from rich.table import Table
+import numpy as np
 
 from ..guest.sizes import format_size
 from ..protocol import events
+from ..protocol.pages import HEADER_SIZE
 from ..protocol.reader import StreamReader
 from ..protocol.stream import SectionType
 
@@ -88,21 +90,58 @@ class Summary:
         }
 
 
-def print_run(run: events.PageRun) -> None:
-    """One line for one run of pages."""
-    kind = "zero" if run.data is None else "plain"
-    first = int(run.offsets[0])
-    click.echo(f"{run.offset:#12x}  {run.block.name}  {first:#x}  {len(run.offsets)} {kind}")
+@dataclass(frozen=True)
+class Pages:
+    """Pages of one kind that follow each other in RAM and in the stream.
+
+    `offset`: in the stream, of the first one's record; `first`: in the block, of the first page.
+    """
+
+    offset: int
+    block: str
+    first: int
+    count: int
+    fill: int | None
+    """Of `zero` pages, the byte that they hold."""
+
+    @property
+    def kind(self) -> str:
+        """`plain` or `zero`, as the records are."""
+        return "plain" if self.fill is None else "zero"
 
 
-def summarise(stream: BinaryIO, on_run: Callable[[events.PageRun], None] | None = None) -> Summary:
-    """Read all of it. Raises StreamError."""
+def split_run(run: events.PageRun, page_size: int) -> Iterator[Pages]:
+    """The records of a run follow each other in the stream; its pages may lie anywhere."""
+    name = 0 if run.continued else 1 + len(run.block.name.encode())
+    stride = HEADER_SIZE + (1 if run.data is None else page_size)
+    fill = run.fill if run.data is None else None
+    breaks = np.flatnonzero(np.diff(run.offsets.astype(np.int64)) != page_size) + 1
+    for start, end in pairwise([0, *breaks.tolist(), len(run.offsets)]):
+        # The name stands in the first record only.
+        offset = run.offset + (name + start * stride if start else 0)
+        yield Pages(offset, run.block.name, int(run.offsets[start]), end - start, fill)
+
+
+def print_pages(pages: Pages) -> None:
+    """One line."""
+    kind = f"{pages.kind} (all {pages.fill:#04x})" if pages.fill else pages.kind
+    click.echo(f"{pages.offset:#12x}  {pages.block}  {pages.first:#x}  {pages.count} {kind}")
+
+
+def print_pages_as_json(pages: Pages) -> None:
+    """An object on one line. Keys: offset, block, first, count, fill, kind."""
+    click.echo(json.dumps({**asdict(pages), "kind": pages.kind}))
+
+
+def summarise(stream: BinaryIO, on_pages: Callable[[Pages], None] | None = None) -> Summary:
+    """Read all of it, and tell `on_pages` of every range of pages. Raises StreamError."""
     summary = Summary()
     for event in read_events(stream):
         if isinstance(event, events.PageRun):
             _count(summary, event)
-            if on_run is not None:
-                on_run(event)
+            if on_pages is not None:
+                for pages in split_run(event, summary.page_size):
+                    on_pages(pages)
         else:
             _note(summary, event)
     return summary
@@ -147,18 +186,15 @@ def print_summary(summary: Summary, *, devices: bool) -> None:
     click.echo(f"ram parts    {summary.ram_parts}")
     click.echo(f"devices      {len(summary.devices)} sections")
     click.echo(f"description  {'yes' if summary.description else 'no'}")
-    table = Table("RAM block", "length", "plain pages", "zero pages", box=None)
-    for block in summary.blocks:
-        table.add_row(block.name, format_size(block.length), str(block.plain), str(block.zero))
-    Console().print(table)
+    rows = [(b.name, format_size(b.length), str(b.plain), str(b.zero)) for b in summary.blocks]
+    _print_table([("RAM block", "length", "plain pages", "zero pages"), *rows])
     if devices:
         _print_devices(summary)
 
 
 def _print_devices(summary: Summary) -> None:
-    table = Table("id", "device", "instance", "version", "offset", "bytes", box=None)
-    for section in summary.devices:
-        table.add_row(
+    rows = [
+        (
             str(section.section_id),
             section.name,
             str(section.instance_id),
@@ -166,4 +202,14 @@ def _print_devices(summary: Summary) -> None:
             f"{section.payload_offset:#x}",
             str(len(section.payload)),
         )
-    Console().print(table)
+        for section in summary.devices
+    ]
+    _print_table([("id", "device", "instance", "version", "offset", "bytes"), *rows])
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as need be; names are never cut nor taken for markup."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        click.echo(f" {'  '.join(cells)}".rstrip())

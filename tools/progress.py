@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Protocol
 
@@ -67,7 +68,13 @@ class Progress:
             self._rich.update(self._task, total=figures.total, completed=done, description=line)
         elif figures.status is MigrationStatus.COMPLETED or time.monotonic() - self._last >= 1:
             self._last = time.monotonic()
-            click.echo(f"{self._title}: {line}", err=True)
+            self.say(f"{self._title}: {line}")
+
+    @staticmethod
+    def say(line: str) -> None:
+        """A line for whoever watches. That nobody does must not fail the migration."""
+        with suppress(OSError):
+            click.echo(line, err=True)
 
     @staticmethod
     def _line(figures: Figures) -> str:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from ..protocol import events
+from ..protocol.errors import StreamError
 from .dump import read_events
 
 FIRST_PAGES = 8
 """How many differing pages are named."""
+STEP = 4 << 20
+"""Bytes that are compared at once: a multiple of any page size."""
 
 
 class VerifyError(Exception):
@@ -22,71 +28,156 @@ class VerifyError(Exception):
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Pages of a block that differ from the file: how many, and the offsets of the first."""
+class Comparison:
+    """A RAM block beside a file: how many pages differ, and the offsets of the first ones."""
 
     block: str
+    file: str
     count: int
     first: tuple[int, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Every page is the same."""
+        return self.count == 0
 
     def describe(self) -> str:
         """One line."""
         where = ", ".join(f"{offset:#x}" for offset in self.first)
         more = ", ..." if self.count > len(self.first) else ""
-        return f"{self.block}: {self.count} pages differ, at {where}{more}"
+        pages = "page differs" if self.count == 1 else "pages differ"
+        return f"{self.block}: {self.count} {pages}, at {where}{more}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Keys: block, file, equal, differing_pages, first_offsets."""
+        return {
+            "block": self.block,
+            "file": self.file,
+            "equal": self.equal,
+            "differing_pages": self.count,
+            "first_offsets": list(self.first),
+        }
+
+
+def valid_as_json(compared: Iterable[Comparison]) -> dict[str, Any]:
+    """Keys: valid, error, ram."""
+    ram = [comparison.as_json() for comparison in compared]
+    return {"valid": True, "error": None, "ram": ram}
+
+
+def invalid_as_json(error: StreamError) -> dict[str, Any]:
+    """The same keys; of the error: offset, section, message."""
+    found = {"offset": error.offset, "section": error.section, "message": error.message}
+    return {"valid": False, "error": found, "ram": []}
 
 
 class Rebuilt:
     """RAM as the stream builds it, in anonymous memory that takes only what is not zero."""
 
     def __init__(self, length: int, page_size: int) -> None:
-        fd = os.memfd_create("vmferry-verify", os.MFD_CLOEXEC)
-        os.ftruncate(fd, length)
-        flat = np.frombuffer(mmap.mmap(fd, length), np.uint8)
-        os.close(fd)
-        self.ram = flat.reshape(-1, page_size)
+        self.length = length
         self.page_size = page_size
+        self._fd = os.memfd_create("vmferry-verify", os.MFD_CLOEXEC)
+        # Nothing can be mapped where a block is empty.
+        size = max(length, page_size)
+        try:
+            os.ftruncate(self._fd, size)
+            flat = np.frombuffer(mmap.mmap(self._fd, size), np.uint8)[:length]
+        except OSError:
+            self.close()
+            raise
+        self._ram = flat.reshape(-1, page_size)
+        self._written = np.zeros(len(self._ram), np.bool_)
+
+    def close(self) -> None:
+        """Give the descriptor back; the memory goes with the last mapping."""
+        os.close(self._fd)
 
     def apply(self, run: events.PageRun) -> None:
         """Put a run of pages in its place."""
         numbers = (run.offsets // np.uint64(self.page_size)).astype(np.intp)
-        self.ram[numbers] = run.fill if run.data is None else run.data
+        if run.data is None and run.fill == 0:
+            # To write a zero, or only to read one, would take memory for the page.
+            self._ram[numbers[self._written[numbers]]] = 0
+            return
+        self._ram[numbers] = run.fill if run.data is None else run.data
+        self._written[numbers] = True
 
-    def compare(self, path: str, block: str) -> Difference | None:
-        """Against a file of the same length. Raises VerifyError."""
-        length = self.ram.size
-        if os.path.getsize(path) != length:
-            size = os.path.getsize(path)
-            raise VerifyError(f"{path} has {size} bytes, RAM block {block} has {length}")
-        other: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, "r").reshape(self.ram.shape)
-        differ: list[int] = []
-        step = 4096
-        for start in range(0, len(self.ram), step):
-            mask = (self.ram[start : start + step] != other[start : start + step]).any(axis=1)
-            differ += (np.flatnonzero(mask) + start).tolist()
-        if not differ:
-            return None
-        first = tuple(number * self.page_size for number in differ[:FIRST_PAGES])
-        return Difference(block, len(differ), first)
+    def compare(self, file: BinaryIO, block: str) -> Comparison:
+        """With a file of the same length. Raises VerifyError."""
+        size = file.seek(0, os.SEEK_END)
+        if size != self.length:
+            raise VerifyError(f"{file.name} has {size} bytes, RAM block {block} has {self.length}")
+        count = 0
+        first: list[int] = []
+        for start in self._steps(file.fileno()):
+            mask = (self._pages(self._fd, start) != self._pages(file.fileno(), start)).any(axis=1)
+            count += int(mask.sum())
+            missing = FIRST_PAGES - len(first)
+            first += (start + np.flatnonzero(mask)[:missing] * self.page_size).tolist()
+        return Comparison(block, file.name, count, tuple(first))
+
+    def _steps(self, fd: int) -> Iterator[int]:
+        """Where to compare: wherever either side has data. Holes on both sides are equal."""
+        start = 0
+        while (data := min(_next_data(self._fd, start), _next_data(fd, start))) < self.length:
+            start = data // STEP * STEP
+            yield start
+            start += STEP
+
+    def _pages(self, fd: int, start: int) -> npt.NDArray[np.uint8]:
+        """(n, page size) read, not mapped: a file that shrinks meanwhile would be a SIGBUS."""
+        wanted = min(STEP, self.length - start)
+        data = os.pread(fd, wanted, start)
+        if len(data) != wanted:
+            raise VerifyError("a file became shorter while it was compared")
+        return np.frombuffer(data, np.uint8).reshape(-1, self.page_size)
 
 
-def verify(stream: BinaryIO, files: dict[str, str]) -> list[Difference]:
-    """Raises StreamError when the stream is not valid, VerifyError when a file does not fit."""
+def _next_data(fd: int, position: int) -> int:
+    """The first offset from `position` on that is in no hole; far away if there is none."""
+    try:
+        return os.lseek(fd, position, os.SEEK_DATA)
+    except OSError as error:
+        # ENXIO: a hole up to the end. Others: not a file that may have holes.
+        return 1 << 63 if error.errno == errno.ENXIO else position
+
+
+def verify(stream: BinaryIO, files: dict[str, str]) -> list[Comparison]:
+    """Read all of it, and compare blocks with `files`, by name.
+
+    Raises StreamError when the stream is not valid, VerifyError when a file does not fit, OSError
+    when one cannot be read.
+    """
+    with ExitStack() as stack:
+        # A missing file is told before a long stream is read.
+        opened = {block: stack.enter_context(open(path, "rb")) for block, path in files.items()}
+        rebuilt = _rebuild(stream, opened, stack)
+        return [rebuilt[block].compare(file, block) for block, file in opened.items()]
+
+
+def _rebuild(stream: BinaryIO, blocks: Iterable[str], stack: ExitStack) -> dict[str, Rebuilt]:
+    """These blocks, all of which the stream must have."""
     rebuilt: dict[str, Rebuilt] = {}
     page_size = 4096
     for event in read_events(stream):
         if isinstance(event, events.Configuration):
             page_size = event.page_size or page_size
         elif isinstance(event, events.RamBlocks):
-            rebuilt = {
-                block.name: Rebuilt(block.length, page_size)
-                for block in event.blocks
-                if block.name in files
-            }
+            lengths = {block.name: block.length for block in event.blocks}
+            for block in _known(blocks, lengths):
+                rebuilt[block] = Rebuilt(lengths[block], page_size)
+                stack.callback(rebuilt[block].close)
         elif isinstance(event, events.PageRun) and event.block.name in rebuilt:
             rebuilt[event.block.name].apply(event)
-    missing = set(files) - set(rebuilt)
-    if missing:
-        raise VerifyError(f"no RAM block {sorted(missing)[0]!r} in the stream")
-    found = [rebuilt[block].compare(path, block) for block, path in files.items()]
-    return [difference for difference in found if difference is not None]
+    _known(blocks, rebuilt)
+    return rebuilt
+
+
+def _known(blocks: Iterable[str], lengths: Iterable[str]) -> Iterable[str]:
+    """`blocks`, if the stream has them. Raises VerifyError."""
+    for block in blocks:
+        if block not in lengths:
+            names = ", ".join(lengths) or "none"
+            raise VerifyError(f"no RAM block {block!r} in the stream; it has {names}")
+    return blocks

@@ -7,14 +7,13 @@ import select
 import signal
 import socket
 import stat
+import struct
 import subprocess
-from collections.abc import Sequence
 
 from .uri import Exec, Fd, Tcp, Unix, Uri
 
 CONNECT_TIMEOUT = 10.0
-SOCKET_BUFFER = 4 << 20
-_IOV_MAX = 1024
+_RESET = struct.pack("ii", 1, 0)
 
 
 class ChannelError(OSError):
@@ -27,66 +26,43 @@ class ChannelError(OSError):
 class Channel:
     """One open channel. Either process that holds a duplicate may use it; one at a time."""
 
-    def __init__(
-        self, fd: int, name: str = "channel", command: subprocess.Popen[bytes] | None = None
-    ) -> None:
+    def __init__(self, fd: int, name: str, command: subprocess.Popen[bytes] | None = None) -> None:
+        mode = os.fstat(fd).st_mode
         self._fd = fd
-        self._name = name
+        self.name = name
         self._command = command
-        self._is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
-        self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
-        if self._is_socket:
-            self._tune()
-
-    @classmethod
-    def from_fd(cls, fd: int) -> Channel:
-        """The channel behind a descriptor that another process passed on."""
-        return cls(fd)
+        self._is_file = stat.S_ISREG(mode)
+        self._socket: socket.socket | None = None
+        if stat.S_ISSOCK(mode):
+            self._socket = _tuned(fd)
 
     @property
     def bidirectional(self) -> bool:
         """Whether the other end can answer."""
-        return self._is_socket
+        return self._socket is not None
 
     def fileno(self) -> int:
         """The descriptor."""
         return self._fd
 
-    def _tune(self) -> None:
-        with socket.socket(fileno=os.dup(self._fd)) as sock:
-            sock.setblocking(True)
-            if sock.family in (socket.AF_INET, socket.AF_INET6):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def send(self, buffers: Sequence[memoryview], stop_fd: int | None = None) -> None:
-        """Send all of `buffers`. Raises ChannelError, or EOFError when `stop_fd` stirs first."""
-        for start in range(0, len(buffers), _IOV_MAX):
-            waiting = list(buffers[start : start + _IOV_MAX])
-            while waiting:
+    def send(self, data: memoryview, stop_fd: int | None = None) -> None:
+        """Send all of `data`. Raises ChannelError, or EOFError when `stop_fd` stirs meanwhile."""
+        while data:
+            try:
+                data = data[self._send_some(data, stop_fd) :]
+            except BlockingIOError:
                 self._wait_writable(stop_fd)
-                try:
-                    sent = self._send_some(waiting)
-                except BlockingIOError:
-                    continue
-                except OSError as error:
-                    raise ChannelError(f"{self._name}: {error.strerror}") from error
-                while waiting and sent >= len(waiting[0]):
-                    sent -= len(waiting.pop(0))
-                if waiting and sent:
-                    waiting[0] = waiting[0][sent:]
+            except OSError as error:
+                raise ChannelError(f"{self.name}: {error.strerror}") from error
 
-    def _send_some(self, buffers: list[memoryview]) -> int:
-        if self._is_socket:
-            with socket.socket(fileno=self._fd) as sock:
-                try:
-                    return sock.sendmsg(buffers, (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-                finally:
-                    sock.detach()
-        return os.writev(self._fd, buffers)
+    def _send_some(self, data: memoryview, stop_fd: int | None) -> int:
+        if self._socket is not None:
+            return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        if not self._is_file:
+            self._wait_writable(stop_fd)
+        return os.write(self._fd, data)
 
     def _wait_writable(self, stop_fd: int | None) -> None:
-        if self._is_file:
-            return
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         if stop_fd is not None:
@@ -99,48 +75,62 @@ class Channel:
         try:
             return os.readv(self._fd, [view])
         except OSError as error:
-            raise ChannelError(f"{self._name}: {error.strerror}") from error
+            raise ChannelError(f"{self.name}: {error.strerror}") from error
 
     def close(self) -> None:
         """Close; raises ChannelError when the command behind the channel failed."""
         if self._fd >= 0:
             if self._is_file and os.get_blocking(self._fd):
                 os.fsync(self._fd)
-            os.close(self._fd)
-            self._fd = -1
+            self._close_descriptor()
         if self._command is not None:
             status, self._command = self._command.wait(), None
             if status:
-                raise ChannelError(f"{self._name}: the command failed with status {status}")
+                raise ChannelError(f"{self.name}: the command failed with status {status}")
 
     def abort(self) -> None:
-        """Break the channel at once, for the other end too; never raises."""
-        if self._fd >= 0:
-            if self._is_socket:
-                with socket.socket(fileno=self._fd) as sock:
-                    try:
-                        sock.shutdown(socket.SHUT_RDWR)
-                    except OSError:
-                        sock.detach()
-                        os.close(self._fd)
-            else:
-                os.close(self._fd)
-            self._fd = -1
+        """Break the channel; the other end notices when the last process that shares it has."""
+        if self._socket is not None and self._fd >= 0:
+            # Not connected any more: then the other end knows.
+            # TCP tells a connection that was reset from one that was closed, and so does vmferry.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._close_descriptor()
         if self._command is not None:
             command, self._command = self._command, None
             if command.poll() is None:
                 os.killpg(command.pid, signal.SIGKILL)
             command.wait()
 
+    def _close_descriptor(self) -> None:
+        fd, self._fd = self._fd, -1
+        if self._socket is not None:
+            self._socket.close()
+        elif fd >= 0:
+            os.close(fd)
+
+
+def _tuned(fd: int) -> socket.socket:
+    sock = socket.socket(fileno=fd)
+    sock.setblocking(True)
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
 
 def connect(uri: Uri) -> Channel:
     """Open a channel to send into. Raises ChannelError."""
     try:
         return _connect(uri)
-    except OSError as error:
-        if isinstance(error, ChannelError):
-            raise
-        raise ChannelError(f"{uri}: {error.strerror or error}") from error
+    except (OSError, UnicodeError, OverflowError) as error:
+        raise _refused(uri, error) from error
+
+
+def _refused(uri: Uri, error: Exception) -> ChannelError:
+    """A name or number that the system cannot take is as good as one that is not there."""
+    if isinstance(error, ChannelError):
+        return error
+    reason = error.strerror if isinstance(error, OSError) else None
+    return ChannelError(f"{uri}: {reason or error}")
 
 
 def _connect(uri: Uri) -> Channel:
@@ -223,10 +213,8 @@ def listen(uri: Uri) -> Listener:
     """Be ready to receive. Raises ChannelError."""
     try:
         return _listen(uri)
-    except OSError as error:
-        if isinstance(error, ChannelError):
-            raise
-        raise ChannelError(f"{uri}: {error.strerror or error}") from error
+    except (OSError, UnicodeError, OverflowError) as error:
+        raise _refused(uri, error) from error
 
 
 def _listen(uri: Uri) -> Listener:

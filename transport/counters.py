@@ -15,6 +15,7 @@ class Counters:
 
     def __init__(self, names: tuple[str, ...], memory: SharedFd) -> None:
         self._names = names
+        self._places = {name: number * _VALUE.size for number, name in enumerate(names)}
         self._memory = memory
         self._map = memory.map(mmap.PAGESIZE)
 
@@ -27,19 +28,16 @@ class Counters:
         return Counters, (self._names, self._memory)
 
     def __getitem__(self, name: str) -> int:
-        value: int = _VALUE.unpack_from(self._map, self._at(name))[0]
+        value: int = _VALUE.unpack_from(self._map, self._places[name])[0]
         return value
 
     def set(self, name: str, value: int) -> None:
         """Give a counter a value."""
-        _VALUE.pack_into(self._map, self._at(name), value)
+        _VALUE.pack_into(self._map, self._places[name], value)
 
     def add(self, name: str, amount: int) -> None:
         """Count up; only the counter's one writer may."""
         self.set(name, self[name] + amount)
-
-    def _at(self, name: str) -> int:
-        return self._names.index(name) * _VALUE.size
 
     def close(self) -> None:
         """Give up the descriptor; the values stay readable in this process."""

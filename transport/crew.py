@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .process import Child, ChildDied, start_child, stop_children
-from .ring import wait_readable
+from .shared import wait_readable
 
 TICK = 0.1
 """Seconds between two calls of `on_tick`."""

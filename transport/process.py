@@ -1,4 +1,6 @@
-"""Child processes: spawned, talked to over a connection, and gone within 5 s whoever dies.
+"""Child processes: forked from a server process that has imported what they need; see `preload`.
+
+Whoever dies, the others are gone within 5 s.
 
 A child learns of its parent's death by the end of its connection. A parent learns of a child's by
 the process's sentinel. The kernel's parent-death signal is not used: it fires when the *thread*
@@ -8,23 +10,33 @@ that started the child ends, and a coordinator may run in a thread.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("spawn")
+from .channel import Channel
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_preloaded: list[str] = []
+
+
+def preload(*modules: str) -> None:
+    """Import these once, in the process that children are forked from; before the first start."""
+    _preloaded.extend(modules)
+    _CONTEXT.set_forkserver_preload(_preloaded)
 
 
 @dataclass(frozen=True)
 class Child:
     """A running child and the parent's end of its connection."""
 
-    process: SpawnProcess
+    process: ForkServerProcess
     connection: Connection
 
 
@@ -38,10 +50,25 @@ class ChildDied:
         return self.reason
 
 
-def start_child(name: str, target: Callable[..., None], args: tuple[Any, ...]) -> Child:
-    """Run `target(connection, *args)` in a new process; both must be importable and picklable."""
+def default_workers() -> int:
+    """Workers of a migration beside its transport process, by what this machine bears.
+
+    Two processors are kept busy by the two transport processes of a migration within the machine:
+    every further process that touches the bytes would cost throughput.
+    """
+    return max(0, len(os.sched_getaffinity(0)) // 2 - 1)
+
+
+def start_child(
+    name: str, target: Callable[..., None], args: tuple[Any, ...], *, parent: bool = False
+) -> Child:
+    """Run `target(connection, *args)` in a new process; both must be importable and picklable.
+
+    `parent`: the child will have children of its own.
+    """
     ours, theirs = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=_main, name=name, args=(target, theirs, args), daemon=True)
+    process = _CONTEXT.Process(target=_main, name=name, args=(target, theirs, args))
+    process.daemon = not parent
     process.start()
     theirs.close()
     return Child(process, ours)
@@ -74,6 +101,18 @@ def receive_fd(connection: Connection) -> int:
         return reduction.recv_handle(connection)
     except (EOFError, OSError, RuntimeError):
         raise EOFError from None
+
+
+def send_channel(connection: Connection, channel: Channel) -> None:
+    """Share a channel with the process at the other end, which calls `receive_channel`."""
+    connection.send(channel.name)
+    send_fd(connection, channel.fileno())
+
+
+def receive_channel(connection: Connection) -> Channel:
+    """The channel that `send_channel` shared; raises EOFError when the other end is gone."""
+    name: str = connection.recv()
+    return Channel(receive_fd(connection), name)
 
 
 def stop_children(children: Iterable[Child], timeout: float = 5.0) -> None:

@@ -11,9 +11,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from .shared import SharedFd, wait_readable
-
-__all__ = ["Ring", "RingReader", "RingWriter", "Slot", "wait_readable"]
+from .shared import Readiness, SharedFd
 
 _HEADER = struct.Struct("<QII")
 _HEADER_BYTES = 64
@@ -78,10 +76,11 @@ class RingWriter:
         self._memory = ring.map()
         self._next = 0
         self.free_fd = ring.free.fileno()
+        self._free = Readiness(self.free_fd)
 
     def try_acquire(self) -> memoryview | None:
         """The next slot, to be filled and published; None while all are full (see `free_fd`)."""
-        if not wait_readable([self.free_fd], 0):
+        if not self._free.now():
             return None
         os.eventfd_read(self.free_fd)
         return self._ring.slot(self._memory, self._next)
@@ -101,10 +100,11 @@ class RingReader:
         self._memory = ring.map()
         self._next = 0
         self.filled_fd = ring.filled.fileno()
+        self._filled = Readiness(self.filled_fd)
 
     def try_take(self) -> Slot | None:
         """The next slot, to be released after use; None while there is none (see `filled_fd`)."""
-        if not wait_readable([self.filled_fd], 0):
+        if not self._filled.now():
             return None
         os.eventfd_read(self.filled_fd)
         length, kind, tag = _HEADER.unpack_from(self._memory, self._next * _HEADER_BYTES)

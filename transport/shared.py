@@ -56,7 +56,22 @@ def wait_readable(fds: Iterable[int], timeout: float | None = None) -> set[int]:
 
     An empty set: the time is over.
     """
-    poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
-    return {fd for fd, _ in poll.poll(None if timeout is None else max(0.0, timeout) * 1000)}
+    return Readiness(*fds).ready(timeout)
+
+
+class Readiness:
+    """Which of some descriptors are readable, asked again and again at little cost."""
+
+    def __init__(self, *fds: int) -> None:
+        self._poll = select.poll()
+        for fd in fds:
+            self._poll.register(fd, select.POLLIN)
+
+    def ready(self, timeout: float | None = None) -> set[int]:
+        """See `wait_readable`."""
+        found = self._poll.poll(None if timeout is None else max(0.0, timeout) * 1000)
+        return {fd for fd, _ in found}
+
+    def now(self) -> bool:
+        """Whether any is readable, or broken, at this moment."""
+        return bool(self._poll.poll(0))

@@ -40,7 +40,7 @@ def test_populate_present_leaves_holes(make_block: MakeBlock) -> None:
     ram = map_block(block)
     ram[40 * MIB] = 1
     used = os.fstat(block.fd).st_blocks
-    populate_present(ram, block, write=True)
+    populate_present(ram, block)
     assert os.fstat(block.fd).st_blocks == used
 
 

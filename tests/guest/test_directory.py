@@ -32,7 +32,7 @@ STATE = DeviceState(
         DeviceSection(9, "cpu", 1, 12, b""),
         DeviceSection(10, "/etc/../..", 0, 1, b"x"),
     ),
-    description=b'{"page_size": 4096}\n\xff',
+    description='{"page_size": 4096, "naïve": 1}\n'.encode(),
     ram_section_id=2,
 )
 

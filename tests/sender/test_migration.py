@@ -61,7 +61,7 @@ def incoming(tmp_path: Path) -> Iterator[Incoming]:
     side.guest.close()
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
 def test_busy_guest_arrives_whole(workers: int) -> None:
     """A torn, stale or lost page: rounds overtake each other, or law 1 or 3 is broken."""
     side = Incoming("tcp:127.0.0.1:0", workers)
@@ -106,7 +106,7 @@ def test_cancel_leaves_the_source_running(incoming: Incoming) -> None:
 def test_dead_process_fails_the_migration(incoming: Incoming, name: str) -> None:
     """Law 5: a killed worker or transport process must not cost the guest."""
     source = SyntheticGuest.parse("64M,dirty-rate=20M")
-    sender = Sender(source, incoming.address, SendParameters(max_bandwidth=20 << 20))
+    sender = Sender(source, incoming.address, SendParameters(max_bandwidth=20 << 20, workers=1))
 
     def kill(figures: Figures) -> None:
         if figures.transferred:

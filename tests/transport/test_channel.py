@@ -30,10 +30,11 @@ def test_sockets_both_ways(uri: Uri, tmp_path: Path, monkeypatch: pytest.MonkeyP
     listener.close()
     assert source.bidirectional
     assert destination.bidirectional
-    destination.send([memoryview(b"answer")])
+    destination.send(memoryview(b"answer"))
     answer = memoryview(bytearray(6))
     assert source.recv_into(answer) == 6
-    source.send([memoryview(DATA[:1000]), memoryview(DATA[1000:])])
+    source.send(memoryview(DATA[:1000]))
+    source.send(memoryview(DATA[1000:]))
     source.close()
     assert _read_all(destination) == DATA
     destination.close()
@@ -44,7 +45,7 @@ def test_file_with_offset(tmp_path: Path) -> None:
     path = str(tmp_path / "stream")
     Path(path).write_bytes(b"head")
     channel = connect(File(path, 4))
-    channel.send([memoryview(DATA)])
+    channel.send(memoryview(DATA))
     channel.close()
     assert Path(path).read_bytes() == b"head" + DATA
     reading = listen(File(path, 4)).accept()
@@ -56,7 +57,7 @@ def test_exec(tmp_path: Path) -> None:
     """Streams could not be piped through a command."""
     path = tmp_path / "stream"
     channel = connect(Exec(f"cat > {path}"))
-    channel.send([memoryview(DATA)])
+    channel.send(memoryview(DATA))
     channel.close()
     assert path.read_bytes() == DATA
     reading = listen(Exec(f"cat {path}")).accept()
@@ -76,7 +77,7 @@ def test_fd() -> None:
     reading, writing = os.pipe()
     channel = connect(Fd(writing))
     os.close(writing)
-    channel.send([memoryview(b"abc")])
+    channel.send(memoryview(b"abc"))
     channel.close()
     other = listen(Fd(reading)).accept()
     os.close(reading)

@@ -1,0 +1,171 @@
+"""Where received bytes are kept until their pages are in guest RAM: ring slots, or one buffer.
+
+A slot begins with a table of runs of pages, which the transport process made and checked; behind
+it stand the bytes as they came from the channel.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..protocol.events import PageRun, RamBlock
+from ..transport.counters import Counters
+from ..transport.ring import Ring, RingWriter
+from ..transport.shared import SharedFd, wait_readable
+
+RUN = np.dtype(
+    [
+        ("offset", "<u8"),
+        ("position", "<u4"),
+        ("count", "<u4"),
+        ("block", "<u2"),
+        ("fill", "u1"),
+        ("plain", "u1"),
+        ("contiguous", "u1"),
+        ("reserved", "u1", 3),
+    ]
+)
+"""A run of records of one block. `position`: where in the slot the first page (plain) or fill byte
+(zero) stands; the others follow at the stride of their records, each behind its own header."""
+
+TABLE_RUNS = 1024
+TABLE_BYTES = TABLE_RUNS * RUN.itemsize
+RECEIVE_BYTES = 2 << 20
+SLOT_SIZE = TABLE_BYTES + RECEIVE_BYTES + (128 << 10)
+"""A table, what is read at once, and the incomplete record kept from the slot before."""
+
+SLOT_RUNS = 1
+"""Ring slot kind: apply the runs of the table; the slot's tag is their number."""
+
+
+class Slots(Protocol):
+    """One slot is open at a time."""
+
+    def set_blocks(self, blocks: tuple[RamBlock, ...], page_size: int) -> None:
+        """Learn how many pages the blocks have."""
+
+    def acquire(self) -> npt.NDArray[np.uint8]:
+        """An empty slot. Raises EOFError when the coordinator goes away."""
+
+    def publish(self, runs: list[PageRun], slot: npt.NDArray[np.uint8], used: int) -> None:
+        """Have these runs, whose records are in the first `used` bytes of the slot, applied."""
+
+    def barrier(self) -> None:
+        """Wait until everything published was applied."""
+
+
+class DirectSlots:
+    """One buffer, whose runs `apply` puts into guest RAM at once."""
+
+    def __init__(self, apply: Callable[[npt.NDArray[np.uint8], int], None]) -> None:
+        self._slot = np.empty(SLOT_SIZE, np.uint8)
+        self._apply = apply
+        self._page_size = 4096
+
+    def set_blocks(self, blocks: tuple[RamBlock, ...], page_size: int) -> None:  # noqa: ARG002
+        """See Slots."""
+        self._page_size = page_size
+
+    def acquire(self) -> npt.NDArray[np.uint8]:
+        """See Slots."""
+        return self._slot
+
+    def publish(self, runs: list[PageRun], slot: npt.NDArray[np.uint8], used: int) -> None:  # noqa: ARG002
+        """See Slots."""
+        _write_table(runs, slot, self._page_size)
+        self._apply(slot, len(runs))
+
+    def barrier(self) -> None:
+        """See Slots."""
+
+
+class RingSlots:
+    """The workers' rings in turn, with a barrier where one page would be in flight twice."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        rings: tuple[Ring, ...],
+        applied: tuple[Counters, ...],
+        progress_fd: SharedFd,
+    ) -> None:
+        self._connection = connection
+        self._writers = [RingWriter(ring) for ring in rings]
+        self._applied = applied
+        self._progress_fd = progress_fd.fileno()
+        self._published = 0
+        self._next = 0
+        self._in_flight: list[npt.NDArray[np.bool_]] = []
+        self._page_size = 4096
+
+    def set_blocks(self, blocks: tuple[RamBlock, ...], page_size: int) -> None:
+        """See Slots."""
+        self._page_size = page_size
+        self._in_flight = [np.zeros(block.length // page_size, np.bool_) for block in blocks]
+
+    def acquire(self) -> npt.NDArray[np.uint8]:
+        """See Slots; of the worker whose turn it is."""
+        writer = self._writers[self._next]
+        while (view := writer.try_acquire()) is None:
+            self._wait(writer.free_fd)
+        return np.frombuffer(view, np.uint8)
+
+    def publish(self, runs: list[PageRun], slot: npt.NDArray[np.uint8], used: int) -> None:
+        """See Slots."""
+        if len(self._writers) > 1:
+            self._keep_order(runs)
+        _write_table(runs, slot, self._page_size)
+        self._writers[self._next].publish(used, SLOT_RUNS, len(runs))
+        self._published += 1
+        self._next = (self._next + 1) % len(self._writers)
+
+    def _keep_order(self, runs: list[PageRun]) -> None:
+        numbers = [(run.offsets // np.uint64(self._page_size)).astype(np.intp) for run in runs]
+        seen = zip(runs, numbers, strict=True)
+        if any(self._in_flight[run.block_index][which].any() for run, which in seen):
+            self.barrier()
+        for run, which in zip(runs, numbers, strict=True):
+            self._in_flight[run.block_index][which] = True
+
+    def barrier(self) -> None:
+        """See Slots."""
+        while sum(counters["slots"] for counters in self._applied) < self._published:
+            self._wait(self._progress_fd)
+            os.eventfd_read(self._progress_fd)
+        for pages_of_block in self._in_flight:
+            pages_of_block[:] = False
+
+    def _wait(self, fd: int) -> None:
+        if self._connection.fileno() in wait_readable([fd, self._connection.fileno()]):
+            # Nothing is commanded while slots move: the coordinator is gone or has given up.
+            raise EOFError
+
+
+def _write_table(runs: list[PageRun], slot: npt.NDArray[np.uint8], page_size: int) -> None:
+    table = slot[:TABLE_BYTES].view(RUN)
+    for row, run in enumerate(runs):
+        first, count = int(run.offsets[0]), len(run.offsets)
+        table[row] = (
+            first,
+            TABLE_BYTES + run.position,
+            count,
+            run.block_index,
+            run.fill,
+            run.data is not None,
+            _is_contiguous(run.offsets, page_size),
+            0,
+        )
+
+
+def _is_contiguous(offsets: npt.NDArray[np.uint64], page_size: int) -> bool:
+    """Whether the pages stand one behind the other; mostly the ends tell that they do not."""
+    length = (len(offsets) - 1) * page_size
+    if int(offsets[-1]) - int(offsets[0]) != length:
+        return False
+    return bool((offsets[1:] - offsets[:-1] == page_size).all())

@@ -1,0 +1,127 @@
+"""When the receiver may start the guest: laws 4 and 5, with sources that end in every way."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+from vmferry.guest.synthetic import SyntheticGuest
+from vmferry.protocol import events
+from vmferry.protocol.reader import StreamReader
+from vmferry.protocol.return_path import ReturnPathReader, Shut
+from vmferry.protocol.states import MigrationStatus
+from vmferry.protocol.stream import CommandType
+from vmferry.protocol.writer import StreamWriter
+from vmferry.receiver.coordinator import MigrationError, Receiver
+from vmferry.sender.coordinator import Sender
+
+RESET = struct.pack("ii", 1, 0)
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A synthetic guest on the wire, with the wish for an answer."""
+    path = tmp_path_factory.mktemp("stream") / "stream"
+    guest = SyntheticGuest.parse("1M")
+    try:
+        Sender(guest, f"file:{path}").run()
+    finally:
+        guest.close()
+    data = path.read_bytes()
+    command = int(CommandType.OPEN_RETURN_PATH)
+    wish = StreamWriter().write(events.Command(offset=0, command=command, data=b""))
+    at = data.index(b"\x01\x00\x00\x00\x02\x03ram")
+    return data[:at] + wish + data[at:]
+
+
+def receive(source: Callable[[socket.socket], None]) -> SyntheticGuest:
+    """The guest, which the caller closes, after `source` has sent what it likes."""
+    guest = SyntheticGuest.parse("")
+    threads: list[threading.Thread] = []
+
+    def listening(uri: str) -> None:
+        _, host, port = uri.split(":")
+        threads.append(threading.Thread(target=send, args=((host, int(port)),)))
+        threads[0].start()
+
+    def send(address: tuple[str, int]) -> None:
+        with socket.create_connection(address) as connection:
+            source(connection)
+
+    try:
+        receiver = Receiver(guest, "tcp:127.0.0.1:0")
+        receiver.run(on_listening=listening)
+        assert receiver.states.state is MigrationStatus.COMPLETED
+    except MigrationError:
+        assert not guest.running
+        assert receiver.states.state is MigrationStatus.FAILED
+        raise
+    finally:
+        threads[0].join(20)
+        if not guest.running:
+            guest.close()
+    return guest
+
+
+def wait_for_answer(connection: socket.socket) -> None:
+    reader = ReturnPathReader()
+    assert reader.feed(connection.recv(100)) == [Shut(0)]
+
+
+def test_starts_when_the_source_closes(stream: bytes) -> None:
+    """Broken: a guest that its source gave up would not start."""
+
+    def source(connection: socket.socket) -> None:
+        connection.sendall(stream)
+        wait_for_answer(connection)
+
+    guest = receive(source)
+    assert guest.running
+    assert guest.verify() == []
+    guest.close()
+
+
+def test_source_that_left_before_the_answer(stream: bytes) -> None:
+    """Broken: both ends would run, as a source that got no answer runs on."""
+    with pytest.raises(MigrationError, match="left before the answer"):
+        receive(lambda connection: connection.sendall(stream))
+
+
+def test_source_that_breaks_the_connection(stream: bytes) -> None:
+    """Broken: both ends would run, as a source that breaks off has not heard the answer."""
+
+    def source(connection: socket.socket) -> None:
+        connection.sendall(stream)
+        wait_for_answer(connection)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+
+    with pytest.raises(MigrationError, match="reset"):
+        receive(source)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.001, 0.3, 0.9, 0.99999])
+def test_stream_that_ends_early(stream: bytes, part: float) -> None:
+    """Broken: half a guest would start (law 4)."""
+    with pytest.raises(MigrationError):
+        receive(lambda connection: connection.sendall(stream[: int(len(stream) * part)]))
+
+
+def test_device_section_that_cannot_be_loaded(stream: bytes) -> None:
+    """Broken: a guest without its devices would start, and the source would give it up."""
+    (device,) = (e for e in StreamReader().feed(stream) if isinstance(e, events.DeviceSection))
+    at = device.payload_offset
+    lame = stream[:at] + struct.pack("<Q", 7) + stream[at + 8 :]
+    answers: list[bytes] = []
+
+    def source(connection: socket.socket) -> None:
+        connection.sendall(lame)
+        with suppress(ConnectionResetError):
+            answers.append(connection.recv(100))
+
+    with pytest.raises(MigrationError, match="version"):
+        receive(source)
+    assert answers in ([], [b""])

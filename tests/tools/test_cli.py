@@ -1,0 +1,276 @@
+"""The command line as such, and migrations that it runs in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "vmferry.tools.cli"]
+SCHEMES = ("tcp:", "unix:", "exec:", "fd:", "file:")
+
+
+def test_version(vmferry: Any) -> None:
+    """Broken: nobody could say which version misbehaves."""
+    ran = vmferry.run("--version")
+    assert ran.status == 0
+    assert version("vmferry") in ran.out
+
+
+@pytest.mark.parametrize("command", ["send", "receive", "dump", "verify", "demo"])
+def test_help(command: str, vmferry: Any) -> None:
+    """Broken: a command would not explain itself."""
+    result = vmferry.call(command, "--help")
+    assert result.exit_code == 0
+    assert f" {command} [OPTIONS]" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["dump"],
+        ["dump", "--nonsense", "x"],
+        ["send", "file:x"],
+        ["receive", "--guest", "dir:x"],
+        ["send", "file:x", "--guest", "dir:x", "--max-bandwidth", "9x"],
+        ["send", "file:x", "--guest", "dir:x", "--max-bandwidth", "9" * 400],
+        ["send", "file:x", "--guest", "dir:x", "--max-bandwidth", "9999999999T"],
+        ["send", "file:x", "--guest", "dir:x", "--workers", "0"],
+        ["send", "file:x", "--guest", "dir:x", "--downtime-limit", "-1"],
+        ["send", "file:x", "--guest", "dir:x", "--downtime-limit", "1" + "0" * 400],
+    ],
+)
+def test_wrong_usage(arguments: list[str], vmferry: Any) -> None:
+    """Broken: a script could not tell its own mistake from a failed migration."""
+    result = vmferry.call(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Error: " in result.stderr
+
+
+@pytest.mark.parametrize("command", ["send", "receive"])
+@pytest.mark.parametrize("uri", ["http://x", "nonsense", "tcp"])
+def test_unknown_scheme(command: str, uri: str, vmferry: Any) -> None:
+    """Broken: whoever mistypes a URI would not learn what there is."""
+    guest = "synthetic:1M" if command == "send" else f"dir:{vmferry.folder}/guest"
+    ran = vmferry.run(command, uri, "--guest", guest)
+    assert ran.status == 1
+    assert repr(uri) in ran.error
+    assert all(scheme in ran.error for scheme in SCHEMES)
+    assert not (vmferry.folder / "guest").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("nonsense", "dir: synthetic:"),
+        ("dir:", "path"),
+        ("synthetic:64Q", "'64Q'"),
+        ("synthetic:1000", "1000"),
+        ("synthetic:1M,nonsense=1", "dirty-rate"),
+        ("synthetic:1M,zero=200%", "zero"),
+        ("dir:" + "x" * 300, "too long"),
+    ],
+)
+@pytest.mark.parametrize("command", ["send", "receive"])
+def test_malformed_guest(command: str, text: str, told: str, vmferry: Any) -> None:
+    """Broken: whoever mistypes a guest would get a traceback."""
+    result = vmferry.call(command, "tcp:127.0.0.1:0", "--guest", text)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("vmferry: ")
+    assert result.stderr.count("\n") == 1
+    assert told in result.stderr
+
+
+def test_guest_that_is_not_there(vmferry: Any) -> None:
+    """Broken: sending nothing would look like success, or be a traceback."""
+    result = vmferry.call("send", "tcp:127.0.0.1:1", "--guest", f"dir:{vmferry.folder}/none")
+    assert result.exit_code == 1
+    assert f"{vmferry.folder}/none: no guest here" in result.stderr
+    assert not (vmferry.folder / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "uri", "told"),
+    [
+        ("send", "tcp:127.0.0.1:1", "refused"),
+        ("send", "tcp:nonsense", "HOST:PORT"),
+        ("send", "unix:/nonexistent/x", "No such file"),
+        ("send", "file:/nonexistent/x", "No such file"),
+        ("send", "file:/dev/full", "No space left"),
+        ("send", "exec:exit 3", ""),
+        ("send", "fd:99", "fd:99"),
+        ("receive", "unix:/nonexistent/x", "No such file"),
+        ("receive", "file:/nonexistent/x", "/nonexistent/x: No such file"),
+        ("receive", "file:/dev/null", "offset 0x0"),
+        ("receive", "exec:exit 3", ""),
+        ("receive", "fd:99", "fd:99"),
+        ("receive", "tcp:192.0.2.1:0", "tcp:192.0.2.1:0"),
+    ],
+)
+def test_channel_that_fails(command: str, uri: str, told: str, vmferry: Any) -> None:
+    """Broken: a channel that cannot be opened, or breaks, would be a traceback."""
+    guest = "synthetic:1M" if command == "send" else f"dir:{vmferry.folder}/guest"
+    ran = vmferry.run(command, uri, "--guest", guest)
+    assert ran.status == 1
+    assert told in ran.error
+    assert not (vmferry.folder / "guest").exists()
+
+
+@pytest.fixture
+def guest(streams: Any, vmferry: Any) -> Path:
+    """A guest at rest, received from a stream."""
+    path: Path = vmferry.folder / "guest"
+    stream = vmferry.write("first", streams.small)
+    ran = vmferry.run("receive", f"file:{stream}", "--guest", f"dir:{path}")
+    assert ran.status == 0, ran.err
+    return path
+
+
+def test_there_and_back(guest: Path, streams: Any, vmferry: Any) -> None:
+    """Broken: a guest that is saved, sent and received again would not be the guest it was."""
+    folder = vmferry.folder
+    sent = vmferry.run("send", f"file:{folder}/second", "--guest", f"dir:{guest}")
+    assert sent.status == 0, sent.err
+    received = vmferry.run("receive", f"file:{folder}/second", "--guest", f"dir:{folder}/other")
+    assert received.status == 0, received.err
+    names = ("000-pc.ram", "001-%2From%40etc%2Facpi")
+    for name, image in zip(names, streams.ram.values(), strict=True):
+        assert (guest / "ram" / name).read_bytes() == image
+        assert (folder / "other" / "ram" / name).read_bytes() == image
+    devices = {path.name: path.read_bytes() for path in (guest / "devices").iterdir()}
+    again = {path.name: path.read_bytes() for path in (folder / "other" / "devices").iterdir()}
+    assert again == devices
+    checked = vmferry.call("verify", f"{folder}/second", f"--ram=pc.ram={guest}/ram/000-pc.ram")
+    assert checked.exit_code == 0, checked.stderr
+
+
+def test_figures_as_json(guest: Path, vmferry: Any) -> None:
+    """Broken: a program could not learn how a migration went."""
+    stream = f"file:{vmferry.folder}/second"
+    sent = vmferry.run("send", stream, "--guest", f"dir:{guest}", "--json")
+    assert sent.status == 0, sent.err
+    figures = json.loads(sent.out)
+    assert figures["status"] == "completed"
+    assert figures["ram"]["remaining"] == 0
+    ran = vmferry.run("receive", stream, "--guest", f"dir:{vmferry.folder}/other", "--json")
+    assert ran.status == 0, ran.err
+    received = json.loads(ran.out)
+    assert received["status"] == "completed"
+    assert received["ram"]["total"] == figures["ram"]["total"] == (1 << 20) + (32 << 10)
+    assert received["ram"]["normal"] == figures["ram"]["normal"]
+    assert os.path.getsize(f"{vmferry.folder}/second") == received["ram"]["transferred"]
+
+
+def test_guest_stands_in_the_way(guest: Path, streams: Any, vmferry: Any) -> None:
+    """Broken: receiving would overwrite the guest that is there."""
+    before = {path: path.read_bytes() for path in guest.rglob("*") if path.is_file()}
+    stream = vmferry.write("stream", streams.small)
+    ran = vmferry.run("receive", f"file:{stream}", "--guest", f"dir:{guest}")
+    assert ran.status == 1
+    assert f"{guest}: holds a guest already" in ran.error
+    assert {path: path.read_bytes() for path in guest.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("damage", ["{", "{}", '{"format": 99}'])
+def test_damaged_guest(damage: str, guest: Path, vmferry: Any) -> None:
+    """Broken: a guest.json that was edited by hand would be a traceback."""
+    (guest / "guest.json").write_text(damage)
+    result = vmferry.call("send", "file:/dev/null", "--guest", f"dir:{guest}")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"vmferry: {guest}/guest.json: not a guest: ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [("description", "not JSON"), ("ram_section_id", 1 << 40)],
+)
+def test_guest_that_cannot_be_written(member: str, value: Any, guest: Path, vmferry: Any) -> None:
+    """Broken: a guest.json with values that fit no stream would be a traceback."""
+    document = json.loads((guest / "guest.json").read_text())
+    document[member] = value
+    (guest / "guest.json").write_text(json.dumps(document))
+    ran = vmferry.run("send", f"file:{vmferry.folder}/out", "--guest", f"dir:{guest}")
+    assert ran.status == 1
+    assert "process vmferry-" not in ran.error
+
+
+@pytest.mark.parametrize(
+    "uri", ["tcp:a..b:1", "fd:99999999999999999999", "file:/tmp/x,offset=99999999999999999999"]
+)
+def test_uri_that_the_system_cannot_take(uri: str, vmferry: Any) -> None:
+    """Broken: an odd name or number in a URI would be a traceback."""
+    ran = vmferry.run("send", uri, "--guest", "synthetic:1M")
+    assert ran.status == 1
+    assert ran.error
+
+
+@pytest.fixture
+def sink() -> Iterator[socket.socket]:
+    """A destination that takes the connection and reads nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_cancels_sending(number: signal.Signals, sink: socket.socket) -> None:
+    """Broken: Ctrl-C would end in tracebacks, and leave processes behind."""
+    uri = f"tcp:127.0.0.1:{sink.getsockname()[1]}"
+    command = [*COMMAND, "send", uri, "--guest", "synthetic:32M", "--max-bandwidth", "1M"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    with sink.accept()[0]:
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        assert process.communicate(timeout=30)[1].splitlines()[-1] == "vmferry: cancelled"
+    assert process.returncode == 1
+
+
+def test_signal_cancels_receiving(tmp_path: Path) -> None:
+    """Broken: a receiver that nobody sends to could not be ended, or would leave a guest."""
+    command = [*COMMAND, "receive", "tcp:127.0.0.1:0", "--guest", f"dir:{tmp_path}/guest"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("listening on tcp:127.0.0.1:")
+    process.terminate()
+    assert process.communicate(timeout=30)[1] == "vmferry: cancelled\n"
+    assert process.returncode == 1
+    assert not (tmp_path / "guest").exists()
+
+
+def test_nobody_reads_the_progress(vmferry: Any) -> None:
+    """Broken: `vmferry send ... 2>&1 | head -1` would fail the migration."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    uri = f"file:{vmferry.folder}/stream"
+    process = subprocess.Popen([*COMMAND, "send", uri, "--guest", "synthetic:1M"], stderr=writing)
+    os.close(writing)
+    assert process.wait(30) == 0
+    assert vmferry.call("verify", f"{vmferry.folder}/stream").exit_code == 0
+
+
+def test_demo(vmferry: Any) -> None:
+    """Broken: the first thing that anybody tries would fail."""
+    started = time.monotonic()
+    ran = vmferry.run("demo", "--size", "64M", "--dirty-rate", "20M")
+    assert ran.status == 0, ran.err
+    assert "equal at switchover, 0 bad pages" in ran.out
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize("size", ["64Q", "1000"])
+def test_demo_of_nonsense(size: str, vmferry: Any) -> None:
+    """Broken: a mistyped size would be a traceback, or leave the other side waiting."""
+    ran = vmferry.run("demo", "--size", size)
+    assert ran.status == 1
+    assert size in ran.error

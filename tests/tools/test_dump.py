@@ -1,0 +1,184 @@
+"""`vmferry dump`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vmferry.protocol import events
+from vmferry.protocol.stream import SectionType
+
+
+def test_text(streams: Any, vmferry: Any) -> None:
+    """Broken: people would be told something else than what the stream holds."""
+    result = vmferry.call("dump", vmferry.write("stream", streams.small))
+    assert result.exit_code == 0
+    lines = [line.split("  ") for line in result.stdout.splitlines()]
+    words = [[word.strip() for word in line if word.strip()] for line in lines]
+    assert ["machine", "pc-q35-7.2"] in words
+    assert ["page size", "4096"] in words
+    assert ["devices", "4 sections"] in words
+    assert ["description", "yes"] in words
+    assert ["capabilities events"] in words
+    assert ["pc.ram", "1.0 MiB", "33", "153"] in words
+    assert ["/rom@etc/acpi", "32.0 KiB", "2", "0"] in words
+    assert f"({len(streams.small)} bytes)" in result.stdout
+
+
+def test_json_keys_are_stable(streams: Any, vmferry: Any) -> None:
+    """Broken: every program that reads the answer would break."""
+    result = vmferry.call("dump", "--json", vmferry.write("stream", streams.small))
+    found = json.loads(result.stdout)
+    devices = found.pop("devices")
+    assert found == {
+        "machine": "pc-q35-7.2",
+        "page_size": 4096,
+        "capabilities": ["events"],
+        "size": len(streams.small),
+        "ram_parts": 2,
+        "commands": [],
+        "blocks": [
+            {"name": "pc.ram", "length": 1 << 20, "plain": 33, "zero": 153},
+            {"name": "/rom@etc/acpi", "length": 32 << 10, "plain": 2, "zero": 0},
+        ],
+        "description": True,
+    }
+    assert [device["name"] for device in devices] == ["timer", "cpu", "cpu", "0000:00:02.0/vga"]
+    cpu = devices[1]
+    payload = streams.small[cpu["offset"] : cpu["offset"] + cpu["size"]]
+    assert payload == bytes(range(256)) * 4
+    assert {key: cpu[key] for key in ("section_id", "instance_id", "version")} == {
+        "section_id": 3,
+        "instance_id": 0,
+        "version": 1,
+    }
+
+
+def test_pages_are_where_it_says(streams: Any, vmferry: Any) -> None:
+    """Broken: whoever looks a page up in the stream or in RAM would find another one."""
+    result = vmferry.call("dump", "--json", "--pages", vmferry.write("stream", streams.small))
+    *ranges, summary = map(json.loads, result.stdout.splitlines())
+    assert summary["machine"] == "pc-q35-7.2"
+    assert [(r["block"], r["first"] >> 12, r["count"], r["kind"], r["fill"]) for r in ranges] == [
+        ("pc.ram", 0, 20, "plain", None),
+        ("pc.ram", 40, 2, "plain", None),
+        ("pc.ram", 60, 1, "plain", None),
+        ("pc.ram", 100, 150, "zero", 0),
+        ("pc.ram", 21, 2, "zero", 0x5A),
+        ("/rom@etc/acpi", 3, 1, "plain", None),
+        ("/rom@etc/acpi", 1, 1, "plain", None),
+        ("pc.ram", 1, 1, "zero", 0),
+        ("pc.ram", 200, 10, "plain", None),
+    ]
+    for found in ranges:
+        header = int.from_bytes(streams.small[found["offset"] : found["offset"] + 8], "big")
+        assert header & ~0xFFF == found["first"]
+
+
+def test_pages_as_text(streams: Any, vmferry: Any) -> None:
+    """Broken: people could not see which pages a stream carries, or how."""
+    result = vmferry.call("dump", "--pages", vmferry.write("stream", streams.small))
+    ranges = [line.split() for line in result.stdout.splitlines()[:5]]
+    assert [words[1:] for words in ranges] == [
+        ["pc.ram", "0x0", "20", "plain"],
+        ["pc.ram", "0x28000", "2", "plain"],
+        ["pc.ram", "0x3c000", "1", "plain"],
+        ["pc.ram", "0x64000", "150", "zero"],
+        ["pc.ram", "0x15000", "2", "zero", "(all", "0x5a)"],
+    ]
+
+
+def test_devices(streams: Any, vmferry: Any) -> None:
+    """Broken: people could not find a device's state in the stream."""
+    result = vmferry.call("dump", "--devices", vmferry.write("stream", streams.small))
+    rows = [line.split() for line in result.stdout.splitlines()]
+    header = rows.index(["id", "device", "instance", "version", "offset", "bytes"])
+    assert [row[:4] for row in rows[header + 1 :]] == [
+        ["0", "timer", "0", "1"],
+        ["3", "cpu", "0", "1"],
+        ["4", "cpu", "1", "1"],
+        ["5", "0000:00:02.0/vga", "0", "1"],
+    ]
+    offset, size = (int(word, 0) for word in rows[header + 2][4:])
+    assert streams.small[offset : offset + size] == bytes(range(256)) * 4
+
+
+def test_from_standard_input(streams: Any, vmferry: Any) -> None:
+    """Broken: `zstd -dc file | vmferry dump -` would not work."""
+    result = vmferry.call("dump", "--json", "-", feed=streams.small)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["size"] == len(streams.small)
+
+
+@pytest.mark.parametrize("name", ["[red]x[/foo]", ":smile:", "x" * 200])
+def test_names_are_shown_as_they_are(name: str, streams: Any, vmferry: Any) -> None:
+    """Broken: a name in a stream would be taken for markup, be cut, or be a traceback."""
+    blocks = (events.RamBlock(name, 4096),)
+    data = streams.to_bytes([*streams.opening(blocks), *streams.closing()])
+    result = vmferry.call("dump", "--devices", vmferry.write("stream", data))
+    assert result.exit_code == 0
+    assert f" {name} " in result.stdout
+
+
+def test_name_that_the_terminal_lacks(streams: Any, vmferry: Any) -> None:
+    """Broken: one odd letter in a name would be a traceback where output is not UTF-8."""
+    blocks = (events.RamBlock("\u540d", 4096),)
+    path = vmferry.write("stream", streams.to_bytes([*streams.opening(blocks), *streams.closing()]))
+    command = [sys.executable, "-m", "vmferry.tools.cli", "dump", path]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "\\u540d" in ran.stdout
+
+
+@pytest.mark.parametrize("options", [(), ("--json",), ("--pages",)])
+def test_damage_is_one_line_with_its_place(
+    options: tuple[str, ...], streams: Any, vmferry: Any
+) -> None:
+    """Broken: a user would not learn what is wrong, or where."""
+    size = len(streams.small) - 100
+    path = vmferry.write("stream", streams.small[:size])
+    result = vmferry.call("dump", *options, path)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"vmferry: {path}: offset {size:#x}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_not_a_stream(vmferry: Any) -> None:
+    """Broken: any other file would be a traceback."""
+    for data in (b"", b"Q", b"#!/bin/sh\nexit 0\n", bytes(100_000)):
+        result = vmferry.call("dump", vmferry.write("other", data))
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"vmferry: {vmferry.folder}/other: offset 0x")
+
+
+def test_no_file(vmferry: Any) -> None:
+    """Broken: a missing file, or a folder, would be a traceback or not be named."""
+    result = vmferry.call("dump", f"{vmferry.folder}/none")
+    assert result.exit_code == 1
+    assert result.stderr == f"vmferry: {vmferry.folder}/none: No such file or directory\n"
+    result = vmferry.call("dump", str(vmferry.folder))
+    assert result.stderr == f"vmferry: {vmferry.folder}: Is a directory\n"
+
+
+@pytest.mark.parametrize("options", [("--pages",), ("--pages", "--json")])
+def test_reader_that_leaves(options: tuple[str, ...], streams: Any, tmp_path: Path) -> None:
+    """Broken: `vmferry dump --pages x | head -1` would end in a traceback."""
+    runs = [streams.pages(0, range(number % 50, 256, 7), 0) for number in range(3000)]
+    data = streams.to_bytes(
+        [*streams.opening(), *streams.piece(SectionType.PART, *runs), *streams.closing()]
+    )
+    (tmp_path / "stream").write_bytes(data)
+    command = [sys.executable, "-m", "vmferry.tools.cli", "dump", *options, f"{tmp_path}/stream"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert b"pc.ram" in process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1

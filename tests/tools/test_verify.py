@@ -1,0 +1,162 @@
+"""`vmferry verify`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vmferry.protocol import events
+from vmferry.protocol.stream import SectionType
+
+PAGE = 4096
+
+
+@pytest.fixture
+def stream(streams: Any, vmferry: Any) -> str:
+    """The path of a whole stream."""
+    return str(vmferry.write("stream", streams.small))
+
+
+def test_valid(stream: str, vmferry: Any) -> None:
+    """Broken: a whole stream would not be told from a damaged one."""
+    result = vmferry.call("verify", stream)
+    assert (result.exit_code, result.stdout) == (0, f"{stream}: valid\n")
+
+
+def test_from_standard_input(streams: Any, vmferry: Any) -> None:
+    """Broken: a stream could not be verified as it is unpacked."""
+    result = vmferry.call("verify", "-", feed=streams.small)
+    assert (result.exit_code, result.stdout) == (0, "-: valid\n")
+
+
+def test_equal_ram(streams: Any, stream: str, vmferry: Any) -> None:
+    """Broken: RAM that is right would be called wrong: pages sent twice, zeroed or filled."""
+    files = [
+        vmferry.write(f"ram={n}", bytes(image)) for n, image in enumerate(streams.ram.values())
+    ]
+    pairs = [f"--ram={block}={file}" for block, file in zip(streams.ram, files, strict=True)]
+    result = vmferry.call("verify", stream, *pairs)
+    assert (result.exit_code, result.stdout) == (0, f"{stream}: valid; RAM is equal\n")
+
+
+def test_differing_pages_are_named(streams: Any, stream: str, vmferry: Any) -> None:
+    """Broken: a lost page would pass, or nobody would know which one it is."""
+    image = bytearray(streams.ram["pc.ram"])
+    differing = [1, 21, 50, 100, 255]
+    for page in differing:
+        image[page * PAGE + page] ^= 1
+    file = vmferry.write("image", bytes(image))
+    result = vmferry.call("verify", stream, f"--ram=pc.ram={file}")
+    assert result.exit_code == 1
+    where = ", ".join(f"{page * PAGE:#x}" for page in differing)
+    assert result.stdout == f"pc.ram: 5 pages differ, at {where}\n"
+
+
+def test_only_the_first_differing_pages(streams: Any, stream: str, vmferry: Any) -> None:
+    """Broken: another guest's image would print a line as long as the guest is large."""
+    image = bytes(byte ^ 0xFF for byte in streams.ram["pc.ram"])
+    result = vmferry.call("verify", stream, f"--ram=pc.ram={vmferry.write('image', image)}")
+    assert result.exit_code == 1
+    where = ", ".join(f"{page * PAGE:#x}" for page in range(8))
+    assert result.stdout == f"pc.ram: 256 pages differ, at {where}, ...\n"
+
+
+def test_json_keys_are_stable(streams: Any, stream: str, vmferry: Any) -> None:
+    """Broken: every program that reads the answer would break."""
+    image = bytearray(streams.ram["pc.ram"])
+    image[3 * PAGE] ^= 1
+    file = vmferry.write("image", bytes(image))
+    rom = vmferry.write("rom", bytes(streams.ram["/rom@etc/acpi"]))
+    result = vmferry.call(
+        "verify", "--json", stream, f"--ram=pc.ram={file}", f"--ram=/rom@etc/acpi={rom}"
+    )
+    assert result.exit_code == 1
+    differs = {"equal": False, "differing_pages": 1, "first_offsets": [3 * PAGE]}
+    equal = {"equal": True, "differing_pages": 0, "first_offsets": []}
+    assert json.loads(result.stdout) == {
+        "valid": True,
+        "error": None,
+        "ram": [
+            {"block": "pc.ram", "file": file, **differs},
+            {"block": "/rom@etc/acpi", "file": rom, **equal},
+        ],
+    }
+
+
+def test_json_of_a_damaged_stream(streams: Any, vmferry: Any) -> None:
+    """Broken: a program could not tell where a stream is damaged."""
+    damaged = bytearray(streams.small)
+    damaged[-200] = 0
+    result = vmferry.call("verify", "--json", vmferry.write("stream", bytes(damaged)))
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert (found["valid"], found["ram"]) == (False, [])
+    assert set(found["error"]) == {"offset", "section", "message"}
+    assert f"offset {found['error']['offset']:#x}" in result.stderr
+    assert found["error"]["message"] in result.stderr
+
+
+@pytest.mark.parametrize("change", [-PAGE, -1, 1, PAGE])
+def test_file_of_another_length(change: int, stream: str, vmferry: Any) -> None:
+    """Broken: the wrong file would be compared as far as it goes."""
+    file = vmferry.write("image", bytes((1 << 20) + change))
+    result = vmferry.call("verify", stream, f"--ram=pc.ram={file}")
+    assert result.exit_code == 1
+    assert f"{file} has {(1 << 20) + change} bytes, RAM block pc.ram has 1048576" in result.stderr
+
+
+def test_unknown_block(stream: str, vmferry: Any) -> None:
+    """Broken: a mistyped name would count as equal."""
+    result = vmferry.call("verify", stream, f"--ram=ram={stream}")
+    assert result.exit_code == 1
+    assert "no RAM block 'ram' in the stream; it has pc.ram, /rom@etc/acpi" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_missing_file(stream: str, vmferry: Any) -> None:
+    """Broken: a traceback, or the stream would be named for what the file lacks."""
+    result = vmferry.call("verify", stream, f"--ram=pc.ram={vmferry.folder}/none")
+    assert result.exit_code == 1
+    assert result.stderr == f"vmferry: {vmferry.folder}/none: No such file or directory\n"
+
+
+def test_pipe_instead_of_a_file(stream: str, vmferry: Any) -> None:
+    """Broken: a file that cannot be read at any place would be a traceback."""
+    result = vmferry.run("verify", stream, "--ram=pc.ram=/dev/stdin")
+    assert result.status == 1
+    assert "/dev/stdin has 0 bytes" in result.error
+
+
+@pytest.mark.parametrize("pair", ["pc.ram", "pc.ram=", "=file", ""])
+def test_half_a_pair(pair: str, stream: str, vmferry: Any) -> None:
+    """Broken: wrong usage would look like a failed comparison."""
+    result = vmferry.call("verify", stream, "--ram", pair)
+    assert result.exit_code == 2
+    assert "not BLOCK=FILE" in result.stderr
+
+
+def test_block_twice(stream: str, vmferry: Any) -> None:
+    """Broken: one of two files would be compared, and both believed equal."""
+    result = vmferry.call("verify", stream, "--ram=pc.ram=a", "--ram=pc.ram=b")
+    assert result.exit_code == 2
+    assert "twice" in result.stderr
+
+
+def test_sparse_ram(streams: Any, vmferry: Any, tmp_path: Path) -> None:
+    """Broken: holes would be skipped where the other side has data."""
+    block = events.RamBlock("pc.ram", 64 << 20)
+    runs = [streams.pages(0, [1]), streams.pages(0, [5000])]
+    opening = streams.opening((block,))
+    data = streams.to_bytes([*opening, *streams.piece(SectionType.PART, *runs), *streams.closing()])
+    path = vmferry.write("stream", data)
+    file = tmp_path / "image"
+    with file.open("wb") as image:
+        image.truncate(block.length)
+        image.seek(PAGE)
+        image.write(runs[0].data.tobytes())
+        image.seek(48 << 20)
+        image.write(b"\1")
+    result = vmferry.call("verify", path, f"--ram=pc.ram={file}")
+    assert result.stdout == f"pc.ram: 2 pages differ, at {5000 * PAGE:#x}, {48 << 20:#x}\n"

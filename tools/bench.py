@@ -1,0 +1,308 @@
+"""`vmferry bench`: vmferry against QEMU, moving the same memory over loopback TCP, in turns.
+
+Both move a paused guest whose pages exist on both sides, without a bandwidth limit. Throughput is
+as QEMU reckons it: guest RAM over the time from the end of setup to completion. CPU time is that of
+all processes of both ends over that time; what setup took besides (vmferry starts its processes
+then) is told, too.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from statistics import median
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+import psutil
+from qemu.qmp import QMPError
+from qemu.qmp.legacy import QEMUMonitorProtocol
+from rich.console import Console
+from rich.table import Table
+
+from ..guest.base import RamBlock, is_hole, map_block, populate
+from ..protocol.states import MigrationStatus
+from ..receiver.coordinator import Receiver
+from ..sender.coordinator import Sender
+from ..transport.process import start_child, stop_children
+from ..transport.shared import SharedFd
+from .bench_guest import StillGuest
+
+STEP = 16 << 20
+CONTENTS = ("random", "zero", "untouched")
+BLOCK = "pc.ram"
+TIMEOUT = 120.0
+
+
+class BenchError(Exception):
+    """A run did not do what it should; one line."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One migration: seconds from the end of setup and CPU seconds of both ends in it; setup's."""
+
+    seconds: float
+    cpu: float
+    setup: float
+    setup_cpu: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The RAM of both ends, in anonymous shared memory.
+
+    `content`: `random` bytes; `zero`: pages that exist; `untouched`: pages that do not.
+    """
+
+    content: str
+    size: int
+    source: SharedFd
+    destination: SharedFd
+
+    @classmethod
+    def create(cls, content: str, size: int) -> Memory:
+        """As before the first run."""
+        ends = [SharedFd.memory(f"vmferry-bench-{end}", size) for end in ("source", "destination")]
+        memory = cls(content, size, *ends)
+        if content != "untouched":
+            for ram in memory.ends():
+                populate(ram, write=True)
+        if content == "random":
+            ram, _ = memory.ends()
+            generator = np.random.default_rng(1)
+            for start in range(0, size, STEP):
+                piece = ram[start : start + STEP]
+                piece[:] = np.frombuffer(generator.bytes(len(piece)), np.uint8)
+        return memory
+
+    def _blocks(self) -> list[RamBlock]:
+        ends = (self.source, self.destination)
+        return [RamBlock(BLOCK, self.size, 4096, shared.fileno()) for shared in ends]
+
+    def ends(self) -> list[npt.NDArray[np.uint8]]:
+        """Source and destination as arrays of bytes."""
+        return [map_block(block) for block in self._blocks()]
+
+    def prepare_run(self) -> None:
+        """See that the destination has something to do."""
+        if self.content == "untouched":
+            for shared in (self.source, self.destination):
+                os.ftruncate(shared.fileno(), 0)
+                os.ftruncate(shared.fileno(), self.size)
+        elif self.content == "random":
+            _, ram = self.ends()
+            ram.reshape(-1, 4096)[:, 0] ^= 0xFF
+
+    def check(self) -> None:
+        """Raises BenchError when the destination does not equal the source."""
+        if all(is_hole(block, 0, self.size) for block in self._blocks()):
+            return
+        source, destination = self.ends()
+        for start in range(0, self.size, STEP):
+            end = start + STEP
+            if not np.array_equal(source[start:end], destination[start:end]):
+                raise BenchError(f"the memories differ in the {STEP >> 20} MiB at {start:#x}")
+
+    def close(self) -> None:
+        """Give it back."""
+        self.source.close()
+        self.destination.close()
+
+
+def _spent() -> float:
+    """CPU seconds of this process and of all its descendants, dead or alive."""
+    me = psutil.Process()
+    return sum(sum(process.cpu_times()[:4]) for process in [me, *me.children(recursive=True)])
+
+
+def _send(connection: Connection, uri: str, memory: SharedFd, size: int) -> None:
+    started, spent = time.monotonic(), [_spent()]
+    sender = Sender(StillGuest(memory.fileno(), size), uri)
+    sender.states.add_listener(
+        lambda _, new: spent.append(_spent()) if new is MigrationStatus.ACTIVE else None
+    )
+    figures = sender.run()
+    whole = time.monotonic() - started
+    seconds = (figures.total_time - figures.setup_time) / 1000
+    run = Run(seconds, _spent() - spent[1], whole - seconds, spent[1] - spent[0])
+    connection.send(run)
+
+
+def _receive(connection: Connection, memory: SharedFd, size: int) -> None:
+    started, spent = time.monotonic(), [_spent()]
+    guest = StillGuest(memory.fileno(), size)
+
+    def listening(uri: str) -> None:
+        spent.append(_spent())
+        connection.send((uri, time.monotonic() - started))
+
+    Receiver(guest, "tcp:127.0.0.1:0").run(on_listening=listening)
+    connection.send((spent[1] - spent[0], _spent() - spent[1]))
+
+
+def run_vmferry(memory: Memory) -> Run:
+    """One migration from one process group to another."""
+    arguments = (memory.destination, memory.size)
+    receiver = start_child("vmferry-bench", _receive, arguments, parent=True)
+    try:
+        uri, waited = receiver.connection.recv()
+        arguments = (uri, memory.source, memory.size)
+        sender = start_child("vmferry-bench", _send, arguments, parent=True)
+        try:
+            run: Run = sender.connection.recv()
+            setup_cpu, cpu = receiver.connection.recv()
+        finally:
+            stop_children([sender])
+    except EOFError:
+        raise BenchError("a vmferry process died") from None
+    finally:
+        stop_children([receiver])
+    return Run(run.seconds, run.cpu + cpu, run.setup + waited, run.setup_cpu + setup_cpu)
+
+
+class Qemu:
+    """A paused QEMU under TCG on one end's memory. Raises BenchError when it does not start."""
+
+    def __init__(self, command: str, memory: Memory, fd: int, *options: str) -> None:
+        size = memory.size
+        backend = f"memory-backend-file,id={BLOCK},size={size},share=on"
+        if memory.content != "untouched":
+            backend += ",prealloc=on"
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process = psutil.Popen(
+                [
+                    *shlex.split(command),
+                    *("-accel", "tcg", "-S", "-display", "none", "-nodefaults"),
+                    *("-machine", f"pc,memory-backend={BLOCK}", "-m", f"{size >> 20}M"),
+                    *("-object", f"{backend},mem-path=/proc/self/fd/{fd}"),
+                    *("-chardev", f"socket,id=qmp,fd={theirs.fileno()}"),
+                    *("-mon", "chardev=qmp,mode=control"),
+                    *options,
+                ],
+                pass_fds=[fd, theirs.fileno()],
+            )
+        self._qmp = QEMUMonitorProtocol(ours)
+        try:
+            self._qmp.connect()
+        except QMPError as error:
+            self.close()
+            raise BenchError(f"{command}: {error}") from error
+
+    def ask(self, name: str, **arguments: Any) -> Any:
+        """A QMP command's answer."""
+        return self._qmp.cmd(name, **arguments)
+
+    def spent(self) -> float:
+        """CPU seconds so far."""
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+    def wait_migrated(self) -> dict[str, Any]:
+        """The figures of the completed migration. Raises BenchError when it does not complete."""
+        deadline = time.monotonic() + TIMEOUT
+        while time.monotonic() < deadline:
+            figures: dict[str, Any] = self.ask("query-migrate")
+            if figures.get("status") == "completed":
+                return figures
+            if figures.get("status") == "failed":
+                break
+            time.sleep(0.01)
+        raise BenchError(f"QEMU's migration did not complete: {figures}")
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait()
+        self._qmp.close()
+
+
+def run_qemu(command: str, memory: Memory) -> Run:
+    """One migration from one QEMU to another."""
+    incoming = ("-incoming", "tcp:127.0.0.1:0")
+    with (
+        closing(Qemu(command, memory, memory.source.fileno())) as source,
+        closing(Qemu(command, memory, memory.destination.fileno(), *incoming)) as destination,
+    ):
+        address = destination.ask("query-migrate")["socket-address"][0]
+        source.ask("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
+        spent = source.spent() + destination.spent()
+        source.ask("migrate", uri=f"tcp:127.0.0.1:{address['port']}")
+        figures = source.wait_migrated()
+        destination.wait_migrated()
+        spent = source.spent() + destination.spent() - spent
+    setup = figures["setup-time"] / 1000
+    return Run(figures["total-time"] / 1000 - setup, spent, setup, 0.0)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Medians over all runs of one program with one content, a GiB of guest RAM: GiB/s, CPU s."""
+
+    content: str
+    program: str
+    throughput: float
+    cpu: float
+    setup: float
+    setup_cpu: float
+
+    @classmethod
+    def of(cls, content: str, program: str, gib: float, runs: list[Run]) -> Result:
+        """The medians."""
+        return cls(
+            content,
+            program,
+            gib / median(run.seconds for run in runs),
+            median(run.cpu for run in runs) / gib,
+            median(run.setup for run in runs),
+            median(run.setup_cpu for run in runs),
+        )
+
+
+def bench(
+    size: int, contents: tuple[str, ...], runs: int, qemu: str | None, tell: Callable[[str], None]
+) -> list[Result]:
+    """Run all of it; `tell` hears of each run. Raises BenchError."""
+    if size % (1 << 20):
+        raise BenchError(f"{size} bytes of RAM are not a multiple of 1 MiB")
+    programs: dict[str, Callable[[Memory], Run]] = {"vmferry": run_vmferry}
+    if qemu is not None:
+        programs["qemu"] = partial(run_qemu, qemu)
+    results, gib = [], size / (1 << 30)
+    for content in contents:
+        memory = Memory.create(content, size)
+        done: dict[str, list[Run]] = {program: [] for program in programs}
+        for number in range(runs):
+            for program, run in programs.items():
+                memory.prepare_run()
+                done[program].append(run(memory))
+                memory.check()
+                speed = gib / done[program][-1].seconds
+                tell(f"{content} {number + 1}/{runs} {program}: {speed:.2f} GiB/s")
+        memory.close()
+        results += [Result.of(content, name, gib, done[name]) for name in programs]
+    return results
+
+
+def print_results(results: list[Result]) -> None:
+    """A table for people, and the ratios to QEMU."""
+    table = Table("content", "program", "GiB/s", "CPU s/GiB", "setup s", "setup CPU s", box=None)
+    for result in results:
+        figures = (result.throughput, result.cpu, result.setup, result.setup_cpu)
+        table.add_row(result.content, result.program, *(f"{figure:.2f}" for figure in figures))
+    Console().print(table)
+    for ours in (result for result in results if result.program == "vmferry"):
+        for theirs in results:
+            if theirs.program == "qemu" and theirs.content == ours.content:
+                speed, cpu = ours.throughput / theirs.throughput, ours.cpu / theirs.cpu
+                click.echo(f"{ours.content}: {speed:.2f} x QEMU's throughput, {cpu:.2f} x its CPU")
