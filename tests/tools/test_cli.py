@@ -46,7 +46,7 @@ def test_help(command: str, vmferry: Any) -> None:
         ["send", "file:x", "--guest", "dir:x", "--max-bandwidth", "9x"],
         ["send", "file:x", "--guest", "dir:x", "--max-bandwidth", "9" * 400],
         ["send", "file:x", "--guest", "dir:x", "--max-bandwidth", "9999999999T"],
-        ["send", "file:x", "--guest", "dir:x", "--workers", "0"],
+        ["send", "file:x", "--guest", "dir:x", "--workers", "-1"],
         ["send", "file:x", "--guest", "dir:x", "--downtime-limit", "-1"],
         ["send", "file:x", "--guest", "dir:x", "--downtime-limit", "1" + "0" * 400],
     ],
