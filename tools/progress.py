@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from contextlib import suppress
 from types import TracebackType
 from typing import Protocol
 
@@ -73,8 +73,11 @@ class Progress:
     @staticmethod
     def say(line: str) -> None:
         """A line for whoever watches. That nobody does must not fail the migration."""
-        with suppress(OSError):
+        try:
             click.echo(line, err=True)
+        except OSError:
+            # What is still buffered would fail again at exit, and with it the exit status.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
     @staticmethod
     def _line(figures: Figures) -> str:
