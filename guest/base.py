@@ -149,6 +149,10 @@ class Guest(ABC):
     def close(self) -> None:
         """Give up the descriptors, and end what only lived for this guest."""
 
+    def release(self) -> None:
+        """Give up the descriptors, and leave the guest as it is; `close` has nothing to end then."""
+        self.close()
+
     def add_blocker(self, reason: str) -> int:
         """Forbid migration; the token takes the blocker away again."""
         self._tokens += 1

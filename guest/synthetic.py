@@ -10,13 +10,11 @@ from __future__ import annotations
 import atexit
 import itertools
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from multiprocessing import reduction
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 import numpy as np
@@ -36,13 +34,14 @@ from .base import (
 )
 from .synthetic_memory import PAGE_SIZE, RAM_NAME, ROM_NAME, ROM_SIZE, BadPage
 from .synthetic_options import Options, parse_options
-from .synthetic_process import run
 from .tracker import page_digests
 
 RAM_SECTION_ID = 2
 DEVICE_NAME = "synthetic"
+_PROGRAM = f"{__package__}.synthetic_process"
 _QUIT_TIMEOUT = 5.0
-_CONTEXT = multiprocessing.get_context("spawn")
+_released: list[subprocess.Popen[bytes]] = []
+"""Guests that outlive us."""
 
 
 class SyntheticGuest(Guest):
@@ -55,7 +54,7 @@ class SyntheticGuest(Guest):
         super().__init__()
         self._options = options
         self._blocks: tuple[RamBlock, ...] = ()
-        self._process: SpawnProcess | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._numbers = itertools.count(1)
         self._running = False
@@ -78,15 +77,19 @@ class SyntheticGuest(Guest):
                 fd = os.memfd_create(name, os.MFD_CLOEXEC)
                 self._blocks += (RamBlock(name, length, PAGE_SIZE, fd),)
                 os.ftruncate(fd, length)
-            self._connection, theirs = _CONTEXT.Pipe()
-            descriptors = _Descriptors(tuple(block.fd for block in self._blocks))
-            self._process = _CONTEXT.Process(
-                target=run,
-                name="vmferry-guest",
-                args=(theirs, descriptors, self._options, incoming),
+            self._connection, theirs = Pipe()
+            # Not multiprocessing: it waits at exit for children that may outlive us.
+            descriptors = (theirs.fileno(), *(block.fd for block in self._blocks))
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", _PROGRAM, *map(str, descriptors)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                # What ends the controller's terminal or group does not end the guest.
+                start_new_session=True,
+                pass_fds=descriptors,
             )
-            self._process.start()
             theirs.close()
+            self._connection.send((self._options, incoming))
         except OSError as error:
             self.close()
             raise GuestError(f"synthetic: {error.strerror}") from error
@@ -126,7 +129,7 @@ class SyntheticGuest(Guest):
     @property
     def pid(self) -> int:
         """The guest's process. Raises GuestError when there is none."""
-        if self._process is None or self._process.pid is None:
+        if self._process is None:
             raise GuestError("synthetic: no guest here yet")
         return self._process.pid
 
@@ -218,36 +221,33 @@ class SyntheticGuest(Guest):
         """One digest of all memory, to compare two ends; pause it first."""
         return xxh3_128_hexdigest(self.page_digests().tobytes())
 
+    def release(self) -> None:
+        """See Guest; it lives on as if we had died, for as long as `orphan` says."""
+        if self._process is not None:
+            _released.append(self._process)
+            self._process = None
+        self._forget()
+
     def close(self) -> None:
         """End the process."""
-        atexit.unregister(self.close)
         if self._connection is not None:
             try:
                 self._connection.send((0, "quit"))
             except OSError:
                 # It died before; what is left is to reap it.
                 self._running = False
-            self._connection.close()
-        if self._process is not None and self._process.pid is not None:
-            self._process.join(_QUIT_TIMEOUT)
-            if self._process.is_alive():
+        if self._process is not None:
+            try:
+                self._process.wait(_QUIT_TIMEOUT)
+            except subprocess.TimeoutExpired:
                 self._process.kill()
-                self._process.join()
-            self._process.close()
+                self._process.wait()
+        self._forget()
+
+    def _forget(self) -> None:
+        atexit.unregister(self.close)
+        if self._connection is not None:
+            self._connection.close()
         for block in self._blocks:
             os.close(block.fd)
         self._process, self._connection, self._blocks, self._running = None, None, (), False
-
-
-@dataclass(frozen=True)
-class _Descriptors:
-    """Descriptors that arrive as duplicates in a spawned process, as a list of numbers."""
-
-    numbers: tuple[int, ...]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _receive, ([reduction.DupFd(number) for number in self.numbers],)
-
-
-def _receive(duplicates: list[Any]) -> list[int]:
-    return [duplicate.detach() for duplicate in duplicates]

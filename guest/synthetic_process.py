@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import struct
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -95,6 +96,10 @@ class Process:
     def _orphaned(self) -> None:
         """The controller is dead: run on, unless the guest may run elsewhere by now."""
         self._dies_at = time.monotonic() + self._options.orphan
+        # Whoever reads what the controller printed waits for the end of it.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
         if self._ours and not self._running:
             self._resume()
 
@@ -158,12 +163,24 @@ class Process:
             return
 
 
-def run(connection: Connection, descriptors: list[int], options: Options, incoming: bool) -> None:
-    """Process entry: make or expect the memory, say so, then obey. `descriptors`: RAM, ROM."""
+def run(connection: Connection, descriptors: list[int]) -> None:
+    """The controller says first which guest it is; then make or expect the memory, and obey.
+
+    `descriptors`: RAM, ROM.
+    """
     # Ctrl-C reaches the whole group; the controller decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        options, incoming = connection.recv()
+    except EOFError:
+        return
     blocks = [RamBlock("", os.fstat(fd).st_size, PAGE_SIZE, fd) for fd in descriptors]
     memory = Memory(map_block(blocks[0]), map_block(blocks[1]), options.seed)
     if not incoming:
         memory.fill(options.zero)
     Process(connection, memory, options, incoming).run()
+
+
+if __name__ == "__main__":
+    numbers = [int(word) for word in sys.argv[1:]]
+    run(Connection(numbers[0]), numbers[1:])

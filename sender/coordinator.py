@@ -16,7 +16,7 @@ from ..guest.base import Guest, GuestError
 from ..protocol.return_path import ReturnPathReader, Shut
 from ..protocol.states import MigrationStatus, StateMachine
 from ..transport.channel import Channel, ChannelError, connect
-from ..transport.crew import Crew, CrewError
+from ..transport.crew import Crew, CrewError, DeathError
 from ..transport.meter import Meter
 from ..transport.process import default_workers
 from ..transport.shared import wait_readable
@@ -166,34 +166,34 @@ class Sender:
         self._processes.flush()
         self._guest.commit()
         self._committed = True
-        self._processes.write(stream.closing(state))
-        self._processes.flush()
-        if return_path:
-            self._wait_for_destination()
-        else:
-            self._processes.command_transport(CloseChannel())
-            self._crew.wait_for(Closed, REPLY_TIMEOUT)
+        self._close_stream(stream.closing(state), return_path)
         assert self._channel is not None
         # A destination that has answered starts the guest when it sees this.
         self._channel.close()
 
-    def _wait_for_destination(self) -> None:
+    def _close_stream(self, closing: bytes, return_path: bool) -> None:
+        """The last bytes, and what the destination says to them."""
         try:
-            while not isinstance(
-                answer := self._crew.wait_for(ReturnPathMessage, REPLY_TIMEOUT).message, Shut
-            ):
-                pass
-        except CrewError as error:
+            self._processes.write(closing)
+            if not return_path:
+                self._processes.flush()
+                self._processes.command_transport(CloseChannel())
+                self._crew.wait_for(Closed, REPLY_TIMEOUT)
+                return
+            self._wait_for_success()
+        except DeathError as error:
             # Without the transport process the answer may come all the same; and what it says
             # decides where the guest runs.
-            answer = self._read_answer()
-            if answer is None:
+            if not return_path or not self._read_success():
                 raise error from None
-        if answer.status:
-            raise MigrationError("the destination could not load the guest")
 
-    def _read_answer(self) -> Shut | None:
-        """The destination's answer from the channel itself; None when there will be none."""
+    def _wait_for_success(self) -> None:
+        message = None
+        while message != Shut(0):
+            message = self._crew.wait_for(ReturnPathMessage, REPLY_TIMEOUT).message
+
+    def _read_success(self) -> bool:
+        """Whether the destination says on the channel itself that it has the guest."""
         assert self._channel is not None
         reader, buffer = ReturnPathReader(), memoryview(bytearray(4096))
         deadline = time.monotonic() + LATE_REPLY_TIMEOUT
@@ -201,13 +201,12 @@ class Sender:
             try:
                 count = self._channel.recv_into(buffer)
             except ChannelError:
-                return None
-            for message in reader.feed(bytes(buffer[:count])):
-                if isinstance(message, Shut):
-                    return message
+                return False
+            if Shut(0) in reader.feed(bytes(buffer[:count])):
+                return True
             if not count:
                 break
-        return None
+        return False
 
     def _check_cancel(self) -> None:
         if self._cancel_asked and not self._committed:

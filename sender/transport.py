@@ -130,6 +130,8 @@ class Transport:
             raise ChannelError("the destination closed the connection")
         for message in self._answers.feed(bytes(buffer[:count])):
             if isinstance(message, Shut):
+                if message.status:
+                    raise ChannelError("the destination could not load the guest")
                 self._answers = None
                 self._channel.close()
             self._connection.send(ReturnPathMessage(message))

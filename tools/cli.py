@@ -120,6 +120,10 @@ def send(
             _cancel_on_signals(sender.cancel)
             with Progress("sending") as progress:
                 figures = sender.run(progress.update)
+        except MigrationError:
+            # It runs on here, and so it shall when we are gone (law 5).
+            guest.release()
+            raise
         finally:
             guest.close()
     except (GuestError, MigrationError, OSError) as error:

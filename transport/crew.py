@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,6 +28,10 @@ class CrewError(Exception):
     """A process died, reported failure, or an answer did not come; one line."""
 
 
+class DeathError(CrewError):
+    """A process died without a word."""
+
+
 class Crew:
     """Starts children, waits for their reports, ends them.
 
@@ -38,6 +43,7 @@ class Crew:
         self._wake_fd = wake_fd
         self._check = check
         self._children: list[Child] = []
+        self._early: deque[object] = deque()
         self._next_tick = 0.0
         self.on_tick: Callable[[], None] = lambda: None
 
@@ -56,7 +62,7 @@ class Crew:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            report = self.next_report((), deadline)
+            report = self._early.popleft() if self._early else self.next_report((), deadline)
             if isinstance(report, kind):
                 return report
             if report is not None:
@@ -65,11 +71,11 @@ class Crew:
                 raise CrewError("no answer from the other side")
 
     def wait_fd(self, fd: int) -> None:
-        """Wait until `fd` is readable; any report meanwhile is a CrewError."""
+        """Wait until `fd` is readable; reports meanwhile are for the next `wait_for`."""
         while not wait_readable([fd], 0):
             report = self.next_report((fd,), None)
             if report is not None:
-                raise CrewError(f"unexpected report {report!r}")
+                self._early.append(report)
 
     def next_report(self, fds: tuple[int, ...], deadline: float | None) -> object:
         """One report, or None after a tick, at the deadline, or when one of `fds` is readable."""
@@ -87,14 +93,14 @@ class Crew:
                 return self._receive(child)
         for child in self._children:
             if child.process.sentinel in ready:
-                raise CrewError(f"process {child.process.name} died")
+                raise DeathError(f"process {child.process.name} died")
         return None
 
     def _receive(self, child: Child) -> object:
         try:
             report = child.connection.recv()
         except (EOFError, ConnectionError):
-            raise CrewError(f"process {child.process.name} died") from None
+            raise DeathError(f"process {child.process.name} died") from None
         if isinstance(report, ChildDied):
             raise CrewError(str(report))
         if isinstance(report, Failed):

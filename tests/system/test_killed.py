@@ -1,0 +1,212 @@
+"""Whole commands whose processes are killed, or cut off from each other, at any moment (law 5).
+
+The source guest runs on, the destination never starts, and every process but the source guest is
+gone within 5 s.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+VMFERRY = [sys.executable, "-m", "vmferry.tools"]
+GONE_WITHIN = 5.0
+
+
+class Relay:
+    """Stands between the two ends, and can cut them off from each other."""
+
+    def __init__(self, port: int) -> None:
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._server.getsockname()[1]
+        self._ends: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._run, args=(port,), daemon=True)]
+        self._threads[0].start()
+
+    def _run(self, port: int) -> None:
+        with suppress(OSError):
+            near, _ = self._server.accept()
+            far = socket.create_connection(("127.0.0.1", port))
+            self._ends = [near, far]
+            back = threading.Thread(target=self._pass, args=(far, near), daemon=True)
+            self._threads.append(back)
+            back.start()
+            self._pass(near, far)
+
+    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.cut()
+
+    def cut(self) -> None:
+        """Break both connections."""
+        for end in self._ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.cut()
+        self._server.close()
+        for thread in self._threads:
+            thread.join(5)
+        for end in self._ends:
+            end.close()
+
+
+class Migration:
+    """`vmferry send` and `vmferry receive` on their way, with guests that tell how they are."""
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        self.folder = folder
+        pool = ["--workers", str(workers)]
+        self.receive = subprocess.Popen(
+            [
+                *(*VMFERRY, "receive", "tcp:127.0.0.1:0", *pool),
+                *("--guest", "synthetic:heartbeat=destination,orphan=9"),
+            ],
+            cwd=folder,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.receive.stderr is not None
+        address = self.receive.stderr.readline().removeprefix("listening on ").strip()
+        self.relay = Relay(int(address.rpartition(":")[2]))
+        guest = "synthetic:32M,dirty-rate=20M,heartbeat=source,orphan=9"
+        self.send = subprocess.Popen(
+            [
+                *(*VMFERRY, "send", f"tcp:127.0.0.1:{self.relay.port}", *pool),
+                *("--guest", guest, "--max-bandwidth", "16M", "--downtime-limit", "0"),
+            ],
+            cwd=folder,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        # Until the first round there may be no children to kill.
+        self._wait((folder / "source").exists)
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def beat(self, side: str) -> tuple[int, int, bool] | None:
+        """The guest's process, its counter and whether it runs, if it is there."""
+        with suppress(FileNotFoundError):
+            pid, counter, running = (self.folder / side).read_text().split()
+            return int(pid), int(counter), running == "1"
+        return None
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """All processes of both commands but the source guest, by side and name.
+
+        Python's resource tracker goes when the guest does: it is the guest's, too.
+        """
+        guest = self.beat("source")
+        found = {}
+        for side, command in (("send", self.send), ("receive", self.receive)):
+            found[side] = psutil.Process(command.pid)
+            for child in found[side].children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    tracker = any("resource_tracker" in word for word in child.cmdline())
+                    if not tracker and (guest is None or child.pid != guest[0]):
+                        found[f"{side} {child.pid}"] = child
+        return found
+
+    def check(self, victim: str) -> None:
+        """All that must be, some time after the deed."""
+        deadline = time.monotonic() + GONE_WITHIN
+        assert self.send.wait(GONE_WITHIN) != 0
+        assert self.receive.wait(deadline - time.monotonic()) != 0
+        spared = {self._spared(), self.send.pid, self.receive.pid}
+        left = [process for process in self.known.values() if process.pid not in spared]
+        _, alive = psutil.wait_procs(left, timeout=max(0.0, deadline - time.monotonic()))
+        assert alive == [], [p.cmdline() for p in alive]
+        destination = self.beat("destination")
+        assert destination is None or not destination[2], victim
+        source = self.beat("source")
+        assert source is not None
+        self._wait(lambda: (self.beat("source") or source)[1] > source[1])
+
+    def _spared(self) -> int | None:
+        guest = self.beat("destination")
+        return None if guest is None else guest[0]
+
+    def remember(self) -> None:
+        """Note who is there, before somebody is killed."""
+        self.known = self.processes()
+
+    def close(self) -> None:
+        self.relay.close()
+        for side in ("source", "destination"):
+            guest = self.beat(side)
+            if guest is not None:
+                with suppress(psutil.NoSuchProcess):
+                    psutil.Process(guest[0]).kill()
+        for command in (self.send, self.receive):
+            command.kill()
+            command.communicate()
+
+
+@pytest.fixture(params=[0, 2], ids=["0 workers", "2 workers"])
+def migration(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Migration]:
+    before = shared_memory()
+    running = Migration(tmp_path, request.param)
+    yield running
+    running.close()
+    assert shared_memory() == before
+
+
+def shared_memory() -> set[str]:
+    """What lies in /dev/shm."""
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+def random_victim(migration: Migration, side: str, generator: random.Random) -> psutil.Process:
+    names = sorted(name for name in migration.known if name.startswith(f"{side} "))
+    return migration.known[generator.choice(names)]
+
+
+@pytest.mark.parametrize("after", [0.05, 0.6, 2.5], ids=["setup", "first round", "later"])
+@pytest.mark.parametrize("victim", ["send", "receive", "send child", "receive child", "relay"])
+def test_source_runs_on(migration: Migration, victim: str, after: float) -> None:
+    """Broken: a crash or a cut would cost the guest, or let it run twice."""
+    generator = random.Random(f"{victim} {after}")
+    time.sleep(after)
+    migration.remember()
+    if victim == "relay":
+        migration.relay.cut()
+    elif victim.endswith("child"):
+        with suppress(psutil.NoSuchProcess):
+            random_victim(migration, victim.split(maxsplit=1)[0], generator).kill()
+    else:
+        migration.known[victim].kill()
+    migration.check(victim)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_cancels(migration: Migration, number: signal.Signals) -> None:
+    """Broken: Ctrl-C would cost the guest, or be a traceback."""
+    time.sleep(1.0)
+    migration.remember()
+    migration.send.send_signal(number)
+    assert migration.send.wait(GONE_WITHIN) == 1
+    assert migration.send.stderr is not None
+    assert migration.send.stderr.read().splitlines()[-1] == "vmferry: cancelled"
+    migration.receive.wait(GONE_WITHIN)
+    destination = migration.beat("destination")
+    assert destination is None or not destination[2]
