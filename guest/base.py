@@ -150,7 +150,7 @@ class Guest(ABC):
         """Give up the descriptors, and end what only lived for this guest."""
 
     def release(self) -> None:
-        """Give up the descriptors, and leave the guest as it is; `close` has nothing to end then."""
+        """Give up the descriptors, and leave the guest to itself; nothing is left to `close`."""
         self.close()
 
     def add_blocker(self, reason: str) -> int:

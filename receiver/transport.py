@@ -147,7 +147,7 @@ class Transport:
             self._slots.publish(runs[first : first + TABLE_RUNS], view, used)
 
     def _handle(self, found: list[events.Event]) -> None:
-        told = []
+        told: list[events.Event] = []
         for event in found:
             if isinstance(event, events.Command):
                 self._obey(event)

@@ -152,12 +152,12 @@ def _receive(connection: Connection, memory: SharedFd, size: int) -> None:
 
 def run_vmferry(memory: Memory) -> Run:
     """One migration from one process group to another."""
-    arguments = (memory.destination, memory.size)
-    receiver = start_child("vmferry-bench", _receive, arguments, parent=True)
+    receiver = start_child(
+        "vmferry-bench", _receive, (memory.destination, memory.size), parent=True
+    )
     try:
         uri, waited = receiver.connection.recv()
-        arguments = (uri, memory.source, memory.size)
-        sender = start_child("vmferry-bench", _send, arguments, parent=True)
+        sender = start_child("vmferry-bench", _send, (uri, memory.source, memory.size), parent=True)
         try:
             run: Run = sender.connection.recv()
             setup_cpu, cpu = receiver.connection.recv()
