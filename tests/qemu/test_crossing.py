@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -57,7 +58,9 @@ BOOT_CODE = bytes.fromhex(
 class Machine:
     """A QEMU with a boot-sector guest that writes its memory and a heartbeat."""
 
-    def __init__(self, version: str, folder: Path, *options: str) -> None:
+    def __init__(
+        self, version: str, folder: Path, *options: str, pass_fds: tuple[int, ...] = ()
+    ) -> None:
         folder.mkdir()
         image = folder / "boot.img"
         image.write_bytes(BOOT_CODE.ljust(510, b"\0") + b"\x55\xaa" + bytes(1474560 - 512))
@@ -78,6 +81,7 @@ class Machine:
                 *options,
             ],
             env={**os.environ, **environment},
+            pass_fds=pass_fds,
         )
         deadline = time.monotonic() + 30
         self.qmp = QEMUMonitorProtocol(f"{folder}/qmp")
@@ -131,11 +135,12 @@ def _vmferry(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("scheme", ["tcp", "unix", "exec"])
+@pytest.mark.parametrize("scheme", ["tcp", "tcp6", "unix", "exec"])
 def test_guest_crosses_and_runs_on(version: str, scheme: str, tmp_path: Path) -> None:
     """QEMU would refuse our stream, or we its; or the guest would not run on."""
     uri = {
         "tcp": "tcp:127.0.0.1:0",
+        "tcp6": "tcp:[::1]:0",
         "unix": f"unix:{tmp_path}/in.sock",
         "exec": f"exec:while [ ! -s {tmp_path}/done ]; do sleep 0.1; done; cat {tmp_path}/stream",
     }[scheme]
@@ -193,3 +198,45 @@ def test_rebuilds_what_qemu_rebuilds(version: str, tmp_path: Path) -> None:
     assert len(blocks) > 3
     checked = _vmferry("verify", str(again), *blocks)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_crosses_over_descriptors(version: str, tmp_path: Path) -> None:
+    """Broken: who opens the connections (libvirt does) could not hand them to either end."""
+    saved = tmp_path / "saved"
+    near, far = socket.socketpair()
+    source = Machine(version, tmp_path / "source")
+    try:
+        source.wait_for_beats()
+        command = [*VMFERRY, "receive", f"fd:{far.fileno()}", "--guest", f"dir:{saved}"]
+        with near, far:
+            receiving = subprocess.Popen(
+                command, stderr=subprocess.PIPE, text=True, pass_fds=[far.fileno()]
+            )
+            source.qmp.send_fd_scm(near.fileno())
+            source.ask("getfd", fdname="out")
+        source.migrate("fd:out")
+        errors = receiving.communicate(timeout=60)[1]
+        assert receiving.returncode == 0, errors
+    finally:
+        source.stop()
+    near, far = socket.socketpair()
+    fd = far.fileno()
+    with near, far:
+        options = ("-incoming", f"fd:{fd}")
+        destination = Machine(version, tmp_path / "destination", *options, pass_fds=(fd,))
+        try:
+            far.close()
+            sent = subprocess.run(
+                [*VMFERRY, "send", f"fd:{near.fileno()}", "--guest", f"dir:{saved}"],
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+                pass_fds=[near.fileno()],
+            )
+            near.close()
+            assert sent.returncode == 0, sent.stderr
+            destination.wait_for("completed")
+            destination.wait_for_beats()
+        finally:
+            destination.stop()
