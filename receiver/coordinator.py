@@ -144,7 +144,8 @@ class Receiver:
         """
         self._on_progress = on_progress or self._on_progress
         try:
-            self._receive(on_listening or (lambda _: None))
+            with self._crew.reasons():
+                self._receive(on_listening or (lambda _: None))
         except BaseException as error:
             self._give_up(error)
             if isinstance(error, (ChannelError, UriError, GuestError, CrewError)):

@@ -94,7 +94,8 @@ class Sender:
         """Migrate. Raises MigrationError when the guest stays here; then it is as it was before."""
         self._on_progress = on_progress or self._on_progress
         try:
-            self._migrate()
+            with self._crew.reasons():
+                self._migrate()
         except BaseException as error:
             self._give_up(error)
             if isinstance(error, (ChannelError, UriError, GuestError, CrewError)):

@@ -120,7 +120,7 @@ def send(
             _cancel_on_signals(sender.cancel)
             with Progress("sending") as progress:
                 figures = sender.run(progress.update)
-        except MigrationError:
+        except Exception:
             # It runs on here, and so it shall when we are gone (law 5).
             guest.release()
             raise

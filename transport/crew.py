@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +14,9 @@ from .shared import wait_readable
 
 TICK = 0.1
 """Seconds between two calls of `on_tick`."""
+
+_LAST_WORD = 1.0
+"""Seconds for the last report of a child that is gone."""
 
 Report = TypeVar("Report")
 
@@ -30,6 +34,10 @@ class CrewError(Exception):
 
 class DeathError(CrewError):
     """A process died without a word."""
+
+
+class _Nothing:
+    """A report that never comes."""
 
 
 class Crew:
@@ -106,6 +114,14 @@ class Crew:
         if isinstance(report, Failed):
             raise CrewError(report.reason)
         return report
+
+    @contextmanager
+    def reasons(self) -> Iterator[None]:
+        """That a child could not be written to becomes a CrewError with the child's own reason."""
+        try:
+            yield
+        except ConnectionError:
+            self.wait_for(_Nothing, _LAST_WORD)
 
     def stop(self) -> None:
         """End all children within 5 s."""

