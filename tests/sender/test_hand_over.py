@@ -100,7 +100,18 @@ def test_answer_counts_without_the_transport_process(source: SyntheticGuest) -> 
 
 
 def test_no_answer_and_no_transport_process(source: SyntheticGuest) -> None:
-    """Broken: the guest would run nowhere when the transport process dies too early."""
+    """Broken: the guest would run nowhere when the transport process dies too early, or on both
+    sides because the destination took the end of the connection for a hand-over.
+    """
+    reset = []
+
+    def last(sender: Sender, connection: socket.socket) -> None:
+        transport(sender).kill()
+        with pytest.raises(ConnectionResetError):
+            connection.recv(1)
+        reset.append(True)
+
     with pytest.raises(MigrationError, match="died"):
-        hand_over(source, lambda sender, _: transport(sender).kill())
+        hand_over(source, last)
     assert source.running
+    assert reset
