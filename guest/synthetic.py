@@ -34,6 +34,7 @@ from .base import (
 )
 from .synthetic_memory import PAGE_SIZE, RAM_NAME, ROM_NAME, ROM_SIZE, BadPage
 from .synthetic_options import Options, parse_options
+from .synthetic_process import send_message
 from .tracker import page_digests
 
 RAM_SECTION_ID = 2
@@ -89,7 +90,7 @@ class SyntheticGuest(Guest):
                 pass_fds=descriptors,
             )
             theirs.close()
-            self._connection.send((self._options, incoming))
+            send_message(self._connection, (self._options, incoming))
         except OSError as error:
             self.close()
             raise GuestError(f"synthetic: {error.strerror}") from error
@@ -99,7 +100,7 @@ class SyntheticGuest(Guest):
             raise GuestError("synthetic: no guest here yet; give it a size, or receive one")
         number = next(self._numbers)
         try:
-            self._connection.send((number, name, *arguments))
+            send_message(self._connection, (number, name, *arguments))
             answered = 0
             while answered != number:
                 # An answer to an older command: whoever asked was interrupted.
@@ -232,7 +233,7 @@ class SyntheticGuest(Guest):
         """End the process."""
         if self._connection is not None:
             try:
-                self._connection.send((0, "quit"))
+                send_message(self._connection, (0, "quit"))
             except OSError:
                 # It died before; what is left is to reap it.
                 self._running = False

@@ -6,7 +6,7 @@ from ..guest.base import RamBlock, block_layout
 from ..transport.channel import Channel
 from ..transport.counters import Counters
 from ..transport.crew import Crew
-from ..transport.process import Child, preload, send_channel, send_fd
+from ..transport.process import Child, preload, send_channel, send_fd, send_message
 from ..transport.ring import Ring
 from ..transport.shared import SharedFd
 from .slots import SLOT_SIZE
@@ -51,7 +51,7 @@ class Processes:
         assert self._transport is not None
         appliers = self._workers or [self._transport]
         for child in appliers:
-            child.connection.send(MapBlocks(block_layout(blocks)))
+            send_message(child.connection, MapBlocks(block_layout(blocks)))
             for block in blocks:
                 send_fd(child.connection, block.fd)
         for _ in appliers:
@@ -61,7 +61,7 @@ class Processes:
     def command_transport(self, command: object) -> None:
         """Send a command to the transport process."""
         assert self._transport is not None
-        self._transport.connection.send(command)
+        send_message(self._transport.connection, command)
 
     def received(self, name: str) -> int:
         """A counter of the transport process."""

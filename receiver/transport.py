@@ -20,7 +20,7 @@ from ..protocol.stream import CommandType, SectionType
 from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters
 from ..transport.crew import Failed
-from ..transport.process import receive_channel
+from ..transport.process import receive_channel, send_message
 from ..transport.ring import Ring
 from ..transport.shared import Readiness, SharedFd
 from .slots import RECEIVE_BYTES, TABLE_BYTES, TABLE_RUNS, DirectSlots, RingSlots, Slots
@@ -105,7 +105,7 @@ class Transport:
             kept = bytes(body[consumed:used])
             self._deliver(found, view, TABLE_BYTES + used)
         self._slots.barrier()
-        self._connection.send(Complete())
+        send_message(self._connection, Complete())
         command = self._connection.recv()
         assert isinstance(command, Answer)
         self._answer()
@@ -158,7 +158,7 @@ class Transport:
                 told.append(event)
         if not told:
             return
-        self._connection.send(Arrived(tuple(told)))
+        send_message(self._connection, Arrived(tuple(told)))
         for event in told:
             if isinstance(event, events.RamBlocks):
                 self._wait_mapped()
@@ -191,7 +191,7 @@ class Transport:
             self._channel.send(memoryview(shut(0)))
             self._source_closed(CLOSE_GRACE)
         self._channel.close()
-        self._connection.send(Answered())
+        send_message(self._connection, Answered())
 
     def _source_closed(self, timeout: float) -> bool:
         """Whether it does within `timeout` seconds. Raises ChannelError when it breaks off."""
@@ -214,6 +214,6 @@ def run_transport(connection: Connection, setup: TransportSetup) -> None:
     try:
         Transport(connection, setup, channel).run()
     except (StreamError, ChannelError) as error:
-        connection.send(Failed(str(error)))
+        send_message(connection, Failed(str(error)))
     finally:
         channel.abort()

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..guest.base import RamBlock, is_hole, map_block, populate_present
 from ..guest.zero import zero_mask
 from ..transport.counters import Counters
-from ..transport.process import receive_fd
+from ..transport.process import receive_fd, send_message
 from ..transport.ring import Ring, RingReader
 from ..transport.shared import SharedFd, wait_readable
 from .slots import RUN, TABLE_BYTES
@@ -110,7 +110,7 @@ class Applier:
         """Map the RAM blocks, then answer "ready"."""
         blocks = [RamBlock(fd=receive_fd(connection), **fields) for fields in command.layout]
         self._blocks = [BlockWriter(block) for block in blocks]
-        connection.send("ready")
+        send_message(connection, "ready")
 
     def apply(self, slot: npt.NDArray[np.uint8], count: int) -> None:
         """Put the first `count` runs of the slot's table into RAM."""

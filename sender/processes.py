@@ -6,7 +6,7 @@ from ..guest.base import Guest, block_layout
 from ..transport.channel import Channel
 from ..transport.counters import Counters
 from ..transport.crew import Crew
-from ..transport.process import Child, preload, send_channel, send_fd
+from ..transport.process import Child, preload, send_channel, send_fd, send_message
 from ..transport.ring import Ring, RingWriter
 from .slots import SLOT_FLUSHED, SLOT_PIECE
 from .transport import TRANSPORT_COUNTERS, Flushed, TransportSetup, run_transport
@@ -71,12 +71,12 @@ class Processes:
     def start_round(self, command: StartRound) -> None:
         """Command a pass over all RAM; RoundSent will report the end."""
         for child in self._scanners:
-            child.connection.send(command)
+            send_message(child.connection, command)
 
     def command_transport(self, command: object) -> None:
         """Send a command to the transport process."""
         assert self._transport is not None
-        self._transport.connection.send(command)
+        send_message(self._transport.connection, command)
 
     def write(self, data: bytes) -> None:
         """Put bytes on the channel, behind all that was sent before."""

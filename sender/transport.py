@@ -14,7 +14,7 @@ from ..protocol.return_path import ReturnPathReader, Shut
 from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters
 from ..transport.crew import Failed
-from ..transport.process import receive_channel
+from ..transport.process import receive_channel, send_message
 from ..transport.rate import RateLimiter
 from ..transport.ring import Ring, RingReader
 from ..transport.shared import Readiness, wait_readable
@@ -108,10 +108,10 @@ class Transport:
             self._worker.run_round(command)
         else:
             self._channel.close()
-            self._connection.send(Closed())
+            send_message(self._connection, Closed())
 
     def _round_sent(self, number: int) -> None:
-        self._connection.send(RoundSent(number))
+        send_message(self._connection, RoundSent(number))
 
     def _wait(self) -> None:
         fds = [ring.filled_fd for ring in (*self._in_round, self._control)]
@@ -134,7 +134,7 @@ class Transport:
                     raise ChannelError("the destination could not load the guest")
                 self._answers = None
                 self._channel.close()
-            self._connection.send(ReturnPathMessage(message))
+            send_message(self._connection, ReturnPathMessage(message))
 
     def _move_worker_slot(self, ring: RingReader) -> bool:
         slot = ring.try_take()
@@ -157,7 +157,7 @@ class Transport:
         if slot is None:
             return False
         if slot.kind == SLOT_FLUSHED:
-            self._connection.send(Flushed())
+            send_message(self._connection, Flushed())
         else:
             self._send(slot.view)
         self._control.release()
@@ -183,11 +183,11 @@ class Transport:
 def run_transport(connection: Connection, setup: TransportSetup) -> None:
     """Process entry: take the channel, move slots until the coordinator goes away."""
     blocks = [] if setup.scan is None else map_blocks(connection, setup.scan)
-    connection.send("ready")
+    send_message(connection, "ready")
     channel = receive_channel(connection)
     try:
         Transport(connection, setup, channel, blocks).run()
     except ChannelError as error:
-        connection.send(Failed(str(error)))
+        send_message(connection, Failed(str(error)))
     finally:
         channel.abort()

@@ -20,7 +20,7 @@ from ..protocol import pages
 from ..protocol.ram import end_of_ram
 from ..protocol.stream import section_footer, section_part
 from ..transport.counters import Counters
-from ..transport.process import receive_fd
+from ..transport.process import receive_fd, send_message
 from ..transport.ring import Ring
 from .slots import RingSlots, Slots
 
@@ -207,6 +207,6 @@ def run_worker(connection: Connection, setup: WorkerSetup, ring: Ring) -> None:
     """Process entry: map RAM, answer "ready", then rounds until the coordinator goes away."""
     blocks = map_blocks(connection, setup)
     worker = Worker(setup, blocks, RingSlots(ring, connection))
-    connection.send("ready")
+    send_message(connection, "ready")
     while True:
         worker.run_round(connection.recv())

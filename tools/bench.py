@@ -33,7 +33,7 @@ from ..guest.base import RamBlock, is_hole, map_block, populate
 from ..protocol.states import MigrationStatus
 from ..receiver.coordinator import Receiver
 from ..sender.coordinator import Sender
-from ..transport.process import start_child, stop_children
+from ..transport.process import send_message, start_child, stop_children
 from ..transport.shared import SharedFd
 from .bench_guest import StillGuest
 
@@ -135,7 +135,7 @@ def _send(connection: Connection, uri: str, memory: SharedFd, size: int) -> None
     whole = time.monotonic() - started
     seconds = (figures.total_time - figures.setup_time) / 1000
     run = Run(seconds, _spent() - spent[1], whole - seconds, spent[1] - spent[0])
-    connection.send(run)
+    send_message(connection, run)
 
 
 def _receive(connection: Connection, memory: SharedFd, size: int) -> None:
@@ -144,10 +144,10 @@ def _receive(connection: Connection, memory: SharedFd, size: int) -> None:
 
     def listening(uri: str) -> None:
         spent.append(_spent())
-        connection.send((uri, time.monotonic() - started))
+        send_message(connection, (uri, time.monotonic() - started))
 
     Receiver(guest, "tcp:127.0.0.1:0").run(on_listening=listening)
-    connection.send((spent[1] - spent[0], _spent() - spent[1]))
+    send_message(connection, (spent[1] - spent[0], _spent() - spent[1]))
 
 
 def run_vmferry(memory: Memory) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..guest.synthetic import SyntheticGuest
 from ..receiver.coordinator import MigrationError, ReceiveParameters, Receiver
 from ..sender.coordinator import Sender, SendParameters
 from ..sender.figures import Figures
-from ..transport.process import start_child, stop_children
+from ..transport.process import send_message, start_child, stop_children
 from .progress import Progress
 
 RUN_ON = 1.0
@@ -65,14 +66,14 @@ def _destination(connection: Connection) -> None:
     assert isinstance(guest, SyntheticGuest)
     try:
         receiver = Receiver(guest, "tcp:127.0.0.1:0", ReceiveParameters(paused=True))
-        receiver.run(on_listening=connection.send)
+        receiver.run(on_listening=partial(send_message, connection))
         digests, bad, before = guest.page_digests(), guest.verify(), guest.counter()
         guest.resume()
         time.sleep(RUN_ON)
         guest.pause()
-        connection.send((digests, bad, before, guest.counter(), guest.verify()))
+        send_message(connection, (digests, bad, before, guest.counter(), guest.verify()))
     except (GuestError, MigrationError) as error:
-        connection.send(DemoError(str(error)))
+        send_message(connection, DemoError(str(error)))
     finally:
         guest.close()
 

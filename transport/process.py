@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -85,9 +86,19 @@ def _main(target: Callable[..., None], connection: Connection, args: tuple[Any, 
     except Exception as error:
         name = multiprocessing.current_process().name
         try:
-            connection.send(ChildDied(f"process {name}: {type(error).__name__}: {error}"))
+            send_message(connection, ChildDied(f"process {name}: {type(error).__name__}: {error}"))
         except OSError:
             raise error from None
+
+
+def send_message(connection: Connection, message: object) -> None:
+    """Send what the process at the other end gets from `connection.recv()`.
+
+    `Connection.send` would hold a view of a BytesIO while it writes. Where the write fails and its
+    exception ends in a reference cycle, CPython 3.12.0 and 3.12.1 crash as they collect that view:
+    github.com/python/cpython/issues/111049.
+    """
+    connection.send_bytes(pickle.dumps(message))
 
 
 def send_fd(connection: Connection, fd: int) -> None:
@@ -105,7 +116,7 @@ def receive_fd(connection: Connection) -> int:
 
 def send_channel(connection: Connection, channel: Channel) -> None:
     """Share a channel with the process at the other end, which calls `receive_channel`."""
-    connection.send(channel.name)
+    send_message(connection, channel.name)
     send_fd(connection, channel.fileno())
 
 

@@ -14,6 +14,7 @@ import pytest
 from vmferry.guest.base import BlockLayout, DeviceState, GuestError, Machine, map_block
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_memory import BadPage
+from vmferry.guest.synthetic_process import send_message
 from vmferry.guest.zero import zero_mask
 
 MakeGuest = Callable[[str], SyntheticGuest]
@@ -202,7 +203,7 @@ def test_interrupted_command_does_not_shift_answers(make_guest: MakeGuest) -> No
     guest = make_guest(BUSY)
     connection = guest._connection
     assert connection is not None
-    connection.send((99, "save"))
+    send_message(connection, (99, "save"))
     assert isinstance(guest.counter(), int)
     guest.pause()
     assert guest.verify() == []

@@ -9,11 +9,12 @@ from multiprocessing.connection import Connection
 
 import pytest
 from vmferry.transport.crew import Crew, CrewError, DeathError, Failed
+from vmferry.transport.process import send_message
 
 
 def answer(connection: Connection, report: object) -> None:
     """A child that reports at once, and then waits for its end."""
-    connection.send(report)
+    send_message(connection, report)
     connection.recv()
 
 
@@ -95,7 +96,7 @@ def test_last_words(crew: Crew) -> None:
     child = crew.start("child", die, ())
     child.process.join(20)
     with pytest.raises(DeathError, match="process child died"), crew.reasons():
-        child.connection.send("command")
+        send_message(child.connection, "command")
 
 
 def test_timeout(crew: Crew) -> None:
