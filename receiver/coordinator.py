@@ -125,6 +125,7 @@ class Receiver:
         self._on_progress: Callable[[Figures], None] = lambda _: None
         self._incoming = Incoming()
         self._prepared = False
+        self._answering = False
         self._meter = Meter()
 
     def cancel(self) -> None:
@@ -190,13 +191,14 @@ class Receiver:
         self._guest.load_devices(self._incoming.machine(), self._incoming.device_state())
         self._guest.invalidate_caches()
         # The source gives the guest up when it hears this; from here on it is ours.
+        self._answering = True
         self._processes.command_transport(Answer())
         self._crew.wait_for(Answered)
         self._guest.complete(running=not self._parameters.paused)
         self.states.to(MigrationStatus.COMPLETED)
 
     def _check_cancel(self) -> None:
-        if self._cancel_asked:
+        if self._cancel_asked and not self._answering:
             raise MigrationCancelledError("cancelled")
 
     def _give_up(self, error: BaseException) -> None:

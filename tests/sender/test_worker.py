@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from vmferry.guest.base import RamBlock, map_block
 from vmferry.guest.tracker import DigestTracker
-from vmferry.sender import worker as worker_module
+from vmferry.protocol import pages
 from vmferry.sender.worker import (
     WORKER_COUNTERS,
     MappedBlock,
@@ -48,8 +48,8 @@ def block() -> Iterator[MappedBlock]:
     fd = os.memfd_create("ram")
     os.ftruncate(fd, 4 * PAGE_SIZE)
     ram = RamBlock("ram", 4 * PAGE_SIZE, PAGE_SIZE, fd)
-    pages = map_block(ram).reshape(-1, PAGE_SIZE)
-    yield MappedBlock(ram, b"ram", PAGE_SIZE, pages, DigestTracker(4, PAGE_SIZE))
+    array = map_block(ram).reshape(-1, PAGE_SIZE)
+    yield MappedBlock(ram, b"ram", PAGE_SIZE, array, DigestTracker(4, PAGE_SIZE))
     os.close(fd)
 
 
@@ -67,7 +67,7 @@ def test_write_after_the_copy_is_found(
     worker = Worker(WorkerSetup(0, 1, 2, slot_size(PAGE_SIZE), counters, ()), [block], Buffer())
     worker.run_round(StartRound(0, tracked=True))
     block.ram[chosen] = content
-    pack = getattr(worker_module.pages, packs)
+    pack = getattr(pages, packs)
 
     def pack_then_write(*arguments: Any) -> int:
         size: int = pack(*arguments)
@@ -75,7 +75,7 @@ def test_write_after_the_copy_is_found(
         return size
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker_module.pages, packs, pack_then_write)
+        patch.setattr(pages, packs, pack_then_write)
         worker.run_round(StartRound(1, tracked=True))
     before = counters["normal"]
     worker.run_round(StartRound(2, tracked=True))
