@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .ram import RECORD_HEADER_SIZE, XBZRLE_HEAD_SIZE
 from .stream import SectionType
 
 
@@ -91,6 +92,41 @@ class PageRun:
     continued: bool = False
     position: int = 0
 
+    def record_offset(self, index: int) -> int:
+        """The position in the stream of a record of the run."""
+        name = 0 if self.continued else 1 + len(self.block.name.encode())
+        body = 1 if self.data is None else self.data.shape[1]
+        # The name stands in the first record only.
+        return self.offset + (name + index * (RECORD_HEADER_SIZE + body) if index else 0)
+
+
+@dataclass(frozen=True, eq=False)
+class XbzrleRun:
+    """Consecutive XBZRLE records of one RAM block; what they encode was not looked at.
+
+    `offsets` (n,): as in PageRun. `data`: the bytes given to the reader, in which encoding `i` is
+    `sizes[i]` bytes from `starts[i]` on (both (n,)); valid until the reader's next call.
+    `continued`: the first record names no block, as those behind it.
+    """
+
+    offset: int
+    block: RamBlock
+    block_index: int
+    offsets: npt.NDArray[np.uint64]
+    data: npt.NDArray[np.uint8]
+    starts: npt.NDArray[np.intp]
+    sizes: npt.NDArray[np.intp]
+    continued: bool = False
+
+    def encoding_offset(self, index: int) -> int:
+        """The position in the stream of an encoding."""
+        name = 0 if self.continued else 1 + len(self.block.name.encode())
+        return self.offset + name + XBZRLE_HEAD_SIZE + int(self.starts[index] - self.starts[0])
+
+    def record_offset(self, index: int) -> int:
+        """The position in the stream of a record."""
+        return self.encoding_offset(index) - XBZRLE_HEAD_SIZE if index else self.offset
+
 
 @dataclass(frozen=True)
 class MultifdFlush:
@@ -163,6 +199,7 @@ Event: TypeAlias = (
     | RamSection
     | RamBlocks
     | PageRun
+    | XbzrleRun
     | MultifdFlush
     | EndOfRam
     | Footer

@@ -16,6 +16,10 @@ SECTION_NAME = "ram"
 SECTION_VERSION = 4
 
 
+XBZRLE_ENCODING = 1
+"""The only one that there is."""
+
+
 class RamFlag(IntFlag):
     """The low bits of a record's be64."""
 
@@ -32,6 +36,8 @@ class RamFlag(IntFlag):
 
 RecordHeader = c.Int64ub
 """address | flags"""
+
+RECORD_HEADER_SIZE: int = RecordHeader.sizeof()
 
 BlockEntry = c.Struct("name" / Str8, "length" / c.Int64ub)
 """One RAM block in the list behind MEM_SIZE, `length` in bytes."""
@@ -50,6 +56,24 @@ def zero_record(*, continued: bool) -> c.Construct:
     """ZERO: header, name of the block unless CONTINUE, the byte that fills the page."""
     name = () if continued else ("name" / Str8,)
     return c.Struct("header" / RecordHeader, *name, "fill" / c.Int8ub)
+
+
+XbzrleHead = c.Struct("encoding" / c.Int8ub, "length" / c.Int16ub)
+"""Before the encoded bytes."""
+
+XBZRLE_HEAD_SIZE: int = RECORD_HEADER_SIZE + XbzrleHead.sizeof()
+"""Bytes of an XBZRLE record before the encoding, where the record continues a block."""
+
+
+def xbzrle_record(*, continued: bool) -> c.Construct:
+    """XBZRLE: header, name of the block unless CONTINUE, the encoding (see `xbzrle`)."""
+    name = () if continued else ("name" / Str8,)
+    return c.Struct(
+        "header" / RecordHeader,
+        *name,
+        "encoding" / c.Const(XBZRLE_ENCODING, c.Int8ub),
+        "data" / c.Prefixed(c.Int16ub, c.GreedyBytes),
+    )
 
 
 def mem_size(total: int) -> bytes:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from . import events, pages, ram
+from . import events, pages, ram, xbzrle
 from .cursor import Cursor, Incomplete, decode_name
 from .errors import StreamError, UnsupportedError
 from .ram import RamFlag
@@ -17,8 +16,11 @@ _MAX_BLOCKS = 4096
 # Plain numbers: enum's operators cost more than reading a record does.
 _PAGE = int(RamFlag.PAGE)
 _ZERO = int(RamFlag.ZERO)
+_XBZRLE = int(RamFlag.XBZRLE)
 _CONTINUE = int(RamFlag.CONTINUE)
-_EOS_SIZE: int = ram.RecordHeader.sizeof()
+_MAX_RECORDS = 4096
+"""XBZRLE records of one event."""
+_EOS_SIZE = ram.RECORD_HEADER_SIZE
 _FOOTER_SIZE: int = SectionFooter.sizeof()
 
 
@@ -77,6 +79,8 @@ class RamReader:
         kind = flags & ~_CONTINUE
         if kind in (_PAGE, _ZERO):
             return self._read_run(cursor, value - flags, flags)
+        if kind == _XBZRLE:
+            return self._read_xbzrle(cursor, value - flags, flags)
         if flags == RamFlag.MEM_SIZE:
             return self._read_mem_size(cursor, value - flags)
         offset = cursor.offset
@@ -111,7 +115,7 @@ class RamReader:
         ]
 
     def _unknown_record(self, value: int, kind: int, offset: int) -> StreamError:
-        if kind in (RamFlag.XBZRLE, RamFlag.COMPRESS_PAGE, RamFlag.HOOK):
+        if kind in (RamFlag.COMPRESS_PAGE, RamFlag.HOOK):
             message = f"{RamFlag(kind).name} records are not supported"
             return UnsupportedError(message, offset=offset, section=ram.SECTION_NAME)
         return self._error(f"{value:#018x} is no record", offset)
@@ -167,12 +171,9 @@ class RamReader:
         return events.RamBlocks(offset, total, tuple(self._blocks.values()))
 
     def _read_run(self, cursor: Cursor, address: int, flags: int) -> events.PageRun:
-        start, offset = cursor.position, cursor.offset
-        cursor.position += pages.HEADER_SIZE
+        offset = cursor.offset
         continued = bool(flags & _CONTINUE)
-        block = self._block if continued else self._read_name(cursor, offset)
-        if block is None:
-            raise self._error("the first page continues no block", offset)
+        block = self._read_block_of_page(cursor, continued=continued)
         first = cursor.position
         plain = bool(flags & _PAGE)
         size = self.page_size if plain else 1
@@ -187,12 +188,9 @@ class RamReader:
         offsets[0] = address
         offsets[1:] = behind
         stride = pages.HEADER_SIZE + size
-        if (offsets.max() if len(behind) else address) >= block.length:
-            raise self._outside(block, offsets, cursor.offset_of(start), cursor.offset, stride)
         self._block = block
         count = len(offsets)
-        cursor.position = first + count * stride - pages.HEADER_SIZE
-        return events.PageRun(
+        run = events.PageRun(
             offset,
             block,
             self._indexes[block.name],
@@ -202,6 +200,53 @@ class RamReader:
             continued,
             first,
         )
+        self._check_inside(run)
+        cursor.position = first + count * stride - pages.HEADER_SIZE
+        return run
+
+    def _read_block_of_page(self, cursor: Cursor, *, continued: bool) -> events.RamBlock:
+        """Pass the header of a page record, and the name if one follows."""
+        offset = cursor.offset
+        cursor.position += pages.HEADER_SIZE
+        block = self._block if continued else self._read_name(cursor, offset)
+        if block is None:
+            raise self._error("the first page continues no block", offset)
+        return block
+
+    def _read_xbzrle(self, cursor: Cursor, address: int, flags: int) -> events.XbzrleRun:
+        offset = cursor.offset
+        continued = bool(flags & _CONTINUE)
+        block = self._read_block_of_page(cursor, continued=continued)
+        size = self._read_xbzrle_size(cursor, offset)
+        first = cursor.position
+        addresses, starts, sizes = xbzrle.parse_records(
+            cursor.view, first + size, _MAX_RECORDS - 1, self.page_size
+        )
+        run = events.XbzrleRun(
+            offset,
+            block,
+            self._indexes[block.name],
+            np.array([address, *addresses], np.uint64),
+            cursor.data,
+            np.array([first, *starts], np.intp),
+            np.array([size, *sizes], np.intp),
+            continued,
+        )
+        self._check_inside(run)
+        self._block = block
+        cursor.position = int(run.starts[-1] + run.sizes[-1])
+        return run
+
+    def _read_xbzrle_size(self, cursor: Cursor, offset: int) -> int:
+        """What stands before the encoding; all of that must be here."""
+        head = cursor.take(ram.XbzrleHead)
+        if head.encoding != ram.XBZRLE_ENCODING:
+            raise self._error(f"XBZRLE encoding {head.encoding} is not known", offset)
+        if head.length > self.page_size:
+            raise self._error(f"an XBZRLE encoding of {head.length} bytes", offset)
+        if cursor.position + head.length > len(cursor.view):
+            raise Incomplete
+        return int(head.length)
 
     def _read_name(self, cursor: Cursor, offset: int) -> events.RamBlock:
         raw = cursor.take(Str8)
@@ -210,18 +255,12 @@ class RamReader:
             raise self._error(f"a page of an unknown block {raw!r}", offset)
         return block
 
-    def _outside(
-        self,
-        block: events.RamBlock,
-        offsets: npt.NDArray[np.uint64],
-        *places: int,
-    ) -> StreamError:
-        """`places`: of the first record, of its body, and the distance of records."""
-        record, body, stride = places
-        index = int((offsets >= block.length).argmax())
-        where = record if index == 0 else body + index * stride - pages.HEADER_SIZE
-        message = f"a page at {int(offsets[index]):#x} of block {block.name}, outside its RAM"
-        return self._error(message, where)
+    def _check_inside(self, run: events.PageRun | events.XbzrleRun) -> None:
+        outside = run.offsets >= run.block.length
+        if outside.any():
+            index = int(outside.argmax())
+            message = f"a page at {int(run.offsets[index]):#x} of block {run.block.name}"
+            raise self._error(f"{message}, outside its RAM", run.record_offset(index))
 
     def _error(self, message: str, offset: int) -> StreamError:
         return StreamError(message, offset=offset, section=ram.SECTION_NAME)

@@ -74,6 +74,25 @@ def _page_run(event: events.PageRun) -> bytes:
     return bytes(out)
 
 
+def _xbzrle_run(event: events.XbzrleRun) -> bytes:
+    pieces: list[bytes] = []
+    for index, address in enumerate(event.offsets.tolist()):
+        start, size = int(event.starts[index]), int(event.sizes[index])
+        flags = ram.RamFlag.XBZRLE
+        name = b""
+        if index or event.continued:
+            flags |= ram.RamFlag.CONTINUE
+        else:
+            name = stream.Str8.build(event.block.name.encode())
+        pieces += [
+            ram.RecordHeader.build(address | flags),
+            name,
+            _build(ram.XbzrleHead, encoding=ram.XBZRLE_ENCODING, length=size),
+            event.data[start : start + size].tobytes(),
+        ]
+    return b"".join(pieces)
+
+
 def _device(event: events.DeviceSection) -> bytes:
     footer = stream.section_footer(event.section_id) if event.footer else b""
     return _section_header(SectionType.FULL, event) + event.payload + footer
@@ -98,6 +117,7 @@ _WRITERS: dict[type, Callable[[Any], bytes]] = {
     events.RamSection: _ram_section,
     events.RamBlocks: _ram_blocks,
     events.PageRun: _page_run,
+    events.XbzrleRun: _xbzrle_run,
     events.MultifdFlush: lambda _: ram.multifd_flush(),
     events.EndOfRam: lambda _: ram.end_of_ram(),
     events.Footer: lambda event: stream.section_footer(event.section_id),

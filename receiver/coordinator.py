@@ -238,6 +238,7 @@ class Receiver:
             transferred=self._processes.received("transferred"),
             duplicate=self._processes.applied("duplicate"),
             normal=self._processes.applied("normal"),
+            xbzrle=self._processes.applied("xbzrle"),
             page_size=self._incoming.page_size,
             mbps=self._meter.mbps,
             total_time=self._meter.milliseconds("total"),

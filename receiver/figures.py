@@ -17,6 +17,7 @@ class Figures:
     transferred: int = 0
     duplicate: int = 0
     normal: int = 0
+    xbzrle: int = 0
     page_size: int = 4096
     mbps: float = 0.0
     total_time: int = 0
@@ -31,6 +32,7 @@ class Figures:
                 "transferred": self.transferred,
                 "duplicate": self.duplicate,
                 "normal": self.normal,
+                "xbzrle-pages": self.xbzrle,
                 "normal-bytes": self.normal * self.page_size,
                 "mbps": self.mbps,
                 "page-size": self.page_size,

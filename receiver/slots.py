@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ..protocol.events import PageRun, RamBlock
+from ..protocol.events import PageRun, RamBlock, XbzrleRun
 from ..transport.counters import Counters
 from ..transport.ring import Ring, RingWriter
 from ..transport.shared import SharedFd, wait_readable
@@ -26,13 +26,20 @@ RUN = np.dtype(
         ("count", "<u4"),
         ("block", "<u2"),
         ("fill", "u1"),
-        ("plain", "u1"),
+        ("kind", "u1"),
         ("contiguous", "u1"),
         ("reserved", "u1", 3),
+        ("stream_offset", "<u8"),
     ]
 )
-"""A run of records of one block. `position`: where in the slot the first page (plain) or fill byte
-(zero) stands; the others follow at the stride of their records, each behind its own header."""
+"""A run of records of one block. `position`: where in the slot the first page (plain), fill byte
+(zero) or encoding (XBZRLE) stands; the others follow, each behind its own header. `stream_offset`:
+of that encoding, for errors."""
+
+ZERO, PLAIN, XBZRLE = range(3)
+"""Kinds of runs."""
+
+Run: TypeAlias = PageRun | XbzrleRun
 
 TABLE_RUNS = 1024
 TABLE_BYTES = TABLE_RUNS * RUN.itemsize
@@ -53,7 +60,7 @@ class Slots(Protocol):
     def acquire(self) -> npt.NDArray[np.uint8]:
         """An empty slot. Raises EOFError when the coordinator goes away."""
 
-    def publish(self, runs: list[PageRun], slot: npt.NDArray[np.uint8], used: int) -> None:
+    def publish(self, runs: list[Run], slot: npt.NDArray[np.uint8], used: int) -> None:
         """Have these runs, whose records are in the first `used` bytes of the slot, applied."""
 
     def barrier(self) -> None:
@@ -76,7 +83,7 @@ class DirectSlots:
         """See Slots."""
         return self._slot
 
-    def publish(self, runs: list[PageRun], slot: npt.NDArray[np.uint8], used: int) -> None:  # noqa: ARG002
+    def publish(self, runs: list[Run], slot: npt.NDArray[np.uint8], used: int) -> None:  # noqa: ARG002
         """See Slots."""
         _write_table(runs, slot, self._page_size)
         self._apply(slot, len(runs))
@@ -116,7 +123,7 @@ class RingSlots:
             self._wait(writer.free_fd)
         return np.frombuffer(view, np.uint8)
 
-    def publish(self, runs: list[PageRun], slot: npt.NDArray[np.uint8], used: int) -> None:
+    def publish(self, runs: list[Run], slot: npt.NDArray[np.uint8], used: int) -> None:
         """See Slots."""
         if len(self._writers) > 1:
             self._keep_order(runs)
@@ -125,7 +132,7 @@ class RingSlots:
         self._published += 1
         self._next = (self._next + 1) % len(self._writers)
 
-    def _keep_order(self, runs: list[PageRun]) -> None:
+    def _keep_order(self, runs: list[Run]) -> None:
         numbers = [(run.offsets // np.uint64(self._page_size)).astype(np.intp) for run in runs]
         seen = zip(runs, numbers, strict=True)
         if any(self._in_flight[run.block_index][which].any() for run, which in seen):
@@ -147,19 +154,25 @@ class RingSlots:
             raise EOFError
 
 
-def _write_table(runs: list[PageRun], slot: npt.NDArray[np.uint8], page_size: int) -> None:
+def _write_table(runs: list[Run], slot: npt.NDArray[np.uint8], page_size: int) -> None:
     table = slot[:TABLE_BYTES].view(RUN)
     for row, run in enumerate(runs):
-        first, count = int(run.offsets[0]), len(run.offsets)
+        if isinstance(run, XbzrleRun):
+            kind, fill = XBZRLE, 0
+            position, place = int(run.starts[0]), run.encoding_offset(0)
+        else:
+            kind = ZERO if run.data is None else PLAIN
+            position, fill, place = run.position, run.fill, 0
         table[row] = (
-            first,
-            TABLE_BYTES + run.position,
-            count,
+            int(run.offsets[0]),
+            TABLE_BYTES + position,
+            len(run.offsets),
             run.block_index,
-            run.fill,
-            run.data is not None,
+            fill,
+            kind,
             _is_contiguous(run.offsets, page_size),
             0,
+            place,
         )
 
 

@@ -23,7 +23,7 @@ from ..transport.crew import Failed
 from ..transport.process import receive_channel, send_message
 from ..transport.ring import Ring
 from ..transport.shared import Readiness, SharedFd
-from .slots import RECEIVE_BYTES, TABLE_BYTES, TABLE_RUNS, DirectSlots, RingSlots, Slots
+from .slots import RECEIVE_BYTES, TABLE_BYTES, TABLE_RUNS, DirectSlots, RingSlots, Run, Slots
 from .worker import Applier, MapBlocks
 
 DESCRIPTION_GRACE = 2.0
@@ -133,9 +133,9 @@ class Transport:
     def _deliver(self, found: list[events.Event], view: npt.NDArray[np.uint8], used: int) -> None:
         """Page runs to the worker, everything else to the coordinator; the slot goes out once."""
         others: list[events.Event] = []
-        runs: list[events.PageRun] = []
+        runs: list[Run] = []
         for event in found:
-            if isinstance(event, events.PageRun):
+            if isinstance(event, (events.PageRun, events.XbzrleRun)):
                 runs.append(event)
             else:
                 others.append(event)

@@ -1,6 +1,6 @@
 """One process of the decode-and-apply pool: puts the pages of a ring slot into guest RAM.
 
-The transport process has found and checked the runs; nothing from the wire is interpreted here.
+The transport process has found and checked the runs. Only XBZRLE is interpreted here, and checked.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import numpy.typing as npt
 
 from ..guest.base import RamBlock, is_hole, map_block, populate_present
 from ..guest.zero import zero_mask
+from ..protocol import xbzrle
+from ..protocol.errors import StreamError
 from ..transport.counters import Counters
+from ..transport.crew import Failed
 from ..transport.process import receive_fd, send_message
 from ..transport.ring import Ring, RingReader
 from ..transport.shared import SharedFd, wait_readable
-from .slots import RUN, TABLE_BYTES
+from .slots import PLAIN, RUN, TABLE_BYTES, XBZRLE, ZERO
 
 HEADER = 8
 """Bytes of a page record before its data, where the record continues a block."""
@@ -27,7 +30,7 @@ HEADER = 8
 FILL_PAGES = 256
 """Zero pages looked at at once: what fits a cache."""
 
-WORKER_COUNTERS = ("slots", "normal", "duplicate")
+WORKER_COUNTERS = ("slots", "normal", "duplicate", "xbzrle")
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,17 @@ class BlockWriter:
     def apply(self, run: np.void, data: npt.NDArray[np.uint8]) -> None:
         """Put one run, whose records stand in `data`, into RAM."""
         page_size, count = self._block.page_size, int(run["count"])
-        stride = HEADER + (page_size if run["plain"] else 1)
         position = int(run["position"])
         first = int(run["offset"]) // page_size
+        if run["kind"] == XBZRLE:
+            self._change(run, first, position, data)
+            return
+        plain = run["kind"] == PLAIN
+        stride = HEADER + (page_size if plain else 1)
         target: slice | npt.NDArray[np.intp] = slice(first, first + count)
         if not run["contiguous"]:
             target = self._targets(first, count, position, stride, data)
-        if run["plain"]:
+        if plain:
             self._pages[target] = np.ndarray(
                 (count,), f"V{page_size}", data, offset=position, strides=(stride,)
             )
@@ -83,6 +90,22 @@ class BlockWriter:
         )
         targets[1:] = headers // np.uint64(self._block.page_size)
         return targets
+
+    def _change(self, run: np.void, first: int, position: int, data: npt.NDArray[np.uint8]) -> None:
+        """XBZRLE: the records are found again, then what they encode is checked and applied."""
+        page_size = self._block.page_size
+        size = int.from_bytes(data[position - 2 : position].tobytes(), "big")
+        addresses, starts, sizes = xbzrle.parse_records(
+            data.data, position + size, int(run["count"]) - 1, page_size
+        )
+        numbers = np.array([first, *(address // page_size for address in addresses)], np.intp)
+        places, lengths = np.array([position, *starts], np.intp), np.array([size, *sizes], np.intp)
+        try:
+            runs = xbzrle.read_runs(data, places, lengths, page_size)
+        except xbzrle.XbzrleError as error:
+            where = int(run["stream_offset"]) + int(places[error.index]) - position
+            raise xbzrle.bad_encoding(error, where) from None
+        xbzrle.apply(self._ram, numbers, data, runs)
 
     def _fill(self, target: slice | npt.NDArray[np.intp], fill: int) -> None:
         """Pages that are so already are not written: they may be holes, or shared."""
@@ -114,15 +137,11 @@ class Applier:
 
     def apply(self, slot: npt.NDArray[np.uint8], count: int) -> None:
         """Put the first `count` runs of the slot's table into RAM."""
-        normal = duplicate = 0
-        for run in slot[:TABLE_BYTES].view(RUN)[:count]:
+        table = slot[:TABLE_BYTES].view(RUN)[:count]
+        for run in table:
             self._blocks[run["block"]].apply(run, slot)
-            if run["plain"]:
-                normal += int(run["count"])
-            else:
-                duplicate += int(run["count"])
-        self._counters.add("normal", normal)
-        self._counters.add("duplicate", duplicate)
+        for name, kind in (("normal", PLAIN), ("duplicate", ZERO), ("xbzrle", XBZRLE)):
+            self._counters.add(name, int(table["count"][table["kind"] == kind].sum()))
         self._counters.add("slots", 1)
 
 
@@ -133,7 +152,11 @@ def run_worker(connection: Connection, setup: WorkerSetup) -> None:
     while True:
         slot = ring.try_take()
         if slot is not None:
-            applier.apply(np.frombuffer(slot.view, np.uint8), slot.tag)
+            try:
+                applier.apply(np.frombuffer(slot.view, np.uint8), slot.tag)
+            except StreamError as error:
+                send_message(connection, Failed(str(error)))
+                return
             ring.release()
             os.eventfd_write(setup.progress_fd.fileno(), 1)
         elif connection.fileno() in wait_readable([ring.filled_fd, connection.fileno()]):

@@ -13,7 +13,6 @@ import numpy as np
 
 from ..guest.sizes import format_size
 from ..protocol import events
-from ..protocol.pages import HEADER_SIZE
 from ..protocol.reader import StreamReader
 from ..protocol.stream import SectionType
 
@@ -45,6 +44,7 @@ class BlockSummary:
     length: int
     plain: int = 0
     zero: int = 0
+    xbzrle: int = 0
 
 
 @dataclass
@@ -71,10 +71,7 @@ class Summary:
             "size": self.size,
             "ram_parts": self.ram_parts,
             "commands": self.commands,
-            "blocks": [
-                {"name": b.name, "length": b.length, "plain": b.plain, "zero": b.zero}
-                for b in self.blocks
-            ],
+            "blocks": [asdict(block) for block in self.blocks],
             "devices": [
                 {
                     "name": d.name,
@@ -101,25 +98,21 @@ class Pages:
     block: str
     first: int
     count: int
-    fill: int | None
+    kind: str
+    """`plain`, `zero` or `xbzrle`, as the records are."""
+    fill: int | None = None
     """Of `zero` pages, the byte that they hold."""
 
-    @property
-    def kind(self) -> str:
-        """`plain` or `zero`, as the records are."""
-        return "plain" if self.fill is None else "zero"
 
-
-def split_run(run: events.PageRun, page_size: int) -> Iterator[Pages]:
+def split_run(run: events.PageRun | events.XbzrleRun, page_size: int) -> Iterator[Pages]:
     """The records of a run follow each other in the stream; its pages may lie anywhere."""
-    name = 0 if run.continued else 1 + len(run.block.name.encode())
-    stride = HEADER_SIZE + (1 if run.data is None else page_size)
-    fill = run.fill if run.data is None else None
+    kind, fill = "xbzrle", None
+    if isinstance(run, events.PageRun):
+        kind, fill = ("plain", None) if run.data is not None else ("zero", run.fill)
     breaks = np.flatnonzero(np.diff(run.offsets.astype(np.int64)) != page_size) + 1
     for start, end in pairwise([0, *breaks.tolist(), len(run.offsets)]):
-        # The name stands in the first record only.
-        offset = run.offset + (name + start * stride if start else 0)
-        yield Pages(offset, run.block.name, int(run.offsets[start]), end - start, fill)
+        offset = run.record_offset(start)
+        yield Pages(offset, run.block.name, int(run.offsets[start]), end - start, kind, fill)
 
 
 def print_pages(pages: Pages) -> None:
@@ -129,15 +122,15 @@ def print_pages(pages: Pages) -> None:
 
 
 def print_pages_as_json(pages: Pages) -> None:
-    """An object on one line. Keys: offset, block, first, count, fill, kind."""
-    click.echo(json.dumps({**asdict(pages), "kind": pages.kind}))
+    """An object on one line. Keys: offset, block, first, count, kind, fill."""
+    click.echo(json.dumps(asdict(pages)))
 
 
 def summarise(stream: BinaryIO, on_pages: Callable[[Pages], None] | None = None) -> Summary:
     """Read all of it, and tell `on_pages` of every range of pages. Raises StreamError."""
     summary = Summary()
     for event in read_events(stream):
-        if isinstance(event, events.PageRun):
+        if isinstance(event, (events.PageRun, events.XbzrleRun)):
             _count(summary, event)
             if on_pages is not None:
                 for pages in split_run(event, summary.page_size):
@@ -147,9 +140,11 @@ def summarise(stream: BinaryIO, on_pages: Callable[[Pages], None] | None = None)
     return summary
 
 
-def _count(summary: Summary, run: events.PageRun) -> None:
+def _count(summary: Summary, run: events.PageRun | events.XbzrleRun) -> None:
     block = summary.blocks[run.block_index]
-    if run.data is None:
+    if isinstance(run, events.XbzrleRun):
+        block.xbzrle += len(run.offsets)
+    elif run.data is None:
         block.zero += len(run.offsets)
     else:
         block.plain += len(run.offsets)
@@ -186,8 +181,12 @@ def print_summary(summary: Summary, *, devices: bool) -> None:
     click.echo(f"ram parts    {summary.ram_parts}")
     click.echo(f"devices      {len(summary.devices)} sections")
     click.echo(f"description  {'yes' if summary.description else 'no'}")
-    rows = [(b.name, format_size(b.length), str(b.plain), str(b.zero)) for b in summary.blocks]
-    _print_table([("RAM block", "length", "plain pages", "zero pages"), *rows])
+    rows = [
+        (block.name, format_size(block.length), *map(str, (block.plain, block.zero, block.xbzrle)))
+        for block in summary.blocks
+    ]
+    head = ("RAM block", "length", "plain pages", "zero pages", "xbzrle pages")
+    _print_table([head, *rows])
     if devices:
         _print_devices(summary)
 

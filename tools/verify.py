@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ..protocol import events
+from ..protocol import events, xbzrle
 from ..protocol.errors import StreamError
 from .dump import read_events
 
@@ -103,6 +103,12 @@ class Rebuilt:
         self._ram[numbers] = run.fill if run.data is None else run.data
         self._written[numbers] = True
 
+    def change(self, run: events.XbzrleRun, runs: xbzrle.Runs) -> None:
+        """Change pages by a run of XBZRLE records, which was read as `runs`."""
+        numbers = (run.offsets // np.uint64(self.page_size)).astype(np.intp)
+        xbzrle.apply(self._ram, numbers, run.data, runs)
+        self._written[numbers] = True
+
     def compare(self, file: BinaryIO, block: str) -> Comparison:
         """With a file of the same length. Raises VerifyError."""
         size = file.seek(0, os.SEEK_END)
@@ -170,6 +176,10 @@ def _rebuild(stream: BinaryIO, blocks: Iterable[str], stack: ExitStack) -> dict[
                 stack.callback(rebuilt[block].close)
         elif isinstance(event, events.PageRun) and event.block.name in rebuilt:
             rebuilt[event.block.name].apply(event)
+        elif isinstance(event, events.XbzrleRun):
+            runs = xbzrle.read_run(event, page_size)
+            if event.block.name in rebuilt:
+                rebuilt[event.block.name].change(event, runs)
     _known(blocks, rebuilt)
     return rebuilt
 

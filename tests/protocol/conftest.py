@@ -33,6 +33,15 @@ def page_run(
     return events.PageRun(0, BLOCKS[block], block, offsets, data, fill or 0, continued)
 
 
+def xbzrle_run(block: int, changes: dict[int, bytes], continued: bool = False) -> events.XbzrleRun:
+    """XBZRLE records: of each page of a block, its encoding."""
+    offsets = np.array(list(changes), np.uint64) * np.uint64(PAGE)
+    sizes = np.array([len(encoding) for encoding in changes.values()], np.intp)
+    data = np.frombuffer(b"".join(changes.values()), np.uint8)
+    starts = np.cumsum(sizes) - sizes
+    return events.XbzrleRun(0, BLOCKS[block], block, offsets, data, starts, sizes, continued)
+
+
 def device(section_id: int, name: str, payload: bytes) -> events.DeviceSection:
     """A device section."""
     return events.DeviceSection(0, section_id, name, 0, 1, payload)
@@ -87,6 +96,10 @@ def small_stream() -> list[events.Event]:
             page_run(0, [40, 22, 23], 0, continued=True),
             page_run(0, [24], 5, continued=True),
             page_run(1, [3, 1]),
+            xbzrle_run(1, {3: b"\x05\x02ab", 1: b"", 2: b"\0\x82\x02" + bytes(258)}),
+            xbzrle_run(1, {0: b"\x05\x01a"}, continued=True),
+            page_run(1, [2], continued=True),
+            xbzrle_run(0, {9: b"\x05\x01a"}),
         ),
         *ram_piece(SectionType.PART, page_run(0, [1], 0), events.MultifdFlush(0)),
         *closing(device(3, "timer", b"\x01" * 20), device(4, "cpu", b"")),
@@ -106,6 +119,10 @@ def plainly(found: Iterable[events.Event]) -> list[tuple[Any, ...]]:
             for row, offset in enumerate(event.offsets.tolist()):
                 body = event.fill if event.data is None else bytes(event.data[row])
                 result.append((event.block, event.block_index, offset, body))
+        elif isinstance(event, events.XbzrleRun):
+            for row, offset in enumerate(event.offsets.tolist()):
+                encoding = event.data[event.starts[row] :][: event.sizes[row]]
+                result.append((event.block, event.block_index, offset, "xbzrle", bytes(encoding)))
         else:
             result.append((type(event), vars(event)))
     return result
@@ -116,6 +133,7 @@ class Make:
 
     ram_piece = staticmethod(ram_piece)
     page_run = staticmethod(page_run)
+    xbzrle_run = staticmethod(xbzrle_run)
     device = staticmethod(device)
     description = staticmethod(description)
     opening = staticmethod(opening)

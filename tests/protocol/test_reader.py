@@ -168,7 +168,12 @@ def _header(value: int) -> bytes:
         (_header(0x1010), "is no record"),
         (_header(0x0A), "is no record"),
         (_header(0x04), "a second list of blocks"),
-        (_header(0x40), "XBZRLE records are not supported"),
+        (_header(0x60) + b"\x01\0\0", "the first page continues no block"),
+        (_header(0x40) + b"\x03abc\x01\0\0", "a page of an unknown block b'abc'"),
+        (_header(0x40) + b"\x06pc.ram\x02\0\0", "XBZRLE encoding 2 is not known"),
+        (_header(0x40) + b"\x06pc.ram\x01\x10\x01", "an XBZRLE encoding of 4097 bytes"),
+        (_header(64 * 4096 | 0x40) + b"\x06pc.ram\x01\0\0", "at 0x40000 of block pc.ram, outside"),
+        (_header(0x48), "is no record"),
         (_header(0x120), "COMPRESS_PAGE records are not supported"),
         (_header(0x80), "HOOK records are not supported"),
         (_header(0x10) + b"\x04", "without footers"),
@@ -292,3 +297,14 @@ def test_a_long_run_costs_little_more_than_its_headers(make: Any) -> None:
         copying.append(time.perf_counter() - began)
     assert min(parsing) < 2 * min(copying)
     assert pages.HEADER_SIZE == 8
+
+
+@pytest.mark.parametrize("which", [0, 1, 5, 63])
+def test_every_xbzrle_record_of_a_run_is_checked(make: Any, which: int) -> None:
+    """If it failed, a page hidden in a long run could be written outside RAM."""
+    inside = dict.fromkeys(range(which), b"\x05\x01a")
+    good = _records(make, make.to_bytes([make.xbzrle_run(0, inside)] if inside else []))
+    run = make.xbzrle_run(0, {**inside, 64: b"\0\x01a"})
+    with pytest.raises(StreamError, match="outside its RAM") as caught:
+        _read(_records(make, make.to_bytes([run])))
+    assert caught.value.offset == len(good)

@@ -45,6 +45,15 @@ def pages(
     return events.PageRun(0, BLOCKS[block], block, offsets, data, fill or 0, continued)
 
 
+def changes(block: int, what: dict[int, tuple[int, bytes]]) -> events.XbzrleRun:
+    """XBZRLE records: of pages of a block, where new bytes begin (below 128), and these."""
+    offsets = np.array(list(what), np.uint64) * np.uint64(PAGE)
+    encodings = [bytes([start, len(new)]) + new for start, new in what.values()]
+    sizes = np.array([len(encoding) for encoding in encodings], np.intp)
+    data = np.frombuffer(b"".join(encodings), np.uint8)
+    return events.XbzrleRun(0, BLOCKS[block], block, offsets, data, np.cumsum(sizes) - sizes, sizes)
+
+
 def device(section_id: int, name: str, payload: bytes, instance_id: int = 0) -> events.Event:
     """A device section."""
     return events.DeviceSection(0, section_id, name, instance_id, 1, payload)
@@ -104,7 +113,12 @@ def small_stream() -> list[events.Event]:
             pages(0, [21, 22], 0x5A, continued=True),
             pages(1, [3, 1]),
         ),
-        *piece(SectionType.PART, pages(0, [1], 0), pages(0, range(200, 210))),
+        *piece(
+            SectionType.PART,
+            pages(0, [1], 0),
+            pages(0, range(200, 210)),
+            changes(0, {203: (9, b"new"), 204: (0, b"er"), 30: (100, b"on zero")}),
+        ),
         *closing(),
     ]
 
@@ -122,6 +136,11 @@ def ram_images(found: Iterable[events.Event]) -> dict[str, bytearray]:
             for row, offset in enumerate(event.offsets.tolist()):
                 body = bytes([event.fill]) * PAGE if event.data is None else bytes(event.data[row])
                 images[event.block.name][offset : offset + PAGE] = body
+        elif isinstance(event, events.XbzrleRun):
+            for row, offset in enumerate(event.offsets.tolist()):
+                start, size, *new = event.data[event.starts[row] :][: event.sizes[row]].tolist()
+                at = offset + start
+                images[event.block.name][at : at + size] = bytes(new)
     return images
 
 
@@ -239,6 +258,7 @@ class Streams:
     pages = staticmethod(pages)
     device = staticmethod(device)
     describe = staticmethod(describe)
+    changes = staticmethod(changes)
     opening = staticmethod(opening)
     closing = staticmethod(closing)
     to_bytes = staticmethod(to_bytes)

@@ -160,3 +160,16 @@ def test_sparse_ram(streams: Any, vmferry: Any, tmp_path: Path) -> None:
         image.write(b"\1")
     result = vmferry.call("verify", path, f"--ram=pc.ram={file}")
     assert result.stdout == f"pc.ram: 2 pages differ, at {5000 * PAGE:#x}, {48 << 20:#x}\n"
+
+
+def test_wrong_xbzrle(streams: Any, vmferry: Any) -> None:
+    """Broken: a stream that no destination can load would be called valid."""
+    bad = streams.changes(0, {5: (0, b"abc"), 7: (3, b"")})
+    data = streams.to_bytes(
+        [*streams.opening(), *streams.piece(SectionType.PART, bad), *streams.closing()]
+    )
+    result = vmferry.call("verify", vmferry.write("stream", data))
+    assert result.exit_code == 1
+    offset = data.index(b"abc") + 3 + 11
+    message = f"offset {offset:#x} (section 'ram'): XBZRLE: it ends within a run\n"
+    assert result.stderr.endswith(message)
