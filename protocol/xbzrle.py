@@ -191,7 +191,7 @@ def _changed_runs(old: Bytes, new: Bytes) -> tuple[Indexes, Indexes]:
 
 def _positions(words: Indexes, mask: Mask) -> Indexes:
     found = np.flatnonzero(mask)
-    return words[found >> 3] * 8 + (found & 7)
+    return np.asarray(words[found >> 3] * 8 + (found & 7))
 
 
 def _put_lengths(data: Bytes, at: Indexes, values: Indexes) -> Indexes:
