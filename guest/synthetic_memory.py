@@ -1,6 +1,6 @@
 """The memory of a synthetic guest: how its pages are written, and how a damaged one is found.
 
-A page holds its number + 1, the sequence number of its last write, words of no meaning, and in its
+A page holds its number + 1, the sequence number of its last write, words of its pattern, and in its
 last word a checksum of all before. A page whose sequence number divides by 16 is all zero instead,
 so 0 means that it was never written. The table of sequence numbers, which travels as device state
 and not as RAM, says what each page must hold.
@@ -26,6 +26,11 @@ ROM_SIZE = 1 << 20
 _WORDS = PAGE_SIZE // 8
 _ZERO_EVERY = 16
 _POOL_PAGES = 256
+_SYLLABLES = 64
+
+PATTERNS = ("random", "text", "sparse")
+"""What a write leaves: words of no meaning; words that repeat, as text; or the words of the write
+before but for a few."""
 
 
 class BadPage(NamedTuple):
@@ -43,12 +48,29 @@ class BadPage(NamedTuple):
 class Memory:
     """RAM (bytes, u8), ROM (bytes, u8), and the u32 `table` of sequence numbers."""
 
-    def __init__(self, ram: npt.NDArray[np.uint8], rom: npt.NDArray[np.uint8], seed: int) -> None:
+    def __init__(
+        self,
+        ram: npt.NDArray[np.uint8],
+        rom: npt.NDArray[np.uint8],
+        seed: int,
+        pattern: str = PATTERNS[0],
+    ) -> None:
         self._words = ram.view(np.uint64).reshape(-1, _WORDS)
         self._rom = rom.reshape(-1, PAGE_SIZE)
         self.table = np.zeros(len(self._words), np.uint32)
         self._random = np.random.default_rng(seed)
-        self._pool = self._random.integers(0, 1 << 63, (_POOL_PAGES, _WORDS), np.uint64)
+        self._pool = np.empty((_POOL_PAGES, _WORDS), np.uint64)
+        self.pattern = ""
+        self.use(pattern, seed)
+
+    def use(self, pattern: str, seed: int) -> None:
+        """Write by this pattern from now on, as every guest of this seed does."""
+        self.pattern = pattern
+        random = np.random.default_rng(seed)
+        self._pool[:] = random.integers(0, 1 << 63, self._pool.shape, np.uint64)
+        if pattern == "text":
+            syllables = self._pool[0, :_SYLLABLES].copy()
+            self._pool[:] = random.choice(syllables, self._pool.shape)
 
     def fill(self, zero: float) -> None:
         """Write ROM, and every page of RAM once, but for a fraction that stays zero."""
@@ -61,7 +83,11 @@ class Memory:
     def write(self, numbers: npt.NDArray[np.intp]) -> None:
         """Write these pages anew; no number comes twice."""
         sequence = self.table[numbers] + np.uint32(1)
-        pages = self._pool[(numbers + sequence) % _POOL_PAGES]
+        if self.pattern == "sparse":
+            pages = self._pool[numbers % _POOL_PAGES]
+            pages[np.arange(len(numbers)), 2 + sequence % (_WORDS - 3)] = sequence
+        else:
+            pages = self._pool[(numbers + sequence) % _POOL_PAGES]
         pages[:, 0] = numbers + 1
         pages[:, 1] = sequence
         pages[:, -1] = _checksums(pages)

@@ -8,7 +8,7 @@ from typing import Any
 
 from .base import GuestError
 from .sizes import parse_size
-from .synthetic_memory import PAGE_SIZE
+from .synthetic_memory import PAGE_SIZE, PATTERNS
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Options:
     `size` 0: an incoming guest brings its size, its hot set and its dirty rate. `hot`: how much of
     RAM is written over and over; `zero`: fraction of RAM that starts as zero; `heartbeat`: a file
     that gets "pid counter running" every 100 ms; `orphan`: seconds that the guest lives on when its
-    controller dies.
+    controller dies. `pattern`: see PATTERNS in `synthetic_memory`.
     """
 
     size: int = 0
@@ -28,6 +28,7 @@ class Options:
     seed: int = 1
     heartbeat: str = ""
     orphan: float = 30.0
+    pattern: str = PATTERNS[0]
 
 
 def _percent(text: str) -> float:
@@ -41,6 +42,12 @@ def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 1 << 63:
         raise ValueError(f"{text!r} is not a number below 2^63")
     return int(text)
+
+
+def _pattern(text: str) -> str:
+    if text not in PATTERNS:
+        raise ValueError(f"{text!r} is none of {', '.join(PATTERNS)}")
+    return text
 
 
 def _seconds(text: str) -> float:
@@ -58,6 +65,7 @@ def _parsers(size: int) -> dict[str, Callable[[str], Any]]:
         "seed": _seed,
         "heartbeat": str,
         "orphan": _seconds,
+        "pattern": _pattern,
     }
 
 

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from .base import GuestError, RamBlock, map_block
-from .synthetic_memory import BATCH, PAGE_SIZE, BadPage, Memory
+from .synthetic_memory import BATCH, PAGE_SIZE, PATTERNS, BadPage, Memory
 from .synthetic_options import Options
 
-_STATE = struct.Struct("<QQQQQ")
-"""Version, counter, hot pages, dirty rate, seed; the table follows as little-endian u32."""
-_STATE_VERSION = 1
+_STATE = struct.Struct("<QQQQQQ")
+"""Version, counter, hot pages, dirty rate, seed, pattern; then the table as little-endian u32."""
+_STATE_VERSION = 2
 
 _BEAT = 0.1
 _TICK = 0.005
@@ -115,16 +115,20 @@ class Process:
         self._ours = False
 
     def _save(self) -> bytes:
-        head = _STATE.pack(_STATE_VERSION, self._counter, self._hot, self._rate, self._seed)
+        pattern = PATTERNS.index(self._memory.pattern)
+        figures = (self._counter, self._hot, self._rate, self._seed, pattern)
+        head = _STATE.pack(_STATE_VERSION, *figures)
         return head + self._memory.table.astype("<u4").tobytes()
 
     def _load(self, state: bytes) -> None:
         pages = len(self._memory.table)
         if len(state) != _STATE.size + 4 * pages:
             raise GuestError(f"synthetic: device state of {len(state)} bytes for {pages} pages")
-        version, self._counter, self._hot, self._rate, self._seed = _STATE.unpack_from(state)
-        if version != _STATE_VERSION:
-            raise GuestError(f"synthetic: device state has version {version}")
+        version, *figures, pattern = _STATE.unpack_from(state)
+        if version != _STATE_VERSION or pattern >= len(PATTERNS):
+            raise GuestError(f"synthetic: device state has version {version}, pattern {pattern}")
+        self._counter, self._hot, self._rate, self._seed = figures
+        self._memory.use(PATTERNS[pattern], self._seed)
         self._memory.table[:] = np.frombuffer(state, "<u4", offset=_STATE.size)
 
     def _write_due(self) -> None:
@@ -181,7 +185,7 @@ def run(connection: Connection, descriptors: list[int]) -> None:
     except EOFError:
         return
     blocks = [RamBlock("", os.fstat(fd).st_size, PAGE_SIZE, fd) for fd in descriptors]
-    memory = Memory(map_block(blocks[0]), map_block(blocks[1]), options.seed)
+    memory = Memory(map_block(blocks[0]), map_block(blocks[1]), options.seed, options.pattern)
     if not incoming:
         memory.fill(options.zero)
     Process(connection, memory, options, incoming).run()

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Round:
-    """One finished pass over guest RAM: its number, bytes found dirty, and seconds taken."""
+    """One finished pass over guest RAM: its number, bytes found dirty, and seconds taken.
+
+    `sent_bytes`: what the dirty pages came to on the wire.
+    """
 
     number: int
     dirty_bytes: int
+    sent_bytes: int
     seconds: float
 
 
@@ -29,6 +33,7 @@ class Convergence:
         """Bytes a second that the guest dirties, as the last round found them."""
         self.expected_dirty = float(total)
         """Bytes that the next round will find."""
+        self._on_wire = 1.0
         self._last: Round | None = None
 
     def round_done(self, done: Round) -> None:
@@ -39,15 +44,21 @@ class Convergence:
         previous, self._last = self._last, done
         if previous is None:
             return
+        if done.dirty_bytes:
+            # What was zero or hardly changed is likely so again.
+            self._on_wire = min(1.0, done.sent_bytes / done.dirty_bytes)
         self.dirty_rate = done.dirty_bytes / max(previous.seconds, 1e-6)
         self.expected_dirty = min(done.dirty_bytes, self.dirty_rate * done.seconds)
 
     def expected_downtime(self, bandwidth: float) -> float:
         """Seconds that sending the rest would take at `bandwidth` bytes a second."""
-        return self.expected_dirty / bandwidth if bandwidth > 0 else self.downtime_limit
+        return self._expected_sent() / bandwidth if bandwidth > 0 else self.downtime_limit
 
     def should_switch_over(self, bandwidth: float) -> bool:
         """Whether the rest is less than `max_size = bandwidth x downtime limit`."""
         if self._last is None or self._last.number == 0:
             return False
-        return self.expected_dirty < bandwidth * self.downtime_limit or self.expected_dirty == 0
+        return self._expected_sent() < bandwidth * self.downtime_limit or self.expected_dirty == 0
+
+    def _expected_sent(self) -> float:
+        return self.expected_dirty * self._on_wire

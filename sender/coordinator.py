@@ -23,7 +23,8 @@ from ..transport.shared import wait_readable
 from ..transport.uri import UriError, parse_uri
 from . import stream
 from .convergence import Convergence, Round
-from .figures import Figures
+from .figures import Figures, XbzrleFigures, XbzrleRounds
+from .page_cache import DEFAULT_SIZE, cache_pages
 from .processes import Processes
 from .transport import CloseChannel, Closed, ReturnPathMessage, RoundSent
 from .worker import StartRound
@@ -48,37 +49,47 @@ class SendParameters:
 
     `workers`: processes that scan and encode beside the transport process; 0: it does that itself.
     `return_path`: ask the destination to answer, where the channel goes both ways.
+    `xbzrle`: send pages as differences, from a cache of `xbzrle_cache_size` bytes (None: 64 MiB, or
+    all RAM where that is less).
     """
 
     max_bandwidth: int | None = None
     downtime_limit: float = 0.3
     workers: int | None = None
     return_path: bool = True
+    xbzrle: bool = False
+    xbzrle_cache_size: int | None = None
 
 
 class Sender:
-    """One outgoing migration of `guest` to `uri`; `run` it once."""
+    """One outgoing migration of `guest` to `uri`; `run` it once.
+
+    Raises CacheSizeError where no XBZRLE cache can have the size asked for.
+    """
 
     def __init__(self, guest: Guest, uri: str, parameters: SendParameters | None = None) -> None:
         self._guest = guest
         self._uri = uri
         self._parameters = parameters or SendParameters()
+        self._total = sum(block.length for block in guest.blocks)
+        cache = self._cache_pages(self._parameters.xbzrle_cache_size)
         self.states = StateMachine()
         self._cancel_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._crew = Crew(self._cancel_fd, self._check_cancel)
         count = default_workers() if self._parameters.workers is None else self._parameters.workers
         self._processes = Processes(guest, count, self._crew)
         self._processes.limits.set("max_bandwidth", self._parameters.max_bandwidth or 0)
+        self._processes.limits.set("xbzrle_cache", cache if self._parameters.xbzrle else 0)
         self._channel: Channel | None = None
         self._on_progress: Callable[[Figures], None] = lambda _: None
         self._paused_here = False
         self._cancel_asked = False
         self._committed = False
-        self._total = sum(block.length for block in guest.blocks)
         self._convergence = Convergence(self._total, self._parameters.downtime_limit)
         self._meter = Meter()
         self._round = 0
         self._scanned_before = 0
+        self._xbzrle_rounds = XbzrleRounds()
 
     def cancel(self) -> None:
         """Stop as soon as may be; from any thread or signal handler. Too late once handed over."""
@@ -89,6 +100,17 @@ class Sender:
     def set_max_bandwidth(self, limit: int | None) -> None:
         """Change the limit, in bytes a second (None: no limit), of the running migration."""
         self._processes.limits.set("max_bandwidth", limit or 0)
+
+    def set_xbzrle_cache_size(self, size: int) -> None:
+        """Change the XBZRLE cache, in bytes, from the next round on. Raises CacheSizeError."""
+        pages = self._cache_pages(size)
+        if self._parameters.xbzrle:
+            self._processes.limits.set("xbzrle_cache", pages)
+
+    def _cache_pages(self, size: int | None) -> int:
+        ram = max(self._total, self._guest.machine.page_size)
+        wanted = min(DEFAULT_SIZE, ram) if size is None else size
+        return cache_pages(wanted, self._guest.machine.page_size, ram)
 
     def run(self, on_progress: Callable[[Figures], None] | None = None) -> Figures:
         """Migrate. Raises MigrationError when the guest stays here; then it is as it was before."""
@@ -148,7 +170,7 @@ class Sender:
     def _send_round(self, *, tracked: bool) -> None:
         page_size = self._guest.machine.page_size
         self._scanned_before = self._processes.scanned("scanned")
-        found_before = self._pages_found()
+        found_before, sent_before = self._pages_found(), self._processes.sent("transferred")
         self._meter.begin("round")
         self._processes.start_round(StartRound(self._round, tracked))
         self._crew.wait_for(RoundSent)
@@ -156,7 +178,9 @@ class Sender:
         self._window()
         found = self._pages_found() - found_before
         seconds = self._meter.milliseconds("round") / 1000
-        self._convergence.round_done(Round(self._round, found * page_size, seconds))
+        sent = self._processes.sent("transferred") - sent_before
+        self._convergence.round_done(Round(self._round, found * page_size, sent, seconds))
+        self._xbzrle_rounds.round_done(self._processes.scanned, found, page_size)
         self._round += 1
 
     def _hand_over(self, return_path: bool) -> None:
@@ -242,7 +266,8 @@ class Sender:
         self._meter.window(self._processes.sent("transferred"), self._processes.sent("busy_ns"))
 
     def _pages_found(self) -> int:
-        return self._processes.scanned("normal") + self._processes.scanned("duplicate")
+        kinds = ("normal", "duplicate", "xbzrle_pages", "unchanged")
+        return sum(self._processes.scanned(kind) for kind in kinds)
 
     def _remaining(self) -> int:
         """Bytes not sent yet of this round: exact in round 0, a forecast in later ones."""
@@ -271,4 +296,19 @@ class Sender:
             expected_downtime=round(expected * 1000),
             downtime=self._meter.milliseconds("downtime"),
             total_time=self._meter.milliseconds("total"),
+            xbzrle=self._xbzrle_figures(),
+        )
+
+    def _xbzrle_figures(self) -> XbzrleFigures | None:
+        if not self._parameters.xbzrle:
+            return None
+        scanned = self._processes.scanned
+        return XbzrleFigures(
+            cache_size=self._processes.limits["xbzrle_cache"] * self._guest.machine.page_size,
+            bytes=scanned("xbzrle_bytes"),
+            pages=scanned("xbzrle_pages"),
+            cache_miss=scanned("cache_miss"),
+            cache_miss_rate=self._xbzrle_rounds.cache_miss_rate,
+            encoding_rate=self._xbzrle_rounds.encoding_rate,
+            overflow=scanned("overflow"),
         )

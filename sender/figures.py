@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..protocol.states import MigrationStatus
+
+
+@dataclass(frozen=True)
+class XbzrleFigures:
+    """QEMU's `XBZRLECacheStats`: sizes in bytes, the rates over the last round."""
+
+    cache_size: int
+    bytes: int
+    pages: int
+    cache_miss: int
+    cache_miss_rate: float
+    encoding_rate: float
+    overflow: int
+
+    def as_qmp(self) -> dict[str, Any]:
+        """As `query-migrate` lays them out."""
+        return {name.replace("_", "-"): value for name, value in asdict(self).items()}
+
+
+class XbzrleRounds:
+    """The rates of the last round, from counters that only grow."""
+
+    def __init__(self) -> None:
+        self.cache_miss_rate = 0.0
+        """Of the pages found dirty, how many had no line in the cache."""
+        self.encoding_rate = 0.0
+        """How many bytes of pages one byte of encoding stands for."""
+        self._before = dict.fromkeys(("cache_miss", "xbzrle_pages", "xbzrle_bytes"), 0)
+
+    def round_done(self, counter: Callable[[str], int], found: int, page_size: int) -> None:
+        """Take in a round that found so many dirty pages; `counter`: the workers'."""
+        now = {name: counter(name) for name in self._before}
+        miss, pages, size = (now[name] - self._before[name] for name in self._before)
+        self._before = now
+        self.cache_miss_rate = miss / found if found else 0.0
+        self.encoding_rate = pages * page_size / size if size else 0.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +68,7 @@ class Figures:
     downtime: int = 0
     total_time: int = 0
     error: str | None = None
+    xbzrle: XbzrleFigures | None = None
 
     @property
     def normal_bytes(self) -> int:
@@ -61,6 +99,8 @@ class Figures:
             answer["downtime"] = self.downtime
         else:
             answer["expected-downtime"] = self.expected_downtime
+        if self.xbzrle is not None:
+            answer["xbzrle-cache"] = self.xbzrle.as_qmp()
         if self.error is not None:
             answer["error-desc"] = self.error
         return answer

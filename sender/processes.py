@@ -30,7 +30,7 @@ class Processes:
         self._crew = crew
         self._scanners: list[Child] = []
         self._transport: Child | None = None
-        self.limits = Counters.create(("max_bandwidth",))
+        self.limits = Counters.create(("max_bandwidth", "xbzrle_cache"))
         self._sent = Counters.create(TRANSPORT_COUNTERS)
         self._scanned = [Counters.create(WORKER_COUNTERS) for _ in range(max(count, 1))]
         self._slot_size = slot_size(guest.machine.page_size)
@@ -42,7 +42,13 @@ class Processes:
         """Start all processes, and wait until every one has mapped what it needs."""
         parts = [
             WorkerSetup(
-                index, len(self._scanned), section_id, self._slot_size, counters, self._layout
+                index,
+                len(self._scanned),
+                section_id,
+                self._slot_size,
+                counters,
+                self.limits,
+                self._layout,
             )
             for index, counters in enumerate(self._scanned)
         ]

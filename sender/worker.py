@@ -19,15 +19,26 @@ from ..guest.zero import zero_mask
 from ..protocol import pages
 from ..protocol.ram import end_of_ram
 from ..protocol.stream import section_footer, section_part
+from ..protocol.xbzrle import Delta
 from ..transport.counters import Counters
 from ..transport.process import receive_fd, send_message
 from ..transport.ring import Ring
+from .page_cache import PageCache
 from .slots import RingSlots, Slots
 
 CHUNK_PAGES = 512
 """Pages scanned at once, and the unit in which RAM is dealt to the workers."""
 
-WORKER_COUNTERS = ("scanned", "normal", "duplicate")
+WORKER_COUNTERS = (
+    "scanned",
+    "normal",
+    "duplicate",
+    "unchanged",
+    "xbzrle_pages",
+    "xbzrle_bytes",
+    "cache_miss",
+    "overflow",
+)
 
 
 def slot_size(page_size: int) -> int:
@@ -44,6 +55,8 @@ class WorkerSetup:
     section_id: int
     slot_size: int
     counters: Counters
+    limits: Counters
+    """`xbzrle_cache`: pages of the caches of all workers together; 0: no XBZRLE."""
     layout: tuple[dict[str, Any], ...]
 
 
@@ -64,6 +77,22 @@ class MappedBlock:
     page_size: int
     ram: npt.NDArray[np.uint8]
     tracker: DigestTracker
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Pages that are scanned at once: those of a block from page `first` on.
+
+    `own`: number of the first one among the pages of this worker.
+    """
+
+    block: MappedBlock
+    first: int
+    own: int
+
+    def offsets(self, indexes: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
+        """Where in the block these pages of the chunk belong, in bytes."""
+        return (self.first + indexes).astype(np.uint64) * np.uint64(self.block.page_size)
 
 
 class SlotBuilder:
@@ -115,33 +144,43 @@ class Worker:
         self._counters = setup.counters
         self._slots = slots
         self._records = SlotBuilder(slots, setup.section_id)
+        self._cache = PageCache(0, blocks[0].page_size)
 
     def run_round(self, command: StartRound) -> None:
         """Send every page of this worker that changed since it was last sent.
 
         Raises EOFError when the coordinator wants no more of it.
         """
-        for block, first in self._chunks():
+        self._size_cache()
+        for chunk in self._chunks():
             self._slots.check()
-            self._send_chunk(block, first, command)
+            self._send_chunk(chunk, command)
         self._records.flush()
         self._slots.end_round(command.number)
 
-    def _chunks(self) -> Iterator[tuple[MappedBlock, int]]:
-        setup, chunk = self._setup, 0
+    def _size_cache(self) -> None:
+        """Our part of what the coordinator wants now."""
+        whole, count = self._setup.limits["xbzrle_cache"], self._setup.count
+        lines = whole // count + (self._setup.index < whole % count)
+        if lines != len(self._cache):
+            self._cache.resize(lines)
+
+    def _chunks(self) -> Iterator[Chunk]:
+        setup, number = self._setup, 0
         for block in self._blocks:
             for first in range(0, len(block.ram), CHUNK_PAGES):
-                if chunk % setup.count == setup.index:
-                    yield block, first
-                chunk += 1
+                if number % setup.count == setup.index:
+                    yield Chunk(block, first, number // setup.count * CHUNK_PAGES)
+                number += 1
 
-    def _send_chunk(self, block: MappedBlock, first: int, command: StartRound) -> None:
+    def _send_chunk(self, chunk: Chunk, command: StartRound) -> None:
+        block, first = chunk.block, chunk.first
         ram = block.ram[first : first + CHUNK_PAGES]
         self._counters.add("scanned", len(ram))
         end = first + len(ram)
         if is_hole(block.block, first * block.page_size, end * block.page_size):
             numbers = block.tracker.not_sent_as_zero(first, end)
-            self._send_zero(block, first, numbers - first, command)
+            self._send_zero(chunk, numbers - first, command)
             return
         dirty = block.tracker.scan(ram, first)
         if not dirty.any():
@@ -150,30 +189,65 @@ class Worker:
         # guest has written meanwhile: the digest is that of the wire's bytes either way.
         zero = np.zeros(len(ram), np.bool_)
         zero[dirty] = zero_mask(ram if dirty.all() else ram[dirty])
-        self._send_zero(block, first, np.flatnonzero(zero), command)
-        self._send_plain(block, first, np.flatnonzero(dirty & ~zero), command)
+        self._send_zero(chunk, np.flatnonzero(zero), command)
+        indexes = np.flatnonzero(dirty & ~zero)
+        # Before all pages were sent once, the destination holds nothing to differ from.
+        if len(self._cache) and command.number:
+            indexes = self._send_changes(chunk, indexes, command)
+        self._send_plain(chunk, indexes, command)
 
-    def _send_zero(
-        self, block: MappedBlock, first: int, indexes: npt.NDArray[np.intp], command: StartRound
-    ) -> None:
+    def _send_zero(self, chunk: Chunk, indexes: npt.NDArray[np.intp], command: StartRound) -> None:
         if not len(indexes):
             return
+        block = chunk.block
         out = self._records.room(pages.zero_size(len(indexes), block.name))
-        offsets = (indexes + first).astype(np.uint64) * np.uint64(block.page_size)
-        self._records.used(pages.pack_zero(out, block.name, offsets))
+        self._records.used(pages.pack_zero(out, block.name, chunk.offsets(indexes)))
+        self._cache.zero(chunk.own + indexes, command.number)
         if command.tracked:
-            block.tracker.sent_zero(indexes + first)
+            block.tracker.sent_zero(chunk.first + indexes)
         self._counters.add("duplicate", len(indexes))
 
-    def _send_plain(
-        self, block: MappedBlock, first: int, indexes: npt.NDArray[np.intp], command: StartRound
-    ) -> None:
+    def _send_changes(
+        self, chunk: Chunk, indexes: npt.NDArray[np.intp], command: StartRound
+    ) -> npt.NDArray[np.intp]:
+        """Send what has a line in the cache; the pages that have none."""
+        here = self._cache.holds(chunk.own + indexes)
+        missed, indexes = indexes[~here], indexes[here]
+        self._counters.add("cache_miss", len(missed))
+        if not len(indexes):
+            return missed
+        block, own = chunk.block, chunk.own + indexes
+        copies = block.ram[chunk.first + indexes]
+        delta = Delta(self._cache.pages(own), copies)
+        size = delta.pack_size(block.name)
+        if size:
+            out = self._records.room(size)
+            self._records.used(delta.pack(out, block.name, chunk.offsets(indexes)))
+        over = delta.overflow
+        if over.any():
+            # Not as the page is by now: the line gets what was copied.
+            out = self._records.room(pages.plain_size(over.sum(), block.page_size, block.name))
+            offsets = chunk.offsets(indexes[over])
+            self._records.used(pages.pack_plain(out, block.name, offsets, copies[over]))
+        self._cache.update(own, copies, command.number)
+        if command.tracked:
+            block.tracker.sent(chunk.first + indexes, copies)
+        encoded, overflow = int(delta.encoded.sum()), int(over.sum())
+        self._counters.add("xbzrle_pages", encoded)
+        self._counters.add("xbzrle_bytes", size)
+        self._counters.add("overflow", overflow)
+        self._counters.add("normal", overflow)
+        self._counters.add("unchanged", len(indexes) - encoded - overflow)
+        return missed
+
+    def _send_plain(self, chunk: Chunk, indexes: npt.NDArray[np.intp], command: StartRound) -> None:
         count = len(indexes)
         if not count:
             return
+        block, first = chunk.block, chunk.first
         size = pages.plain_size(count, block.page_size, block.name)
         out = self._records.room(size)
-        offsets = (indexes + first).astype(np.uint64) * np.uint64(block.page_size)
+        offsets = chunk.offsets(indexes)
         if indexes[-1] - indexes[0] == count - 1:
             start = first + int(indexes[0])
             pages.pack_plain(out, block.name, offsets, block.ram[start : start + count])
@@ -186,6 +260,8 @@ class Worker:
                 (count, block.page_size), np.uint8, out, offset=data, strides=(stride, 1)
             )
             block.tracker.sent(indexes + first, copies)
+            if command.number:
+                self._cache.insert(chunk.own + indexes, copies, command.number)
         self._records.used(size)
         self._counters.add("normal", count)
 

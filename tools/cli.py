@@ -24,6 +24,7 @@ from ..protocol.errors import StreamError
 from ..receiver.coordinator import MigrationError as ReceiveError
 from ..receiver.coordinator import ReceiveParameters, Receiver
 from ..sender.coordinator import MigrationError, Sender, SendParameters
+from ..sender.page_cache import CacheSizeError
 from . import bench as bench_command
 from . import demo as demo_command
 from . import dump as dump_command
@@ -101,6 +102,10 @@ def main() -> None:
 @click.option(
     "--return-path/--no-return-path", default=True, help="let the destination answer (sockets)"
 )
+@click.option("--xbzrle", is_flag=True, help="send pages that changed a little as differences")
+@click.option(
+    "--xbzrle-cache-size", type=size, help="bytes; default: 64M, or all RAM where that is less"
+)
 @click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
 def send(
     uri: str,
@@ -109,10 +114,16 @@ def send(
     downtime_limit: int,
     workers: int | None,
     return_path: bool,
+    xbzrle: bool,
+    xbzrle_cache_size: int | None,
     as_json: bool,
 ) -> None:
     """Move a guest out, to URI."""
-    parameters = SendParameters(max_bandwidth, downtime_limit / 1000, workers, return_path)
+    if xbzrle_cache_size is not None and not xbzrle:
+        raise click.UsageError("--xbzrle-cache-size needs --xbzrle")
+    parameters = SendParameters(
+        max_bandwidth, downtime_limit / 1000, workers, return_path, xbzrle, xbzrle_cache_size
+    )
     try:
         guest = open_guest(guest_text)
         try:
@@ -126,7 +137,7 @@ def send(
             raise
         finally:
             guest.close()
-    except (GuestError, MigrationError, OSError) as error:
+    except (GuestError, MigrationError, CacheSizeError, OSError) as error:
         fail(_describe(error))
     if as_json:
         click.echo(json.dumps(figures.as_qmp()))

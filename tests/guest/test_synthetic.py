@@ -207,3 +207,33 @@ def test_interrupted_command_does_not_shift_answers(make_guest: MakeGuest) -> No
     assert isinstance(guest.counter(), int)
     guest.pause()
     assert guest.verify() == []
+
+
+@pytest.mark.parametrize("pattern", ["random", "text", "sparse"])
+def test_pattern_is_kept_where_it_goes(make_guest: MakeGuest, pattern: str) -> None:
+    """Broken: an encoding would be measured on other bytes than it says."""
+    guest = make_guest(f"{BUSY},pattern={pattern}")
+    time.sleep(0.3)
+    guest.pause()
+    there = make_guest("")
+    there.prepare(guest.machine, [BlockLayout(b.name, b.length, b.page_size) for b in guest.blocks])
+    for ours, theirs in zip(guest.blocks, there.blocks, strict=True):
+        map_block(theirs)[:] = map_block(ours)
+    there.load_devices(guest.machine, guest.save_devices())
+    before = map_block(there.blocks[0]).reshape(-1, 4096).copy()
+    there.resume()
+    time.sleep(0.2)
+    there.pause()
+    assert there.verify() == []
+    after = map_block(there.blocks[0]).reshape(-1, 4096)
+    written = (before != after).any(axis=1) & before.any(axis=1) & after.any(axis=1)
+    changed = int((before[written] != after[written]).sum(axis=1).min())
+    words = len(np.unique(after[written].view("<u8")[:, 2:-1]))
+    assert (changed < 200) == (pattern == "sparse")
+    assert (words <= 64) == (pattern == "text")
+
+
+def test_unknown_pattern(make_guest: MakeGuest) -> None:
+    """Broken: a mistyped pattern would be measured as another one."""
+    with pytest.raises(GuestError, match="option pattern: 'noise' is none of random, text, sparse"):
+        make_guest("4M,pattern=noise")

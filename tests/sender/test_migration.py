@@ -86,6 +86,39 @@ def test_busy_guest_arrives_whole(workers: int) -> None:
         side.guest.close()
 
 
+@pytest.mark.parametrize(("workers", "pattern"), [(0, "sparse"), (2, "sparse"), (1, "text")])
+def test_busy_guest_arrives_whole_as_differences(workers: int, pattern: str) -> None:
+    """Broken: a difference to bytes that the destination does not have (law 2)."""
+    side = Incoming("tcp:127.0.0.1:0", workers)
+    source = SyntheticGuest.parse(f"32M,dirty-rate=60M,hot=8M,pattern={pattern}")
+    parameters = SendParameters(
+        max_bandwidth=30 << 20, downtime_limit=0.001, workers=workers, xbzrle=True
+    )
+    sender = Sender(source, side.address, parameters)
+
+    def steer(figures: Figures) -> None:
+        if figures.dirty_sync_count >= 1:
+            sender.set_xbzrle_cache_size(4 << 20)
+        if figures.dirty_sync_count >= 6:
+            sender.set_max_bandwidth(None)
+
+    try:
+        figures = sender.run(steer)
+        side.join()
+        assert side.error is None
+        assert (source.page_digests() == side.guest.page_digests()).all()
+        assert side.guest.verify() == []
+    finally:
+        source.close()
+        side.guest.close()
+    assert figures.xbzrle is not None
+    assert figures.xbzrle.pages > 500
+    assert figures.xbzrle.cache_size == 4 << 20
+    if pattern == "sparse":
+        assert figures.xbzrle.bytes < figures.xbzrle.pages * 200
+    assert figures.as_qmp()["xbzrle-cache"]["cache-miss"] >= 2048
+
+
 def test_cancel_leaves_the_source_running(incoming: Incoming) -> None:
     """Law 5: a cancelled migration must not stop the guest, nor start the destination."""
     source = SyntheticGuest.parse("64M,dirty-rate=20M")
@@ -158,12 +191,21 @@ def test_failed_connection_leaves_nothing_open() -> None:
         source.close()
 
 
+def test_what_shrinks_on_the_wire_is_less_to_send() -> None:
+    """Broken: a guest whose changes are small would never be thought ready."""
+    convergence = Convergence(1 << 30, downtime_limit=0.3)
+    convergence.round_done(Round(0, 1 << 30, 1 << 30, 10.0))
+    convergence.round_done(Round(1, 300_000_000, 3_000_000, 9.0))
+    assert convergence.expected_downtime(100e6) == pytest.approx(0.027)
+    assert convergence.should_switch_over(100e6)
+
+
 def test_switchover_needs_a_round_that_fits() -> None:
     """The guest would be paused for longer than the downtime limit allows."""
     convergence = Convergence(1 << 30, downtime_limit=0.3)
-    convergence.round_done(Round(0, 1 << 30, 10.0))
+    convergence.round_done(Round(0, 1 << 30, 1 << 30, 10.0))
     assert not convergence.should_switch_over(100e6)
-    convergence.round_done(Round(1, 300_000_000, 9.0))
+    convergence.round_done(Round(1, 300_000_000, 300_000_000, 9.0))
     assert not convergence.should_switch_over(100e6)
-    convergence.round_done(Round(2, 20_000_000, 0.5))
+    convergence.round_done(Round(2, 20_000_000, 20_000_000, 0.5))
     assert convergence.should_switch_over(100e6)

@@ -64,7 +64,9 @@ def test_write_after_the_copy_is_found(
     # Pages that are not in a row are gathered.
     chosen = np.array([0, 2] if packs == "pack_plain_gather" else [1])
     counters = Counters.create(WORKER_COUNTERS)
-    worker = Worker(WorkerSetup(0, 1, 2, slot_size(PAGE_SIZE), counters, ()), [block], Buffer())
+    limits = Counters.create(("xbzrle_cache",))
+    setup = WorkerSetup(0, 1, 2, slot_size(PAGE_SIZE), counters, limits, ())
+    worker = Worker(setup, [block], Buffer())
     worker.run_round(StartRound(0, tracked=True))
     block.ram[chosen] = content
     pack = getattr(pages, packs)
@@ -83,3 +85,4 @@ def test_write_after_the_copy_is_found(
     worker.run_round(StartRound(3, tracked=True))
     assert counters["normal"] - before == len(chosen)
     counters.close()
+    limits.close()

@@ -47,6 +47,7 @@ def test_help(command: str, vmferry: Any) -> None:
         ["send", "file:x", "--guest", "dir:x", "--max-bandwidth", "9" * 400],
         ["send", "file:x", "--guest", "dir:x", "--max-bandwidth", "9999999999T"],
         ["send", "file:x", "--guest", "dir:x", "--workers", "-1"],
+        ["send", "file:x", "--guest", "dir:x", "--xbzrle-cache-size", "1M"],
         ["send", "file:x", "--guest", "dir:x", "--downtime-limit", "-1"],
         ["send", "file:x", "--guest", "dir:x", "--downtime-limit", "1" + "0" * 400],
     ],

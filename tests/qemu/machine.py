@@ -1,0 +1,158 @@
+"""A real QEMU with a boot-sector guest, and the command line beside it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qemu.qmp.legacy import QEMUMonitorProtocol
+
+VMFERRY = [sys.executable, "-m", "vmferry.tools.cli"]
+
+
+def _missing(what: str) -> None:
+    if os.environ.get("VMFERRY_REQUIRE_QEMU"):
+        pytest.fail(f"{what} is missing, and VMFERRY_REQUIRE_QEMU is set")
+    pytest.skip(f"{what} is not installed")
+
+
+def qemu_command(version: str) -> tuple[list[str], dict[str, str]]:
+    if version == "7.2":
+        if shutil.which("qemu-system-x86_64") is None:
+            _missing("qemu-system-x86_64")
+        return ["qemu-system-x86_64"], {}
+    folder = os.environ.get("VMFERRY_QEMU10", "")
+    if not folder or not Path(folder, "usr/bin/qemu-system-x86_64").exists():
+        _missing("QEMU 10 (in the folder that VMFERRY_QEMU10 names)")
+    data = [f"{folder}/usr/share/qemu", f"{folder}/usr/share/seabios"]
+    command = [f"{folder}/usr/bin/qemu-system-x86_64", "-L", data[0], "-L", data[1]]
+    return command, {"LD_LIBRARY_PATH": f"{folder}/usr/lib/x86_64-linux-gnu"}
+
+
+# 16-bit code: counts in ecx, writes that to 16 pages, sends 'H' to the serial port now and then.
+COUNTER = bytes.fromhex(
+    "6631c9"  # xor ecx, ecx
+    "b80010"  # mov ax, 0x1000
+    "8ec0"  # mov es, ax
+    "6641"  # inc ecx              <- next
+    "31ff"  # xor di, di
+    "2666890d"  # mov es:[di], ecx     <- page
+    "81c70010"  # add di, 0x1000
+    "75f6"  # jnz page
+    "f6c1ff"  # test cl, 0xff
+    "75ed"  # jnz next
+    "b048"  # mov al, 'H'
+    "baf803"  # mov dx, 0x3f8
+    "ee"  # out dx, al
+    "ebe5"  # jmp next
+)
+
+
+# The same with 1024 pages from 2 MiB on: two words of each page change in a pass, one of them in
+# another place each time. Beyond 1 MiB with a data segment that has no limit ("unreal mode").
+MANY_PAGES = bytes.fromhex(
+    "fa31c08ed8"  # cli; xor ax, ax; mov ds, ax
+    "660f0116707c"  # lgdt [0x7c70]
+    "0f20c00c010f22c0"  # mov eax, cr0; or al, 1; mov cr0, eax
+    "bb08008ec3"  # mov bx, 8; mov es, bx
+    "24fe0f22c0"  # and al, 0xfe; mov cr0, eax
+    "6631c9"  # xor ecx, ecx
+    "6641"  # inc ecx              <- next
+    "66bf00002000"  # mov edi, 0x200000
+    "6689cb6681e3fc0f0000"  # mov ebx, ecx; and ebx, 0xffc <- page
+    "266766890c1f"  # mov es:[edi + ebx], ecx
+    "266766898fd0070000"  # mov es:[edi + 2000], ecx
+    "6681c700100000"  # add edi, 0x1000
+    "6681ff00006000"  # cmp edi, 0x600000
+    "75d7"  # jne page
+    "f6c10f75ca"  # test cl, 0xf; jne next
+    "b048baf803ee"  # mov al, 'H'; mov dx, 0x3f8; out dx, al
+    "ebc26690"  # jmp next
+    "0000000000000000ffff00000092cf00"  # descriptors: none; data, 4 GiB
+    "0f00607c0000"  # limit and place of the descriptors
+)
+
+
+class Machine:
+    """A QEMU with a boot-sector guest that writes its memory and a heartbeat."""
+
+    def __init__(
+        self,
+        version: str,
+        folder: Path,
+        *options: str,
+        code: bytes = COUNTER,
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
+        folder.mkdir()
+        image = folder / "boot.img"
+        image.write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1474560 - 512))
+        self.serial = folder / "serial"
+        command, environment = qemu_command(version)
+        self._process = subprocess.Popen(
+            [
+                *command,
+                *("-accel", "tcg", "-machine", "pc-i440fx-7.2", "-m", "32"),
+                *("-display", "none", "-nodefaults", "-device", "VGA"),
+                *("-drive", f"file={image},format=raw,if=floppy"),
+                *(
+                    "-serial",
+                    f"file:{self.serial}",
+                    "-qmp",
+                    f"unix:{folder}/qmp,server=on,wait=off",
+                ),
+                *options,
+            ],
+            env={**os.environ, **environment},
+            pass_fds=pass_fds,
+        )
+        deadline = time.monotonic() + 30
+        self.qmp = QEMUMonitorProtocol(f"{folder}/qmp")
+        self._connect(folder / "qmp", deadline)
+
+    def _connect(self, path: Path, deadline: float) -> None:
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self.qmp.connect()
+
+    def ask(self, name: str, **arguments: Any) -> Any:
+        return self.qmp.cmd(name, **arguments)
+
+    def migrate(self, uri: str) -> None:
+        self.ask("migrate", uri=uri)
+        self.wait_for("completed")
+
+    def wait_for(self, status: str) -> None:
+        deadline = time.monotonic() + 60
+        while (answer := self.ask("query-migrate")).get("status") != status:
+            assert answer.get("status") != "failed", answer
+            assert time.monotonic() < deadline, answer
+            time.sleep(0.05)
+
+    def beats(self) -> int:
+        return self.serial.stat().st_size if self.serial.exists() else 0
+
+    def wait_for_beats(self) -> None:
+        deadline = time.monotonic() + 60
+        start = self.beats()
+        while self.beats() < start + 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        self.qmp.close()
+        self._process.terminate()
+        self._process.wait(20)
+
+
+def vmferry(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`vmferry ARGUMENTS`, to its end."""
+    return subprocess.run(
+        [*VMFERRY, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
