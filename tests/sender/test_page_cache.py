@@ -291,3 +291,27 @@ def test_nothing_enters_in_the_last_round(source: Source) -> None:
     source.send()
     assert source.counters["xbzrle_pages"] == 0
     assert source.counters["cache_miss"] == 2 * COUNT
+
+
+def test_overflow_sends_what_was_copied(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: the destination would have bytes that neither the line nor the digest know of."""
+    source.ram[:] = 7
+    source.send()
+    source.ram[[3, 4], 0] += 1
+    source.send()
+    pack = xbzrle.Delta.pack
+
+    def write_then_pack(
+        self: xbzrle.Delta, out: Buffer, name: bytes, offsets: npt.NDArray[np.uint64]
+    ) -> int:
+        source.ram[4, 100] ^= 0xFF
+        return pack(self, out, name, offsets)
+
+    _change(source.ram, 3, "few")
+    _change(source.ram, 4, "all")
+    with monkeypatch.context() as patch:
+        patch.setattr(xbzrle.Delta, "pack", write_then_pack)
+        source.send(equal=False)
+    assert source.counters["overflow"] == 1
+    source.ram[4, 100] ^= 0xFF
+    source.send()
