@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -118,7 +118,8 @@ def test_qemu_takes_what_we_encode(version: str, scheme: str, tmp_path: Path) ->
     assert received.returncode == 0, received.stderr
     incoming = f"unix:{tmp_path}/in.sock"
     if scheme == "tcp":
-        incoming = f"tcp:127.0.0.1:{20000 + os.getpid() % 20000}"
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            incoming = f"tcp:127.0.0.1:{server.getsockname()[1]}"
     destination = Machine(version, tmp_path / "destination", "-S", "-incoming", "defer")
     guest = Busy(str(saved))
     try:
