@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .ram import RamFlag
+from .ram import RECORD_HEADER_SIZE, RamFlag
 
 Buffer: TypeAlias = memoryview | npt.NDArray[np.uint8]
 
@@ -22,15 +22,14 @@ _PLAIN = int(RamFlag.PAGE | RamFlag.CONTINUE)
 _ZERO = int(RamFlag.ZERO | RamFlag.CONTINUE)
 _CONTINUE = int(RamFlag.CONTINUE)
 
-HEADER_SIZE = 8
-ZERO_STRIDE = HEADER_SIZE + 1
+ZERO_STRIDE = RECORD_HEADER_SIZE + 1
 _LOOK_SINGLY = 4
 """Records looked at one by one before any array is made: the run may be short."""
 
 
 def plain_size(count: int, page_size: int, name: bytes | None) -> int:
     """Bytes that `pack_plain` writes for `count` pages, in bytes of `page_size`."""
-    return count * (HEADER_SIZE + page_size) + _name_size(name)
+    return count * (RECORD_HEADER_SIZE + page_size) + _name_size(name)
 
 
 def zero_size(count: int, name: bytes | None) -> int:
@@ -111,7 +110,7 @@ def _records(
     records["header"] = offsets | np.uint64(flags)
     if name is not None:
         head = (
-            (int(offsets[0]) | flags & ~_CONTINUE).to_bytes(HEADER_SIZE, "big")
+            (int(offsets[0]) | flags & ~_CONTINUE).to_bytes(RECORD_HEADER_SIZE, "big")
             + bytes([len(name)])
             + name
         )
@@ -137,7 +136,7 @@ def plain_pages(
     data: npt.NDArray[np.uint8], position: int, count: int, page_size: int
 ) -> npt.NDArray[np.uint8]:
     """The pages (count, page_size) of a run, the first at `position`: a view, nothing is copied."""
-    strides = (HEADER_SIZE + page_size, 1)
+    strides = (RECORD_HEADER_SIZE + page_size, 1)
     return np.ndarray((count, page_size), np.uint8, data, offset=position, strides=strides)
 
 
@@ -147,14 +146,14 @@ def _parse(
     """`fill` None: plain records."""
     flags, stride = _ZERO, ZERO_STRIDE
     if fill is None:
-        flags, stride = _PLAIN, HEADER_SIZE + page_size
+        flags, stride = _PLAIN, RECORD_HEADER_SIZE + page_size
     mask, view = page_size - 1, data.data
     left = max(0, (len(data) - position) // stride)
 
     def matches(index: int) -> bool:
         start = position + index * stride
-        value = int.from_bytes(view[start : start + HEADER_SIZE], "big")
-        return value & mask == flags and (fill is None or view[start + HEADER_SIZE] == fill)
+        value = int.from_bytes(view[start : start + RECORD_HEADER_SIZE], "big")
+        return value & mask == flags and (fill is None or view[start + RECORD_HEADER_SIZE] == fill)
 
     count = 0
     while count < min(left, _LOOK_SINGLY) and matches(count):
@@ -169,7 +168,7 @@ def _parse(
     if count > _LOOK_SINGLY:
         same = (values & np.uint64(mask)) == np.uint64(flags)
         if fill is not None:
-            same &= data[position + HEADER_SIZE : position + count * stride : stride] == fill
+            same &= data[position + RECORD_HEADER_SIZE : position + count * stride : stride] == fill
         if not same.all():
             values = values[: int(same.argmin())]
     return values ^ np.uint64(flags)

@@ -187,7 +187,7 @@ class RamReader:
         offsets = np.empty(len(behind) + 1, np.uint64)
         offsets[0] = address
         offsets[1:] = behind
-        stride = pages.HEADER_SIZE + size
+        stride = ram.RECORD_HEADER_SIZE + size
         self._block = block
         count = len(offsets)
         run = events.PageRun(
@@ -201,13 +201,13 @@ class RamReader:
             first,
         )
         self._check_inside(run)
-        cursor.position = first + count * stride - pages.HEADER_SIZE
+        cursor.position = first + count * stride - ram.RECORD_HEADER_SIZE
         return run
 
     def _read_block_of_page(self, cursor: Cursor, *, continued: bool) -> events.RamBlock:
         """Pass the header of a page record, and the name if one follows."""
         offset = cursor.offset
-        cursor.position += pages.HEADER_SIZE
+        cursor.position += ram.RECORD_HEADER_SIZE
         block = self._block if continued else self._read_name(cursor, offset)
         if block is None:
             raise self._error("the first page continues no block", offset)

@@ -2,7 +2,7 @@
 
 An encoding is pairs of runs: the length of a run of unchanged bytes, the length of a run of changed
 ones, and these bytes. Lengths are ULEB128 of one or two bytes; what stays unchanged at the end is
-left out. Source: QEMU's documentation, docs/devel/migration/features and docs/xbzrle.txt.
+left out. Source: QEMU's documentation, docs/xbzrle.txt.
 
 Both directions work on batches: numpy finds or reads the runs of all pages at once.
 """
@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from .errors import StreamError
 from .events import XbzrleRun
-from .pages import HEADER_SIZE, Buffer
-from .ram import SECTION_NAME, XBZRLE_ENCODING, RamFlag
+from .pages import Buffer
+from .ram import RECORD_HEADER_SIZE, SECTION_NAME, XBZRLE_ENCODING, RamFlag
 
 Bytes = npt.NDArray[np.uint8]
 Indexes = npt.NDArray[np.intp]
@@ -27,7 +27,7 @@ Mask = npt.NDArray[np.bool_]
 RECORD_HEAD = np.dtype([("header", ">u8"), ("encoding", "u1"), ("length", ">u2")])
 """What stands before the encoded bytes, where the record continues a block."""
 
-_RECORD_HEAD = struct.Struct(">QBH")
+_HEAD = struct.Struct(">QBH")
 _CONTINUED = int(RamFlag.XBZRLE | RamFlag.CONTINUE)
 _MAX_LENGTH = (1 << 14) - 1
 """Of a run: what two bytes of ULEB128 hold."""
@@ -81,7 +81,7 @@ class Delta:
         heads = 2 + (self._gaps >= _ONE_BYTE) + (self._lengths >= _ONE_BYTE)
         self._run_sizes = heads + self._lengths
         self.sizes = np.bincount(self._pages, self._run_sizes, count).astype(np.intp)
-        self.overflow: Mask = self.sizes + RECORD_HEAD.itemsize >= page_size + HEADER_SIZE
+        self.overflow: Mask = self.sizes + RECORD_HEAD.itemsize >= page_size + RECORD_HEADER_SIZE
         too_long = (self._gaps > _MAX_LENGTH) | (self._lengths > _MAX_LENGTH)
         self.overflow[self._pages[too_long]] = True
         self.encoded: Mask = (self.sizes > 0) & ~self.overflow
@@ -131,7 +131,7 @@ class Delta:
         )
         if name is not None:
             first = int(addresses[0]) | RamFlag.XBZRLE
-            head = first.to_bytes(HEADER_SIZE, "big") + bytes([len(name)]) + name
+            head = first.to_bytes(RECORD_HEADER_SIZE, "big") + bytes([len(name)]) + name
             data[: len(head)] = np.frombuffer(head, np.uint8)
         return shift
 
@@ -147,10 +147,10 @@ def parse_records(
     addresses: list[int] = []
     starts: list[int] = []
     sizes: list[int] = []
-    last, mask = len(data) - _RECORD_HEAD.size, page_size - 1
+    last, mask = len(data) - _HEAD.size, page_size - 1
     while len(starts) < count and position <= last:
-        header, encoding, size = _RECORD_HEAD.unpack_from(data, position)
-        position += _RECORD_HEAD.size
+        header, encoding, size = _HEAD.unpack_from(data, position)
+        position += _HEAD.size
         if (
             header & mask != _CONTINUED
             or encoding != XBZRLE_ENCODING

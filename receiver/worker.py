@@ -17,15 +17,13 @@ from ..guest.base import RamBlock, is_hole, map_block, populate_present
 from ..guest.zero import zero_mask
 from ..protocol import xbzrle
 from ..protocol.errors import StreamError
+from ..protocol.ram import RECORD_HEADER_SIZE
 from ..transport.counters import Counters
 from ..transport.crew import Failed
 from ..transport.process import receive_fd, send_message
 from ..transport.ring import Ring, RingReader
 from ..transport.shared import SharedFd, wait_readable
 from .slots import PLAIN, RUN, TABLE_BYTES, XBZRLE, ZERO
-
-HEADER = 8
-"""Bytes of a page record before its data, where the record continues a block."""
 
 FILL_PAGES = 256
 """Zero pages looked at at once: what fits a cache."""
@@ -68,7 +66,7 @@ class BlockWriter:
             self._change(run, first, position, data)
             return
         plain = run["kind"] == PLAIN
-        stride = HEADER + (page_size if plain else 1)
+        stride = RECORD_HEADER_SIZE + (page_size if plain else 1)
         target: slice | npt.NDArray[np.intp] = slice(first, first + count)
         if not run["contiguous"]:
             target = self._targets(first, count, position, stride, data)
@@ -86,7 +84,11 @@ class BlockWriter:
         targets = np.empty(count, np.intp)
         targets[0] = first
         headers: npt.NDArray[np.uint64] = np.ndarray(
-            (count - 1,), ">u8", data, offset=position + stride - HEADER, strides=(stride,)
+            (count - 1,),
+            ">u8",
+            data,
+            offset=position + stride - RECORD_HEADER_SIZE,
+            strides=(stride,),
         )
         targets[1:] = headers // np.uint64(self._block.page_size)
         return targets

@@ -1,7 +1,7 @@
 """The XBZRLE cache: what the destination holds of pages that were sent of late.
 
 Each page has one line that it may take, by its number. A line is given to another page only when
-its own was not sent for a while. Source: QEMU's documentation, docs/devel/migration, "XBZRLE".
+its own was not sent for a while. Source: QEMU's documentation, docs/xbzrle.txt.
 """
 
 from __future__ import annotations

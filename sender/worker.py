@@ -17,7 +17,7 @@ from ..guest.base import RamBlock, is_hole, map_block, populate_present
 from ..guest.tracker import DigestTracker
 from ..guest.zero import zero_mask
 from ..protocol import pages
-from ..protocol.ram import end_of_ram
+from ..protocol.ram import RECORD_HEADER_SIZE, end_of_ram
 from ..protocol.stream import section_footer, section_part
 from ..protocol.xbzrle import Delta
 from ..transport.counters import Counters
@@ -43,7 +43,7 @@ WORKER_COUNTERS = (
 
 def slot_size(page_size: int) -> int:
     """Bytes of a slot: a chunk of plain pages, its names and the section around it."""
-    return CHUNK_PAGES * (page_size + 8) + 4096
+    return CHUNK_PAGES * (page_size + RECORD_HEADER_SIZE) + 4096
 
 
 @dataclass(frozen=True)
@@ -254,8 +254,8 @@ class Worker:
         else:
             pages.pack_plain_gather(out, block.name, offsets, block.ram, indexes + first)
         if command.tracked:
-            stride = block.page_size + 8
-            data = size - count * stride + 8
+            stride = block.page_size + RECORD_HEADER_SIZE
+            data = size - count * stride + RECORD_HEADER_SIZE
             copies = np.ndarray(
                 (count, block.page_size), np.uint8, out, offset=data, strides=(stride, 1)
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -156,3 +157,35 @@ def vmferry(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*VMFERRY, *arguments], capture_output=True, text=True, timeout=120, check=False
     )
+
+
+def saved_stream(version: str, folder: Path) -> Path:
+    """The stream of a guest that ran for a while."""
+    stream = folder / "stream"
+    source = Machine(version, folder / "source")
+    try:
+        source.wait_for_beats()
+        source.migrate(f"exec:cat > {stream}")
+    finally:
+        source.stop()
+    return stream
+
+
+def rebuilt_stream(version: str, folder: Path, stream: Path) -> Path:
+    """What a stock QEMU makes of a stream, as a stream again."""
+    again = folder / "again"
+    stock = Machine(version, folder / "stock", "-S", "-incoming", f"exec:cat {stream}")
+    try:
+        stock.wait_for("completed")
+        stock.migrate(f"exec:cat > {again}")
+    finally:
+        stock.stop()
+    return again
+
+
+def ram_options(folder: Path) -> list[str]:
+    """Options of `verify`, for all RAM of a directory guest."""
+    document = json.loads((folder / "guest.json").read_text())
+    blocks = [(block["name"], folder / "ram" / block["file"]) for block in document["blocks"]]
+    assert len(blocks) > 3
+    return [f"--ram={name}={path}" for name, path in blocks]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.qemu.machine import VMFERRY, Machine, vmferry
+from tests.qemu.machine import VMFERRY, Machine, ram_options, rebuilt_stream, saved_stream, vmferry
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "tcp6", "unix", "exec"])
@@ -51,28 +51,11 @@ def test_guest_crosses_and_runs_on(version: str, scheme: str, tmp_path: Path) ->
 
 def test_rebuilds_what_qemu_rebuilds(version: str, tmp_path: Path) -> None:
     """RAM in a directory guest differs from what a stock QEMU makes of the same live stream."""
-    stream, again = tmp_path / "stream", tmp_path / "again"
-    source = Machine(version, tmp_path / "source")
-    try:
-        source.wait_for_beats()
-        source.migrate(f"exec:cat > {stream}")
-    finally:
-        source.stop()
-    saved = tmp_path / "saved"
+    saved, stream = tmp_path / "saved", saved_stream(version, tmp_path)
     received = vmferry("receive", f"file:{stream}", "--guest", f"dir:{saved}")
     assert received.returncode == 0, received.stderr
-    stock = Machine(version, tmp_path / "stock", "-S", "-incoming", f"exec:cat {stream}")
-    try:
-        stock.wait_for("completed")
-        stock.migrate(f"exec:cat > {again}")
-    finally:
-        stock.stop()
-    blocks = [
-        f"--ram={path.name[4:].replace('%2F', '/').replace('%3A', ':').replace('%40', '@')}={path}"
-        for path in sorted((saved / "ram").iterdir())
-    ]
-    assert len(blocks) > 3
-    checked = vmferry("verify", str(again), *blocks)
+    again = rebuilt_stream(version, tmp_path, stream)
+    checked = vmferry("verify", str(again), *ram_options(saved))
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 

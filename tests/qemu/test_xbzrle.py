@@ -15,7 +15,14 @@ from vmferry.guest.directory import DirectoryGuest
 from vmferry.sender.coordinator import Sender, SendParameters
 from vmferry.sender.figures import Figures
 
-from tests.qemu.machine import MANY_PAGES, Machine, vmferry
+from tests.qemu.machine import (
+    MANY_PAGES,
+    Machine,
+    ram_options,
+    rebuilt_stream,
+    saved_stream,
+    vmferry,
+)
 
 MANY = 2000
 """XBZRLE pages that must have crossed."""
@@ -23,26 +30,6 @@ MANY = 2000
 
 def _xbzrle_on(machine: Machine) -> None:
     machine.ask("migrate-set-capabilities", capabilities=[{"capability": "xbzrle", "state": True}])
-
-
-def _rebuild(version: str, folder: Path, stream: Path) -> Path:
-    """What a stock QEMU makes of a stream, as a stream again."""
-    again = folder / "again"
-    stock = Machine(version, folder / "stock", "-S", "-incoming", f"exec:cat {stream}")
-    try:
-        stock.wait_for("completed")
-        stock.migrate(f"exec:cat > {again}")
-    finally:
-        stock.stop()
-    return again
-
-
-def _ram(folder: Path) -> list[str]:
-    """Options of `verify` for the RAM of a directory guest."""
-    document = json.loads((folder / "guest.json").read_text())
-    return [
-        f"--ram={block['name']}={folder / 'ram' / block['file']}" for block in document["blocks"]
-    ]
 
 
 def test_takes_what_qemu_encodes(version: str, tmp_path: Path) -> None:
@@ -67,7 +54,7 @@ def test_takes_what_qemu_encodes(version: str, tmp_path: Path) -> None:
     assert sum(block["xbzrle"] for block in json.loads(dumped.stdout)["blocks"]) >= MANY
     received = vmferry("receive", f"file:{stream}", "--guest", f"dir:{saved}")
     assert received.returncode == 0, received.stderr
-    checked = vmferry("verify", str(_rebuild(version, tmp_path, stream)), *_ram(saved))
+    checked = vmferry("verify", str(rebuilt_stream(version, tmp_path, stream)), *ram_options(saved))
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
@@ -107,13 +94,7 @@ class Busy(DirectoryGuest):
 @pytest.mark.parametrize("scheme", ["tcp", "unix"])
 def test_qemu_takes_what_we_encode(version: str, scheme: str, tmp_path: Path) -> None:
     """Broken: a QEMU would refuse our differences, or rebuild other RAM of them."""
-    saved, stream = tmp_path / "saved", tmp_path / "stream"
-    source = Machine(version, tmp_path / "source")
-    try:
-        source.wait_for_beats()
-        source.migrate(f"exec:cat > {stream}")
-    finally:
-        source.stop()
+    saved, stream = tmp_path / "saved", saved_stream(version, tmp_path)
     received = vmferry("receive", f"file:{stream}", "--guest", f"dir:{saved}")
     assert received.returncode == 0, received.stderr
     incoming = f"unix:{tmp_path}/in.sock"
@@ -134,7 +115,7 @@ def test_qemu_takes_what_we_encode(version: str, scheme: str, tmp_path: Path) ->
         figures = sender.run(let_it_end)
         destination.wait_for("completed")
         destination.migrate(f"exec:cat > {tmp_path}/again")
-        checked = vmferry("verify", f"{tmp_path}/again", *_ram(saved))
+        checked = vmferry("verify", f"{tmp_path}/again", *ram_options(saved))
         assert checked.returncode == 0, checked.stdout + checked.stderr
         destination.ask("cont")
         destination.wait_for_beats()

@@ -218,6 +218,17 @@ def test_uri_that_the_system_cannot_take(uri: str, vmferry: Any) -> None:
     assert ran.error
 
 
+@pytest.mark.parametrize(
+    ("size", "message"), [("1K", "smaller than page size"), ("1G", "exceeds guest RAM size")]
+)
+def test_impossible_cache(size: str, message: str, vmferry: Any) -> None:
+    """Broken: a mistyped size would be a traceback."""
+    uri, guest = f"file:{vmferry.folder}/out", "synthetic:1M,orphan=0"
+    ran = vmferry.run("send", uri, "--guest", guest, "--xbzrle", "--xbzrle-cache-size", size)
+    assert ran.status == 1
+    assert ran.error.endswith(message)
+
+
 @pytest.fixture
 def sink() -> Iterator[socket.socket]:
     """A destination that takes the connection and reads nothing."""

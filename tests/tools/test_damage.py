@@ -330,6 +330,23 @@ def test_blocks_of_half_pages(streams: Any, tmp_path: Path) -> None:
     assert read_outcome(declaring(streams, *blocks), files) == "StreamError"
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_receive_of_wrong_xbzrle(workers: int, streams: Any, vmferry: Any) -> None:
+    """Broken: a difference that is none would be applied, or end in a traceback (law 6)."""
+    bad = streams.changes(0, {5: (0, b"abc"), 7: (3, b"")})
+    data = streams.to_bytes(
+        [*streams.opening(), *streams.piece(SectionType.PART, bad), *streams.closing()]
+    )
+    source, folder = vmferry.write("stream", data), vmferry.folder / "guest"
+    ran = vmferry.run(
+        "receive", f"file:{source}", "--guest", f"dir:{folder}", "--workers", str(workers)
+    )
+    assert ran.status == 1
+    offset = data.index(b"abc") + 3 + 11
+    assert ran.error == f"offset {offset:#x} (section 'ram'): XBZRLE: it ends within a run"
+    assert not folder.exists()
+
+
 def test_receive_of_huge_ram(streams: Any, vmferry: Any, usual: int) -> None:
     """Broken: a few hundred bytes would make the receiver take all memory."""
     ran = receive(vmferry, declaring(streams, events.RamBlock("pc.ram", 1 << 40), touched=True))
