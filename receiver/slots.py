@@ -43,9 +43,10 @@ Run: TypeAlias = PageRun | XbzrleRun
 
 TABLE_RUNS = 1024
 TABLE_BYTES = TABLE_RUNS * RUN.itemsize
-RECEIVE_BYTES = 2 << 20
-SLOT_SIZE = TABLE_BYTES + RECEIVE_BYTES + (128 << 10)
-"""A table, what is read at once, and the incomplete record kept from the slot before."""
+DATA_START = TABLE_BYTES + (128 << 10)
+"""Before it there is room for the incomplete record kept from the slot before."""
+DATA_BYTES = (2 << 20) + (128 << 10)
+SLOT_SIZE = DATA_START + DATA_BYTES
 
 SLOT_RUNS = 1
 """Ring slot kind: apply the runs of the table; the slot's tag is their number."""
@@ -60,8 +61,11 @@ class Slots(Protocol):
     def acquire(self) -> npt.NDArray[np.uint8]:
         """An empty slot. Raises EOFError when the coordinator goes away."""
 
-    def publish(self, runs: list[Run], slot: npt.NDArray[np.uint8], used: int) -> None:
-        """Have these runs, whose records are in the first `used` bytes of the slot, applied."""
+    def publish(self, runs: list[Run], slot: npt.NDArray[np.uint8], start: int, end: int) -> None:
+        """Have these runs, whose records are in bytes `start` to `end` of the slot, applied.
+
+        Any array laid out as a slot will do; one that was not acquired costs a copy.
+        """
 
     def barrier(self) -> None:
         """Wait until everything published was applied."""
@@ -83,9 +87,9 @@ class DirectSlots:
         """See Slots."""
         return self._slot
 
-    def publish(self, runs: list[Run], slot: npt.NDArray[np.uint8], used: int) -> None:  # noqa: ARG002
+    def publish(self, runs: list[Run], slot: npt.NDArray[np.uint8], start: int, end: int) -> None:  # noqa: ARG002
         """See Slots."""
-        _write_table(runs, slot, self._page_size)
+        _write_table(runs, slot, start, self._page_size)
         self._apply(slot, len(runs))
 
     def barrier(self) -> None:
@@ -110,6 +114,7 @@ class RingSlots:
         self._next = 0
         self._in_flight: list[npt.NDArray[np.bool_]] = []
         self._page_size = 4096
+        self._open: npt.NDArray[np.uint8] | None = None
 
     def set_blocks(self, blocks: tuple[RamBlock, ...], page_size: int) -> None:
         """See Slots."""
@@ -118,17 +123,23 @@ class RingSlots:
 
     def acquire(self) -> npt.NDArray[np.uint8]:
         """See Slots; of the worker whose turn it is."""
-        writer = self._writers[self._next]
-        while (view := writer.try_acquire()) is None:
-            self._wait(writer.free_fd)
-        return np.frombuffer(view, np.uint8)
+        if self._open is None:
+            writer = self._writers[self._next]
+            while (view := writer.try_acquire()) is None:
+                self._wait(writer.free_fd)
+            self._open = np.frombuffer(view, np.uint8)
+        return self._open
 
-    def publish(self, runs: list[Run], slot: npt.NDArray[np.uint8], used: int) -> None:
+    def publish(self, runs: list[Run], slot: npt.NDArray[np.uint8], start: int, end: int) -> None:
         """See Slots."""
         if len(self._writers) > 1:
             self._keep_order(runs)
-        _write_table(runs, slot, self._page_size)
-        self._writers[self._next].publish(used, SLOT_RUNS, len(runs))
+        target = self.acquire()
+        if target is not slot:
+            target[start:end] = slot[start:end]
+        _write_table(runs, target, start, self._page_size)
+        self._writers[self._next].publish(end, SLOT_RUNS, len(runs))
+        self._open = None
         self._published += 1
         self._next = (self._next + 1) % len(self._writers)
 
@@ -154,7 +165,7 @@ class RingSlots:
             raise EOFError
 
 
-def _write_table(runs: list[Run], slot: npt.NDArray[np.uint8], page_size: int) -> None:
+def _write_table(runs: list[Run], slot: npt.NDArray[np.uint8], start: int, page_size: int) -> None:
     table = slot[:TABLE_BYTES].view(RUN)
     for row, run in enumerate(runs):
         if isinstance(run, XbzrleRun):
@@ -165,7 +176,7 @@ def _write_table(runs: list[Run], slot: npt.NDArray[np.uint8], page_size: int) -
             position, fill, place = run.position, run.fill, 0
         table[row] = (
             int(run.offsets[0]),
-            TABLE_BYTES + position,
+            start + position,
             len(run.offsets),
             run.block_index,
             fill,

@@ -1,7 +1,8 @@
 """The receiving transport process: reads the channel into ring slots and finds the runs of pages.
 
-The stream reader checks everything; a slot that reaches a worker holds only pages that belong
-inside their RAM blocks. What is not a page goes to the coordinator.
+A stream in zstd frames is decompressed first. The stream reader checks everything; a slot that
+reaches a worker holds only pages that belong inside their RAM blocks. What is not a page goes to
+the coordinator.
 """
 
 from __future__ import annotations
@@ -17,14 +18,21 @@ from ..protocol.errors import StreamError
 from ..protocol.reader import StreamReader
 from ..protocol.return_path import pong, shut
 from ..protocol.stream import CommandType, SectionType
+from ..protocol.zstd import is_compressed
 from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters
 from ..transport.crew import Failed
 from ..transport.process import receive_channel, send_message
 from ..transport.ring import Ring
 from ..transport.shared import Readiness, SharedFd
-from .slots import RECEIVE_BYTES, TABLE_BYTES, TABLE_RUNS, DirectSlots, RingSlots, Run, Slots
+from .compression import Inflater
+from .slots import DATA_START, TABLE_RUNS, DirectSlots, RingSlots, Run, Slots
 from .worker import Applier, MapBlocks
+
+RECEIVE_BYTES = 2 << 20
+"""Read at once."""
+HEAD_BYTES = 4
+"""By these the stream says what it is."""
 
 DESCRIPTION_GRACE = 2.0
 """Seconds to wait, after the end of the stream, for a description that may not come."""
@@ -88,34 +96,55 @@ class Transport:
             self._slots = RingSlots(connection, setup.rings, setup.applied, setup.progress_fd)
         self._input = Readiness(channel.fileno(), connection.fileno())
         self._reader = StreamReader()
+        self._kept = b""
         self._return_path = False
 
     def run(self) -> None:
         """Receive until the stream ends."""
-        kept = b""
-        while not self._reader.finished:
-            view = self._slots.acquire()
-            body = view.data[TABLE_BYTES:]
-            body[: len(kept)] = kept
-            used = self._fill(body, len(kept))
-            if used == len(kept):
-                self._handle(self._reader.close())
-                break
-            found, consumed = self._reader.parse(body[:used])
-            kept = bytes(body[consumed:used])
-            self._deliver(found, view, TABLE_BYTES + used)
+        slot = self._slots.acquire()
+        used = self._fill(slot.data[DATA_START:], HEAD_BYTES)
+        if is_compressed(slot.data[DATA_START : DATA_START + used]):
+            self._take_compressed(slot.data[DATA_START : DATA_START + used])
+        else:
+            self._take_plain(slot, used)
+        if not self._reader.finished:
+            self._handle(self._reader.close())
         self._slots.barrier()
         send_message(self._connection, Complete())
         command = self._connection.recv()
         assert isinstance(command, Answer)
         self._answer()
 
-    def _fill(self, body: memoryview, start: int) -> int:
-        """Read what the channel has, at least something; how far `body` is filled then."""
-        end = min(len(body), start + RECEIVE_BYTES)
-        used = start
+    def _take_plain(self, slot: npt.NDArray[np.uint8], used: int) -> None:
+        while used:
+            self._take(slot, used)
+            if self._reader.finished:
+                return
+            slot = self._slots.acquire()
+            used = self._fill(slot.data[DATA_START:])
+
+    def _take_compressed(self, head: memoryview) -> None:
+        inflater = Inflater(len(self._setup.rings), self._take)
+        try:
+            used = len(head)
+            inflater.room.data[:used] = head
+            while used and not self._reader.finished:
+                inflater.filled(used)
+                while not inflater.idle and not self._input.now():
+                    inflater.finish_one()
+                used = 0
+                if not self._reader.finished:
+                    used = self._fill(inflater.room.data[inflater.waiting :])
+            if not self._reader.finished:
+                inflater.close()
+        finally:
+            inflater.stop()
+
+    def _fill(self, view: memoryview, wanted: int = 1) -> int:
+        """Read what the channel has, at least `wanted` bytes if they come; how far it is filled."""
+        used, end = 0, min(len(view), RECEIVE_BYTES)
         while used < end:
-            timeout = None if used == start else 0.0
+            timeout = None if used < wanted else 0.0
             if timeout is None and self._reader.awaiting_description:
                 timeout = DESCRIPTION_GRACE
             ready = self._input.ready(timeout)
@@ -123,14 +152,26 @@ class Transport:
                 raise EOFError
             if not ready:
                 break
-            count = self._channel.recv_into(body[used:end])
+            count = self._channel.recv_into(view[used:end])
             if count == 0:
                 break
             used += count
             self._setup.counters.add("transferred", count)
         return used
 
-    def _deliver(self, found: list[events.Event], view: npt.NDArray[np.uint8], used: int) -> None:
+    def _take(self, slot: npt.NDArray[np.uint8], used: int) -> None:
+        """The next bytes of the stream, `used` from DATA_START on."""
+        if self._reader.finished:
+            return
+        start, end = DATA_START - len(self._kept), DATA_START + used
+        slot[start:DATA_START] = np.frombuffer(self._kept, np.uint8)
+        found, consumed = self._reader.parse(slot.data[start:end])
+        self._kept = bytes(slot.data[start + consumed : end])
+        self._deliver(found, slot, start, end)
+
+    def _deliver(
+        self, found: list[events.Event], slot: npt.NDArray[np.uint8], start: int, end: int
+    ) -> None:
         """Page runs to the worker, everything else to the coordinator; the slot goes out once."""
         others: list[events.Event] = []
         runs: list[Run] = []
@@ -141,10 +182,7 @@ class Transport:
                 others.append(event)
         self._handle(others)
         for first in range(0, len(runs), TABLE_RUNS):
-            if first:
-                whole, view = view, self._slots.acquire()
-                view[TABLE_BYTES:used] = whole[TABLE_BYTES:used]
-            self._slots.publish(runs[first : first + TABLE_RUNS], view, used)
+            self._slots.publish(runs[first : first + TABLE_RUNS], slot, start, end)
 
     def _handle(self, found: list[events.Event]) -> None:
         told: list[events.Event] = []

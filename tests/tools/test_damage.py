@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol import events
 from vmferry.protocol.errors import StreamError
@@ -263,11 +264,11 @@ def usual(streams: Any, tmp_path_factory: pytest.TempPathFactory) -> int:
     return int(ran.rss)
 
 
-def receive(vmferry: Any, stream: bytes) -> Any:
+def receive(vmferry: Any, stream: bytes, *options: str) -> Any:
     """Receive from a file: either there is a whole guest afterwards, or nothing and one line."""
     path = vmferry.write("stream", stream)
     guest = vmferry.folder / "guest"
-    ran = vmferry.run("receive", f"file:{path}", "--guest", f"dir:{guest}", limit=30)
+    ran = vmferry.run("receive", f"file:{path}", "--guest", f"dir:{guest}", *options, limit=30)
     if ran.status == 0:
         assert (guest / "guest.json").exists()
     else:
@@ -286,6 +287,59 @@ def test_receive_command(number: int, streams: Any, vmferry: Any, usual: int) ->
     assert ran.rss < usual + MEMORY
     whole = read_outcome(data, {}) == "accepted"
     assert (ran.status == 0) == whole
+
+
+@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_receive_of_damaged_frames(
+    number: int, workers: int, streams: Any, vmferry: Any, usual: int
+) -> None:
+    """Broken: damage to a compressed stream would be a traceback, or go unnoticed."""
+    chance = random.Random(number)
+    pieces = [streams.small[start : start + 9000] for start in range(0, len(streams.small), 9000)]
+    checked = zstandard.ZstdCompressor(write_checksum=True)
+    data = bytearray(b"".join(checked.compress(piece) for piece in pieces))
+    place = chance.randrange(len(data))
+    if number % 3:
+        data[place] ^= 1 << chance.randrange(8)
+    else:
+        del data[place:]
+    ran = receive(vmferry, bytes(data), "--workers", str(workers))
+    assert ran.status == 1
+    assert ran.rss < usual + MEMORY
+
+
+@pytest.mark.parametrize(
+    ("opening", "error"),
+    [(1, "the stream brought no RAM"), (None, "offset {place:#x}: the stream ends")],
+)
+def test_receive_of_a_bomb(
+    opening: int | None, error: str, streams: Any, vmferry: Any, usual: int
+) -> None:
+    """Broken: a few kilobytes would take all memory, or all time, before they are refused."""
+    head = streams.to_bytes(streams.opening()[:opening])
+    made = zstandard.ZstdCompressor().compressobj()
+    zeros = bytes(1 << 20)
+    data = made.compress(head) + b"".join(made.compress(zeros) for _ in range(4096)) + made.flush()
+    ran = receive(vmferry, data)
+    # A zero is the end of a stream.
+    assert ran.error.startswith(error.format(place=len(head)))
+    assert ran.rss < usual + MEMORY
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_receive_of_frames(workers: int, streams: Any, vmferry: Any) -> None:
+    """Broken: what `zstd` made of a stream would not be received, or build other RAM."""
+    made = zstandard.ZstdCompressor()
+    half = len(streams.small) // 2
+    skipped = b"\x50\x2a\x4d\x18\x03\0\0\0abc"
+    stream = made.compressobj()
+    data = skipped + made.compress(streams.small[:half]) + skipped
+    data += stream.compress(streams.small[half:]) + stream.flush()
+    assert receive(vmferry, data, "--workers", str(workers)).status == 0
+    for number, image in enumerate(streams.ram.values()):
+        (path,) = (vmferry.folder / "guest" / "ram").glob(f"{number:03}-*")
+        assert path.read_bytes() == image
 
 
 # Lies that chance would hardly find.

@@ -1,0 +1,130 @@
+"""Decompression of the incoming stream: zstd frames come in, slots of what they hold go out.
+
+Frames that fit a slot are decompressed by a pool of threads (zstd lets the others run meanwhile),
+each straight into a buffer of its own. Others go through a window of bounded size, piece by piece.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from ..protocol.zstd import CompressedError, Frame, FrameWalker, Piece
+from .slots import DATA_BYTES, DATA_START, SLOT_SIZE
+
+MAX_WINDOW = 128 << 20
+"""Bytes; what `zstd` itself accepts."""
+PIECE_STEP = 4 << 10
+"""Compressed bytes taken at once of a frame that is not waited for: one byte may hold 32 KiB."""
+
+Slot: TypeAlias = npt.NDArray[np.uint8]
+
+
+class Inflater:
+    """Takes the compressed stream, hands on what it holds, in order.
+
+    `take`: gets a slot and how many bytes from DATA_START on were filled. With `threads` 0 the
+    caller's own decompresses.
+    """
+
+    def __init__(self, threads: int, take: Callable[[Slot, int], None]) -> None:
+        self._take = take
+        self._walker = FrameWalker(DATA_BYTES)
+        self._pool = ThreadPoolExecutor(threads, "vmferry-inflate") if threads else None
+        self._free = [np.empty(SLOT_SIZE, np.uint8) for _ in range(max(1, 2 * threads))]
+        self._under_way: deque[tuple[Slot, Future[int]]] = deque()
+        self._stream: zstandard.ZstdDecompressionWriter | None = None
+        self.room = np.empty(self._walker.most + DATA_BYTES, np.uint8)
+        """Compressed bytes not done with, and room for more behind `waiting` of them."""
+        self.waiting = 0
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is under way."""
+        return not self._under_way
+
+    def filled(self, count: int) -> None:
+        """So many bytes came into `room`. Raises CompressedError, or what `take` raises."""
+        view = self.room.data[: self.waiting + count]
+        found, done = self._walker.parse(view)
+        for part in found:
+            if isinstance(part, Piece):
+                self._piece(part, view[part.start : part.end])
+            else:
+                self._frame(part, view[part.start : part.end])
+        self.waiting = len(view) - done
+        self.room[: self.waiting] = self.room[done : len(view)]
+
+    def finish_one(self) -> None:
+        """Hand on the oldest that is under way, when it is done."""
+        slot, future = self._under_way.popleft()
+        self._take(slot, future.result())
+        self._free.append(slot)
+
+    def close(self) -> None:
+        """The input has ended: hand on the rest. Raises CompressedError if it ended in a frame."""
+        while self._under_way:
+            self.finish_one()
+        self._walker.close()
+
+    def stop(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _frame(self, frame: Frame, data: memoryview) -> None:
+        if self._pool is None:
+            self._take(self._free[0], _inflate(data, frame, self._free[0]))
+            return
+        if not self._free:
+            self.finish_one()
+        slot = self._free.pop()
+        # Its place in `room` is wanted for what comes.
+        future = self._pool.submit(_inflate, memoryview(bytes(data)), frame, slot)
+        self._under_way.append((slot, future))
+
+    def _piece(self, piece: Piece, data: memoryview) -> None:
+        while self._under_way:
+            self.finish_one()
+        if self._stream is None:
+            decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
+            self._stream = decompressor.stream_writer(self, closefd=False)  # type: ignore[arg-type]
+        for start in range(0, len(data), PIECE_STEP):
+            try:
+                self._stream.write(data[start : start + PIECE_STEP])
+            except zstandard.ZstdError as error:
+                raise _bad_frame(error, piece.offset) from None
+        if piece.last:
+            self._stream = None
+
+    def write(self, data: bytes) -> int:
+        """What the stream writer calls, with at most 128 KiB."""
+        slot = self._free[0]
+        slot[DATA_START : DATA_START + len(data)] = np.frombuffer(data, np.uint8)
+        self._take(slot, len(data))
+        return len(data)
+
+
+def _inflate(data: memoryview, frame: Frame, slot: Slot) -> int:
+    """Decompress a whole frame into a slot; how many bytes. Raises CompressedError."""
+    # A byte at least: nothing would be read into no place, and an empty frame may lie, too.
+    target = slot.data[DATA_START : DATA_START + max(1, frame.content_size)]
+    try:
+        # The frame and the place for all of it being at hand, it goes there in one pass.
+        count = zstandard.ZstdDecompressor().stream_reader(data).readinto(target)
+    except zstandard.ZstdError as error:
+        raise _bad_frame(error, frame.offset) from None
+    if count != frame.content_size:
+        message = f"the zstd frame holds {count} bytes, not {frame.content_size}"
+        raise CompressedError(message, offset=frame.offset)
+    return count
+
+
+def _bad_frame(error: zstandard.ZstdError, offset: int) -> CompressedError:
+    return CompressedError(f"bad zstd frame: {error}", offset=offset)
