@@ -18,12 +18,13 @@ from ..protocol.states import MigrationStatus, StateMachine
 from ..transport.channel import Channel, ChannelError, connect
 from ..transport.crew import Crew, CrewError, DeathError
 from ..transport.meter import Meter
-from ..transport.process import default_workers
+from ..transport.process import default_workers, processors
 from ..transport.shared import wait_readable
 from ..transport.uri import UriError, parse_uri
 from . import stream
+from .compression import parse_compression
 from .convergence import Convergence, Round
-from .figures import Figures, XbzrleFigures, XbzrleRounds
+from .figures import CompressionFigures, Figures, XbzrleFigures, XbzrleRounds
 from .page_cache import DEFAULT_SIZE, cache_pages
 from .processes import Processes
 from .transport import CloseChannel, Closed, ReturnPathMessage, RoundSent
@@ -47,10 +48,11 @@ class MigrationCancelledError(MigrationError):
 class SendParameters:
     """`max_bandwidth` in bytes a second (None: no limit), `downtime_limit` in seconds.
 
-    `workers`: processes that scan and encode beside the transport process; 0: it does that itself.
+    `workers`: processes that scan and encode beside the transport process; 0: it does that itself;
+    None: what the machine bears.
     `return_path`: ask the destination to answer, where the channel goes both ways.
     `xbzrle`: send pages as differences, from a cache of `xbzrle_cache_size` bytes (None: 64 MiB, or
-    all RAM where that is less).
+    all RAM where that is less). `compress`: `none`, `zstd[:LEVEL]` or `adaptive`.
     """
 
     max_bandwidth: int | None = None
@@ -59,12 +61,13 @@ class SendParameters:
     return_path: bool = True
     xbzrle: bool = False
     xbzrle_cache_size: int | None = None
+    compress: str = "none"
 
 
 class Sender:
     """One outgoing migration of `guest` to `uri`; `run` it once.
 
-    Raises CacheSizeError where no XBZRLE cache can have the size asked for.
+    Raises CacheSizeError where no XBZRLE cache can have the size asked for, and CompressionError.
     """
 
     def __init__(self, guest: Guest, uri: str, parameters: SendParameters | None = None) -> None:
@@ -76,8 +79,8 @@ class Sender:
         self.states = StateMachine()
         self._cancel_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._crew = Crew(self._cancel_fd, self._check_cancel)
-        count = default_workers() if self._parameters.workers is None else self._parameters.workers
-        self._processes = Processes(guest, count, self._crew)
+        self._compression = parse_compression(self._parameters.compress)
+        self._processes = Processes(guest, self._workers(), self._crew, self._compression)
         self._processes.limits.set("max_bandwidth", self._parameters.max_bandwidth or 0)
         self._processes.limits.set("xbzrle_cache", cache if self._parameters.xbzrle else 0)
         self._channel: Channel | None = None
@@ -106,6 +109,12 @@ class Sender:
         pages = self._cache_pages(size)
         if self._parameters.xbzrle:
             self._processes.limits.set("xbzrle_cache", pages)
+
+    def _workers(self) -> int:
+        """Compression is worth a process on each processor."""
+        if self._parameters.workers is not None:
+            return self._parameters.workers
+        return default_workers() if self._compression is None else processors()
 
     def _cache_pages(self, size: int | None) -> int:
         ram = max(self._total, self._guest.machine.page_size)
@@ -297,6 +306,17 @@ class Sender:
             downtime=self._meter.milliseconds("downtime"),
             total_time=self._meter.milliseconds("total"),
             xbzrle=self._xbzrle_figures(),
+            compression=self._compression_figures(),
+        )
+
+    def _compression_figures(self) -> CompressionFigures | None:
+        if self._compression is None:
+            return None
+        return CompressionFigures(
+            method=str(self._compression),
+            levels=self._processes.levels(),
+            raw_size=self._processes.scanned("raw_bytes"),
+            compressed_size=self._processes.scanned("compressed_bytes"),
         )
 
     def _xbzrle_figures(self) -> XbzrleFigures | None:

@@ -26,6 +26,34 @@ class XbzrleFigures:
         return {name.replace("_", "-"): value for name, value in asdict(self).items()}
 
 
+@dataclass(frozen=True)
+class CompressionFigures:
+    """Sizes in bytes of what the frames hold, and of the frames.
+
+    `levels`: the present one of each process that compresses; 0: none.
+    """
+
+    method: str
+    levels: tuple[int, ...]
+    raw_size: int
+    compressed_size: int
+
+    @property
+    def rate(self) -> float:
+        """How many bytes one byte of a frame stands for."""
+        return self.raw_size / self.compressed_size if self.compressed_size else 1.0
+
+    def as_qmp(self) -> dict[str, Any]:
+        """`compressed-size` and `compression-rate` mean what they do in `CompressionStats`."""
+        return {
+            "method": self.method,
+            "levels": list(self.levels),
+            "raw-size": self.raw_size,
+            "compressed-size": self.compressed_size,
+            "compression-rate": self.rate,
+        }
+
+
 class XbzrleRounds:
     """The rates of the last round, from counters that only grow."""
 
@@ -69,6 +97,7 @@ class Figures:
     total_time: int = 0
     error: str | None = None
     xbzrle: XbzrleFigures | None = None
+    compression: CompressionFigures | None = None
 
     @property
     def normal_bytes(self) -> int:
@@ -101,6 +130,8 @@ class Figures:
             answer["expected-downtime"] = self.expected_downtime
         if self.xbzrle is not None:
             answer["xbzrle-cache"] = self.xbzrle.as_qmp()
+        if self.compression is not None:
+            answer["compression"] = self.compression.as_qmp()
         if self.error is not None:
             answer["error-desc"] = self.error
         return answer

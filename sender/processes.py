@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from ..guest.base import Guest, block_layout
+from ..protocol.zstd import compressed_bound
 from ..transport.channel import Channel
 from ..transport.counters import Counters
 from ..transport.crew import Crew
 from ..transport.process import Child, preload, send_channel, send_fd, send_message
 from ..transport.ring import Ring, RingWriter
+from .compression import Compression, Framer
 from .slots import SLOT_FLUSHED, SLOT_PIECE
 from .transport import TRANSPORT_COUNTERS, Flushed, TransportSetup, run_transport
 from .worker import WORKER_COUNTERS, StartRound, WorkerSetup, run_worker, slot_size
 
 RING_SLOTS = 8
-CONTROL_SLOT_SIZE = 1 << 20
+CONTROL_PIECE = 1 << 20
+"""Bytes that the coordinator puts on the channel at once."""
 
 preload("vmferry.sender.transport", "vmferry.sender.worker")
 
@@ -21,11 +24,15 @@ preload("vmferry.sender.transport", "vmferry.sender.worker")
 class Processes:
     """Starts, commands and stops the processes of one outgoing migration.
 
-    `count` workers; with none, the transport process scans as well.
+    `count` workers; with none, the transport process scans (and compresses) as well.
     """
 
-    def __init__(self, guest: Guest, count: int, crew: Crew) -> None:
+    def __init__(
+        self, guest: Guest, count: int, crew: Crew, compression: Compression | None
+    ) -> None:
         self._guest = guest
+        self._compression = compression
+        self._framer = Framer()
         self._layout = block_layout(guest.blocks)
         self._crew = crew
         self._scanners: list[Child] = []
@@ -34,8 +41,9 @@ class Processes:
         self._sent = Counters.create(TRANSPORT_COUNTERS)
         self._scanned = [Counters.create(WORKER_COUNTERS) for _ in range(max(count, 1))]
         self._slot_size = slot_size(guest.machine.page_size)
-        self._rings = tuple(Ring.create(RING_SLOTS, self._slot_size) for _ in range(count))
-        self._control = Ring.create(RING_SLOTS, CONTROL_SLOT_SIZE)
+        room = compressed_bound(self._slot_size)
+        self._rings = tuple(Ring.create(RING_SLOTS, room) for _ in range(count))
+        self._control = Ring.create(RING_SLOTS, compressed_bound(CONTROL_PIECE))
         self._writer = RingWriter(self._control)
 
     def start(self, section_id: int, channel: Channel, *, return_path: bool) -> None:
@@ -49,6 +57,7 @@ class Processes:
                 counters,
                 self.limits,
                 self._layout,
+                self._compression,
             )
             for index, counters in enumerate(self._scanned)
         ]
@@ -86,8 +95,10 @@ class Processes:
 
     def write(self, data: bytes) -> None:
         """Put bytes on the channel, behind all that was sent before."""
-        for start in range(0, len(data), CONTROL_SLOT_SIZE):
-            piece = data[start : start + CONTROL_SLOT_SIZE]
+        for start in range(0, len(data), CONTROL_PIECE):
+            piece = data[start : start + CONTROL_PIECE]
+            if self._compression is not None:
+                piece = self._framer.frame(piece, self._compression.level or 1)
             self._slot()[: len(piece)] = piece
             self._writer.publish(len(piece), SLOT_PIECE, 0)
 
@@ -109,6 +120,10 @@ class Processes:
     def scanned(self, name: str) -> int:
         """A counter, summed over the workers."""
         return sum(counters[name] for counters in self._scanned)
+
+    def levels(self) -> tuple[int, ...]:
+        """With which each of those that scan compresses now."""
+        return tuple(counters["level"] for counters in self._scanned)
 
     def close(self) -> None:
         """Give back everything that was shared with the processes, which have ended."""

@@ -18,16 +18,20 @@ SLOT_END_OF_ROUND = 2
 """Ring slot kind: this worker has no more for the round in the slot's tag."""
 SLOT_FLUSHED = 3
 """Ring slot kind, on the coordinator's ring: say when everything before it was sent."""
+SLOT_STORED = 4
+"""Ring slot kind: a piece of the stream that leaves stored in a zstd frame, see protocol.zstd."""
 
 
 class Slots(Protocol):
-    """One slot is open at a time."""
+    """One slot is open at a time. `overlap`: another process sends what was published."""
+
+    overlap: bool
 
     def acquire(self) -> memoryview:
         """An empty slot. Raises EOFError when the coordinator wants no more of this round."""
 
-    def publish(self, length: int) -> None:
-        """Its first `length` bytes may go."""
+    def publish(self, length: int, *, stored: bool = False) -> None:
+        """Its first `length` bytes may go; `stored`: in a zstd frame."""
 
     def end_round(self, number: int) -> None:
         """Everything of this round was published."""
@@ -38,6 +42,8 @@ class Slots(Protocol):
 
 class RingSlots:
     """Slots of a ring, taken by the transport process."""
+
+    overlap = True
 
     def __init__(self, ring: Ring, connection: Connection) -> None:
         self._writer = RingWriter(ring)
@@ -51,9 +57,9 @@ class RingSlots:
             self.check()
         return view
 
-    def publish(self, length: int) -> None:
+    def publish(self, length: int, *, stored: bool = False) -> None:
         """See Slots."""
-        self._writer.publish(length, SLOT_PIECE, 0)
+        self._writer.publish(length, SLOT_STORED if stored else SLOT_PIECE, 0)
 
     def end_round(self, number: int) -> None:
         """See Slots."""
@@ -67,13 +73,18 @@ class RingSlots:
 
 
 class DirectSlots:
-    """One buffer of the transport process itself: `send` takes its bytes, `ended` the round."""
+    """One buffer of the transport process itself: `send` takes its bytes, `ended` the round.
+
+    `send` is also told whether they leave stored in a zstd frame.
+    """
+
+    overlap = False
 
     def __init__(
         self,
         size: int,
         connection: Connection,
-        send: Callable[[memoryview], None],
+        send: Callable[[memoryview, bool], None],
         ended: Callable[[int], None],
     ) -> None:
         self._buffer = memoryview(bytearray(size))
@@ -85,9 +96,9 @@ class DirectSlots:
         """See Slots."""
         return self._buffer
 
-    def publish(self, length: int) -> None:
+    def publish(self, length: int, *, stored: bool = False) -> None:
         """See Slots."""
-        self._send(self._buffer[:length])
+        self._send(self._buffer[:length], stored)
 
     def check(self) -> None:
         """See Slots."""

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from ..protocol import zstd
 from ..protocol.return_path import ReturnPathReader, Shut
 from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters
@@ -18,7 +19,7 @@ from ..transport.process import receive_channel, send_message
 from ..transport.rate import RateLimiter
 from ..transport.ring import Ring, RingReader
 from ..transport.shared import Readiness, wait_readable
-from .slots import SLOT_END_OF_ROUND, SLOT_FLUSHED, DirectSlots
+from .slots import SLOT_END_OF_ROUND, SLOT_FLUSHED, SLOT_STORED, DirectSlots
 from .worker import MappedBlock, StartRound, Worker, WorkerSetup, map_blocks
 
 TRANSPORT_COUNTERS = ("transferred", "busy_ns")
@@ -89,7 +90,8 @@ class Transport:
         self._commands = Readiness(connection.fileno())
         self._worker: Worker | None = None
         if setup.scan is not None:
-            slots = DirectSlots(setup.scan.slot_size, connection, self._send, self._round_sent)
+            size = zstd.compressed_bound(setup.scan.slot_size)
+            slots = DirectSlots(size, connection, self._send, self._round_sent)
             self._worker = Worker(setup.scan, blocks, slots)
 
     def run(self) -> None:
@@ -141,7 +143,7 @@ class Transport:
         if slot is None:
             return False
         if slot.kind != SLOT_END_OF_ROUND:
-            self._send(slot.view)
+            self._send(slot.view, slot.kind == SLOT_STORED)
             ring.release()
             return True
         number = slot.tag
@@ -159,11 +161,11 @@ class Transport:
         if slot.kind == SLOT_FLUSHED:
             send_message(self._connection, Flushed())
         else:
-            self._send(slot.view)
+            self._send(slot.view, slot.kind == SLOT_STORED)
         self._control.release()
         return True
 
-    def _send(self, view: memoryview) -> None:
+    def _send(self, view: memoryview, stored: bool) -> None:
         started = time.monotonic_ns()
         self._limiter.set_limit(self._limit())
         while (delay := self._limiter.delay()) > 0:
@@ -171,9 +173,11 @@ class Transport:
                 # Only the coordinator's death or its stop interrupts a round.
                 raise EOFError
             self._limiter.set_limit(self._limit())
-        self._channel.send(view, stop_fd=self._connection.fileno())
-        self._limiter.sent(len(view))
-        self._setup.counters.add("transferred", len(view))
+        pieces = zstd.stored(view) if stored else [view]
+        self._channel.send(*pieces, stop_fd=self._connection.fileno())
+        sent = sum(map(len, pieces))
+        self._limiter.sent(sent)
+        self._setup.counters.add("transferred", sent)
         self._setup.counters.add("busy_ns", time.monotonic_ns() - started)
 
     def _limit(self) -> int | None:

@@ -23,6 +23,7 @@ from ..protocol.xbzrle import Delta
 from ..transport.counters import Counters
 from ..transport.process import receive_fd, send_message
 from ..transport.ring import Ring
+from .compression import COMPRESSION_COUNTERS, CompressedSlots, Compression
 from .page_cache import PageCache
 from .slots import RingSlots, Slots
 
@@ -38,6 +39,7 @@ WORKER_COUNTERS = (
     "xbzrle_bytes",
     "cache_miss",
     "overflow",
+    *COMPRESSION_COUNTERS,
 )
 
 
@@ -58,6 +60,7 @@ class WorkerSetup:
     limits: Counters
     """`xbzrle_cache`: pages of the caches of all workers together; 0: no XBZRLE."""
     layout: tuple[dict[str, Any], ...]
+    compression: Compression | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,8 @@ class Worker:
         self._setup = setup
         self._blocks = blocks
         self._counters = setup.counters
+        if setup.compression is not None:
+            slots = CompressedSlots(slots, setup.slot_size, setup.compression, setup.counters)
         self._slots = slots
         self._records = SlotBuilder(slots, setup.section_id)
         self._cache = PageCache(0, blocks[0].page_size)

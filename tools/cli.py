@@ -23,6 +23,7 @@ from ..guest.sizes import parse_size
 from ..protocol.errors import StreamError
 from ..receiver.coordinator import MigrationError as ReceiveError
 from ..receiver.coordinator import ReceiveParameters, Receiver
+from ..sender.compression import CompressionError, parse_compression
 from ..sender.coordinator import MigrationError, Sender, SendParameters
 from ..sender.page_cache import CacheSizeError
 from . import bench as bench_command
@@ -44,6 +45,15 @@ def size(text: str) -> int:
     if value >= 1 << 63:
         raise click.BadParameter(f"{text!r} is too much")
     return value
+
+
+def _compression(text: str) -> str:
+    """The same, if it is one."""
+    try:
+        parse_compression(text)
+    except CompressionError as error:
+        raise click.BadParameter(str(error), param_hint="--compress") from None
+    return text
 
 
 def fail(message: str) -> NoReturn:
@@ -106,6 +116,9 @@ def main() -> None:
 @click.option(
     "--xbzrle-cache-size", type=size, help="bytes; default: 64M, or all RAM where that is less"
 )
+@click.option(
+    "--compress", default="none", help="none, zstd[:LEVEL] or adaptive (by what is scarce)"
+)
 @click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
 def send(
     uri: str,
@@ -116,13 +129,20 @@ def send(
     return_path: bool,
     xbzrle: bool,
     xbzrle_cache_size: int | None,
+    compress: str,
     as_json: bool,
 ) -> None:
     """Move a guest out, to URI."""
     if xbzrle_cache_size is not None and not xbzrle:
         raise click.UsageError("--xbzrle-cache-size needs --xbzrle")
     parameters = SendParameters(
-        max_bandwidth, downtime_limit / 1000, workers, return_path, xbzrle, xbzrle_cache_size
+        max_bandwidth,
+        downtime_limit / 1000,
+        workers,
+        return_path,
+        xbzrle,
+        xbzrle_cache_size,
+        _compression(compress),
     )
     try:
         guest = open_guest(guest_text)

@@ -87,4 +87,12 @@ class Progress:
         if rounds is None:
             return line
         left = format_size(getattr(figures, "remaining", 0))
-        return f"{line}, round {rounds}, {left} left"
+        line += f", round {rounds}, {left} left"
+        compression = getattr(figures, "compression", None)
+        return line if compression is None else f"{line}, {_level(compression.levels)}"
+
+
+def _level(levels: tuple[int, ...]) -> str:
+    """`zstd 1`, or `zstd none-3` where the processes that compress differ."""
+    names = [str(level) if level else "none" for level in sorted(set(levels))]
+    return "zstd " + (names[0] if len(names) == 1 else f"{names[0]}-{names[-1]}")

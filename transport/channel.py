@@ -45,22 +45,26 @@ class Channel:
         """The descriptor."""
         return self._fd
 
-    def send(self, data: memoryview, stop_fd: int | None = None) -> None:
-        """Send all of `data`. Raises ChannelError, or EOFError when `stop_fd` stirs meanwhile."""
-        while data:
+    def send(self, *pieces: memoryview, stop_fd: int | None = None) -> None:
+        """Send all of these, at most IOV_MAX.
+
+        Raises ChannelError, or EOFError when `stop_fd` stirs meanwhile.
+        """
+        rest = [piece for piece in pieces if piece]
+        while rest:
             try:
-                data = data[self._send_some(data, stop_fd) :]
+                _drop(rest, self._send_some(rest, stop_fd))
             except BlockingIOError:
                 self._wait_writable(stop_fd)
             except OSError as error:
                 raise ChannelError(f"{self.name}: {error.strerror}") from error
 
-    def _send_some(self, data: memoryview, stop_fd: int | None) -> int:
+    def _send_some(self, pieces: list[memoryview], stop_fd: int | None) -> int:
         if self._socket is not None:
-            return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            return self._socket.sendmsg(pieces, (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         if not self._is_file:
             self._wait_writable(stop_fd)
-        return os.write(self._fd, data)
+        return os.writev(self._fd, pieces)
 
     def _wait_writable(self, stop_fd: int | None) -> None:
         poll = select.poll()
@@ -107,6 +111,17 @@ class Channel:
             self._socket.close()
         elif fd >= 0:
             os.close(fd)
+
+
+def _drop(pieces: list[memoryview], count: int) -> None:
+    """Take away the first `count` bytes."""
+    while count:
+        first = pieces[0]
+        if count < len(first):
+            pieces[0] = first[count:]
+            return
+        count -= len(first)
+        del pieces[0]
 
 
 def _tuned(fd: int) -> socket.socket:

@@ -51,13 +51,18 @@ class ChildDied:
         return self.reason
 
 
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def default_workers() -> int:
     """Workers of a migration beside its transport process, by what this machine bears.
 
     Two processors are kept busy by the two transport processes of a migration within the machine:
     every further process that touches the bytes would cost throughput.
     """
-    return max(0, len(os.sched_getaffinity(0)) // 2 - 1)
+    return max(0, processors() // 2 - 1)
 
 
 def start_child(

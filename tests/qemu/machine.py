@@ -17,7 +17,7 @@ from qemu.qmp.legacy import QEMUMonitorProtocol
 VMFERRY = [sys.executable, "-m", "vmferry.tools.cli"]
 
 
-def _missing(what: str) -> None:
+def missing(what: str) -> None:
     if os.environ.get("VMFERRY_REQUIRE_QEMU"):
         pytest.fail(f"{what} is missing, and VMFERRY_REQUIRE_QEMU is set")
     pytest.skip(f"{what} is not installed")
@@ -26,11 +26,11 @@ def _missing(what: str) -> None:
 def qemu_command(version: str) -> tuple[list[str], dict[str, str]]:
     if version == "7.2":
         if shutil.which("qemu-system-x86_64") is None:
-            _missing("qemu-system-x86_64")
+            missing("qemu-system-x86_64")
         return ["qemu-system-x86_64"], {}
     folder = os.environ.get("VMFERRY_QEMU10", "")
     if not folder or not Path(folder, "usr/bin/qemu-system-x86_64").exists():
-        _missing("QEMU 10 (in the folder that VMFERRY_QEMU10 names)")
+        missing("QEMU 10 (in the folder that VMFERRY_QEMU10 names)")
     data = [f"{folder}/usr/share/qemu", f"{folder}/usr/share/seabios"]
     command = [f"{folder}/usr/bin/qemu-system-x86_64", "-L", data[0], "-L", data[1]]
     return command, {"LD_LIBRARY_PATH": f"{folder}/usr/lib/x86_64-linux-gnu"}

@@ -106,6 +106,8 @@ def test_resize_keeps_what_fits(lines: int) -> None:
 class Destination:
     """Reads what a worker publishes, and rebuilds RAM."""
 
+    overlap = True
+
     def __init__(self) -> None:
         self._buffer = memoryview(bytearray(slot_size(PAGE)))
         self._reader = StreamReader()
@@ -124,7 +126,8 @@ class Destination:
     def acquire(self) -> memoryview:
         return self._buffer
 
-    def publish(self, length: int) -> None:
+    def publish(self, length: int, *, stored: bool = False) -> None:
+        assert not stored
         for event in self._reader.feed(self._buffer[:length]):
             if not isinstance(event, (events.PageRun, events.XbzrleRun)):
                 continue

@@ -27,13 +27,15 @@ PAGE_SIZE = 4096
 class Buffer:
     """Slots that go nowhere."""
 
+    overlap = True
+
     def __init__(self) -> None:
         self._buffer = memoryview(bytearray(slot_size(PAGE_SIZE)))
 
     def acquire(self) -> memoryview:
         return self._buffer
 
-    def publish(self, length: int) -> None:
+    def publish(self, length: int, *, stored: bool = False) -> None:
         pass
 
     def end_round(self, number: int) -> None:
