@@ -1,9 +1,10 @@
 """`vmferry bench`: vmferry against QEMU, moving the same memory over loopback TCP, in turns.
 
-Both move a paused guest whose pages exist on both sides, without a bandwidth limit. Throughput is
+Both move a paused guest whose pages exist on both sides. Throughput is
 as QEMU reckons it: guest RAM over the time from the end of setup to completion. CPU time is that of
 all processes of both ends over that time; what setup took besides (vmferry starts its processes
-then) is told, too.
+then) is told, too. Where vmferry compresses, so does QEMU, if it can: `zstd` there is
+multifd-compression, over two channels.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import os
 import shlex
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 import numpy as np
@@ -32,13 +33,14 @@ from rich.table import Table
 from ..guest.base import RamBlock, is_hole, map_block, populate
 from ..protocol.states import MigrationStatus
 from ..receiver.coordinator import Receiver
-from ..sender.coordinator import Sender
+from ..sender.coordinator import Sender, SendParameters
 from ..transport.process import send_message, start_child, stop_children
 from ..transport.shared import SharedFd
 from .bench_guest import StillGuest
 
 STEP = 16 << 20
-CONTENTS = ("random", "zero", "untouched")
+CONTENTS = ("random", "zero", "untouched", "text")
+QEMU_CHANNELS = 2
 BLOCK = "pc.ram"
 TIMEOUT = 120.0
 
@@ -49,19 +51,44 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """One migration: seconds from the end of setup and CPU seconds of both ends in it; setup's."""
+    """One migration: seconds from the end of setup and CPU seconds of both ends in it; setup's.
+
+    `transferred`: bytes on the wire.
+    """
 
     seconds: float
     cpu: float
     setup: float
     setup_cpu: float
+    transferred: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How to migrate: see `SendParameters.compress`, and bytes a second (None: no limit)."""
+
+    compress: str = "none"
+    max_bandwidth: int | None = None
+
+    def qemu_parameters(self) -> dict[str, Any] | None:
+        """QEMU's counterpart; None where it has none."""
+        parameters: dict[str, Any] = {"max-bandwidth": self.max_bandwidth or 1 << 40}
+        method, _, level = self.compress.partition(":")
+        if method == "zstd":
+            parameters |= {
+                "multifd-channels": QEMU_CHANNELS,
+                "multifd-compression": "zstd",
+                "multifd-zstd-level": int(level or 1),
+            }
+        return None if method == "adaptive" else parameters
 
 
 @dataclass(frozen=True)
 class Memory:
     """The RAM of both ends, in anonymous shared memory.
 
-    `content`: `random` bytes; `zero`: pages that exist; `untouched`: pages that do not.
+    `content`: `random` bytes; `zero`: pages that exist; `untouched`: pages that do not; `text`:
+    half of each page random bytes, half words of a few hundred, in the order of chance.
     """
 
     content: str
@@ -77,12 +104,12 @@ class Memory:
         if content != "untouched":
             for ram in memory.ends():
                 populate(ram, write=True)
-        if content == "random":
+        if content in FILLERS:
             ram, _ = memory.ends()
             generator = np.random.default_rng(1)
             for start in range(0, size, STEP):
                 piece = ram[start : start + STEP]
-                piece[:] = np.frombuffer(generator.bytes(len(piece)), np.uint8)
+                piece[:] = FILLERS[content](generator, len(piece))
         return memory
 
     def _blocks(self) -> list[RamBlock]:
@@ -99,7 +126,7 @@ class Memory:
             for shared in (self.source, self.destination):
                 os.ftruncate(shared.fileno(), 0)
                 os.ftruncate(shared.fileno(), self.size)
-        elif self.content == "random":
+        elif self.content in FILLERS:
             _, ram = self.ends()
             ram.reshape(-1, 4096)[:, 0] ^= 0xFF
 
@@ -119,22 +146,49 @@ class Memory:
         self.destination.close()
 
 
+def _random(generator: np.random.Generator, size: int) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(generator.bytes(size), np.uint8)
+
+
+def _text(generator: np.random.Generator, size: int) -> npt.NDArray[np.uint8]:
+    """`size` is a multiple of the page's."""
+    alphabet = np.frombuffer(b"etaoinshrdlucmfw", np.uint8)
+    words = [
+        alphabet[generator.integers(0, len(alphabet), count)].tobytes()
+        for count in generator.integers(2, 10, 400)
+    ]
+    # The more a word is used, the less others are: as in a language.
+    ranks = generator.zipf(1.3, size // 8) % len(words)
+    letters = b" ".join([words[rank] for rank in ranks.tolist()])[: size // 2]
+    pages = _random(generator, size).reshape(-1, 4096).copy()
+    pages[:, :2048] = np.frombuffer(letters.ljust(size // 2), np.uint8).reshape(-1, 2048)
+    return pages.reshape(-1)
+
+
+FILLERS: dict[str, Callable[[np.random.Generator, int], npt.NDArray[np.uint8]]] = {
+    "random": _random,
+    "text": _text,
+}
+
+
 def _spent() -> float:
     """CPU seconds of this process and of all its descendants, dead or alive."""
     me = psutil.Process()
     return sum(sum(process.cpu_times()[:4]) for process in [me, *me.children(recursive=True)])
 
 
-def _send(connection: Connection, uri: str, memory: SharedFd, size: int) -> None:
+def _send(connection: Connection, uri: str, memory: SharedFd, size: int, variant: Variant) -> None:
     started, spent = time.monotonic(), [_spent()]
-    sender = Sender(StillGuest(memory.fileno(), size), uri)
+    parameters = SendParameters(variant.max_bandwidth, compress=variant.compress)
+    sender = Sender(StillGuest(memory.fileno(), size), uri, parameters)
     sender.states.add_listener(
         lambda _, new: spent.append(_spent()) if new is MigrationStatus.ACTIVE else None
     )
     figures = sender.run()
     whole = time.monotonic() - started
     seconds = (figures.total_time - figures.setup_time) / 1000
-    run = Run(seconds, _spent() - spent[1], whole - seconds, spent[1] - spent[0])
+    cpu, setup_cpu = _spent() - spent[1], spent[1] - spent[0]
+    run = Run(seconds, cpu, whole - seconds, setup_cpu, figures.transferred)
     send_message(connection, run)
 
 
@@ -150,14 +204,15 @@ def _receive(connection: Connection, memory: SharedFd, size: int) -> None:
     send_message(connection, (spent[1] - spent[0], _spent() - spent[1]))
 
 
-def run_vmferry(memory: Memory) -> Run:
+def run_vmferry(memory: Memory, variant: Variant) -> Run:
     """One migration from one process group to another."""
     receiver = start_child(
         "vmferry-bench", _receive, (memory.destination, memory.size), parent=True
     )
     try:
         uri, waited = receiver.connection.recv()
-        sender = start_child("vmferry-bench", _send, (uri, memory.source, memory.size), parent=True)
+        arguments = (uri, memory.source, memory.size, variant)
+        sender = start_child("vmferry-bench", _send, arguments, parent=True)
         try:
             run: Run = sender.connection.recv()
             setup_cpu, cpu = receiver.connection.recv()
@@ -167,7 +222,8 @@ def run_vmferry(memory: Memory) -> Run:
         raise BenchError("a vmferry process died") from None
     finally:
         stop_children([receiver])
-    return Run(run.seconds, run.cpu + cpu, run.setup + waited, run.setup_cpu + setup_cpu)
+    setup, setup_cpu = run.setup + waited, run.setup_cpu + setup_cpu
+    return Run(run.seconds, run.cpu + cpu, setup, setup_cpu, run.transferred)
 
 
 class Qemu:
@@ -227,82 +283,120 @@ class Qemu:
         self._qmp.close()
 
 
-def run_qemu(command: str, memory: Memory) -> Run:
+def run_qemu(command: str, memory: Memory, parameters: dict[str, Any]) -> Run:
     """One migration from one QEMU to another."""
-    incoming = ("-incoming", "tcp:127.0.0.1:0")
+    incoming = ("-incoming", "defer")
     with (
         closing(Qemu(command, memory, memory.source.fileno())) as source,
         closing(Qemu(command, memory, memory.destination.fileno(), *incoming)) as destination,
     ):
+        for end in (source, destination):
+            on = "multifd-compression" in parameters
+            multifd = {"capability": "multifd", "state": on}
+            end.ask("migrate-set-capabilities", capabilities=[multifd])
+            end.ask("migrate-set-parameters", **parameters)
+        destination.ask("migrate-incoming", uri="tcp:127.0.0.1:0")
         address = destination.ask("query-migrate")["socket-address"][0]
-        source.ask("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
         spent = source.spent() + destination.spent()
         source.ask("migrate", uri=f"tcp:127.0.0.1:{address['port']}")
         figures = source.wait_migrated()
         destination.wait_migrated()
         spent = source.spent() + destination.spent() - spent
     setup = figures["setup-time"] / 1000
-    return Run(figures["total-time"] / 1000 - setup, spent, setup, 0.0)
+    transferred = figures["ram"]["transferred"]
+    return Run(figures["total-time"] / 1000 - setup, spent, setup, 0.0, transferred)
 
 
 @dataclass(frozen=True)
 class Result:
-    """Medians over all runs of one program with one content, a GiB of guest RAM: GiB/s, CPU s."""
+    """Medians over all runs of one program with one content, a GiB of guest RAM: GiB/s, CPU s.
+
+    `compress`: see `SendParameters`; `ratio`: bytes of RAM for one on the wire.
+    """
 
     content: str
     program: str
+    compress: str
     throughput: float
     cpu: float
     setup: float
     setup_cpu: float
+    ratio: float
 
     @classmethod
-    def of(cls, content: str, program: str, gib: float, runs: list[Run]) -> Result:
+    def of(cls, content: str, program: str, compress: str, gib: float, runs: list[Run]) -> Result:
         """The medians."""
         return cls(
             content,
             program,
+            compress,
             gib / median(run.seconds for run in runs),
             median(run.cpu for run in runs) / gib,
             median(run.setup for run in runs),
             median(run.setup_cpu for run in runs),
+            gib * (1 << 30) / median(run.transferred for run in runs),
         )
 
 
+Program: TypeAlias = tuple[str, str]
+"""Its name, and how it compresses."""
+
+
+def _programs(
+    qemu: str | None, variants: Iterable[Variant]
+) -> dict[Program, Callable[[Memory], Run]]:
+    programs: dict[Program, Callable[[Memory], Run]] = {}
+    for variant in variants:
+        programs["vmferry", variant.compress] = partial(run_vmferry, variant=variant)
+        parameters = variant.qemu_parameters()
+        if qemu is not None and parameters is not None:
+            run = partial(run_qemu, qemu, parameters=parameters)
+            programs["qemu", variant.compress] = run
+    return programs
+
+
 def bench(
-    size: int, contents: tuple[str, ...], runs: int, qemu: str | None, tell: Callable[[str], None]
+    size: int,
+    contents: tuple[str, ...],
+    runs: int,
+    qemu: str | None,
+    variants: tuple[Variant, ...],
+    tell: Callable[[str], None],
 ) -> list[Result]:
     """Run all of it; `tell` hears of each run. Raises BenchError."""
     if size % (1 << 20):
         raise BenchError(f"{size} bytes of RAM are not a multiple of 1 MiB")
-    programs: dict[str, Callable[[Memory], Run]] = {"vmferry": run_vmferry}
-    if qemu is not None:
-        programs["qemu"] = partial(run_qemu, qemu)
+    programs = _programs(qemu, variants)
     results, gib = [], size / (1 << 30)
     for content in contents:
         memory = Memory.create(content, size)
-        done: dict[str, list[Run]] = {program: [] for program in programs}
+        done: dict[Program, list[Run]] = {program: [] for program in programs}
         for number in range(runs):
             for program, run in programs.items():
                 memory.prepare_run()
                 done[program].append(run(memory))
                 memory.check()
                 speed = gib / done[program][-1].seconds
-                tell(f"{content} {number + 1}/{runs} {program}: {speed:.2f} GiB/s")
+                name = " ".join(part for part in program if part != "none")
+                tell(f"{content} {number + 1}/{runs} {name}: {speed:.2f} GiB/s")
         memory.close()
-        results += [Result.of(content, name, gib, done[name]) for name in programs]
+        results += [Result.of(content, *program, gib, done[program]) for program in programs]
     return results
 
 
 def print_results(results: list[Result]) -> None:
     """A table for people, and the ratios to QEMU."""
-    table = Table("content", "program", "GiB/s", "CPU s/GiB", "setup s", "setup CPU s", box=None)
+    columns = ("content", "program", "compress", "GiB/s", "CPU s/GiB", "ratio")
+    table = Table(*columns, "setup s", "setup CPU s", box=None)
     for result in results:
-        figures = (result.throughput, result.cpu, result.setup, result.setup_cpu)
-        table.add_row(result.content, result.program, *(f"{figure:.2f}" for figure in figures))
+        figures = (result.throughput, result.cpu, result.ratio, result.setup, result.setup_cpu)
+        names = (result.content, result.program, result.compress)
+        table.add_row(*names, *(f"{figure:.2f}" for figure in figures))
     Console().print(table)
+    qemu = {(its.content, its.compress): its for its in results if its.program == "qemu"}
     for ours in (result for result in results if result.program == "vmferry"):
-        for theirs in results:
-            if theirs.program == "qemu" and theirs.content == ours.content:
-                speed, cpu = ours.throughput / theirs.throughput, ours.cpu / theirs.cpu
-                click.echo(f"{ours.content}: {speed:.2f} x QEMU's throughput, {cpu:.2f} x its CPU")
+        theirs = qemu.get((ours.content, ours.compress))
+        if theirs is not None:
+            speed, cpu = ours.throughput / theirs.throughput, ours.cpu / theirs.cpu
+            name = ours.content if ours.compress == "none" else f"{ours.content}, {ours.compress}"
+            click.echo(f"{name}: {speed:.2f} x QEMU's throughput, {cpu:.2f} x its CPU")

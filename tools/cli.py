@@ -30,6 +30,7 @@ from . import bench as bench_command
 from . import demo as demo_command
 from . import dump as dump_command
 from . import verify as verify_command
+from .bench import Variant
 from .progress import Progress
 
 MAX_DOWNTIME = 2_000_000
@@ -267,16 +268,35 @@ def demo(ram: str, dirty_rate: str, max_bandwidth: int) -> None:
     "contents",
     multiple=True,
     type=click.Choice(bench_command.CONTENTS),
-    default=bench_command.CONTENTS,
+    default=("random", "zero", "untouched"),
     show_default=True,
     help="what RAM holds",
 )
+@click.option(
+    "--compress",
+    "methods",
+    multiple=True,
+    default=("none",),
+    show_default=True,
+    help="as in send; several are measured in turns",
+)
+@click.option("--max-bandwidth", type=size, help="bytes a second; default: no limit")
 @click.option("--qemu", metavar="COMMAND", help="a QEMU to compare with, with what it needs")
 @click.option("--json", "as_json", is_flag=True, help="print the medians as JSON")
-def bench(ram: int, runs: int, contents: tuple[str, ...], qemu: str | None, as_json: bool) -> None:
+def bench(
+    ram: int,
+    runs: int,
+    contents: tuple[str, ...],
+    methods: tuple[str, ...],
+    max_bandwidth: int | None,
+    qemu: str | None,
+    as_json: bool,
+) -> None:
     """Measure migrations over loopback TCP, in turns with QEMU's own."""
     try:
-        results = bench_command.bench(ram, contents, runs, qemu, partial(click.echo, err=True))
+        variants = tuple(Variant(_compression(method), max_bandwidth) for method in methods)
+        tell = partial(click.echo, err=True)
+        results = bench_command.bench(ram, contents, runs, qemu, variants, tell)
     except (GuestError, MigrationError, bench_command.BenchError, OSError) as error:
         fail(_describe(error))
     if as_json:
