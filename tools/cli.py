@@ -9,18 +9,15 @@ import io
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import BinaryIO, NoReturn, cast
 
 import click
 
 from ..guest.base import GuestError
 from ..guest.open import open_guest
 from ..guest.sizes import parse_size
-from ..protocol.errors import StreamError
 from ..receiver.coordinator import MigrationError as ReceiveError
 from ..receiver.coordinator import ReceiveParameters, Receiver
 from ..sender.compression import CompressionError, parse_compression
@@ -28,9 +25,9 @@ from ..sender.coordinator import MigrationError, Sender, SendParameters
 from ..sender.page_cache import CacheSizeError
 from . import bench as bench_command
 from . import demo as demo_command
-from . import dump as dump_command
-from . import verify as verify_command
 from .bench import Variant
+from .cli_streams import STREAM_COMMANDS
+from .failure import describe, fail
 from .progress import Progress
 
 MAX_DOWNTIME = 2_000_000
@@ -55,33 +52,6 @@ def _compression(text: str) -> str:
     except CompressionError as error:
         raise click.BadParameter(str(error), param_hint="--compress") from None
     return text
-
-
-def fail(message: str) -> NoReturn:
-    """One line, exit status 1."""
-    click.echo(f"vmferry: {' '.join(message.split())}", err=True)
-    sys.exit(1)
-
-
-def _describe(error: Exception, name: str | None = None) -> str:
-    """What went wrong, and with what; `name` where the error itself does not say."""
-    what, message = name, str(error)
-    if isinstance(error, OSError) and error.strerror:
-        what, message = error.filename or name, error.strerror
-    return message if what is None else f"{click.format_filename(what)}: {message}"
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[BinaryIO]:
-    """A stream file, or `-`; whatever is wrong with it or in it ends the command."""
-    try:
-        with click.open_file(path, "rb") as stream:
-            yield cast(BinaryIO, stream)
-    except BrokenPipeError:
-        # Nobody reads our output any more, which is no news of the stream.
-        raise
-    except (StreamError, OSError, verify_command.VerifyError) as error:
-        fail(_describe(error, path))
 
 
 def _cancel_on_signals(cancel: Callable[[], None]) -> None:
@@ -159,7 +129,7 @@ def send(
         finally:
             guest.close()
     except (GuestError, MigrationError, CacheSizeError, OSError) as error:
-        fail(_describe(error))
+        fail(describe(error))
     if as_json:
         click.echo(json.dumps(figures.as_qmp()))
 
@@ -184,66 +154,9 @@ def receive(uri: str, guest_text: str, workers: int | None, paused: bool, as_jso
         finally:
             guest.close()
     except (GuestError, ReceiveError, OSError) as error:
-        fail(_describe(error))
+        fail(describe(error))
     if as_json:
         click.echo(json.dumps(figures.as_qmp()))
-
-
-@main.command()
-@click.argument("stream", metavar="STREAM")
-@click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
-@click.option("--pages", is_flag=True, help="list the runs of pages; as JSON: an object a line")
-@click.option("--devices", is_flag=True, help="list the device sections")
-def dump(stream: str, as_json: bool, pages: bool, devices: bool) -> None:
-    """Show what STREAM (a file, or - for standard input) holds."""
-    show = dump_command.print_pages_as_json if as_json else dump_command.print_pages
-    with _opened(stream) as file:
-        summary = dump_command.summarise(file, on_pages=show if pages else None)
-    if as_json:
-        click.echo(json.dumps(summary.as_json(), indent=None if pages else 2))
-    else:
-        dump_command.print_summary(summary, devices=devices)
-
-
-@main.command()
-@click.argument("stream", metavar="STREAM")
-@click.option("--ram", "ram", multiple=True, metavar="BLOCK=FILE", help="compare this RAM block")
-@click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
-def verify(stream: str, ram: tuple[str, ...], as_json: bool) -> None:
-    """Check that STREAM (a file, or - for standard input) is whole, and rebuilds this RAM."""
-    files = _ram_files(ram)
-    with _opened(stream) as file:
-        try:
-            compared = verify_command.verify(file, files)
-        except StreamError as error:
-            if as_json:
-                click.echo(json.dumps(verify_command.invalid_as_json(error), indent=2))
-            raise
-    equal = all(comparison.equal for comparison in compared)
-    if as_json:
-        click.echo(json.dumps(verify_command.valid_as_json(compared), indent=2))
-    else:
-        for comparison in compared:
-            if not comparison.equal:
-                click.echo(comparison.describe())
-        if equal:
-            valid = f"{click.format_filename(stream)}: valid"
-            click.echo(valid + ("; RAM is equal" if files else ""))
-    if not equal:
-        sys.exit(1)
-
-
-def _ram_files(pairs: Iterable[str]) -> dict[str, str]:
-    files: dict[str, str] = {}
-    for pair in pairs:
-        # Names of blocks hold no "=", paths may.
-        block, _, path = pair.partition("=")
-        if not block or not path:
-            raise click.UsageError(f"--ram {pair}: not BLOCK=FILE")
-        if block in files:
-            raise click.UsageError(f"--ram {pair}: this block comes twice")
-        files[block] = path
-    return files
 
 
 @main.command()
@@ -255,7 +168,7 @@ def demo(ram: str, dirty_rate: str, max_bandwidth: int) -> None:
     try:
         equal = demo_command.run(ram, dirty_rate, max_bandwidth)
     except (GuestError, MigrationError, demo_command.DemoError, OSError) as error:
-        fail(_describe(error))
+        fail(describe(error))
     if not equal:
         fail("the memories differ")
 
@@ -298,11 +211,15 @@ def bench(
         tell = partial(click.echo, err=True)
         results = bench_command.bench(ram, contents, runs, qemu, variants, tell)
     except (GuestError, MigrationError, bench_command.BenchError, OSError) as error:
-        fail(_describe(error))
+        fail(describe(error))
     if as_json:
         click.echo(json.dumps([asdict(result) for result in results], indent=2))
     else:
         bench_command.print_results(results)
+
+
+for command in STREAM_COMMANDS:
+    main.add_command(command)
 
 
 if __name__ == "__main__":

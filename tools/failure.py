@@ -1,0 +1,22 @@
+"""How a command ends that failed: one line on standard error, exit status 1."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import click
+
+
+def fail(message: str) -> NoReturn:
+    """One line, exit status 1."""
+    click.echo(f"vmferry: {' '.join(message.split())}", err=True)
+    sys.exit(1)
+
+
+def describe(error: Exception, name: str | None = None) -> str:
+    """What went wrong, and with what; `name` where the error itself does not say."""
+    what, message = name, str(error)
+    if isinstance(error, OSError) and error.strerror:
+        what, message = error.filename or name, error.strerror
+    return message if what is None else f"{click.format_filename(what)}: {message}"
