@@ -1,9 +1,9 @@
 """The memory of a synthetic guest: how its pages are written, and how a damaged one is found.
 
 A page holds its number + 1, the sequence number of its last write, words of its pattern, and in its
-last word a checksum of all before. A page whose sequence number divides by 16 is all zero instead,
-so 0 means that it was never written. The table of sequence numbers, which travels as device state
-and not as RAM, says what each page must hold.
+last word a checksum of all before. Every 16th write (by the pattern `zeroing`, every second) leaves
+the page all zero instead, so the sequence number 0 means that it was never written. The table of
+sequence numbers, which travels as device state and not as RAM, says what each page must hold.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ RAM_NAME, ROM_NAME = "synthetic.ram", "synthetic.rom"
 ROM_SIZE = 1 << 20
 
 _WORDS = PAGE_SIZE // 8
-_ZERO_EVERY = 16
 _POOL_PAGES = 256
 _SYLLABLES = 64
 
-PATTERNS = ("random", "text", "sparse")
-"""What a write leaves: words of no meaning; words that repeat, as text; or the words of the write
-before but for a few."""
+PATTERNS = ("random", "text", "sparse", "zeroing")
+"""What a write leaves: words of no meaning; words that repeat, as text; the words of the write
+before but for a few; or by turns nothing and the same words again."""
+_FEW_CHANGES = ("sparse", "zeroing")
 
 
 class BadPage(NamedTuple):
@@ -61,11 +61,13 @@ class Memory:
         self._random = np.random.default_rng(seed)
         self._pool = np.empty((_POOL_PAGES, _WORDS), np.uint64)
         self.pattern = ""
+        self._zero_every = 0
         self.use(pattern, seed)
 
     def use(self, pattern: str, seed: int) -> None:
         """Write by this pattern from now on, as every guest of this seed does."""
         self.pattern = pattern
+        self._zero_every = 2 if pattern == "zeroing" else 16
         random = np.random.default_rng(seed)
         self._pool[:] = random.integers(0, 1 << 63, self._pool.shape, np.uint64)
         if pattern == "text":
@@ -83,7 +85,7 @@ class Memory:
     def write(self, numbers: npt.NDArray[np.intp]) -> None:
         """Write these pages anew; no number comes twice."""
         sequence = self.table[numbers] + np.uint32(1)
-        if self.pattern == "sparse":
+        if self.pattern in _FEW_CHANGES:
             pages = self._pool[numbers % _POOL_PAGES]
             pages[np.arange(len(numbers)), 2 + sequence % (_WORDS - 3)] = sequence
         else:
@@ -91,14 +93,14 @@ class Memory:
         pages[:, 0] = numbers + 1
         pages[:, 1] = sequence
         pages[:, -1] = _checksums(pages)
-        pages[sequence % _ZERO_EVERY == 0] = 0
+        pages[sequence % self._zero_every == 0] = 0
         self._words[numbers] = pages
         self.table[numbers] = sequence
 
     def check(self, numbers: npt.NDArray[np.intp]) -> list[BadPage]:
         """Which of these pages are not as the table says."""
         pages, expected = self._words[numbers], self.table[numbers]
-        must_be_zero = expected % _ZERO_EVERY == 0
+        must_be_zero = expected % self._zero_every == 0
         is_zero = zero_mask(pages.view(np.uint8))
         whole = _checksums(pages) == pages[:, -1]
         own = pages[:, 0] == numbers.astype(np.uint64) + np.uint64(1)
