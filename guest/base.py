@@ -118,6 +118,13 @@ class Guest(ABC):
         """Execute again."""
 
     @abstractmethod
+    def throttle(self, percentage: int) -> None:
+        """Keep the running guest from running for so much of its time; 0: full speed again.
+
+        Where our controller dies it runs at full speed, too.
+        """
+
+    @abstractmethod
     def save_devices(self) -> DeviceState:
         """State of all devices; on a running guest only ids and `early` are final."""
 

@@ -125,6 +125,9 @@ class DirectoryGuest(Guest):
         """A guest at rest cannot run. Raises GuestError."""
         raise GuestError(f"{self._path}: a guest at rest cannot run")
 
+    def throttle(self, percentage: int) -> None:
+        """Nothing to do."""
+
     def save_devices(self) -> DeviceState:
         """The sections as they arrived."""
         if self._state is None:

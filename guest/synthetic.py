@@ -146,6 +146,10 @@ class SyntheticGuest(Guest):
         self._running = True
         self._notify("resume")
 
+    def throttle(self, percentage: int) -> None:
+        """See Guest; it writes so much less."""
+        self._command("throttle", percentage)
+
     def commit(self) -> None:
         """See Guest."""
         self._command("commit")

@@ -48,6 +48,7 @@ class Process:
         self._seed = options.seed
         self._counter = 0
         self._running = False
+        self._speed = 1.0
         self._ours = not incoming
         self._bad: list[BadPage] = []
         self._dies_at: float | None = None
@@ -57,6 +58,7 @@ class Process:
             "pause": self._pause,
             "resume": self._resume,
             "commit": self._commit,
+            "throttle": self._set_throttle,
             "save": self._save,
             "load": self._load,
             "counter": lambda: self._counter,
@@ -96,6 +98,7 @@ class Process:
 
     def _orphaned(self) -> None:
         """The controller is dead: run on, unless the guest may run elsewhere by now."""
+        self._speed = 1.0
         self._dies_at = time.monotonic() + self._options.orphan
         # Whoever reads what the controller printed waits for the end of it.
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -110,6 +113,9 @@ class Process:
     def _resume(self) -> None:
         self._running = self._ours = True
         self._wrote_until = time.monotonic()
+
+    def _set_throttle(self, percentage: int) -> None:
+        self._speed = 1 - percentage / 100
 
     def _commit(self) -> None:
         self._ours = False
@@ -134,13 +140,14 @@ class Process:
     def _write_due(self) -> None:
         """The pages that the rate asks for by now; no longer than a tick, or until a command."""
         now = time.monotonic()
-        if not self._running or not self._rate:
+        rate = self._rate * self._speed
+        if not self._running or not rate:
             return
         self._wrote_until = max(self._wrote_until, now - _BACKLOG)
-        due = int((now - self._wrote_until) * self._rate / PAGE_SIZE)
+        due = int((now - self._wrote_until) * rate / PAGE_SIZE)
         while due and time.monotonic() < now + _TICK and not self._commanded(0):
             written = self._write_some(min(due, BATCH))
-            self._wrote_until += written * PAGE_SIZE / self._rate
+            self._wrote_until += written * PAGE_SIZE / rate
             due -= written
 
     def _write_some(self, limit: int) -> int:

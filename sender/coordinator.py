@@ -10,23 +10,25 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ..guest.base import Guest, GuestError
 from ..protocol.return_path import ReturnPathReader, Shut
 from ..protocol.states import MigrationStatus, StateMachine
 from ..transport.channel import Channel, ChannelError, connect
 from ..transport.crew import Crew, CrewError, DeathError
-from ..transport.meter import Meter
 from ..transport.process import default_workers, processors
 from ..transport.shared import wait_readable
 from ..transport.uri import UriError, parse_uri
 from . import stream
 from .compression import parse_compression
 from .convergence import Convergence, Round
-from .figures import CompressionFigures, Figures, XbzrleFigures, XbzrleRounds
+from .figures import Figures
 from .page_cache import DEFAULT_SIZE, cache_pages
+from .parameters import OnStall, SendParameters
 from .processes import Processes
+from .report import Report
+from .stall import StallDetector
+from .throttle import AutoConverge
 from .transport import CloseChannel, Closed, ReturnPathMessage, RoundSent
 from .worker import StartRound
 
@@ -42,26 +44,6 @@ class MigrationError(Exception):
 
 class MigrationCancelledError(MigrationError):
     """Somebody called `cancel`."""
-
-
-@dataclass(frozen=True)
-class SendParameters:
-    """`max_bandwidth` in bytes a second (None: no limit), `downtime_limit` in seconds.
-
-    `workers`: processes that scan and encode beside the transport process; 0: it does that itself;
-    None: what the machine bears.
-    `return_path`: ask the destination to answer, where the channel goes both ways.
-    `xbzrle`: send pages as differences, from a cache of `xbzrle_cache_size` bytes (None: 64 MiB, or
-    all RAM where that is less). `compress`: `none`, `zstd[:LEVEL]` or `adaptive`.
-    """
-
-    max_bandwidth: int | None = None
-    downtime_limit: float = 0.3
-    workers: int | None = None
-    return_path: bool = True
-    xbzrle: bool = False
-    xbzrle_cache_size: int | None = None
-    compress: str = "none"
 
 
 class Sender:
@@ -89,10 +71,11 @@ class Sender:
         self._cancel_asked = False
         self._committed = False
         self._convergence = Convergence(self._total, self._parameters.downtime_limit)
-        self._meter = Meter()
-        self._round = 0
-        self._scanned_before = 0
-        self._xbzrle_rounds = XbzrleRounds()
+        method = None if self._compression is None else str(self._compression)
+        self._report = Report(guest, self._parameters, self._processes, self._convergence, method)
+        if self._parameters.auto_converge is not None:
+            self._report.throttle = AutoConverge(self._parameters.auto_converge)
+        self._stall = StallDetector()
 
     def cancel(self) -> None:
         """Stop as soon as may be; from any thread or signal handler. Too late once handed over."""
@@ -149,48 +132,71 @@ class Sender:
         # Ids, names and what goes before RAM do not change while the guest runs.
         state = self._guest.save_devices()
         self._processes.start(state.ram_section_id, self._channel, return_path=return_path)
-        self._meter.begin("total")
-        self._meter.begin("setup")
+        self._report.meter.begin("total")
+        self._report.meter.begin("setup")
         self._crew.on_tick = self._tick
         self._processes.write(stream.opening(self._guest, state, return_path))
         # Workers have rings of their own: their first slot must not overtake this.
         self._processes.flush()
-        self._meter.end("setup")
+        self._report.meter.end("setup")
         self.states.to(MigrationStatus.ACTIVE)
         self._send_ram()
         self._hand_over(return_path)
-        self._meter.end("downtime")
-        self._meter.end("total")
+        self._report.meter.end("downtime")
+        self._report.meter.end("total")
         self.states.to(MigrationStatus.COMPLETED)
 
     def _send_ram(self) -> None:
         """Rounds while the guest runs, then the last one on a paused guest."""
-        while self._guest.running and not self._convergence.should_switch_over(
-            self._meter.bandwidth
-        ):
-            self._send_round(tracked=True)
-        self._meter.begin("downtime")
+        while self._guest.running and not self._should_switch_over():
+            self._adapt(self._send_round(tracked=True))
+        self._report.note_downtime()
+        self._report.meter.begin("downtime")
         if self._guest.running:
             self._guest.pause()
             self._paused_here = True
             self._processes.limits.set("max_bandwidth", 0)
+        self._release_guest()
         self._send_round(tracked=False)
 
-    def _send_round(self, *, tracked: bool) -> None:
-        page_size = self._guest.machine.page_size
-        self._scanned_before = self._processes.scanned("scanned")
-        found_before, sent_before = self._pages_found(), self._processes.sent("transferred")
-        self._meter.begin("round")
-        self._processes.start_round(StartRound(self._round, tracked))
+    def _should_switch_over(self) -> bool:
+        forced = self._parameters.on_stall is OnStall.SWITCHOVER and self._stall.stalled
+        return forced or self._convergence.should_switch_over(self._bandwidth)
+
+    @property
+    def _bandwidth(self) -> float:
+        return self._report.meter.bandwidth
+
+    def _send_round(self, *, tracked: bool) -> Round:
+        self._report.round_begins()
+        self._processes.start_round(StartRound(self._report.round, tracked))
         self._crew.wait_for(RoundSent)
-        self._meter.end("round")
-        self._window()
-        found = self._pages_found() - found_before
-        seconds = self._meter.milliseconds("round") / 1000
-        sent = self._processes.sent("transferred") - sent_before
-        self._convergence.round_done(Round(self._round, found * page_size, sent, seconds))
-        self._xbzrle_rounds.round_done(self._processes.scanned, found, page_size)
-        self._round += 1
+        done = self._report.round_ends()
+        self._convergence.round_done(done)
+        return done
+
+    def _adapt(self, done: Round) -> None:
+        """Slow the guest down if it outruns us; where nothing more can be done, say so."""
+        self._report.note_forecast()
+        throttle = self._report.throttle
+        if throttle is not None:
+            before = throttle.percentage
+            throttle.round_done(done)
+            if throttle.percentage != before:
+                self._guest.throttle(throttle.percentage)
+        self._stall.round_done(done)
+        if throttle is not None and not throttle.at_maximum:
+            self._stall.begin_again()
+        self._tell_stall()
+
+    def _tell_stall(self) -> None:
+        if not self._stall.stalled or self._convergence.should_switch_over(self._bandwidth):
+            self._report.stall = None
+        elif self._report.stall is None:
+            self._report.stall = self._report.explain_stall()
+            self._on_progress(self.figures())
+            if self._parameters.on_stall is OnStall.CANCEL:
+                raise MigrationCancelledError(f"cancelled: {self._report.stall.reason}")
 
     def _hand_over(self, return_path: bool) -> None:
         """Device state and the end of the stream; from `commit` on, the guest may run there."""
@@ -254,12 +260,15 @@ class Sender:
         self._crew.stop()
         if self._channel is not None:
             self._channel.abort()
-        if self._paused_here:
-            self._guest.resume()
-        if self.states.state is MigrationStatus.CANCELLING:
-            self.states.to(MigrationStatus.CANCELLED)
-        elif self.states.state is not MigrationStatus.NONE:
-            self.states.to(MigrationStatus.FAILED)
+        try:
+            if self._paused_here:
+                self._guest.resume()
+            self._release_guest()
+        finally:
+            if self.states.state is MigrationStatus.CANCELLING:
+                self.states.to(MigrationStatus.CANCELLED)
+            elif self.states.state is not MigrationStatus.NONE:
+                self.states.to(MigrationStatus.FAILED)
 
     def _release(self) -> None:
         self._crew.stop()
@@ -267,68 +276,17 @@ class Sender:
         cancel_fd, self._cancel_fd = self._cancel_fd, -1
         os.close(cancel_fd)
 
+    def _release_guest(self) -> None:
+        """Let it run at full speed again, wherever it runs."""
+        throttle = self._report.throttle
+        if throttle is not None and throttle.percentage:
+            throttle.release()
+            self._guest.throttle(0)
+
     def _tick(self) -> None:
-        self._window()
+        self._report.window()
         self._on_progress(self.figures())
-
-    def _window(self) -> None:
-        self._meter.window(self._processes.sent("transferred"), self._processes.sent("busy_ns"))
-
-    def _pages_found(self) -> int:
-        kinds = ("normal", "duplicate", "xbzrle_pages", "unchanged")
-        return sum(self._processes.scanned(kind) for kind in kinds)
-
-    def _remaining(self) -> int:
-        """Bytes not sent yet of this round: exact in round 0, a forecast in later ones."""
-        if self.states.state is MigrationStatus.COMPLETED:
-            return 0
-        scanned = self._processes.scanned("scanned") - self._scanned_before
-        part = 1 - scanned * self._guest.machine.page_size / max(self._total, 1)
-        return round(self._convergence.expected_dirty * max(part, 0.0))
 
     def figures(self) -> Figures:
         """The state of things now."""
-        page_size = self._guest.machine.page_size
-        expected = self._convergence.expected_downtime(self._meter.bandwidth)
-        return Figures(
-            status=self.states.state,
-            total=self._total,
-            transferred=self._processes.sent("transferred"),
-            remaining=self._remaining(),
-            duplicate=self._processes.scanned("duplicate"),
-            normal=self._processes.scanned("normal"),
-            page_size=page_size,
-            dirty_pages_rate=int(self._convergence.dirty_rate / page_size),
-            dirty_sync_count=self._round,
-            mbps=self._meter.mbps,
-            setup_time=self._meter.milliseconds("setup"),
-            expected_downtime=round(expected * 1000),
-            downtime=self._meter.milliseconds("downtime"),
-            total_time=self._meter.milliseconds("total"),
-            xbzrle=self._xbzrle_figures(),
-            compression=self._compression_figures(),
-        )
-
-    def _compression_figures(self) -> CompressionFigures | None:
-        if self._compression is None:
-            return None
-        return CompressionFigures(
-            method=str(self._compression),
-            levels=self._processes.levels(),
-            raw_size=self._processes.scanned("raw_bytes"),
-            compressed_size=self._processes.scanned("compressed_bytes"),
-        )
-
-    def _xbzrle_figures(self) -> XbzrleFigures | None:
-        if not self._parameters.xbzrle:
-            return None
-        scanned = self._processes.scanned
-        return XbzrleFigures(
-            cache_size=self._processes.limits["xbzrle_cache"] * self._guest.machine.page_size,
-            bytes=scanned("xbzrle_bytes"),
-            pages=scanned("xbzrle_pages"),
-            cache_miss=scanned("cache_miss"),
-            cache_miss_rate=self._xbzrle_rounds.cache_miss_rate,
-            encoding_rate=self._xbzrle_rounds.encoding_rate,
-            overflow=scanned("overflow"),
-        )
+        return self._report.figures(self.states.state)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..protocol.states import MigrationStatus
+from .stall import Stall
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,31 @@ class CompressionFigures:
         }
 
 
+@dataclass(frozen=True)
+class ThrottleFigures:
+    """Percentages of the guest's time that it is kept from running: now, and at most so far."""
+
+    percentage: int
+    highest: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What was forecast, to be compared with what then happened. Times in milliseconds.
+
+    `total_time`: by the end of round `after_round`, by which the guest was known; None: it would
+    not end. `downtime`: when the guest was paused.
+    """
+
+    after_round: int | None = None
+    total_time: int | None = None
+    downtime: int | None = None
+
+    def as_qmp(self) -> dict[str, Any]:
+        """Our own; `query-migrate` has nothing like it."""
+        return {name.replace("_", "-"): value for name, value in asdict(self).items()}
+
+
 class XbzrleRounds:
     """The rates of the last round, from counters that only grow."""
 
@@ -79,6 +105,8 @@ class Figures:
 
     The meanings are those that QEMU's QMP reference gives for `MigrationInfo` and `MigrationStats`.
     `remaining` is exact in the first round; later the pages that a round will find are forecast.
+    `remaining_time`: forecast, of the whole migration, or in the first round of that alone; None:
+    not known, or it would not end. `stall`: while rounds do not shrink.
     """
 
     status: MigrationStatus
@@ -95,6 +123,10 @@ class Figures:
     expected_downtime: int = 0
     downtime: int = 0
     total_time: int = 0
+    remaining_time: int | None = None
+    forecast: Forecast = field(default_factory=Forecast)
+    stall: Stall | None = None
+    throttle: ThrottleFigures | None = None
     error: str | None = None
     xbzrle: XbzrleFigures | None = None
     compression: CompressionFigures | None = None
@@ -110,6 +142,8 @@ class Figures:
             "status": self.status.value,
             "total-time": self.total_time,
             "setup-time": self.setup_time,
+            "remaining-time": self.remaining_time,
+            "forecast": self.forecast.as_qmp(),
             "ram": {
                 "total": self.total,
                 "transferred": self.transferred,
@@ -128,6 +162,11 @@ class Figures:
             answer["downtime"] = self.downtime
         else:
             answer["expected-downtime"] = self.expected_downtime
+        if self.stall is not None:
+            answer["stall"] = {"reason": self.stall.reason, "advice": list(self.stall.advice)}
+        if self.throttle is not None:
+            answer["cpu-throttle-percentage"] = self.throttle.percentage
+            answer["cpu-throttle-highest"] = self.throttle.highest
         if self.xbzrle is not None:
             answer["xbzrle-cache"] = self.xbzrle.as_qmp()
         if self.compression is not None:

@@ -25,6 +25,7 @@ from ..transport.process import receive_fd, send_message
 from ..transport.ring import Ring
 from .compression import COMPRESSION_COUNTERS, CompressedSlots, Compression
 from .page_cache import PageCache
+from .sampler import SAMPLE_COUNTERS, Sampler
 from .slots import RingSlots, Slots
 
 CHUNK_PAGES = 512
@@ -40,6 +41,7 @@ WORKER_COUNTERS = (
     "cache_miss",
     "overflow",
     *COMPRESSION_COUNTERS,
+    *SAMPLE_COUNTERS,
 )
 
 
@@ -150,6 +152,7 @@ class Worker:
         self._slots = slots
         self._records = SlotBuilder(slots, setup.section_id)
         self._cache = PageCache(0, blocks[0].page_size)
+        self._sampler = Sampler(blocks[0].page_size, setup.counters)
 
     def run_round(self, command: StartRound) -> None:
         """Send every page of this worker that changed since it was last sent.
@@ -157,6 +160,7 @@ class Worker:
         Raises EOFError when the coordinator wants no more of it.
         """
         self._size_cache()
+        self._sampler.begin_round()
         for chunk in self._chunks():
             self._slots.check()
             self._send_chunk(chunk, command)
@@ -267,6 +271,7 @@ class Worker:
             block.tracker.sent(indexes + first, copies)
             if command.number:
                 self._cache.insert(chunk.own + indexes, copies, command.number)
+                self._sampler.sent(chunk.own + indexes, copies)
         self._records.used(size)
         self._counters.add("normal", count)
 

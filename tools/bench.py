@@ -33,7 +33,8 @@ from rich.table import Table
 from ..guest.base import RamBlock, is_hole, map_block, populate
 from ..protocol.states import MigrationStatus
 from ..receiver.coordinator import Receiver
-from ..sender.coordinator import Sender, SendParameters
+from ..sender.coordinator import Sender
+from ..sender.parameters import SendParameters
 from ..transport.process import send_message, start_child, stop_children
 from ..transport.shared import SharedFd
 from .bench_guest import StillGuest

@@ -38,6 +38,9 @@ class StillGuest(Guest):
     def resume(self) -> None:
         """It does not run."""
 
+    def throttle(self, percentage: int) -> None:
+        """It does not run."""
+
     def save_devices(self) -> DeviceState:
         """None."""
         return DeviceState((), (), DESCRIPTION, RAM_SECTION_ID)

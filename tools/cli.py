@@ -21,14 +21,17 @@ from ..guest.sizes import parse_size
 from ..receiver.coordinator import MigrationError as ReceiveError
 from ..receiver.coordinator import ReceiveParameters, Receiver
 from ..sender.compression import CompressionError, parse_compression
-from ..sender.coordinator import MigrationError, Sender, SendParameters
+from ..sender.coordinator import MigrationError, Sender
 from ..sender.page_cache import CacheSizeError
+from ..sender.parameters import OnStall, SendParameters
+from ..sender.throttle import ThrottleError, ThrottleParameters
 from . import bench as bench_command
 from . import demo as demo_command
 from .bench import Variant
 from .cli_streams import STREAM_COMMANDS
 from .failure import describe, fail
 from .progress import Progress
+from .summary import summary
 
 MAX_DOWNTIME = 2_000_000
 """Milliseconds; as in QEMU."""
@@ -52,6 +55,13 @@ def _compression(text: str) -> str:
     except CompressionError as error:
         raise click.BadParameter(str(error), param_hint="--compress") from None
     return text
+
+
+def _throttle(initial: int, increment: int, maximum: int) -> ThrottleParameters:
+    try:
+        return ThrottleParameters(initial, increment, maximum)
+    except ThrottleError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _cancel_on_signals(cancel: Callable[[], None]) -> None:
@@ -90,6 +100,17 @@ def main() -> None:
 @click.option(
     "--compress", default="none", help="none, zstd[:LEVEL] or adaptive (by what is scarce)"
 )
+@click.option("--auto-converge", is_flag=True, help="slow the guest down while it outruns the link")
+@click.option("--cpu-throttle-initial", type=int, default=20, show_default=True, help="percent")
+@click.option("--cpu-throttle-increment", type=int, default=10, show_default=True, help="percent")
+@click.option("--max-cpu-throttle", type=int, default=99, show_default=True, help="percent")
+@click.option(
+    "--on-stall",
+    type=click.Choice([action.value for action in OnStall]),
+    default=OnStall.CONTINUE.value,
+    show_default=True,
+    help="when rounds no longer shrink",
+)
 @click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
 def send(
     uri: str,
@@ -101,9 +122,15 @@ def send(
     xbzrle: bool,
     xbzrle_cache_size: int | None,
     compress: str,
+    auto_converge: bool,
+    cpu_throttle_initial: int,
+    cpu_throttle_increment: int,
+    max_cpu_throttle: int,
+    on_stall: str,
     as_json: bool,
 ) -> None:
     """Move a guest out, to URI."""
+    throttle = _throttle(cpu_throttle_initial, cpu_throttle_increment, max_cpu_throttle)
     if xbzrle_cache_size is not None and not xbzrle:
         raise click.UsageError("--xbzrle-cache-size needs --xbzrle")
     parameters = SendParameters(
@@ -114,6 +141,8 @@ def send(
         xbzrle,
         xbzrle_cache_size,
         _compression(compress),
+        throttle if auto_converge else None,
+        OnStall(on_stall),
     )
     try:
         guest = open_guest(guest_text)
@@ -122,6 +151,8 @@ def send(
             _cancel_on_signals(sender.cancel)
             with Progress("sending") as progress:
                 figures = sender.run(progress.update)
+                for line in () if as_json else summary(figures):
+                    progress.say(line)
         except Exception:
             # It runs on here, and so it shall when we are gone (law 5).
             guest.release()

@@ -11,13 +11,14 @@ import click
 
 from ..guest.base import GuestError
 from ..guest.open import open_guest
-from ..guest.sizes import format_size
 from ..guest.synthetic import SyntheticGuest
 from ..receiver.coordinator import MigrationError, ReceiveParameters, Receiver
-from ..sender.coordinator import Sender, SendParameters
+from ..sender.coordinator import Sender
 from ..sender.figures import Figures
+from ..sender.parameters import SendParameters
 from ..transport.process import send_message, start_child, stop_children
 from .progress import Progress
+from .summary import summary
 
 RUN_ON = 1.0
 """Seconds that the guest is watched at the destination."""
@@ -79,11 +80,7 @@ def _destination(connection: Connection) -> None:
 
 
 def _summary(figures: Figures, equal: bool, bad: int, written: int, bad_later: int) -> None:
-    seconds = figures.total_time / 1000
-    rate = format_size(figures.transferred / max(seconds, 1e-3))
-    click.echo(f"rounds       {figures.dirty_sync_count} (the last one on a paused guest)")
-    click.echo(f"sent         {format_size(figures.transferred)} in {seconds:.2f} s, {rate}/s")
-    click.echo(f"pages        {figures.normal} plain, {figures.duplicate} zero")
-    click.echo(f"downtime     {figures.downtime} ms")
+    for line in summary(figures):
+        click.echo(line)
     click.echo(f"memories     {'equal' if equal else 'DIFFERENT'} at switchover, {bad} bad pages")
-    click.echo(f"guest        wrote {written} pages at the destination, {bad_later} bad pages")
+    click.echo(f"ran on       wrote {written} pages at the destination, {bad_later} bad pages")

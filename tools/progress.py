@@ -15,6 +15,7 @@ from rich.progress import Progress as RichProgress
 
 from ..guest.sizes import format_size
 from ..protocol.states import MigrationStatus
+from ..sender.stall import Stall
 
 
 class Figures(Protocol):
@@ -37,6 +38,7 @@ class Progress:
         self._title = title
         self._rich: RichProgress | None = None
         self._last = 0.0
+        self._told: Stall | None = None
         if sys.stderr.isatty():
             self._rich = RichProgress(
                 TextColumn(title),
@@ -63,12 +65,21 @@ class Progress:
     def update(self, figures: Figures) -> None:
         """Show these figures, if it is time."""
         line = self._line(figures)
+        self._tell_stall(getattr(figures, "stall", None))
         if self._rich is not None:
             done = figures.total - getattr(figures, "remaining", 0)
             self._rich.update(self._task, total=figures.total, completed=done, description=line)
         elif figures.status is MigrationStatus.COMPLETED or time.monotonic() - self._last >= 1:
             self._last = time.monotonic()
             self.say(f"{self._title}: {line}")
+
+    def _tell_stall(self, stall: Stall | None) -> None:
+        """Once, when it begins."""
+        if stall is not None and self._told is None:
+            self.say(f"{self._title}: {stall.reason}")
+            for advice in stall.advice:
+                self.say(f"  what would help: {advice}")
+        self._told = stall
 
     @staticmethod
     def say(line: str) -> None:
@@ -88,8 +99,16 @@ class Progress:
             return line
         left = format_size(getattr(figures, "remaining", 0))
         line += f", round {rounds}, {left} left"
+        remaining = getattr(figures, "remaining_time", None)
+        if remaining:
+            line += f", {remaining / 1000:.1f} s to go"
         compression = getattr(figures, "compression", None)
-        return line if compression is None else f"{line}, {_level(compression.levels)}"
+        if compression is not None:
+            line += f", {_level(compression.levels)}"
+        throttle = getattr(figures, "throttle", None)
+        if throttle is not None and throttle.percentage:
+            line += f", guest slowed by {throttle.percentage}%"
+        return line
 
 
 def _level(levels: tuple[int, ...]) -> str:

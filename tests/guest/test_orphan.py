@@ -22,6 +22,8 @@ for step in sys.argv[1].split():
         incoming.prepare(guest.machine, layout)
         incoming.load_devices(guest.machine, guest.save_devices())
         print(incoming.pid, flush=True)
+    elif step == "throttle":
+        guest.throttle(99)
     elif step == "quit":
         sys.exit()
     else:
@@ -86,6 +88,18 @@ def test_source(tmp_path: Path, steps: str, runs_on: bool) -> None:
     assert running is runs_on
     later, _ = beat(tmp_path / "source")
     assert (later > first) is runs_on
+    wait_gone(guest)
+
+
+def test_orphan_is_not_slowed_down(tmp_path: Path) -> None:
+    """Broken: a killed sender would leave its guest at a hundredth of its speed."""
+    (guest,) = orphan(tmp_path, "throttle")
+    beat(tmp_path / "source")
+    first, _ = beat(tmp_path / "source")
+    time.sleep(0.5)
+    later, _ = beat(tmp_path / "source")
+    # 8 MiB/s are 1024 pages in these 0.5 s; a hundredth are 10.
+    assert later - first > 200
     wait_gone(guest)
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from vmferry.guest.base import map_block
 from vmferry.guest.directory import DirectoryGuest
-from vmferry.sender.coordinator import Sender, SendParameters
+from vmferry.sender.coordinator import Sender
 from vmferry.sender.figures import Figures
+from vmferry.sender.parameters import SendParameters
 
 from tests.qemu.machine import (
     MANY_PAGES,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,53 +11,18 @@ import psutil
 import pytest
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol.states import MigrationStatus
-from vmferry.receiver.coordinator import MigrationError as ReceiveError
-from vmferry.receiver.coordinator import ReceiveParameters, Receiver
-from vmferry.sender.convergence import Convergence, Round
-from vmferry.sender.coordinator import (
-    MigrationCancelledError,
-    MigrationError,
-    Sender,
-    SendParameters,
-)
+from vmferry.sender.coordinator import MigrationCancelledError, MigrationError, Sender
 from vmferry.sender.figures import Figures
+from vmferry.sender.parameters import SendParameters
 
-
-class Incoming:
-    """A receiver that runs in a thread of its own."""
-
-    def __init__(self, uri: str, workers: int = 1) -> None:
-        self.guest = SyntheticGuest.parse("")
-        self.receiver = Receiver(self.guest, uri, ReceiveParameters(workers, paused=True))
-        self.error: ReceiveError | None = None
-        self.address = ""
-        self._listening = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-        assert self._listening.wait(20)
-
-    def _run(self) -> None:
-        try:
-            self.receiver.run(on_listening=self._heard)
-        except ReceiveError as error:
-            self.error = error
-
-    def _heard(self, address: str) -> None:
-        self.address = address
-        self._listening.set()
-
-    def join(self) -> None:
-        self._thread.join(20)
-        assert not self._thread.is_alive()
+from tests.sender.incoming import Incoming
 
 
 @pytest.fixture
 def incoming(tmp_path: Path) -> Iterator[Incoming]:
     side = Incoming(f"unix:{tmp_path}/migrate.sock")
     yield side
-    side.receiver.cancel()
-    side.join()
-    side.guest.close()
+    side.close()
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
@@ -189,23 +153,3 @@ def test_failed_connection_leaves_nothing_open() -> None:
         assert last < first + 10
     finally:
         source.close()
-
-
-def test_what_shrinks_on_the_wire_is_less_to_send() -> None:
-    """Broken: a guest whose changes are small would never be thought ready."""
-    convergence = Convergence(1 << 30, downtime_limit=0.3)
-    convergence.round_done(Round(0, 1 << 30, 1 << 30, 10.0))
-    convergence.round_done(Round(1, 300_000_000, 3_000_000, 9.0))
-    assert convergence.expected_downtime(100e6) == pytest.approx(0.027)
-    assert convergence.should_switch_over(100e6)
-
-
-def test_switchover_needs_a_round_that_fits() -> None:
-    """The guest would be paused for longer than the downtime limit allows."""
-    convergence = Convergence(1 << 30, downtime_limit=0.3)
-    convergence.round_done(Round(0, 1 << 30, 1 << 30, 10.0))
-    assert not convergence.should_switch_over(100e6)
-    convergence.round_done(Round(1, 300_000_000, 300_000_000, 9.0))
-    assert not convergence.should_switch_over(100e6)
-    convergence.round_done(Round(2, 20_000_000, 20_000_000, 0.5))
-    assert convergence.should_switch_over(100e6)

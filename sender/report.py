@@ -1,0 +1,208 @@
+"""The figures of a migration, put together from its parts, and the forecasts kept to compare."""
+
+from __future__ import annotations
+
+from ..guest.base import Guest
+from ..protocol.states import MigrationStatus
+from ..transport.meter import Meter
+from .convergence import Convergence, Round
+from .figures import (
+    CompressionFigures,
+    Figures,
+    Forecast,
+    ThrottleFigures,
+    XbzrleFigures,
+    XbzrleRounds,
+)
+from .parameters import SendParameters
+from .processes import Processes
+from .stall import Situation, Stall, explain
+from .throttle import AutoConverge
+
+_FOUND = ("normal", "duplicate", "xbzrle_pages", "unchanged")
+"""Counters that add up to the pages found dirty."""
+
+
+class Report:
+    """Looks at everything, changes nothing but its own notes.
+
+    `method`: how slots are compressed, in a word; None: not at all.
+    """
+
+    def __init__(
+        self,
+        guest: Guest,
+        parameters: SendParameters,
+        processes: Processes,
+        convergence: Convergence,
+        method: str | None,
+    ) -> None:
+        self._parameters = parameters
+        self._processes = processes
+        self._convergence = convergence
+        self._method = method
+        self._page_size = guest.machine.page_size
+        self._total = sum(block.length for block in guest.blocks)
+        self._xbzrle_rounds = XbzrleRounds()
+        self._forecast = Forecast()
+        self._before = dict.fromkeys(("scanned", "found", "transferred", "busy_ns"), 0)
+        self.throttle: AutoConverge | None = None
+        self.stall: Stall | None = None
+        self.round = 0
+        self.meter = Meter()
+
+    def window(self) -> None:
+        """Close a window of the bandwidth."""
+        self.meter.window(self._processes.sent("transferred"), self._processes.sent("busy_ns"))
+
+    def round_begins(self) -> None:
+        """Another pass is about to be commanded."""
+        self.meter.begin("round")
+        self._before = self._now()
+
+    def round_ends(self) -> Round:
+        """The pass was sent; what it came to."""
+        self.meter.end("round")
+        self.window()
+        now = self._now()
+        scanned, found, sent, busy_ns = (now[name] - self._before[name] for name in now)
+        self._before["scanned"] += scanned
+        done = Round(
+            self.round,
+            found * self._page_size,
+            sent,
+            self.meter.milliseconds("round") / 1000,
+            busy_ns / 1e9,
+        )
+        self._xbzrle_rounds.round_done(self._processes.scanned, found, self._page_size)
+        self.round += 1
+        return done
+
+    def _now(self) -> dict[str, int]:
+        return {
+            "scanned": self._processes.scanned("scanned"),
+            "found": sum(self._processes.scanned(kind) for kind in _FOUND),
+            "transferred": self._processes.sent("transferred"),
+            "busy_ns": self._processes.sent("busy_ns"),
+        }
+
+    def note_forecast(self) -> None:
+        """Keep the forecast of the whole time that was made after round 2, or else round 1.
+
+        After round 1 alone, a guest that writes the same pages over and over looks like one that
+        writes slowly.
+        """
+        if not self._convergence.knows_guest or self.round > 3:
+            return
+        left = self._convergence.remaining_seconds(self.meter.bandwidth)
+        total = None if left is None else self.meter.milliseconds("total") + round(left * 1000)
+        self._forecast = Forecast(self.round - 1, total)
+
+    def note_downtime(self) -> None:
+        """Keep what the downtime is expected to be: the guest is about to be paused."""
+        expected = self._convergence.expected_downtime(self.meter.bandwidth)
+        self._forecast = Forecast(
+            self._forecast.after_round, self._forecast.total_time, round(expected * 1000)
+        )
+
+    def explain_stall(self) -> Stall:
+        """Why rounds do not shrink, and what would help."""
+        parameters, convergence = self._parameters, self._convergence
+        bandwidth = self.meter.bandwidth
+        return explain(
+            Situation(
+                rate=convergence.wire_rate,
+                bandwidth=bandwidth,
+                left=convergence.expected_sent,
+                downtime=convergence.expected_downtime(bandwidth),
+                downtime_limit=convergence.downtime_limit,
+                max_bandwidth=self._processes.limits["max_bandwidth"],
+                delta=None if parameters.xbzrle else self._sampled("sampled_delta"),
+                zstd=None if self._method else self._sampled("sampled_zstd"),
+                cache_miss_rate=self._xbzrle_rounds.cache_miss_rate,
+                cache_size=self._processes.limits["xbzrle_cache"] * self._page_size,
+                can_slow=self.throttle is None,
+            )
+        )
+
+    def _sampled(self, counter: str) -> float | None:
+        """What part of the pages sampled an encoding would have left."""
+        pages = self._processes.scanned("sampled")
+        return self._processes.scanned(counter) / pages if pages else None
+
+    def figures(self, status: MigrationStatus) -> Figures:
+        """The state of things now."""
+        expected = self._convergence.expected_downtime(self.meter.bandwidth)
+        return Figures(
+            status=status,
+            total=self._total,
+            transferred=self._processes.sent("transferred"),
+            remaining=self._remaining(status),
+            duplicate=self._processes.scanned("duplicate"),
+            normal=self._processes.scanned("normal"),
+            page_size=self._page_size,
+            dirty_pages_rate=int(self._convergence.dirty_rate / self._page_size),
+            dirty_sync_count=self.round,
+            mbps=self.meter.mbps,
+            setup_time=self.meter.milliseconds("setup"),
+            expected_downtime=round(expected * 1000),
+            downtime=self.meter.milliseconds("downtime"),
+            total_time=self.meter.milliseconds("total"),
+            remaining_time=self._remaining_time(status),
+            forecast=self._forecast,
+            stall=self.stall,
+            throttle=self._throttle_figures(),
+            xbzrle=self._xbzrle_figures(),
+            compression=self._compression_figures(),
+        )
+
+    def _remaining(self, status: MigrationStatus) -> int:
+        """Bytes not sent yet of this round: exact in round 0, a forecast in later ones."""
+        if status is MigrationStatus.COMPLETED:
+            return 0
+        return round(self._convergence.expected_dirty * (1 - self._scanned_part()))
+
+    def _scanned_part(self) -> float:
+        """How much of RAM this round has looked at, from 0 to 1."""
+        scanned = self._processes.scanned("scanned") - self._before["scanned"]
+        return min(1.0, scanned * self._page_size / max(self._total, 1))
+
+    def _remaining_time(self, status: MigrationStatus) -> int | None:
+        """Milliseconds; in round 0, of which nothing is known, those that it has left itself."""
+        spent = self.meter.milliseconds("round")
+        if status is not MigrationStatus.ACTIVE:
+            return 0 if status is MigrationStatus.COMPLETED else None
+        if not self._convergence.knows_guest:
+            part = self._scanned_part()
+            return round(spent / part - spent) if part else None
+        left = self._convergence.remaining_seconds(self.meter.bandwidth)
+        return None if left is None else max(0, round(left * 1000) - spent)
+
+    def _throttle_figures(self) -> ThrottleFigures | None:
+        if self.throttle is None:
+            return None
+        return ThrottleFigures(self.throttle.percentage, self.throttle.highest)
+
+    def _compression_figures(self) -> CompressionFigures | None:
+        if self._method is None:
+            return None
+        return CompressionFigures(
+            method=self._method,
+            levels=self._processes.levels(),
+            raw_size=self._processes.scanned("raw_bytes"),
+            compressed_size=self._processes.scanned("compressed_bytes"),
+        )
+
+    def _xbzrle_figures(self) -> XbzrleFigures | None:
+        if not self._parameters.xbzrle:
+            return None
+        scanned = self._processes.scanned
+        return XbzrleFigures(
+            cache_size=self._processes.limits["xbzrle_cache"] * self._page_size,
+            bytes=scanned("xbzrle_bytes"),
+            pages=scanned("xbzrle_pages"),
+            cache_miss=scanned("cache_miss"),
+            cache_miss_rate=self._xbzrle_rounds.cache_miss_rate,
+            encoding_rate=self._xbzrle_rounds.encoding_rate,
+            overflow=scanned("overflow"),
+        )

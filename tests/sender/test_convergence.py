@@ -1,0 +1,84 @@
+"""When the guest is stopped, and what is forecast of the rounds to come, on made-up rounds."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from vmferry.sender.convergence import Convergence, Round
+
+LINK = 100e6
+
+
+def known(dirty_rate: float, limit: float = 0.3, scan: float = 0.0) -> Convergence:
+    """After two rounds over 1 GB on a link of 100 MB/s."""
+    convergence = Convergence(10**9, limit)
+    convergence.round_done(Round(0, 10**9, 10**9, 10.0 + scan, 10.0))
+    dirty = round(min(10**9, dirty_rate * (10 + scan)))
+    convergence.round_done(Round(1, dirty, dirty, dirty / LINK + scan, dirty / LINK))
+    return convergence
+
+
+def test_what_shrinks_on_the_wire_is_less_to_send() -> None:
+    """Broken: a guest whose changes are small would never be thought ready."""
+    convergence = Convergence(1 << 30, downtime_limit=0.3)
+    convergence.round_done(Round(0, 1 << 30, 1 << 30, 10.0, 10.0))
+    convergence.round_done(Round(1, 300_000_000, 3_000_000, 9.0, 9.0))
+    assert convergence.expected_downtime(LINK) == pytest.approx(0.027)
+    assert convergence.should_switch_over(LINK)
+
+
+def test_switchover_needs_a_round_that_fits() -> None:
+    """The guest would be paused for longer than the downtime limit allows."""
+    convergence = Convergence(1 << 30, downtime_limit=0.3)
+    convergence.round_done(Round(0, 1 << 30, 1 << 30, 10.0, 10.0))
+    assert not convergence.should_switch_over(LINK)
+    convergence.round_done(Round(1, 300_000_000, 300_000_000, 9.0, 9.0))
+    assert not convergence.should_switch_over(LINK)
+    convergence.round_done(Round(2, 20_000_000, 20_000_000, 0.5, 0.5))
+    assert convergence.should_switch_over(LINK)
+
+
+def test_nothing_is_forecast_of_an_unknown_guest() -> None:
+    """Broken: a number without ground would be shown to the user."""
+    convergence = Convergence(1 << 30, downtime_limit=0.3)
+    assert convergence.remaining_seconds(LINK) is None
+    convergence.round_done(Round(0, 1 << 30, 1 << 30, 10.0, 10.0))
+    assert convergence.remaining_seconds(LINK) is None
+    assert convergence.expected_downtime(LINK) == 0.3
+
+
+def test_each_round_is_the_writes_of_the_one_before() -> None:
+    """Broken: the time shown would not be the time taken."""
+    # 50 MB/s against 100: rounds take 5 s, 2.5 s, ..., 0.3125 s, and then one that fits in 0.3 s.
+    convergence = known(50e6)
+    rounds = [5 / 2**n for n in range(1, 6)]
+    assert convergence.remaining_seconds(LINK) == pytest.approx(sum(rounds))
+
+
+def test_finding_dirty_pages_takes_time_too() -> None:
+    """Broken: with much RAM and little to send, the downtime would be forecast as nothing."""
+    convergence = known(1e6, scan=2.0)
+    assert convergence.should_switch_over(LINK)
+    assert convergence.expected_downtime(LINK) == pytest.approx(2.0, rel=0.05)
+    assert convergence.remaining_seconds(LINK) == pytest.approx(2.0, rel=0.05)
+
+
+@pytest.mark.parametrize("rate", [100e6, 150e6, 1e9])
+def test_a_guest_that_outruns_the_link_has_no_end(rate: float) -> None:
+    """Broken: the user would wait for an end that is not to come."""
+    assert known(rate).remaining_seconds(LINK) is None
+
+
+@given(
+    st.floats(0, 2e9),
+    st.floats(1e5, 1e10),
+    st.floats(0, 10),
+    st.floats(0, 5),
+)
+def test_a_forecast_always_comes(rate: float, link: float, limit: float, scan: float) -> None:
+    """Broken: the migration would hang in its own forecast."""
+    left = known(rate, limit, scan).remaining_seconds(link)
+    assert left is None or (left >= 0 and math.isfinite(left))

@@ -1,0 +1,205 @@
+"""A migration that does not get on: noticed, explained, and ended as the user wishes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from vmferry.guest.synthetic import SyntheticGuest
+from vmferry.protocol.states import MigrationStatus
+from vmferry.sender.convergence import Round
+from vmferry.sender.coordinator import MigrationCancelledError, Sender
+from vmferry.sender.figures import Figures
+from vmferry.sender.parameters import OnStall, SendParameters
+from vmferry.sender.sampler import SAMPLE_COUNTERS, Sampler
+from vmferry.sender.stall import Situation, StallDetector, explain
+from vmferry.transport.counters import Counters
+
+from tests.sender.incoming import Incoming
+
+MIB = 1 << 20
+
+
+def detect(*sent: int, seconds: float = 1.0) -> list[bool]:
+    """Whether it stalls after each of these rounds."""
+    detector, found = StallDetector(), []
+    for number, size in enumerate(sent):
+        detector.round_done(Round(number, size, size, seconds, seconds))
+        found.append(detector.stalled)
+    return found
+
+
+def test_rounds_that_do_not_shrink() -> None:
+    """Broken: a migration without an end would go on without a word."""
+    assert detect(1000, 100, 100, 99, 101, 100) == [False] * 4 + [True, True]
+
+
+def test_rounds_that_shrink_slowly() -> None:
+    """Broken: a migration that gets on would be called off."""
+    assert not any(detect(*[int(1000 * 0.9**n) for n in range(20)]))
+
+
+def test_short_rounds_are_no_stall_yet() -> None:
+    """Broken: three rounds within a blink would be called a stall."""
+    assert detect(*[100] * 10, seconds=0.125).index(True) == 8
+
+
+def test_gets_on_again() -> None:
+    """Broken: what was told would be told of for ever."""
+    assert detect(100, 100, 100, 100, 50) == [False, False, False, True, False]
+
+
+STALLED = Situation(
+    rate=50 * MIB,
+    bandwidth=20 * MIB,
+    left=40 * MIB,
+    downtime=2.0,
+    downtime_limit=0.3,
+    max_bandwidth=0,
+    delta=None,
+    zstd=None,
+    cache_miss_rate=0.0,
+    cache_size=0,
+    can_slow=False,
+)
+
+
+def advice(**known: object) -> str:
+    return "\n".join(explain(replace(STALLED, **known)).advice)  # type: ignore[arg-type]
+
+
+def test_reason_has_the_numbers() -> None:
+    """Broken: the user would have to guess what is too slow."""
+    reason = explain(STALLED).reason
+    for number in ("50.0 MiB/s", "20.0 MiB/s", "40.0 MiB", "2000 ms", "300 ms"):
+        assert number in reason
+
+
+def test_advice_is_only_what_would_help() -> None:
+    """Broken: the user would try in vain what does not help with this link and these pages."""
+    assert "--downtime-limit 2400" in advice()
+    for option in ("bandwidth", "xbzrle", "compress", "auto-converge"):
+        assert option not in advice()
+    assert "--max-bandwidth of more than 50.0 MiB" in advice(max_bandwidth=20 * MIB)
+    assert "--max-bandwidth" not in advice(max_bandwidth=200 * MIB)
+    assert "--xbzrle: 5%" in advice(delta=0.05)
+    assert "--xbzrle" not in advice(delta=0.95)
+    assert "--compress zstd: 60%" in advice(zstd=0.6)
+    assert "--compress" not in advice(zstd=1.0)
+    assert "--xbzrle-cache-size of more than 64.0 MiB: 80%" in advice(
+        cache_miss_rate=0.8, cache_size=64 * MIB
+    )
+    assert "--auto-converge" in advice(can_slow=True)
+
+
+@pytest.fixture
+def counters() -> Iterator[Counters]:
+    shared = Counters.create(SAMPLE_COUNTERS)
+    yield shared
+    shared.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "delta", "zstd"), [("sparse", True, False), ("text", False, True)]
+)
+def test_samples_tell_the_encoding(
+    counters: Counters, content: str, delta: bool, zstd: bool
+) -> None:
+    """Broken: the advice would name an encoding that does not help, or not the one that does."""
+    random = np.random.default_rng(1)
+    sampler = Sampler(4096, counters)
+    numbers = np.arange(500, 700)
+    pages = random.integers(0, 256, (200, 4096), np.uint8)
+    for _ in range(4):
+        if content == "sparse":
+            pages[:, 100:104] += 1
+        else:
+            pages = random.integers(97, 101, (200, 4096), np.uint8)
+        sampler.begin_round()
+        sampler.sent(numbers, pages)
+    sampled = counters["sampled"]
+    assert sampled
+    assert (counters["sampled_delta"] < sampled / 20) == delta
+    assert (counters["sampled_zstd"] < sampled / 2) == zstd
+
+
+def test_sample_forgets_what_does_not_come_again(counters: Counters) -> None:
+    """Broken: pages that were written once would take the places of those that are hot."""
+    sampler, pages = Sampler(4096, counters), np.ones((512, 4096), np.uint8)
+    for first in range(0, 1 << 20, 512):
+        sampler.sent(np.arange(first, first + 512), pages)
+    assert counters["sampled"] == 0
+    sampler.begin_round()
+    sampler.begin_round()
+    hot = np.arange(1 << 30, (1 << 30) + 100)
+    for _ in range(2):
+        sampler.begin_round()
+        sampler.sent(hot, pages[:100])
+    assert counters["sampled"] > 0
+
+
+@pytest.fixture
+def source() -> Iterator[SyntheticGuest]:
+    """Writes 40 MiB/s to 16 MiB, a little in each page; 20 MiB/s can be sent."""
+    guest = SyntheticGuest.parse("24M,dirty-rate=40M,hot=16M,zero=0,pattern=sparse")
+    yield guest
+    guest.close()
+
+
+def slow(on_stall: OnStall) -> SendParameters:
+    return SendParameters(20 * MIB, downtime_limit=0.1, on_stall=on_stall)
+
+
+def test_stall_cancels(source: SyntheticGuest) -> None:
+    """Broken: the guest would be paused for longer than allowed, or migrated for ever."""
+    side = Incoming("tcp:127.0.0.1:0")
+    sender = Sender(source, side.address, slow(OnStall.CANCEL))
+    told: list[Figures] = []
+    try:
+        with pytest.raises(MigrationCancelledError, match="cancelled: rounds do not shrink"):
+            sender.run(told.append)
+        side.join()
+    finally:
+        side.close()
+    assert sender.states.state is MigrationStatus.CANCELLED
+    assert source.running
+    (stall,) = {figures.stall for figures in told} - {None}
+    assert stall is not None
+    assert stall.advice[0].startswith("--max-bandwidth")
+    assert "--xbzrle" in stall.advice[1]
+    assert told[-1].as_qmp()["stall"]["advice"] == list(stall.advice)
+
+
+def test_stall_switches_over(source: SyntheticGuest) -> None:
+    """Broken: who would rather have a longer downtime than none would wait for ever."""
+    side = Incoming("tcp:127.0.0.1:0")
+    try:
+        figures = Sender(source, side.address, slow(OnStall.SWITCHOVER)).run()
+        side.join()
+        assert side.guest.verify() == []
+    finally:
+        side.close()
+    assert figures.forecast.downtime is not None
+    assert figures.forecast.downtime > 100
+
+
+def test_stall_goes_on_until_something_changes(source: SyntheticGuest) -> None:
+    """Broken: a user who raises the limit after the word of it would not be heeded."""
+    side = Incoming("tcp:127.0.0.1:0")
+    sender = Sender(source, side.address, slow(OnStall.CONTINUE))
+
+    def raise_limit(figures: Figures) -> None:
+        if figures.stall is not None:
+            sender.set_max_bandwidth(None)
+
+    try:
+        figures = sender.run(raise_limit)
+        side.join()
+        assert side.guest.verify() == []
+    finally:
+        side.close()
+    assert figures.forecast.total_time is None
+    assert figures.forecast.after_round == 2
+    assert figures.stall is None

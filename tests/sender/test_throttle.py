@@ -1,0 +1,156 @@
+"""How far a guest is slowed down, on made-up rounds, and that it is let go whatever the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from vmferry.guest.synthetic import SyntheticGuest
+from vmferry.protocol.states import MigrationStatus
+from vmferry.sender.convergence import Round
+from vmferry.sender.coordinator import MigrationCancelledError, MigrationError, Sender
+from vmferry.sender.figures import Figures
+from vmferry.sender.parameters import SendParameters
+from vmferry.sender.throttle import AutoConverge, ThrottleError, ThrottleParameters
+
+from tests.sender.incoming import Incoming
+
+
+def rounds(throttle: AutoConverge, *sent: int, seconds: float = 1.0) -> list[int]:
+    """The percentage after each of these rounds."""
+    found = []
+    for number, size in enumerate(sent):
+        throttle.round_done(Round(number, size, size, seconds, seconds))
+        found.append(throttle.percentage)
+    return found
+
+
+def test_steps() -> None:
+    """Broken: the guest would be slowed down too soon, too fast or beyond what was allowed."""
+    throttle = AutoConverge(ThrottleParameters(30, 25, 70))
+    assert rounds(throttle, *[100] * 9) == [0, 0, 30, 30, 55, 55, 70, 70, 70]
+    assert throttle.at_maximum
+
+
+def test_rounds_that_shrink_cost_the_guest_nothing() -> None:
+    """Broken: a guest that would have converged anyway would be slowed down."""
+    assert not any(rounds(AutoConverge(ThrottleParameters()), 1000, 500, 250, 125, 62, 31))
+
+
+def test_one_bad_round_is_not_enough() -> None:
+    """Broken: a burst of writes would slow the guest down."""
+    assert not any(rounds(AutoConverge(ThrottleParameters()), 1000, 900, 300, 290, 100, 99, 20))
+
+
+def test_short_rounds_are_judged_together() -> None:
+    """Broken: with a small downtime limit all steps would be taken within a second."""
+    percentages = rounds(AutoConverge(ThrottleParameters()), *[100] * 33, seconds=0.125)
+    assert percentages[-1] == 30
+
+
+@given(st.lists(st.integers(0, 1 << 40)), st.integers(1, 99), st.integers(1, 99))
+def test_only_up_to_the_maximum(sent: list[int], first: int, step: int) -> None:
+    """Broken: a percentage of 100 would stop the guest."""
+    parameters = ThrottleParameters(first, step, max(first, 60))
+    for percentage in rounds(AutoConverge(parameters), *sent):
+        assert percentage <= parameters.maximum
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ((0, 10, 99), "cpu-throttle-initial 0: not from 1 to 99"),
+        ((20, 100, 99), "cpu-throttle-increment 100: not from 1 to 99"),
+        ((20, 10, 100), "max-cpu-throttle 100: not from 1 to 99"),
+        ((50, 10, 40), "max-cpu-throttle 40 is less than cpu-throttle-initial 50"),
+        ((20, 10, 99, 101), "throttle-trigger-threshold 101: not from 1 to 100"),
+    ],
+)
+def test_impossible_percentages(parameters: tuple[int, ...], message: str) -> None:
+    """Broken: a mistyped percentage would stop the guest, or do nothing in silence."""
+    with pytest.raises(ThrottleError, match=message):
+        ThrottleParameters(*parameters)
+
+
+class Watched(SyntheticGuest):
+    """Remembers how it was slowed down."""
+
+    percentages: list[int]
+
+    def throttle(self, percentage: int) -> None:
+        self.percentages.append(percentage)
+        super().throttle(percentage)
+
+
+@pytest.fixture
+def source() -> Iterator[Watched]:
+    """Writes 60 MiB/s, of which 20 MiB/s can be sent."""
+    guest = Watched.parse("24M,dirty-rate=60M,hot=100%,zero=0")
+    assert isinstance(guest, Watched)
+    guest.percentages = []
+    yield guest
+    guest.close()
+
+
+SLOW = SendParameters(20 << 20, downtime_limit=0.1, auto_converge=ThrottleParameters(40, 50))
+
+
+def test_guest_that_outruns_the_link_is_slowed_down_until_it_fits(source: Watched) -> None:
+    """Broken: auto-converge would not bring a migration to its end."""
+    side = Incoming("tcp:127.0.0.1:0")
+    try:
+        seen: list[Figures] = []
+        figures = Sender(source, side.address, SLOW).run(seen.append)
+        side.join()
+        assert side.guest.verify() == []
+    finally:
+        side.close()
+    assert source.percentages[:2] == [40, 90]
+    assert source.percentages[-1] == 0
+    assert figures.throttle is not None
+    assert (figures.throttle.percentage, figures.throttle.highest) == (0, source.percentages[-2])
+    assert any(one.as_qmp()["cpu-throttle-percentage"] == 40 for one in seen)
+
+
+def test_cancelled_guest_runs_at_full_speed(source: Watched) -> None:
+    """Broken: a cancelled migration would leave the guest slow for ever."""
+    side = Incoming("tcp:127.0.0.1:0")
+    sender = Sender(source, side.address, SLOW)
+
+    def cancel(figures: Figures) -> None:
+        if figures.throttle is not None and figures.throttle.percentage:
+            sender.cancel()
+
+    try:
+        with pytest.raises(MigrationCancelledError):
+            sender.run(cancel)
+        side.join()
+    finally:
+        side.close()
+    assert source.percentages == [40, 0]
+    assert source.running
+
+
+def test_guest_of_a_failed_migration_runs_at_full_speed(source: Watched) -> None:
+    """Broken: a broken link would leave the guest slow for ever."""
+    side = Incoming("tcp:127.0.0.1:0")
+    sender = Sender(source, side.address, SLOW)
+
+    def kill(figures: Figures) -> None:
+        if figures.throttle is not None and figures.throttle.percentage:
+            side.receiver.cancel()
+
+    try:
+        with pytest.raises(MigrationError):
+            sender.run(kill)
+        side.join()
+    finally:
+        side.close()
+    assert sender.states.state is MigrationStatus.FAILED
+    assert source.percentages == [40, 0]
+    before = source.counter()
+    time.sleep(0.3)
+    assert source.counter() - before > 0.3 * 0.8 * (60 << 20) / 4096
