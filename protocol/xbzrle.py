@@ -36,6 +36,10 @@ _LONG_RUN = 32
 """Bytes from which on a run is cheaper to copy on its own."""
 _FEW = 12
 """Pages from which on reading runs is worth a step of numpy for all."""
+_MANY_WORDS = 1 / 3
+"""Of all words: where more changed, comparing bytes costs less than looking into the words."""
+_STEP = 256 << 10
+"""Bytes compared at once: what fits a cache, and needs no fresh memory each time."""
 
 
 class XbzrleError(ValueError):
@@ -80,7 +84,8 @@ class Delta:
         self._gaps = starts - before[: len(starts)]
         heads = 2 + (self._gaps >= _ONE_BYTE) + (self._lengths >= _ONE_BYTE)
         self._run_sizes = heads + self._lengths
-        self.sizes = np.bincount(self._pages, self._run_sizes, count).astype(np.intp)
+        behind = np.concatenate(([0], np.cumsum(self._run_sizes)))
+        self.sizes = np.diff(behind[np.searchsorted(self._pages, np.arange(count + 1))])
         self.overflow: Mask = self.sizes + RECORD_HEAD.itemsize >= page_size + RECORD_HEADER_SIZE
         too_long = (self._gaps > _MAX_LENGTH) | (self._lengths > _MAX_LENGTH)
         self.overflow[self._pages[too_long]] = True
@@ -176,6 +181,12 @@ def _changed_runs(old: Bytes, new: Bytes) -> tuple[Indexes, Indexes]:
     words = np.flatnonzero(old_words != new_words)
     if not len(words):
         return words, words
+    if len(words) > _MANY_WORDS * len(old_words):
+        step = max(1, _STEP // page_size)
+        parts = [slice(first, first + step) for first in range(0, len(new), step)]
+        found = [_runs_of_bytes(old[part], new[part]) + part.start * page_size for part in parts]
+        starts, ends = np.hstack(found)
+        return starts, ends
     differs: Mask = (old_words[words] ^ new_words[words]).view(np.uint8) != 0
     joined = (np.diff(words) == 1) & (words[1:] % (page_size // 8) != 0)
     before, after = np.zeros_like(differs), np.zeros_like(differs)
@@ -189,6 +200,20 @@ def _changed_runs(old: Bytes, new: Bytes) -> tuple[Indexes, Indexes]:
     return starts[np.append(True, apart)], ends[np.append(apart, True)]
 
 
+def _runs_of_bytes(old: Bytes, new: Bytes) -> Indexes:
+    """The same, as (2, runs)."""
+    count, stride = len(new), new.shape[1] + 1
+    # Before each page, and behind the last, stands a byte that did not change: runs end there.
+    differs = np.zeros(count * stride + 1, np.uint8)
+    of_pages = differs[:-1].reshape(count, stride)[:, 1:]
+    np.not_equal(old, new, out=of_pages.view(np.bool_))
+    differs[1:-1] |= differs[:-2] & differs[2:]
+    differs[::stride] = 0
+    edges = np.flatnonzero(differs[1:] != differs[:-1])
+    starts = edges[::2] - edges[::2] // stride
+    return np.stack((starts, starts + edges[1::2] - edges[::2]))
+
+
 def _positions(words: Indexes, mask: Mask) -> Indexes:
     found = np.flatnonzero(mask)
     return np.asarray(words[found >> 3] * 8 + (found & 7))
@@ -197,7 +222,7 @@ def _positions(words: Indexes, mask: Mask) -> Indexes:
 def _put_lengths(data: Bytes, at: Indexes, values: Indexes) -> Indexes:
     """Write ULEB128 `values`, each at its place; the places behind them."""
     two = values >= _ONE_BYTE
-    data[at] = values & 0x7F | two.astype(np.intp) << 7
+    data[at] = values.astype(np.uint8) & 0x7F | two.view(np.uint8) << 7
     data[at[two] + 1] = values[two] >> 7
     return at + 1 + two
 
@@ -208,6 +233,10 @@ def _copy_runs(target: Bytes, to: Indexes, source: Bytes, start: Indexes, length
     _copy_each(target, to[long], source, start[long], lengths[long])
     short = ~long
     to, start, lengths = to[short], start[short], lengths[short]
+    # Many runs are one byte, for which this is all.
+    target[to] = source[start]
+    more = lengths > 1
+    to, start, lengths = to[more] + 1, start[more] + 1, lengths[more] - 1
     behind = np.cumsum(lengths)
     each = np.arange(behind[-1] if len(behind) else 0)
     before = behind - lengths
