@@ -5,6 +5,7 @@ Source: RFC 8878, "Zstandard Compression and the 'application/zstd' Media Type".
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ MAGIC = 0xFD2FB528
 SKIPPABLE_MAGICS = range(0x184D2A50, 0x184D2A60)
 MAX_BLOCK = 128 << 10
 """Bytes that one block holds at most."""
+MAX_EMPTY = 1000
+"""Frames and blocks in succession that hold nothing; they would cost time for no bytes."""
+MAX_STEPS = 4096
+"""Headers and bodies looked at in one go."""
 
 RAW, RLE, COMPRESSED = range(3)
 """Types of blocks."""
@@ -58,6 +63,8 @@ BlockHeader = c.ByteSwapped(
 )
 """`size`: bytes that follow; of RLE: how often its one byte stands there."""
 BLOCK_HEADER_SIZE = 3
+MAX_HEADER = 18
+"""Bytes of a FrameHeader."""
 
 _STORED_HEADER = struct.Struct("<IBI")
 _STORED_DESCRIPTOR = 0xA0
@@ -75,13 +82,15 @@ class CompressedError(StreamError):
 class Frame:
     """A whole frame: bytes `start` to `end` of the view, which hold `content_size` bytes.
 
-    `offset`: of the frame, in the compressed stream.
+    `offset`: of the frame, in the compressed stream. `stored`: it holds them as they are, in raw
+    blocks alone, see `join_stored`.
     """
 
     start: int
     end: int
     offset: int
     content_size: int
+    stored: bool
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,23 @@ def stored(content: memoryview) -> list[memoryview]:
     return pieces
 
 
+def join_stored(frame: memoryview, out: memoryview) -> int:
+    """Put what a `stored` frame holds into `out`, one copy; how many bytes.
+
+    The blocks were walked before, so they are inside the frame. Raises ValueError where they hold
+    more than `out` has room for.
+    """
+    position = io.BytesIO(frame[:MAX_HEADER])
+    FrameHeader.parse_stream(position)
+    at, filled, last = position.tell(), 0, False
+    while not last:
+        value = int.from_bytes(frame[at : at + BLOCK_HEADER_SIZE], "little")
+        at, size, last = at + BLOCK_HEADER_SIZE, value >> 3, bool(value & 1)
+        out[filled : filled + size] = frame[at : at + size]
+        at, filled = at + size, filled + size
+    return filled
+
+
 class FrameWalker:
     """Finds the frames of a compressed stream, from its first byte on."""
 
@@ -137,7 +163,12 @@ class FrameWalker:
         self._content_size: int | None = None
         self._checksum = False
         self._last_block = False
+        self._stored = True
         self._left = 0
+        self._empty = 0
+        self.more = False
+        """The last `parse` stopped before the end of what it was given."""
+        self.error: CompressedError | None = None
 
     @property
     def most(self) -> int:
@@ -152,18 +183,23 @@ class FrameWalker:
     def parse(self, view: memoryview) -> tuple[list[Frame | Piece], int]:
         """What is in `view`, and how many of its bytes are done with.
 
-        The caller presents the rest again, with more behind it. Raises CompressedError.
+        The caller presents the rest again, with more behind it; or at once, while there is `more`.
+        What stands before damage is found, then `error` is set.
         """
         cursor = Cursor(view, self._offset)
         cursor.position = self._position
         found: list[Frame | Piece] = []
+        self.more = False
         try:
-            while True:
+            for _ in range(MAX_STEPS):
                 found += self._step(cursor)
+            self.more = True
         except Incomplete:
             pass
+        except CompressedError as error:
+            self.error = error
         except c.ConstructError:
-            raise CompressedError("not a zstd frame", offset=cursor.offset) from None
+            self.error = CompressedError("not a zstd frame", offset=cursor.offset)
         if self._is_too_long(cursor):
             self._content_size = None
         if self._content_size is None:
@@ -195,12 +231,14 @@ class FrameWalker:
     def _header(self, cursor: Cursor) -> list[Frame | Piece]:
         magic = cursor.view[cursor.position : cursor.position + 4]
         if len(magic) == 4 and int.from_bytes(magic, "little") in SKIPPABLE_MAGICS:
+            self._count_empty(cursor, empty=True)
             self._left = cursor.take(SkippableHeader).size
             self._step = self._skip
             cursor.commit()
             return []
         size, self._checksum = _take_header(cursor)
         self._content_size = size if size is not None and size <= self._max_content else None
+        self._stored = not self._checksum
         self._step = self._block
         return []
 
@@ -208,7 +246,9 @@ class FrameWalker:
         size, kind, self._last_block = _read_block_header(cursor)
         if kind > COMPRESSED or size > MAX_BLOCK:
             raise CompressedError("not a block of a zstd frame", offset=cursor.offset)
+        self._count_empty(cursor, empty=not size)
         cursor.position += BLOCK_HEADER_SIZE
+        self._stored = self._stored and kind == RAW
         self._left = 1 if kind == RLE else size
         self._step = self._body
         return []
@@ -228,7 +268,13 @@ class FrameWalker:
             return self._piece(cursor, last=True)
         start, size = cursor.done, self._content_size
         cursor.commit()
-        return [Frame(start, cursor.position, cursor.offset_of(start), size)]
+        return [Frame(start, cursor.position, cursor.offset_of(start), size, self._stored)]
+
+    def _count_empty(self, cursor: Cursor, *, empty: bool) -> None:
+        self._empty = self._empty + 1 if empty else 0
+        if self._empty > MAX_EMPTY:
+            message = f"more than {MAX_EMPTY} empty frames or blocks one after the other"
+            raise CompressedError(message, offset=cursor.offset)
 
     def _skip(self, cursor: Cursor) -> list[Frame | Piece]:
         try:

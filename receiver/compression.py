@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from ..protocol.zstd import CompressedError, Frame, FrameWalker, Piece
+from ..protocol.zstd import CompressedError, Frame, FrameWalker, Piece, join_stored
 from .slots import DATA_BYTES, DATA_START, SLOT_SIZE
 
 MAX_WINDOW = 128 << 20
@@ -29,17 +29,19 @@ Slot: TypeAlias = npt.NDArray[np.uint8]
 class Inflater:
     """Takes the compressed stream, hands on what it holds, in order.
 
-    `take`: gets a slot and how many bytes from DATA_START on were filled. With `threads` 0 the
-    caller's own decompresses.
+    `take`: gets a slot and how many bytes from DATA_START on were filled, and says whether the
+    stream may go on behind them. With `threads` 0 the caller's own decompresses.
     """
 
-    def __init__(self, threads: int, take: Callable[[Slot, int], None]) -> None:
+    def __init__(self, threads: int, take: Callable[[Slot, int], bool]) -> None:
         self._take = take
         self._walker = FrameWalker(DATA_BYTES)
         self._pool = ThreadPoolExecutor(threads, "vmferry-inflate") if threads else None
         self._free = [np.empty(SLOT_SIZE, np.uint8) for _ in range(max(1, 2 * threads))]
         self._under_way: deque[tuple[Slot, Future[int]]] = deque()
         self._stream: zstandard.ZstdDecompressionWriter | None = None
+        self._over = False
+        self._behind = False
         self.room = np.empty(self._walker.most + DATA_BYTES, np.uint8)
         """Compressed bytes not done with, and room for more behind `waiting` of them."""
         self.waiting = 0
@@ -49,29 +51,54 @@ class Inflater:
         """Nothing is under way."""
         return not self._under_way
 
+    @property
+    def ended(self) -> bool:
+        """The stream is over, and so is the frame that it ended in; what follows is not ours."""
+        return self._over and self._stream is None
+
     def filled(self, count: int) -> None:
         """So many bytes came into `room`. Raises CompressedError, or what `take` raises."""
         view = self.room.data[: self.waiting + count]
-        found, done = self._walker.parse(view)
-        for part in found:
-            if isinstance(part, Piece):
-                self._piece(part, view[part.start : part.end])
-            else:
-                self._frame(part, view[part.start : part.end])
-        self.waiting = len(view) - done
-        self.room[: self.waiting] = self.room[done : len(view)]
+        position, walker = 0, self._walker
+        while position == 0 or walker.more:
+            found, done = walker.parse(view[position:])
+            for part in found:
+                start, end = position + part.start, position + part.end
+                if isinstance(part, Piece):
+                    self._piece(part, view[start:end])
+                else:
+                    self._frame(part, view[start:end])
+                if self.ended:
+                    return
+            position += done
+            if not done:
+                break
+        if walker.error is not None:
+            self._finish_all()
+            if not self.ended:
+                raise walker.error
+        self.waiting = len(view) - position
+        self.room[: self.waiting] = self.room[position : len(view)]
 
     def finish_one(self) -> None:
         """Hand on the oldest that is under way, when it is done."""
         slot, future = self._under_way.popleft()
-        self._take(slot, future.result())
+        if not self._over:
+            self._hand_on(slot, future.result())
         self._free.append(slot)
+
+    def _finish_all(self) -> None:
+        while self._under_way:
+            self.finish_one()
+
+    def _hand_on(self, slot: Slot, count: int) -> None:
+        self._over = not self._take(slot, count)
 
     def close(self) -> None:
         """The input has ended: hand on the rest. Raises CompressedError if it ended in a frame."""
-        while self._under_way:
-            self.finish_one()
-        self._walker.close()
+        self._finish_all()
+        if not self.ended:
+            self._walker.close()
 
     def stop(self) -> None:
         """End the threads."""
@@ -79,8 +106,14 @@ class Inflater:
             self._pool.shutdown(cancel_futures=True)
 
     def _frame(self, frame: Frame, data: memoryview) -> None:
+        if frame.stored:
+            # One copy here is less than what it takes to have a thread do it.
+            self._finish_all()
+            if not self._over:
+                self._hand_on(self._free[0], _join(data, frame, self._free[0]))
+            return
         if self._pool is None:
-            self._take(self._free[0], _inflate(data, frame, self._free[0]))
+            self._hand_on(self._free[0], _inflate(data, frame, self._free[0]))
             return
         if not self._free:
             self.finish_one()
@@ -90,8 +123,9 @@ class Inflater:
         self._under_way.append((slot, future))
 
     def _piece(self, piece: Piece, data: memoryview) -> None:
-        while self._under_way:
-            self.finish_one()
+        self._finish_all()
+        if self.ended:
+            return
         if self._stream is None:
             decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
             self._stream = decompressor.stream_writer(self, closefd=False)  # type: ignore[arg-type]
@@ -100,15 +134,32 @@ class Inflater:
                 self._stream.write(data[start : start + PIECE_STEP])
             except zstandard.ZstdError as error:
                 raise _bad_frame(error, piece.offset) from None
+            if self._over and self._behind:
+                message = "the zstd frame goes on behind the end of the stream"
+                raise CompressedError(message, offset=piece.offset)
         if piece.last:
             self._stream = None
 
     def write(self, data: bytes) -> int:
         """What the stream writer calls, with at most 128 KiB."""
+        if self._over:
+            self._behind = True
+            return len(data)
         slot = self._free[0]
         slot[DATA_START : DATA_START + len(data)] = np.frombuffer(data, np.uint8)
-        self._take(slot, len(data))
+        self._hand_on(slot, len(data))
         return len(data)
+
+
+def _join(data: memoryview, frame: Frame, slot: Slot) -> int:
+    """The same as `_inflate` for a stored frame."""
+    try:
+        count = join_stored(data, slot.data[DATA_START:])
+    except ValueError:
+        raise _wrong_size("more than it says", frame) from None
+    if count != frame.content_size:
+        raise _wrong_size(f"{count} bytes", frame)
+    return count
 
 
 def _inflate(data: memoryview, frame: Frame, slot: Slot) -> int:
@@ -121,9 +172,13 @@ def _inflate(data: memoryview, frame: Frame, slot: Slot) -> int:
     except zstandard.ZstdError as error:
         raise _bad_frame(error, frame.offset) from None
     if count != frame.content_size:
-        message = f"the zstd frame holds {count} bytes, not {frame.content_size}"
-        raise CompressedError(message, offset=frame.offset)
+        raise _wrong_size(f"{count} bytes", frame)
     return count
+
+
+def _wrong_size(held: str, frame: Frame) -> CompressedError:
+    message = f"the zstd frame holds {held}, not {frame.content_size}"
+    return CompressedError(message, offset=frame.offset)
 
 
 def _bad_frame(error: zstandard.ZstdError, offset: int) -> CompressedError:

@@ -95,6 +95,7 @@ class Transport:
         if setup.rings:
             self._slots = RingSlots(connection, setup.rings, setup.applied, setup.progress_fd)
         self._input = Readiness(channel.fileno(), connection.fileno())
+        self._commands = Readiness(connection.fileno())
         self._reader = StreamReader()
         self._kept = b""
         self._return_path = False
@@ -128,15 +129,15 @@ class Transport:
         try:
             used = len(head)
             inflater.room.data[:used] = head
-            while used and not self._reader.finished:
+            while used:
                 inflater.filled(used)
                 while not inflater.idle and not self._input.now():
                     inflater.finish_one()
-                used = 0
-                if not self._reader.finished:
-                    used = self._fill(inflater.room.data[inflater.waiting :])
-            if not self._reader.finished:
-                inflater.close()
+                if inflater.ended:
+                    return
+                # Up to its end a frame may still turn out to be damaged.
+                used = self._fill(inflater.room.data[inflater.waiting :])
+            inflater.close()
         finally:
             inflater.stop()
 
@@ -159,15 +160,16 @@ class Transport:
             self._setup.counters.add("transferred", count)
         return used
 
-    def _take(self, slot: npt.NDArray[np.uint8], used: int) -> None:
-        """The next bytes of the stream, `used` from DATA_START on."""
-        if self._reader.finished:
-            return
+    def _take(self, slot: npt.NDArray[np.uint8], used: int) -> bool:
+        """The next bytes of the stream, `used` from DATA_START on; whether it may go on."""
+        if self._commands.now():
+            raise EOFError
         start, end = DATA_START - len(self._kept), DATA_START + used
         slot[start:DATA_START] = np.frombuffer(self._kept, np.uint8)
         found, consumed = self._reader.parse(slot.data[start:end])
         self._kept = bytes(slot.data[start + consumed : end])
         self._deliver(found, slot, start, end)
+        return not self._reader.finished
 
     def _deliver(
         self, found: list[events.Event], slot: npt.NDArray[np.uint8], start: int, end: int

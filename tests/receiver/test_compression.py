@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,30 +18,38 @@ THREADS = pytest.mark.parametrize("threads", [0, 1, 3])
 
 
 class Taken:
-    """What came out."""
+    """What came out, of a stream of `length` bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, length: int = 1 << 40) -> None:
         self.data = bytearray()
         self.most = 0
+        self._length = length
 
-    def take(self, slot: npt.NDArray[np.uint8], used: int) -> None:
+    def take(self, slot: npt.NDArray[np.uint8], used: int) -> bool:
         self.data += bytes(slot[DATA_START : DATA_START + used])
         self.most = max(self.most, used)
+        return len(self.data) < self._length
 
 
-def inflate(stream: bytes, threads: int, step: int = 100_000) -> Taken:
-    """Put a whole compressed stream through."""
-    taken = Taken()
+def inflate(stream: bytes, threads: int, step: int = 100_000, length: int = 1 << 40) -> Taken:
+    """Put a whole compressed stream through, which holds one of `length` bytes."""
+    taken = Taken(length)
     inflater = Inflater(threads, taken.take)
     try:
         for start in range(0, len(stream), step):
-            piece = stream[start : start + step]
-            inflater.room.data[inflater.waiting : inflater.waiting + len(piece)] = piece
-            inflater.filled(len(piece))
+            put(inflater, stream[start : start + step])
+            if inflater.ended:
+                return taken
         inflater.close()
     finally:
         inflater.stop()
     return taken
+
+
+def put(inflater: Inflater, piece: bytes) -> None:
+    """The next piece of the compressed stream."""
+    inflater.room.data[inflater.waiting : inflater.waiting + len(piece)] = piece
+    inflater.filled(len(piece))
 
 
 def compressed(content: bytes, **options: Any) -> bytes:
@@ -112,11 +121,12 @@ def test_bomb_comes_in_small_pieces(threads: int) -> None:
     bomb = zstd.FrameHeader.build(header) + (block + b"\0") * 200_000
     sizes = []
 
-    def take(slot: npt.NDArray[np.uint8], used: int) -> None:
+    def take(slot: npt.NDArray[np.uint8], used: int) -> bool:
         assert not slot[DATA_START : DATA_START + used].any()
         sizes.append(used)
         if len(sizes) == 1000:
             raise FullError
+        return True
 
     inflater = Inflater(threads, take)
     try:
@@ -126,3 +136,58 @@ def test_bomb_comes_in_small_pieces(threads: int) -> None:
     finally:
         inflater.stop()
     assert max(sizes) <= DATA_BYTES
+
+
+@THREADS
+@pytest.mark.parametrize("step", [1 << 20, 1])
+@pytest.mark.parametrize("behind", [b"no frame", compressed(b"more"), b"\x28\xb5\x2f\xfd"])
+def test_what_follows_the_stream_is_not_ours(threads: int, step: int, behind: bytes) -> None:
+    """Broken: whether a good migration succeeds would depend on what is read at once."""
+    for options in ({}, {"write_content_size": False}):
+        stream = compressed(bytes(5000), **options) + behind
+        assert inflate(stream, threads, step, length=5000).data == bytes(5000)
+
+
+@THREADS
+@pytest.mark.parametrize("step", [1 << 20, 1])
+def test_a_stream_ends_with_its_frame(threads: int, step: int) -> None:
+    """Broken: a guest would be resumed before its bytes were known to be whole (law 4)."""
+    content = random.Random(6).randbytes(5000)
+    frame = compressed(content, write_content_size=False, write_checksum=True)
+    for cut in (1, 4, 6):
+        with pytest.raises(zstd.CompressedError, match="ends within a zstd frame"):
+            inflate(frame[:-cut], threads, step, length=5000)
+    wrong = frame[:-1] + bytes([frame[-1] ^ 1])
+    with pytest.raises(zstd.CompressedError, match="bad zstd frame"):
+        inflate(wrong, threads, step, length=5000)
+
+
+@THREADS
+def test_a_frame_that_goes_on_behind_the_stream(threads: int) -> None:
+    """Broken: zeros without end behind a good stream would be decompressed before it counts."""
+    frame = compressed(bytes(50 << 20), write_content_size=False)
+    with pytest.raises(zstd.CompressedError, match="goes on behind the end of the stream"):
+        inflate(frame, threads, length=5000)
+
+
+class Late:
+    """A pool that does everything when the result is asked for."""
+
+    def submit(self, function: Callable[..., int], *arguments: Any) -> Any:
+        return type("", (), {"result": lambda _: function(*arguments)})()
+
+    def shutdown(self, **_: bool) -> None:
+        pass
+
+
+def test_threads_have_their_own_bytes() -> None:
+    """Broken: a thread that comes late would decompress the bytes of another frame."""
+    taken = Taken()
+    inflater = Inflater(3, taken.take)
+    inflater.stop()
+    inflater._pool = Late()  # type: ignore[assignment]
+    contents = [bytes([number]) * 2000 for number in range(5)]
+    for content in contents:
+        put(inflater, compressed(content))
+    inflater.close()
+    assert taken.data == b"".join(contents)
