@@ -1,50 +1,63 @@
 """Which level to compress with: as much as the processors can bear while the link is scarce.
 
-Where slots wait to be sent (the ring is full), the link is slow; where they never do, the
-processors are. From the time that went into each slot, the time that the levels beside the present
-one would take is forecast, and the level changes when one of them would be faster. No clock and no
-I/O here.
+What a slot would take at each level is forecast, from the time to find and compress its pages, and
+the time of what is left of them on the link. These go on side by side (see Ring and Pool), so the
+longer one counts: the ring is full, the link is slow; it is empty, the processors are. The cheapest
+level is taken of those that are about as fast as the best. No clock and no I/O here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 NONE = 0
 """The level at which slots are sent as they are."""
 LEVELS = (NONE, 1, 3, 6, 9)
 """From the cheapest on; the second is what is begun with."""
 
-WINDOW = 0.05
+WINDOW = 0.02
 """Seconds, at least, over which slots are looked at together."""
 WINDOW_SLOTS = 3
-WAITING = 0.05
-"""Share of the time that slots wait, from which on the link is what is scarce."""
-GAIN = 0.95
-"""A level must take at most this much of the present time to be chosen."""
-LOSS = 1.1
-"""A level that takes more than this, where it should have taken less, is given up."""
-FORGET = 0.7
-"""What a link that was slow is reckoned to have got faster, each window in which it was not."""
-MAX_PATIENCE = 3.2
-"""Seconds, at most, until a level that did not help is looked at again."""
-SAMPLE_SHARE = 0.03
-"""Of the time, at most, may go into samples."""
+TRUST = 8 << 20
+"""Bytes sent from which on a link that looks fast is fast: buffers on the way take some at once."""
+AS_GOOD = 1.03
+"""A level that takes at most this much of the best one's time will do, if it is cheaper."""
+OTHER_LINK = 2.0
+"""By which factor a link has to change for what is known of it at other levels to be forgotten."""
+STALE = 10.0
+"""Seconds until it is forgotten anyway."""
+SHARE = 0.03
+"""Of the time, at most, may be lost by trying levels that turn out not to help."""
+PATIENCE = 1.0
+"""Seconds, at least, until what did not help is tried again."""
 
 
 @dataclass(frozen=True)
 class SlotTimes:
     """What one slot took. `raw`, `sent`: bytes before and after compression; times in seconds.
 
-    `work`: finding and laying out pages; `compress`; `waited`: for room in the ring, or for the
-    channel.
+    `work`: finding and laying out pages; `compress`; `passed`: all that went by for it, waiting for
+    room in the ring or for the channel included.
     """
 
     raw: int
     sent: int
     work: float
     compress: float
-    waited: float
+    passed: float
+
+
+@dataclass(frozen=True)
+class Link:
+    """What the transport process knows of the link: bytes sent in all, and seconds a byte of late.
+
+    `limit`: what a byte takes at least, by the bandwidth limit; 0 where there is none.
+    """
+
+    total: int
+    seconds: float
+    limit: float
 
 
 @dataclass(frozen=True)
@@ -55,41 +68,65 @@ class Known:
     remains: float
 
 
-class Patience:
-    """When to try again what did not help: each time after twice as long."""
+@dataclass(frozen=True)
+class Measured:
+    """Seconds that a byte took on the wire, at `time`."""
 
-    def __init__(self) -> None:
-        self._seconds = WINDOW
-        self._until = 0.0
+    seconds: float
+    time: float
 
-    def is_over(self, time: float) -> bool:
-        """Whether to try."""
-        return time >= self._until
 
-    def wait(self, time: float, least: float = 0.0) -> None:
-        """It was tried at `time`; not again for `least` seconds."""
-        self._until = time + max(self._seconds, least)
-        self._seconds = min(2 * self._seconds, MAX_PATIENCE)
+class Pipeline(Protocol):
+    """What goes on side by side. All times are seconds a byte, as one of those that work sees it.
+
+    `depth`: slots that may be under way; so many after a change of level say nothing of the link.
+    """
+
+    @property
+    def depth(self) -> int: ...
+
+    def times(self, work: float, cost: float, wire: float) -> tuple[float, float]:
+        """Of a slot: before the link, and on it. The longer one is what it takes."""
+
+
+@dataclass(frozen=True)
+class Ring:
+    """So many processes find and compress pages; another one sends."""
+
+    processes: int
+    depth: int
+
+    def times(self, work: float, cost: float, wire: float) -> tuple[float, float]:
+        """See Pipeline."""
+        return work + cost, wire * self.processes
+
+
+@dataclass(frozen=True)
+class Pool:
+    """So many threads compress; one process finds pages and sends what comes of them."""
+
+    threads: int
+    depth: int
+
+    def times(self, work: float, cost: float, wire: float) -> tuple[float, float]:
+        """See Pipeline."""
+        return cost / self.threads, work + wire
 
 
 class Adaptive:
-    """The choice of one process, among `levels`.
+    """The choice of one process, among `levels`."""
 
-    `overlap`: another process sends meanwhile, by way of the ring.
-    """
-
-    def __init__(self, levels: tuple[int, ...] = LEVELS, *, overlap: bool) -> None:
+    def __init__(self, pipeline: Pipeline, levels: tuple[int, ...] = LEVELS) -> None:
+        self._pipeline = pipeline
         self._levels = levels
-        self._overlap = overlap
         self._place = min(1, len(levels) - 1)
         self._known = {NONE: Known(0.0, 1.0)}
+        self._wire: dict[int, Measured] = {}
         self._window: list[SlotTimes] = []
-        self._wire = 0.0
-        self._before: tuple[int, float] | None = None
-        self._fresh = False
+        self._settling = 0
         self._time = 0.0
-        self._up = Patience()
-        self._down = Patience()
+        self._sample_at = 0.0
+        self._probe_at = PATIENCE
         self.wants: int | None = None
         """A level of which a sample would tell whether it helps: see `sampled`."""
 
@@ -101,73 +138,81 @@ class Adaptive:
     def sampled(self, raw: int, size: int, seconds: float) -> None:
         """A slot of `raw` bytes became `size` bytes at the level wanted."""
         assert self.wants is not None
-        self._up.wait(self._time, seconds / SAMPLE_SHARE)
+        self._sample_at = self._time + max(seconds / SHARE, WINDOW)
         self._known[self.wants] = Known(seconds / raw, size / raw)
         self.wants = None
-        self._fresh = True
 
-    def sent(self, slot: SlotTimes) -> None:
+    def sent(self, slot: SlotTimes, link: Link) -> None:
         """Take in a slot that went out at the present level."""
+        self._time += slot.passed
         self._window.append(slot)
-        times = self._window
-        seconds = sum(slot.work + slot.compress + slot.waited for slot in times)
-        if len(times) < WINDOW_SLOTS or seconds < WINDOW:
+        passed = sum(slot.passed for slot in self._window)
+        if len(self._window) < WINDOW_SLOTS or passed < WINDOW:
             return
-        raw = sum(slot.raw for slot in times)
-        sent = sum(slot.sent for slot in times)
-        work, compress, waited = (
-            sum(getattr(slot, part) for slot in times) / raw
-            for part in ("work", "compress", "waited")
-        )
-        self._window = []
-        self._time += seconds
+        raw = sum(slot.raw for slot in self._window)
+        work = sum(slot.work for slot in self._window) / raw
         if self.level != NONE:
-            self._known[self.level] = Known(compress, sent / raw)
-        scarce = waited > WAITING * (work + compress + waited)
-        self._see_link((work + compress + waited, waited), sent / raw, scarce=scarce)
-        self._choose(work, work + compress + waited, scarce=scarce)
+            compress = sum(slot.compress for slot in self._window) / raw
+            remains = sum(slot.sent for slot in self._window) / raw
+            self._known[self.level] = Known(compress, remains)
+        self._settling -= len(self._window)
+        self._window = []
+        if self._settling <= 0:
+            self._see_link(max(link.seconds, link.limit))
+            self._choose(work, raw, trusted=link.total >= TRUST)
 
-    def _see_link(self, times: tuple[float, float], remains: float, *, scarce: bool) -> None:
-        """Seconds that a byte takes on the wire; while it is not scarce, at most so many."""
-        total, waited = times
-        if not self._overlap:
-            self._wire = waited / remains
-        elif scarce:
-            self._wire = total / remains
-        else:
-            self._wire = min(self._wire * FORGET, total / remains)
-
-    def _choose(self, work: float, now: float, *, scarce: bool) -> None:
-        """This level, or one beside it; `now`: seconds that a byte takes at this one."""
-        before, self._before = self._before, None
-        fresh, self._fresh = self._fresh, False
+    def _see_link(self, seconds: float) -> None:
+        """A byte takes so long on the wire at the present level."""
+        before = self._wire.get(self.level)
         if before is not None:
-            place, limit = before
-            if now > limit:
-                self._place = place
-                return
-            if place < self._place:
-                self._up = Patience()
-        places = [self._place - 1] if self._place else []
-        if fresh:
-            places.append(self._place + 1)
-        forecasts = {place: self._forecast(work, place) for place in places}
-        best = min(forecasts, key=forecasts.__getitem__, default=self._place)
-        if places and forecasts[best] < now * GAIN:
-            self._move(best, now * LOSS)
-        elif scarce and self._place and self._down.is_over(self._time):
-            # What looks like a slow link may be a destination that is slow to decompress.
-            self._down.wait(self._time)
-            self._move(self._place - 1, now * GAIN)
-        elif scarce and self._place + 1 < len(self._levels) and self._up.is_over(self._time):
-            self.wants = self._levels[self._place + 1]
+            change = seconds / max(before.seconds, 1e-15)
+            if not 1 / OTHER_LINK <= change <= OTHER_LINK:
+                self._wire = {}
+        self._wire[self.level] = Measured(seconds, self._time)
 
-    def _move(self, place: int, limit: float) -> None:
-        """Another level, which is given up again if a byte takes more than `limit` seconds."""
-        self._before = (self._place, limit)
+    def _choose(self, work: float, raw: int, *, trusted: bool) -> None:
+        """The level from now on. `raw`: bytes of the window."""
+        forecasts = {
+            place: self._forecast(work, level)
+            for place, level in enumerate(self._levels)
+            if level in self._known and (trusted or place >= self._place)
+        }
+        best = min(forecasts.values())
+        place = min(place for place in forecasts if forecasts[place] <= best * AS_GOOD)
+        if place != self._place:
+            self._move(place)
+            return
+        before, on_link = self._times(work, self.level)
+        if on_link < before:
+            # A higher level would only cost more; and a lower one was reckoned with.
+            return
+        if place + 1 < len(self._levels) and self._time >= self._sample_at:
+            self.wants = self._levels[place + 1]
+        elif place and trusted and self._time >= self._probe_at:
+            self._probe(work, raw)
+
+    def _probe(self, work: float, raw: int) -> None:
+        """Try the level below: a slow link may be a destination that is slow to decompress."""
+        below = self._levels[self._place - 1]
+        if below not in self._known:
+            return
+        slower = self._forecast(work, below) - self._forecast(work, self.level)
+        lost = slower * (self._pipeline.depth + WINDOW_SLOTS) * raw / WINDOW_SLOTS
+        self._probe_at = self._time + max(lost / SHARE, PATIENCE)
+        self._move(self._place - 1)
+
+    def _move(self, place: int) -> None:
         self._place = place
+        self._settling = self._pipeline.depth
 
-    def _forecast(self, work: float, place: int) -> float:
-        level = self._known[self._levels[place]]
-        own, wire = work + level.cost, self._wire * level.remains
-        return max(own, wire) if self._overlap else own + wire
+    def _times(self, work: float, level: int) -> tuple[float, float]:
+        """See Pipeline, at this level."""
+        measured = self._wire.get(level)
+        if measured is None or self._time - measured.time > STALE:
+            measured = self._wire[self.level]
+        known = self._known[level]
+        return self._pipeline.times(work, known.cost, measured.seconds * known.remains)
+
+    def _forecast(self, work: float, level: int) -> float:
+        """Seconds that a byte would take in all."""
+        return max(self._times(work, level))

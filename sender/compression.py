@@ -1,23 +1,22 @@
-"""Compression of the outgoing stream: every slot becomes one zstd frame.
-
-Several frames after one another are what `zstd -dc` takes: it gives the stream again.
-"""
+"""How the outgoing stream is compressed: what a user may ask for, frames, the link's measure."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import zstandard
 
 from ..transport.counters import Counters
-from .adaptive import LEVELS, NONE, Adaptive, SlotTimes
-from .slots import Slots
+from .adaptive import LEVELS, Link
 
 MAX_LEVEL = zstandard.MAX_COMPRESSION_LEVEL
 
 COMPRESSION_COUNTERS = ("raw_bytes", "compressed_bytes", "level")
 """Of each process that compresses: bytes before and after, and the present level."""
+
+
+METER_BYTES, METER_NS = 4 << 20, 50_000_000
+"""As soon as so much was sent, or sending took so long, the link is looked at anew."""
 
 
 class CompressionError(ValueError):
@@ -29,6 +28,11 @@ class Compression:
     """`level` of zstd; None: adaptive."""
 
     level: int | None
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Those to choose from."""
+        return LEVELS if self.level is None else (self.level,)
 
     def __str__(self) -> str:
         return "adaptive" if self.level is None else f"zstd:{self.level}"
@@ -61,61 +65,24 @@ class Framer:
         return self._compressors[level].compress(content)
 
 
-class CompressedSlots:
-    """Slots of at most `size` bytes that leave as frames, by way of the slots below.
+class LinkMeter:
+    """The link by what the transport process counts in `sent`: bytes, and time spent sending them.
 
-    `counters`: COMPRESSION_COUNTERS.
+    `limits`: has `max_bandwidth`, bytes a second; 0: none.
     """
 
-    def __init__(
-        self, slots: Slots, size: int, compression: Compression, counters: Counters
-    ) -> None:
-        self._slots = slots
-        self._size = size
-        self._buffer = memoryview(bytearray(size))
-        self._counters = counters
-        self._framer = Framer()
-        levels = LEVELS if compression.level is None else (compression.level,)
-        self._choice = Adaptive(levels, overlap=slots.overlap)
-        self._open = self._buffer
-        self._waited = 0.0
-        self._since = 0.0
-        self.overlap = slots.overlap
-        self.end_round = slots.end_round
-        self.check = slots.check
+    def __init__(self, sent: Counters, limits: Counters) -> None:
+        self._sent = sent
+        self._limits = limits
+        self._before = (0, 0)
+        self._seconds = 0.0
 
-    def acquire(self) -> memoryview:
-        """See Slots."""
-        started = time.perf_counter()
-        self._open = self._buffer
-        if self._choice.level == NONE:
-            # It is stored in a frame on its way out: nothing is copied.
-            self._open = self._slots.acquire()[: self._size]
-        self._since = time.perf_counter()
-        self._waited = self._since - started
-        return self._open
-
-    def publish(self, length: int, *, stored: bool = False) -> None:
-        """See Slots."""
-        work = time.perf_counter() - self._since
-        content = self._open[:length]
-        self._sample(content)
-        started, spent, sent = time.perf_counter(), 0.0, length
-        if self._choice.level != NONE:
-            compressed = self._framer.frame(content, self._choice.level)
-            spent, sent = time.perf_counter() - started, len(compressed)
-            started += spent
-            self._slots.acquire()[:sent] = compressed
-        self._slots.publish(sent, stored=stored or self._choice.level == NONE)
-        waited = self._waited + time.perf_counter() - started
-        self._counters.add("raw_bytes", length)
-        self._counters.add("compressed_bytes", sent)
-        self._choice.sent(SlotTimes(length, sent, work, spent, waited))
-        self._counters.set("level", self._choice.level)
-
-    def _sample(self, content: memoryview) -> None:
-        if self._choice.wants is None:
-            return
-        started = time.perf_counter()
-        size = len(self._framer.frame(content, self._choice.wants))
-        self._choice.sampled(len(content), size, time.perf_counter() - started)
+    def look(self) -> Link:
+        """The link as it was while the last few slots were sent."""
+        total, busy_ns = self._sent["transferred"], self._sent["busy_ns"]
+        sent, spent = total - self._before[0], busy_ns - self._before[1]
+        if sent and (sent >= METER_BYTES or spent >= METER_NS):
+            self._seconds = spent / 1e9 / sent
+            self._before = (total, busy_ns)
+        limit = self._limits["max_bandwidth"]
+        return Link(total, self._seconds, 1 / limit if limit else 0.0)

@@ -34,6 +34,8 @@ from .worker import StartRound
 
 REPLY_TIMEOUT = 60.0
 """Seconds that a destination may take from the end of the stream to its answer."""
+ENOUGH_FOR_THREADS = 4
+"""Processors up to which the transport process keeps them busy with threads that compress."""
 LATE_REPLY_TIMEOUT = 3.0
 """The same where the transport process is dead, and the guest is wanted back within 5 s."""
 
@@ -94,10 +96,12 @@ class Sender:
             self._processes.limits.set("xbzrle_cache", pages)
 
     def _workers(self) -> int:
-        """Compression is worth a process on each processor."""
+        """Compression is worth a process on each processor, where threads would not be enough."""
         if self._parameters.workers is not None:
             return self._parameters.workers
-        return default_workers() if self._compression is None else processors()
+        if self._compression is None:
+            return default_workers()
+        return processors() if processors() > ENOUGH_FOR_THREADS else 0
 
     def _cache_pages(self, size: int | None) -> int:
         ram = max(self._total, self._guest.machine.page_size)

@@ -55,6 +55,7 @@ class Processes:
                 section_id,
                 self._slot_size,
                 counters,
+                self._sent,
                 self.limits,
                 self._layout,
                 self._compression,

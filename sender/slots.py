@@ -23,15 +23,13 @@ SLOT_STORED = 4
 
 
 class Slots(Protocol):
-    """One slot is open at a time. `overlap`: another process sends what was published."""
-
-    overlap: bool
+    """One slot is open at a time."""
 
     def acquire(self) -> memoryview:
         """An empty slot. Raises EOFError when the coordinator wants no more of this round."""
 
-    def publish(self, length: int, *, stored: bool = False) -> None:
-        """Its first `length` bytes may go; `stored`: in a zstd frame."""
+    def publish(self, length: int) -> None:
+        """Its first `length` bytes may go."""
 
     def end_round(self, number: int) -> None:
         """Everything of this round was published."""
@@ -42,8 +40,6 @@ class Slots(Protocol):
 
 class RingSlots:
     """Slots of a ring, taken by the transport process."""
-
-    overlap = True
 
     def __init__(self, ring: Ring, connection: Connection) -> None:
         self._writer = RingWriter(ring)
@@ -58,7 +54,7 @@ class RingSlots:
         return view
 
     def publish(self, length: int, *, stored: bool = False) -> None:
-        """See Slots."""
+        """See Slots; `stored`: in a zstd frame."""
         self._writer.publish(length, SLOT_STORED if stored else SLOT_PIECE, 0)
 
     def end_round(self, number: int) -> None:
@@ -73,12 +69,10 @@ class RingSlots:
 
 
 class DirectSlots:
-    """One buffer of the transport process itself: `send` takes its bytes, `ended` the round.
+    """One buffer of the transport process itself: `send` takes bytes, `ended` the round.
 
     `send` is also told whether they leave stored in a zstd frame.
     """
-
-    overlap = False
 
     def __init__(
         self,
@@ -92,12 +86,16 @@ class DirectSlots:
         self._send = send
         self.end_round = ended
 
+    def send(self, content: memoryview) -> None:
+        """Send what stands elsewhere."""
+        self._send(content, False)
+
     def acquire(self) -> memoryview:
         """See Slots."""
         return self._buffer
 
     def publish(self, length: int, *, stored: bool = False) -> None:
-        """See Slots."""
+        """See Slots; `stored`: in a zstd frame."""
         self._send(self._buffer[:length], stored)
 
     def check(self) -> None:

@@ -15,12 +15,14 @@ from ..protocol.return_path import ReturnPathReader, Shut
 from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters
 from ..transport.crew import Failed
-from ..transport.process import receive_channel, send_message
+from ..transport.process import processors, receive_channel, send_message
 from ..transport.rate import RateLimiter
 from ..transport.ring import Ring, RingReader
 from ..transport.shared import Readiness, wait_readable
-from .slots import SLOT_END_OF_ROUND, SLOT_FLUSHED, SLOT_STORED, DirectSlots
-from .worker import MappedBlock, StartRound, Worker, WorkerSetup, map_blocks
+from .adaptive import Pool
+from .compressed_slots import FramedDirectSlots
+from .slots import SLOT_END_OF_ROUND, SLOT_FLUSHED, SLOT_STORED, DirectSlots, Slots
+from .worker import MappedBlock, StartRound, Worker, WorkerSetup, make_choice, map_blocks
 
 TRANSPORT_COUNTERS = ("transferred", "busy_ns")
 
@@ -92,7 +94,7 @@ class Transport:
         if setup.scan is not None:
             size = zstd.compressed_bound(setup.scan.slot_size)
             slots = DirectSlots(size, connection, self._send, self._round_sent)
-            self._worker = Worker(setup.scan, blocks, slots)
+            self._worker = Worker(setup.scan, blocks, _compressed(slots, setup.scan))
 
     def run(self) -> None:
         """Until the coordinator says close, or goes away (EOFError)."""
@@ -182,6 +184,15 @@ class Transport:
 
     def _limit(self) -> int | None:
         return self._setup.limits["max_bandwidth"] or None
+
+
+def _compressed(slots: DirectSlots, setup: WorkerSetup) -> Slots:
+    """The same, by way of threads that compress them if they shall be."""
+    if setup.compression is None:
+        return slots
+    threads = processors()
+    choice = make_choice(setup, setup.compression, Pool(threads, depth=2))
+    return FramedDirectSlots(slots, setup.slot_size, choice, threads)
 
 
 def run_transport(connection: Connection, setup: TransportSetup) -> None:

@@ -23,7 +23,9 @@ from ..protocol.xbzrle import Delta
 from ..transport.counters import Counters
 from ..transport.process import receive_fd, send_message
 from ..transport.ring import Ring
-from .compression import COMPRESSION_COUNTERS, CompressedSlots, Compression
+from . import adaptive
+from .compressed_slots import Choice, FramedRingSlots
+from .compression import COMPRESSION_COUNTERS, Compression, LinkMeter
 from .page_cache import PageCache
 from .sampler import SAMPLE_COUNTERS, Sampler
 from .slots import RingSlots, Slots
@@ -59,6 +61,8 @@ class WorkerSetup:
     section_id: int
     slot_size: int
     counters: Counters
+    sent: Counters
+    """What the transport process counts."""
     limits: Counters
     """`xbzrle_cache`: pages of the caches of all workers together; 0: no XBZRLE."""
     layout: tuple[dict[str, Any], ...]
@@ -147,8 +151,6 @@ class Worker:
         self._setup = setup
         self._blocks = blocks
         self._counters = setup.counters
-        if setup.compression is not None:
-            slots = CompressedSlots(slots, setup.slot_size, setup.compression, setup.counters)
         self._slots = slots
         self._records = SlotBuilder(slots, setup.section_id)
         self._cache = PageCache(0, blocks[0].page_size)
@@ -289,10 +291,23 @@ def map_blocks(connection: Connection, setup: WorkerSetup) -> list[MappedBlock]:
     return mapped
 
 
+def make_choice(
+    setup: WorkerSetup, compression: Compression, pipeline: adaptive.Pipeline
+) -> Choice:
+    """Of levels to compress with."""
+    choose = adaptive.Adaptive(pipeline, compression.levels)
+    return Choice(choose, setup.counters, LinkMeter(setup.sent, setup.limits))
+
+
 def run_worker(connection: Connection, setup: WorkerSetup, ring: Ring) -> None:
     """Process entry: map RAM, answer "ready", then rounds until the coordinator goes away."""
     blocks = map_blocks(connection, setup)
-    worker = Worker(setup, blocks, RingSlots(ring, connection))
+    slots: Slots = RingSlots(ring, connection)
+    if setup.compression is not None:
+        pipeline = adaptive.Ring(setup.count, ring.slots)
+        choice = make_choice(setup, setup.compression, pipeline)
+        slots = FramedRingSlots(RingSlots(ring, connection), setup.slot_size, choice)
+    worker = Worker(setup, blocks, slots)
     send_message(connection, "ready")
     while True:
         worker.run_round(connection.recv())

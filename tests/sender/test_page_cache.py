@@ -158,7 +158,9 @@ class Source:
         self.limits = Counters.create(("xbzrle_cache",))
         self.limits.set("xbzrle_cache", lines)
         mapped = MappedBlock(block, b"ram", PAGE, self.ram, DigestTracker(COUNT, PAGE))
-        setup = WorkerSetup(0, 1, SECTION, slot_size(PAGE), self.counters, self.limits, ())
+        setup = WorkerSetup(
+            0, 1, SECTION, slot_size(PAGE), self.counters, self.counters, self.limits, ()
+        )
         self._worker = Worker(setup, [mapped], self.destination)
         self._round = 0
 

@@ -67,7 +67,7 @@ def test_write_after_the_copy_is_found(
     chosen = np.array([0, 2] if packs == "pack_plain_gather" else [1])
     counters = Counters.create(WORKER_COUNTERS)
     limits = Counters.create(("xbzrle_cache",))
-    setup = WorkerSetup(0, 1, 2, slot_size(PAGE_SIZE), counters, limits, ())
+    setup = WorkerSetup(0, 1, 2, slot_size(PAGE_SIZE), counters, counters, limits, ())
     worker = Worker(setup, [block], Buffer())
     worker.run_round(StartRound(0, tracked=True))
     block.ram[chosen] = content

@@ -1,0 +1,186 @@
+"""Slots that leave compressed: every one becomes one zstd frame.
+
+Several frames after one another are what `zstd -dc` takes: it gives the stream again. At no level
+a slot is stored in a frame on its way out, and nothing is copied.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from ..transport.counters import Counters
+from .adaptive import NONE, Adaptive, SlotTimes
+from .compression import Framer, LinkMeter
+from .slots import DirectSlots, RingSlots
+
+
+class Choice:
+    """The level for the next slot, and the counters that tell of it (COMPRESSION_COUNTERS)."""
+
+    def __init__(self, adaptive: Adaptive, counters: Counters, link: LinkMeter) -> None:
+        self._adaptive = adaptive
+        self._counters = counters
+        self._link = link
+        self._framer = Framer()
+
+    @property
+    def level(self) -> int:
+        """For the next slot."""
+        return self._adaptive.level
+
+    def sample(self, content: memoryview) -> None:
+        """Compress a slot in vain, if that would tell which level is best."""
+        level = self._adaptive.wants
+        if level is None:
+            return
+        started = time.perf_counter()
+        size = len(self._framer.frame(content, level))
+        self._adaptive.sampled(len(content), size, time.perf_counter() - started)
+
+    def sent(self, slot: SlotTimes, level: int) -> None:
+        """A slot has left, which was compressed at this level."""
+        self._counters.add("raw_bytes", slot.raw)
+        self._counters.add("compressed_bytes", slot.sent)
+        if level == self.level:
+            self._adaptive.sent(slot, self._link.look())
+        self._counters.set("level", self.level)
+
+
+class FramedRingSlots:
+    """Slots of at most `size` bytes, compressed by the process that fills them."""
+
+    def __init__(self, slots: RingSlots, size: int, choice: Choice) -> None:
+        self._slots = slots
+        self._size = size
+        self._choice = choice
+        self._framer = Framer()
+        self._buffer = memoryview(bytearray(size))
+        self._open = self._buffer
+        self._level = NONE
+        self._waited = 0.0
+        self._since = 0.0
+        self.end_round = slots.end_round
+        self.check = slots.check
+
+    def acquire(self) -> memoryview:
+        """See Slots."""
+        started = time.perf_counter()
+        self._level = self._choice.level
+        self._open = self._slots.acquire()[: self._size] if self._level == NONE else self._buffer
+        self._since = time.perf_counter()
+        self._waited = self._since - started
+        return self._open
+
+    def publish(self, length: int) -> None:
+        """See Slots."""
+        work = time.perf_counter() - self._since
+        content = self._open[:length]
+        self._choice.sample(content)
+        started, spent, sent = time.perf_counter(), 0.0, length
+        if self._level == NONE:
+            self._slots.publish(length, stored=True)
+        else:
+            frame = self._framer.frame(content, self._level)
+            spent, sent = time.perf_counter() - started, len(frame)
+            self._slots.acquire()[:sent] = frame
+            self._slots.publish(sent)
+        passed = self._waited + work + time.perf_counter() - started
+        self._choice.sent(SlotTimes(length, sent, work, spent, passed), self._level)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A frame, and how long it took."""
+
+    frame: bytes
+    seconds: float
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """A slot that a thread compresses: its buffer and bytes, seconds of work, the level."""
+
+    buffer: memoryview
+    length: int
+    work: float
+    level: int
+    made: Future[Made]
+
+
+class FramedDirectSlots:
+    """Slots of at most `size` bytes that a pool of threads compresses while we find pages and send.
+
+    They leave in order.
+    """
+
+    def __init__(self, slots: DirectSlots, size: int, choice: Choice, threads: int) -> None:
+        self._slots = slots
+        self._size = size
+        self._choice = choice
+        self._pool = ThreadPoolExecutor(threads, "vmferry-deflate")
+        self._framers = threading.local()
+        self._free = [memoryview(bytearray(size)) for _ in range(2 * threads)]
+        self._under_way: deque[UnderWay] = deque()
+        self._open = self._free[0]
+        self._level = NONE
+        self._since = 0.0
+        self.check = slots.check
+
+    def acquire(self) -> memoryview:
+        """See Slots."""
+        while self._under_way and (self._choice.level == NONE or not self._free):
+            self._finish_one()
+        self._level = self._choice.level
+        if self._level == NONE:
+            self._open = self._slots.acquire()[: self._size]
+        else:
+            self._open = self._free.pop()
+        self._since = time.perf_counter()
+        return self._open
+
+    def publish(self, length: int) -> None:
+        """See Slots."""
+        now = time.perf_counter()
+        work = now - self._since
+        content = self._open[:length]
+        self._choice.sample(content)
+        if self._level == NONE:
+            started = time.perf_counter()
+            self._slots.publish(length, stored=True)
+            passed = work + time.perf_counter() - started
+            self._choice.sent(SlotTimes(length, length, work, 0.0, passed), NONE)
+            return
+        made = self._pool.submit(self._make, content, self._level)
+        self._under_way.append(UnderWay(self._open, length, work, self._level, made))
+        # Not all that are done: meanwhile the threads would run out of work.
+        if self._under_way[0].made.done():
+            self._finish_one()
+
+    def _make(self, content: memoryview, level: int) -> Made:
+        """In a thread of the pool."""
+        if not hasattr(self._framers, "framer"):
+            self._framers.framer = Framer()
+        started = time.perf_counter()
+        frame = self._framers.framer.frame(content, level)
+        return Made(frame, time.perf_counter() - started)
+
+    def _finish_one(self) -> None:
+        """Send the oldest slot under way."""
+        oldest = self._under_way.popleft()
+        started = time.perf_counter()
+        made = oldest.made.result()
+        self._free.append(oldest.buffer)
+        self._slots.send(memoryview(made.frame))
+        passed = oldest.work + time.perf_counter() - started
+        sizes = (oldest.length, len(made.frame))
+        self._choice.sent(SlotTimes(*sizes, oldest.work, made.seconds, passed), oldest.level)
+
+    def end_round(self, number: int) -> None:
+        """See Slots."""
+        while self._under_way:
+            self._finish_one()
+        self._slots.end_round(number)
