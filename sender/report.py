@@ -89,8 +89,7 @@ class Report:
     def note_forecast(self) -> None:
         """Keep the forecast of the whole time that was made after round 2, or else round 1.
 
-        After round 1 alone, a guest that writes the same pages over and over looks like one that
-        writes slowly.
+        By then two rounds of different length have told what the guest is like.
         """
         if not self._convergence.knows_guest or self.round > 3:
             return
@@ -111,7 +110,6 @@ class Report:
         bandwidth = self.meter.bandwidth
         return explain(
             Situation(
-                rate=convergence.wire_rate,
                 bandwidth=bandwidth,
                 left=convergence.expected_sent,
                 downtime=convergence.expected_downtime(bandwidth),

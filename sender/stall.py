@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..guest.sizes import format_size
-from .convergence import Round
+from .convergence import MOMENT, Round
 
 ROUNDS = 3
 """Rounds in succession that did not shrink."""
@@ -37,13 +37,12 @@ class Stall:
 class Situation:
     """What is known when a migration stalls. Sizes in bytes, rates in bytes a second.
 
-    `rate`: what the guest's writes come to on the wire; `left`: what each round sends;
-    `max_bandwidth` 0: no limit. `delta`, `zstd`: what part of the pages sampled XBZRLE or zstd
-    would leave; None where it is on already, or not known. `cache_miss_rate`: of the XBZRLE cache,
-    0 where it is off; `can_slow`: the guest is not slowed down, and could be.
+    `left`: what each round finds and sends; `max_bandwidth` 0: no limit. `delta`, `zstd`: what part
+    of the pages sampled XBZRLE or zstd would leave; None where it is on already, or not known.
+    `cache_miss_rate`: of the XBZRLE cache, 0 where it is off; `can_slow`: the guest is not slowed
+    down, and could be.
     """
 
-    rate: float
     bandwidth: float
     left: float
     downtime: float
@@ -86,9 +85,9 @@ class StallDetector:
 def explain(now: Situation) -> Stall:
     """Put into words what the situation is."""
     reason = (
-        f"rounds do not shrink: the guest's writes come to {format_size(now.rate)}/s, "
-        f"{format_size(now.bandwidth)}/s are sent; the last {format_size(now.left)} would stop it "
-        f"for {now.downtime * 1000:.0f} ms, the limit is {now.downtime_limit * 1000:.0f} ms"
+        f"rounds do not shrink: each finds {format_size(now.left)} to send, at "
+        f"{format_size(now.bandwidth)}/s; the guest would be stopped for "
+        f"{now.downtime * 1000:.0f} ms, the limit is {now.downtime_limit * 1000:.0f} ms"
     )
     return Stall(reason, tuple(_advice(now)))
 
@@ -96,7 +95,8 @@ def explain(now: Situation) -> Stall:
 def _advice(now: Situation) -> list[str]:
     advice = []
     if now.max_bandwidth and now.bandwidth > now.max_bandwidth * LIMITED:
-        advice.append(f"--max-bandwidth of more than {format_size(now.rate)}, if the link bears it")
+        enough = now.left / max(now.downtime_limit, MOMENT)
+        advice.append(f"--max-bandwidth of more than {format_size(enough)}, if the link bears it")
     if now.delta is not None and now.delta <= WORTH:
         advice.append(f"--xbzrle: {_part(now.delta)} of these bytes, by the pages sampled")
     if now.cache_miss_rate > MISSING:
@@ -109,8 +109,8 @@ def _advice(now: Situation) -> list[str]:
     if now.can_slow:
         advice.append("--auto-converge: slow the guest down until it can be kept up with")
     # With some room: the next round is not quite like the last.
-    enough = -(-int(now.downtime * 1200) // 10) * 10
-    advice.append(f"--downtime-limit {enough}, or --on-stall switchover: stop the guest for longer")
+    long = -(-int(now.downtime * 1200) // 10) * 10
+    advice.append(f"--downtime-limit {long}, or --on-stall switchover: stop the guest for longer")
     return advice
 
 

@@ -52,7 +52,6 @@ def test_gets_on_again() -> None:
 
 
 STALLED = Situation(
-    rate=50 * MIB,
     bandwidth=20 * MIB,
     left=40 * MIB,
     downtime=2.0,
@@ -73,7 +72,7 @@ def advice(**known: object) -> str:
 def test_reason_has_the_numbers() -> None:
     """Broken: the user would have to guess what is too slow."""
     reason = explain(STALLED).reason
-    for number in ("50.0 MiB/s", "20.0 MiB/s", "40.0 MiB", "2000 ms", "300 ms"):
+    for number in ("20.0 MiB/s", "40.0 MiB", "2000 ms", "300 ms"):
         assert number in reason
 
 
@@ -82,7 +81,7 @@ def test_advice_is_only_what_would_help() -> None:
     assert "--downtime-limit 2400" in advice()
     for option in ("bandwidth", "xbzrle", "compress", "auto-converge"):
         assert option not in advice()
-    assert "--max-bandwidth of more than 50.0 MiB" in advice(max_bandwidth=20 * MIB)
+    assert "--max-bandwidth of more than 133.3 MiB" in advice(max_bandwidth=20 * MIB)
     assert "--max-bandwidth" not in advice(max_bandwidth=200 * MIB)
     assert "--xbzrle: 5%" in advice(delta=0.05)
     assert "--xbzrle" not in advice(delta=0.95)
