@@ -56,7 +56,7 @@ def test_busy_guest_arrives_whole_as_differences(workers: int, pattern: str) -> 
     side = Incoming("tcp:127.0.0.1:0", workers)
     source = SyntheticGuest.parse(f"32M,dirty-rate=60M,hot=8M,pattern={pattern}")
     parameters = SendParameters(
-        max_bandwidth=30 << 20, downtime_limit=0.001, workers=workers, xbzrle=True
+        max_bandwidth=30 << 20, downtime_limit=0.0001, workers=workers, xbzrle=True
     )
     sender = Sender(source, side.address, parameters)
 
@@ -79,7 +79,8 @@ def test_busy_guest_arrives_whole_as_differences(workers: int, pattern: str) -> 
     assert figures.xbzrle.pages > 500
     assert figures.xbzrle.cache_size == 4 << 20
     if pattern == "sparse":
-        assert figures.xbzrle.bytes < figures.xbzrle.pages * 200
+        # Each 16th write leaves zeros, from which the page comes back whole.
+        assert figures.xbzrle.bytes < figures.xbzrle.pages * 4096 / 3
     assert figures.as_qmp()["xbzrle-cache"]["cache-miss"] >= 2048
 
 
