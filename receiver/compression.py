@@ -20,8 +20,6 @@ from .slots import DATA_BYTES, DATA_START, SLOT_SIZE
 
 MAX_WINDOW = 128 << 20
 """Bytes; what `zstd` itself accepts."""
-PIECE_STEP = 4 << 10
-"""Compressed bytes taken at once of a frame that is not waited for: one byte may hold 32 KiB."""
 
 Slot: TypeAlias = npt.NDArray[np.uint8]
 
@@ -41,7 +39,7 @@ class Inflater:
         self._under_way: deque[tuple[Slot, Future[int]]] = deque()
         self._stream: zstandard.ZstdDecompressionWriter | None = None
         self._over = False
-        self._behind = False
+        self._piece_offset = 0
         self.room = np.empty(self._walker.most + DATA_BYTES, np.uint8)
         """Compressed bytes not done with, and room for more behind `waiting` of them."""
         self.waiting = 0
@@ -129,22 +127,19 @@ class Inflater:
         if self._stream is None:
             decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
             self._stream = decompressor.stream_writer(self, closefd=False)  # type: ignore[arg-type]
-        for start in range(0, len(data), PIECE_STEP):
-            try:
-                self._stream.write(data[start : start + PIECE_STEP])
-            except zstandard.ZstdError as error:
-                raise _bad_frame(error, piece.offset) from None
-            if self._over and self._behind:
-                message = "the zstd frame goes on behind the end of the stream"
-                raise CompressedError(message, offset=piece.offset)
+        self._piece_offset = piece.offset
+        try:
+            self._stream.write(data)
+        except zstandard.ZstdError as error:
+            raise _bad_frame(error, piece.offset) from None
         if piece.last:
             self._stream = None
 
     def write(self, data: bytes) -> int:
         """What the stream writer calls, with at most 128 KiB."""
         if self._over:
-            self._behind = True
-            return len(data)
+            message = "the zstd frame goes on behind the end of the stream"
+            raise CompressedError(message, offset=self._piece_offset)
         slot = self._free[0]
         slot[DATA_START : DATA_START + len(data)] = np.frombuffer(data, np.uint8)
         self._hand_on(slot, len(data))

@@ -202,6 +202,14 @@ def test_samples_take_little_time(pipeline: Pipeline) -> None:
 
 
 @PIPELINES
+def test_looking_below_takes_little_time(pipeline: Pipeline) -> None:
+    """Broken: a slow link would be given slots as they are again and again, only to see."""
+    here = world(50e6, pipeline)
+    taken = here.run(Adaptive(pipeline, (NONE, 1)), 1000)
+    assert taken < (1 + 2 * SHARE) * 1000 * here.steady(1)
+
+
+@PIPELINES
 def test_one_level_stays(pipeline: Pipeline) -> None:
     """Broken: `zstd:3` would be another level after a while."""
     adaptive, here = Adaptive(pipeline, (3,)), world(10e6, pipeline)
@@ -215,7 +223,7 @@ def test_a_known_limit_counts_at_once() -> None:
     """Broken: the limit's first free window would make the link look fast."""
     adaptive = Adaptive(Ring(1, DEPTH))
     for _ in range(20):
-        adaptive.sent(SlotTimes(RAW, RAW // 2, 0.001, 0.02, 0.0), Link(1 << 30, 1e-10, 1 / 50e6))
+        adaptive.sent(SlotTimes(RAW, RAW // 2, 0.001, 0.02, 0.021), Link(1 << 30, 1e-10, 1 / 50e6))
     assert adaptive.level == 1
 
 

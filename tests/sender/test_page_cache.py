@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vmferry.guest.base import RamBlock, map_block
 from vmferry.guest.tracker import DigestTracker
-from vmferry.protocol import events, xbzrle
+from vmferry.protocol import events, pages, xbzrle
 from vmferry.protocol.pages import Buffer
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.stream import SectionType
@@ -259,6 +260,25 @@ def test_page_written_after_its_copy(source: Source, monkeypatch: pytest.MonkeyP
     source.send()
     _change(source.ram, 3, "few")
     source.send()
+
+
+def test_page_written_as_it_enters(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: its first difference would be one to bytes that were never sent (law 2)."""
+    source.ram[:] = 7
+    source.send()
+    pack = pages.pack_plain
+
+    def pack_then_write(*arguments: Any) -> int:
+        size = pack(*arguments)
+        source.ram[3, 100] ^= 0xFF
+        return size
+
+    _change(source.ram, 3, "few")
+    with monkeypatch.context() as patch:
+        patch.setattr(pages, "pack_plain", pack_then_write)
+        source.send(equal=False)
+    source.send()
+    assert source.counters["xbzrle_pages"] == 1
 
 
 def test_page_that_is_again_what_it_was(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
