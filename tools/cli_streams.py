@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, cast
+from functools import partial
 
 import click
 
 from ..protocol.errors import StreamError
+from . import containers, dump_container
 from . import dump as dump_command
 from . import verify as verify_command
+from .containers import ChooseSnapshotError, Opened
+from .dump_container import NoXmlError
 from .failure import describe, fail
+from .snapshots import Snapshot
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[BinaryIO]:
-    """A stream file, or `-`; whatever is wrong with it or in it ends the command."""
+def _opened(
+    name: str, on_snapshots: Callable[[tuple[Snapshot, ...]], None] | None = None
+) -> Iterator[Opened]:
+    """What a user names as a stream; whatever is wrong with it or in it ends the command.
+
+    `on_snapshots`: what to do instead where it is a qcow2 image, without a word of which snapshot.
+    """
     try:
-        with click.open_file(path, "rb") as stream:
-            yield cast(BinaryIO, stream)
+        with containers.open_stream(name) as opened:
+            yield opened
+    except ChooseSnapshotError as error:
+        if on_snapshots is None:
+            fail(describe(error, name))
+        on_snapshots(error.snapshots)
+        sys.exit(0)
     except BrokenPipeError:
         # Nobody reads our output any more, which is no news of the stream.
         raise
-    except (StreamError, OSError, verify_command.VerifyError) as error:
-        fail(describe(error, path))
+    except (StreamError, OSError, verify_command.VerifyError, NoXmlError) as error:
+        fail(describe(error, name))
 
 
 @click.command()
@@ -34,14 +48,25 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
 @click.option("--pages", is_flag=True, help="list the runs of pages; as JSON: an object a line")
 @click.option("--devices", is_flag=True, help="list the device sections")
-def dump(stream: str, as_json: bool, pages: bool, devices: bool) -> None:
-    """Show what STREAM (a file, or - for standard input) holds."""
+@click.option("--xml", is_flag=True, help="print the domain XML of a libvirt image, and no more")
+def dump(stream: str, as_json: bool, pages: bool, devices: bool, xml: bool) -> None:
+    """Show what STREAM holds: a file, - for standard input, or DISK.qcow2#SNAPSHOT.
+
+    It may be a libvirt save image, and compressed (zstd, gzip, bzip2, xz). Of a qcow2 image
+    without #SNAPSHOT, its snapshots are listed.
+    """
     show = dump_command.print_pages_as_json if as_json else dump_command.print_pages
-    with _opened(stream) as file:
-        summary = dump_command.summarise(file, on_pages=show if pages else None)
+    list_snapshots = partial(dump_container.print_snapshots, as_json=as_json)
+    with _opened(stream, list_snapshots) as opened:
+        if xml:
+            dump_container.print_xml(opened, as_json=as_json)
+            return
+        summary = dump_command.summarise(opened.stream, on_pages=show if pages else None)
     if as_json:
-        click.echo(json.dumps(summary.as_json(), indent=None if pages else 2))
+        found = {"container": opened.as_json(), **summary.as_json()}
+        click.echo(json.dumps(found, indent=None if pages else 2))
     else:
+        dump_container.print_container(opened)
         dump_command.print_summary(summary, devices=devices)
 
 
@@ -50,11 +75,11 @@ def dump(stream: str, as_json: bool, pages: bool, devices: bool) -> None:
 @click.option("--ram", "ram", multiple=True, metavar="BLOCK=FILE", help="compare this RAM block")
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
 def verify(stream: str, ram: tuple[str, ...], as_json: bool) -> None:
-    """Check that STREAM (a file, or - for standard input) is whole, and rebuilds this RAM."""
+    """Check that STREAM (as in dump) is whole, and rebuilds this RAM."""
     files = _ram_files(ram)
-    with _opened(stream) as file:
+    with _opened(stream) as opened:
         try:
-            compared = verify_command.verify(file, files)
+            compared = verify_command.verify(opened.stream, files)
         except StreamError as error:
             if as_json:
                 click.echo(json.dumps(verify_command.invalid_as_json(error), indent=2))

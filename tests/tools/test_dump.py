@@ -36,6 +36,7 @@ def test_json_keys_are_stable(streams: Any, vmferry: Any) -> None:
     found = json.loads(result.stdout)
     devices = found.pop("devices")
     assert found == {
+        "container": {"layers": [], "libvirt": None},
         "machine": "pc-q35-7.2",
         "page_size": 4096,
         "capabilities": ["events"],

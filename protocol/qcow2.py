@@ -1,0 +1,60 @@
+"""Declarations of a qcow2 image, as far as its internal snapshots need them.
+
+Source: QEMU's documentation, docs/interop/qcow2. All numbers are big-endian.
+"""
+
+from __future__ import annotations
+
+import construct as c  # type: ignore[import-untyped]
+
+MAGIC = b"QFI\xfb"
+
+DIRTY, CORRUPT, DATA_FILE, COMPRESSION_TYPE, EXTENDED_L2 = (1 << bit for bit in range(5))
+"""Incompatible features."""
+
+Header = c.Struct(
+    "magic" / c.Const(MAGIC),
+    "version" / c.Int32ub,
+    "backing_file_offset" / c.Int64ub,
+    "backing_file_size" / c.Int32ub,
+    "cluster_bits" / c.Int32ub,
+    "size" / c.Int64ub,
+    "crypt_method" / c.Int32ub,
+    "l1_size" / c.Int32ub,
+    "l1_table_offset" / c.Int64ub,
+    "refcount_table_offset" / c.Int64ub,
+    "refcount_table_clusters" / c.Int32ub,
+    "nb_snapshots" / c.Int32ub,
+    "snapshots_offset" / c.Int64ub,
+    "incompatible_features"
+    / c.IfThenElse(lambda this: this.version >= 3, c.Int64ub, c.Computed(0)),
+)
+"""`size`: bytes of the disk; a cluster has 2 ** `cluster_bits` bytes."""
+MAX_HEADER = 80
+
+SnapshotHead = c.Struct(
+    "l1_table_offset" / c.Int64ub,
+    "l1_size" / c.Int32ub,
+    "id_size" / c.Int16ub,
+    "name_size" / c.Int16ub,
+    "seconds" / c.Int32ub,
+    "nanoseconds" / c.Int32ub,
+    "guest_nanoseconds" / c.Int64ub,
+    "vm_state_size" / c.Int32ub,
+    "extra_size" / c.Int32ub,
+)
+"""Extra data, the id and the name follow; the next entry begins at a multiple of 8 bytes."""
+SNAPSHOT_HEAD_SIZE: int = SnapshotHead.sizeof()
+
+SnapshotExtra = c.Struct("vm_state_size" / c.Int64ub, "disk_size" / c.Int64ub)
+"""As much of the extra data as is of use; `vm_state_size` replaces that of the head."""
+
+OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00
+"""Of an entry in an L1 or L2 table: where the L2 table or the cluster stands; 0: nowhere."""
+COMPRESSED = 1 << 62
+"""In an L2 entry: a compressed cluster."""
+ZERO = 1
+"""In an L2 entry: the cluster reads as zeros."""
+SUBCLUSTERS = 32
+"""Of a cluster, with EXTENDED_L2: then an L2 entry has a second word, with a bit for each that is
+there, from the lowest on, and above these a bit for each that reads as zeros."""

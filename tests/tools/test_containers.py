@@ -1,0 +1,199 @@
+"""Streams in what people keep them in: libvirt save images, compressed files, one in the other."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import zstandard
+from vmferry.protocol import libvirt
+from vmferry.protocol.errors import StreamError
+from vmferry.tools.containers import unpack
+
+XML = "<domain type='qemu'>\n  <name>gäst</name>\n</domain>"
+COOKIE = "<qemu-cookie/>"
+LITTLE, BIG = libvirt.HEADERS
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": zstandard.ZstdCompressor().compress,
+}
+
+
+def save_image(stream: bytes, header: Any = LITTLE, **changes: Any) -> bytes:
+    """A libvirt save image of a stream, its header changed so."""
+    xml, cookie = XML.encode() + b"\0", COOKIE.encode() + b"\0"
+    fields = {
+        "magic": libvirt.MAGIC,
+        "version": 2,
+        "data_length": len(xml) + len(cookie) + 100,
+        "was_running": 1,
+        "format": 0,
+        "cookie_offset": len(xml),
+        **changes,
+    }
+    data: bytes = header.build(fields)
+    return data + xml + cookie + bytes(100) + stream
+
+
+@pytest.mark.parametrize("name", COMPRESS)
+def test_compressed_files_are_read(vmferry: Any, streams: Any, name: str) -> None:
+    """Broken: what `exec:gzip > file` leaves, even in two parts, would not be read."""
+    compress = COMPRESS[name]
+    data = compress(streams.small[:5000]) + compress(streams.small[5000:])
+    for arguments, feed in ((vmferry.write("a", data), None), ("-", data)):
+        ran = vmferry.call("dump", "--json", arguments, feed=feed)
+        assert ran.exit_code == 0, ran.output
+        summary = json.loads(ran.stdout)
+        assert summary["container"] == {"layers": [name], "libvirt": None}
+        assert summary["size"] == len(streams.small)
+
+
+@pytest.mark.parametrize("header", [LITTLE, BIG], ids=["little", "big"])
+@pytest.mark.parametrize("name", [None, *COMPRESS])
+def test_libvirt_images_are_read(vmferry: Any, streams: Any, name: str | None, header: Any) -> None:
+    """Broken: what `virsh save` leaves, on a host of either byte order, would not be read."""
+    data = COMPRESS[name](streams.small) if name else streams.small
+    number = libvirt.FORMATS.index(name or "raw")
+    path = vmferry.write("image", save_image(data, header, format=number))
+    found = json.loads(vmferry.call("dump", "--json", path).stdout)["container"]
+    assert found["layers"] == ["libvirt save image", *([name] if name else [])]
+    assert found["libvirt"] == {"was_running": True, "format": name or "raw", "finished": True}
+    assert vmferry.call("dump", "--xml", path).stdout == XML + "\n"
+    shown = json.loads(vmferry.call("dump", "--xml", "--json", path).stdout)
+    assert shown == {"xml": XML, "cookie": COOKIE}
+    assert vmferry.call("verify", path).exit_code == 0
+
+
+def test_layers_are_taken_off(vmferry: Any, streams: Any) -> None:
+    """Broken: a compressed save image, or a raw one with compressed data, would not be read."""
+    nested = gzip.compress(save_image(zstandard.compress(streams.small)))
+    ran = vmferry.call("dump", "--json", "-", feed=nested)
+    layers = ["gzip", "libvirt save image", "zstd"]
+    assert json.loads(ran.stdout)["container"]["layers"] == layers
+    deep = streams.small
+    for _ in range(5):
+        deep = gzip.compress(deep)
+    assert "more than 4 layers" in vmferry.run("dump", "-", feed=deep).error
+
+
+def test_unfinished_image_is_told(vmferry: Any, streams: Any) -> None:
+    """Broken: nobody would see that libvirt did not come to the end of its image."""
+    path = vmferry.write("image", save_image(streams.small, magic=libvirt.UNFINISHED_MAGIC))
+    assert "unfinished" in vmferry.call("dump", path).stdout
+
+
+def test_no_xml_is_told(vmferry: Any, streams: Any) -> None:
+    """Broken: `--xml` of a plain stream would print nothing, or a traceback."""
+    assert "not a libvirt" in vmferry.run("dump", "--xml", "-", feed=streams.small).error
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data_length": 0xFFFFFFFF}, "offset 0x14: 4294967295 bytes of XML"),
+        ({"data_length": 0}, "offset 0x14: 0 bytes of XML"),
+        ({"data_length": 1 << 23}, "ends within its XML"),
+        ({"cookie_offset": 1 << 20}, "offset 0x20: the cookie lies outside"),
+        ({"version": 3}, "offset 0x10: this version"),
+        ({"format": 77}, "offset 0x1c: format 77"),
+        ({"format": 1}, "no gzip data, as the libvirt header says"),
+        ({"format": 4}, "no lzop data, as the libvirt header says"),
+    ],
+)
+def test_lying_header_is_refused(streams: Any, changes: dict[str, Any], said: str) -> None:
+    """Broken: a wrong length would be believed, and memory taken by it."""
+    image = save_image(streams.small, **changes)
+    with pytest.raises(StreamError, match=said):
+        unpack(io.BytesIO(image), None)
+
+
+def test_lzop_is_named() -> None:
+    """Broken: nobody would know what to do with an image in lzop, which we do not read."""
+    image = save_image(b"\x89LZO\0\r\n\x1a\n" + bytes(50), format=4)
+    with pytest.raises(StreamError, match=r"offset 0x1[0-9a-f]+: .*lzop -dc"):
+        unpack(io.BytesIO(image), None)
+
+
+def test_bad_xml_is_refused(streams: Any) -> None:
+    """Broken: what is no XML would reach the terminal."""
+    for bad in (b"\x1b[2J", b"\xff"):
+        image = save_image(streams.small).replace(b"<name>", b"<name>" + bad)
+        with pytest.raises(StreamError, match=r"offset 0x[0-9a-f]+: .*XML"):
+            unpack(io.BytesIO(image), None)
+
+
+@pytest.mark.parametrize("name", COMPRESS)
+def test_cut_compressed_file_is_refused(streams: Any, name: str) -> None:
+    """Broken: half a file would be taken for a whole one."""
+    data = COMPRESS[name](streams.small)
+    with pytest.raises(StreamError, match=f"{len(data) // 2:#x} .*within"):
+        unpack(io.BytesIO(data[: len(data) // 2]), None).stream.read()
+
+
+def _offset_of_error(data: bytes) -> int | None:
+    """Where reading all of it failed, if it did."""
+    try:
+        stream = unpack(io.BytesIO(data), None).stream
+        while stream.read(1 << 16):
+            pass
+    except StreamError as error:
+        return error.offset
+    return None
+
+
+@pytest.mark.parametrize("name", COMPRESS)
+def test_damaged_compressed_files_are_refused_or_read(streams: Any, name: str) -> None:
+    """Broken: some damage would end in a traceback, or take memory or time without end."""
+    whole = COMPRESS[name](streams.small)
+    chance = random.Random(name)
+    for _ in range(60):
+        data = bytearray(whole)
+        for _ in range(chance.choice([1, 3])):
+            near = chance.choice([20, len(data)])
+            data[chance.randrange(near)] = chance.randrange(256)
+        offset = _offset_of_error(bytes(data))
+        assert offset is None or 0 <= offset <= len(data)
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "zstd": lambda: zstandard.ZstdCompressor(1).compress(bytes(1 << 28)),
+    "zstd-window": lambda: bytes.fromhex("28b52ffd00b0") + bytes(100),
+    "xz": lambda: lzma.compress(bytes(1 << 27), preset=0),
+    "xz-dictionary": lambda: lzma.compress(
+        bytes(99), filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 28}]
+    ),
+    "gzip": lambda: gzip.compress(bytes(1 << 27), 1),
+    "bzip2": lambda: bz2.compress(bytes(1 << 27)),
+}
+
+
+@pytest.fixture(scope="module")
+def usual_rss(streams: Any, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """KiB that reading a small stream takes."""
+    folder = tmp_path_factory.mktemp("usual")
+    rss: int = streams.run("dump", "-", feed=streams.small, folder=folder).rss
+    return rss
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_stay_small(vmferry: Any, streams: Any, usual_rss: int, name: str) -> None:
+    """Broken: a few bytes that decompress to very many would take that much memory."""
+    bomb = BOMBS[name]()
+    # Behind a header, so that it is read on: a section that never ends.
+    head = streams.small[: streams.small.index(b"timer")]
+    if name in COMPRESS:
+        bomb = COMPRESS[name](head) + bomb
+    ran = vmferry.run("dump", "-", feed=bomb)
+    assert ran.status == 1
+    assert "offset 0x" in ran.error
+    assert ran.rss < usual_rss + (96 << 10)
