@@ -159,7 +159,7 @@ class DirectoryGuest(Guest):
             self._made.append(path)
 
     def _make_block(self, number: int, block: BlockLayout) -> None:
-        path = self._path / "ram" / _file_name(number, block.name)
+        path = self._path / "ram" / file_name(number, block.name)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._blocks += (RamBlock(block.name, block.length, block.page_size, fd),)
         os.ftruncate(fd, block.length)
@@ -173,7 +173,7 @@ class DirectoryGuest(Guest):
         try:
             self._make_folder(folder)
             for number, section in enumerate((*state.early, *state.sections)):
-                _write(folder / _file_name(number, section.name), section.payload)
+                _write(folder / file_name(number, section.name), section.payload)
             self._machine, self._state = machine, state
             self._write_description(running=True)
             for block in self._blocks:
@@ -218,7 +218,7 @@ class DirectoryGuest(Guest):
                 "uuid": None if machine.uuid is None else machine.uuid.hex(),
             },
             "blocks": [
-                {"name": b.name, "length": b.length, "file": _file_name(number, b.name)}
+                {"name": b.name, "length": b.length, "file": file_name(number, b.name)}
                 for number, b in enumerate(self._blocks)
             ],
             "ram_section_id": state.ram_section_id,
@@ -262,7 +262,7 @@ def _sync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def _file_name(number: int, name: str) -> str:
+def file_name(number: int, name: str) -> str:
     """Names come from streams: nothing in them may leave the folder."""
     return f"{number:03d}-{quote(name, safe='', errors='replace')[:200]}"
 
@@ -322,5 +322,5 @@ def _section_entry(number: int, section: DeviceSection) -> dict[str, Any]:
         "name": section.name,
         "instance_id": section.instance_id,
         "version": section.version,
-        "file": _file_name(number, section.name),
+        "file": file_name(number, section.name),
     }

@@ -86,7 +86,9 @@ class Layout:
         return raw
 
     def _table(self, l1_at: int, l1_size: int) -> bytes:
-        extra = qcow2.SnapshotExtra.build({"vm_state_size": len(self.state), "disk_size": DISK})
+        extra: bytes = qcow2.SnapshotExtra.build(
+            {"vm_state_size": len(self.state), "disk_size": DISK}
+        )
         fields = {
             "l1_table_offset": l1_at,
             "l1_size": l1_size,
@@ -123,7 +125,8 @@ class Layout:
 
 def read(image: bytes) -> bytes:
     """The state in the only snapshot."""
-    return unpack(io.BytesIO(image), "first").stream.read()
+    data: bytes = unpack(io.BytesIO(image), "first").stream.read()
+    return data
 
 
 @given(

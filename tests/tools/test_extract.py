@@ -1,0 +1,251 @@
+"""`vmferry extract`, on streams whose RAM is known."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from vmferry.protocol import events
+from vmferry.protocol.memory_image import (
+    LIME_HEADER_SIZE,
+    ElfHeader,
+    LimeHeader,
+    ProgramHeader,
+    Region,
+)
+from vmferry.protocol.stream import SectionType
+from vmferry.tools.block_file import PAGES, BlockFile
+from vmferry.tools.main_ram import LayoutError, main_block, regions
+
+GIB = 1 << 30
+
+
+def test_raw_image(vmferry: Any, streams: Any) -> None:
+    """Broken: the image would differ from the RAM that the stream builds: pages that changed by
+    XBZRLE, that became zero again, or are full of another byte."""
+    out = vmferry.folder / "ram"
+    stream = vmferry.write("stream", streams.small)
+    ran = vmferry.call("extract", stream, "-o", str(out))
+    assert ran.exit_code == 0, ran.output
+    assert out.read_bytes() == streams.ram["pc.ram"]
+    assert out.stat().st_blocks * 512 < len(streams.ram["pc.ram"])
+    assert out.stat().st_mode & 0o077 == 0
+
+
+def test_block_by_name(vmferry: Any, streams: Any) -> None:
+    """Broken: another block than the one named would come out, or none."""
+    out, name = vmferry.folder / "rom", "/rom@etc/acpi"
+    ran = vmferry.call("extract", "-", "-o", str(out), "--block", name, feed=streams.small)
+    assert ran.exit_code == 0, ran.output
+    assert out.read_bytes() == streams.ram[name]
+    missing = vmferry.run("extract", "-", "-o", "x", "--block", "nix", feed=streams.small)
+    assert "no RAM block 'nix' in the stream; it has pc.ram" in missing.error
+
+
+def test_everything(vmferry: Any, streams: Any) -> None:
+    """Broken: a block or a device would be missing, or leave the folder by its name."""
+    out, devices = vmferry.folder / "all", vmferry.folder / "devices"
+    arguments = ("-o", str(out), "--all", "--devices", str(devices), "--json")
+    ran = vmferry.call("extract", "-", *arguments, feed=streams.small)
+    assert ran.exit_code == 0, ran.output
+    found = json.loads(ran.stdout)
+    assert {b["block"]: Path(b["file"]).read_bytes() for b in found["blocks"]} == streams.ram
+    listed = json.loads((devices / "devices.json").read_text())
+    sections = [event for event in streams.events if isinstance(event, events.DeviceSection)]
+    assert found["devices"] == len(sections) == len(listed)
+    for entry, section in zip(listed, sections, strict=True):
+        assert (devices / entry["file"]).read_bytes() == section.payload
+        assert (entry["name"], entry["instance_id"]) == (section.name, section.instance_id)
+    assert "exists already" in vmferry.run("extract", "-", *arguments, feed=streams.small).error
+
+
+def test_elf_core(vmferry: Any, streams: Any) -> None:
+    """Broken: a debugger would find memory at a wrong address, or none."""
+    out = vmferry.folder / "core"
+    ran = vmferry.call("extract", "-", "-o", str(out), "--format", "elf", feed=streams.small)
+    assert ran.exit_code == 0, ran.output
+    data = out.read_bytes()
+    header = ElfHeader.parse(data)
+    load = ProgramHeader.parse(data[header.program_headers :])
+    assert (header.type, header.machine, header.program_header_count) == (4, 62, 1)
+    assert (load.physical_address, load.memory_size) == (0, len(streams.ram["pc.ram"]))
+    assert data[load.offset :] == streams.ram["pc.ram"]
+    assert load.offset % load.alignment == 0
+
+
+def test_lime(vmferry: Any, streams: Any) -> None:
+    """Broken: what reads LiME would find memory at a wrong address, or none."""
+    out = vmferry.folder / "lime"
+    ran = vmferry.call("extract", "-", "-o", str(out), "--format", "lime", feed=streams.small)
+    assert ran.exit_code == 0, ran.output
+    data = out.read_bytes()
+    header = LimeHeader.parse(data)
+    ram = streams.ram["pc.ram"]
+    assert (header.first_address, header.last_address) == (0, len(ram) - 1)
+    assert data[LIME_HEADER_SIZE:] == ram
+
+
+@pytest.mark.parametrize("kind", ["elf", "lime"])
+def test_around_the_hole(vmferry: Any, streams: Any, kind: str) -> None:
+    """Broken: memory behind the PCI hole would stand at a wrong address."""
+    ram = events.RamBlock("pc.ram", 4 * GIB)
+    near, far = (2 * GIB - 4096, 0x11), (2 * GIB, 0x22)
+    runs = [
+        events.PageRun(0, ram, 0, np.array([at, at - 8192], np.uint64), None, fill)
+        for at, fill in (near, far, (2 * GIB, 0x33))
+    ]
+    stream = [
+        *streams.opening((ram,)),
+        *streams.piece(SectionType.PART, *runs),
+        *streams.closing(),
+    ]
+    out = vmferry.folder / "out"
+    feed = streams.to_bytes(stream)
+    ran = vmferry.call("extract", "-", "-o", str(out), "--format", kind, "--json", feed=feed)
+    assert ran.exit_code == 0, ran.output
+    found = json.loads(ran.stdout)["blocks"][0]["regions"]
+    low, high = (
+        {"start": 0, "length": 2 * GIB, "address": 0},
+        {"start": 2 * GIB, "length": 2 * GIB, "address": 4 * GIB},
+    )
+    assert found == [low, high]
+    with open(out, "rb") as file:
+        places = _elf_places(file) if kind == "elf" else _lime_places(file)
+        file.seek(places[0] + 2 * GIB - 8192)
+        assert file.read(8192) == bytes([0x33]) * 4096 + bytes([0x11]) * 4096
+        file.seek(places[4 * GIB])
+        assert file.read(8192) == bytes([0x33]) * 4096 + bytes(4096)
+    assert out.stat().st_blocks * 512 < 1 << 20
+
+
+def _elf_places(file: Any) -> dict[int, int]:
+    """Where in the file each segment stands, by its address."""
+    header = ElfHeader.parse(file.read(ElfHeader.sizeof()))
+    count = header.program_header_count
+    loads = [ProgramHeader.parse(file.read(ProgramHeader.sizeof())) for _ in range(count)]
+    return {load.physical_address: load.offset for load in loads}
+
+
+def _lime_places(file: Any) -> dict[int, int]:
+    places, at = {}, 0
+    while head := file.read(LIME_HEADER_SIZE):
+        header = LimeHeader.parse(head)
+        places[header.first_address] = at + LIME_HEADER_SIZE
+        at += LIME_HEADER_SIZE + header.last_address - header.first_address + 1
+        file.seek(at)
+    return places
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("machine", "mib", "limit", "below"),
+    [
+        # As `info mtree -f` of QEMU 7.2 shows them.
+        ("pc-i440fx-7.2", 3583, None, 3583),
+        ("pc-i440fx-7.2", 3584, None, 3072),
+        ("pc-i440fx-7.2", 4608, None, 3072),
+        ("pc-i440fx-7.2", 4608, 2048, 2048),
+        ("pc-i440fx-7.2", 4608, 3840, 3072),
+        ("pc-i440fx-1.7", 4608, None, 3584),
+        ("pc-q35-7.2", 2815, None, 2815),
+        ("pc-q35-7.2", 2816, None, 2048),
+        ("pc-q35-7.2", 4608, None, 2048),
+        ("pc-q35-7.2", 4608, 1024, 1024),
+        ("microvm", 3072, None, 3072),
+        ("microvm", 3200, None, 3072),
+    ],
+)
+def test_layouts(machine: str, mib: int, limit: int | None, below: int) -> None:
+    """Broken: addresses would differ from those that the machine has."""
+    length, split = mib * MIB, below * MIB
+    found = regions(machine, length, None if limit is None else limit * MIB)
+    expected = [Region(0, split, 0), Region(split, length - split, 4 * GIB)]
+    assert found == (expected if length > split else expected[:1])
+
+
+def test_other_layouts() -> None:
+    """Broken: an address would be made up where it is not known."""
+    assert regions("virt-10.0", 8 * GIB) == [Region(0, 8 * GIB, GIB)]
+    with pytest.raises(LayoutError, match=r"pseries-7\.2 is not known"):
+        regions("pseries-7.2", GIB)
+    with pytest.raises(LayoutError, match="1 TiB"):
+        regions("pc-q35-7.2", 1100 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["0000:00:02.0/vga.vram", "pc.ram", "pc.bios"], "pc.ram"),
+        (["/rom@etc/acpi/tables", "mem0", "pc.bios", "0000:00:02.0/vga.vram"], "mem0"),
+        (["virt.flash0", "virt.flash1", "/objects/main"], "/objects/main"),
+    ],
+)
+def test_main_block(names: list[str], chosen: str) -> None:
+    """Broken: firmware or a device's memory would be taken for the guest's."""
+    blocks = [events.RamBlock(name, (10 - n) * MIB) for n, name in enumerate(names)]
+    assert main_block(blocks, alone=True).name == chosen
+
+
+def test_no_main_block() -> None:
+    """Broken: a part of memory would be given out for all of it."""
+    nodes = [events.RamBlock("node0", MIB), events.RamBlock("node1", 2 * MIB)]
+    assert main_block(nodes, alone=False).name == "node1"
+    with pytest.raises(LayoutError, match="several blocks"):
+        main_block(nodes, alone=True)
+    with pytest.raises(LayoutError, match="none of the RAM blocks"):
+        main_block([events.RamBlock("pc.bios", MIB)], alone=False)
+
+
+def test_failure_leaves_nothing(vmferry: Any, streams: Any) -> None:
+    """Broken: half an image would be taken for a whole one, or an older one be lost."""
+    folder = vmferry.folder / "out"
+    folder.mkdir()
+    (folder / "ram").write_bytes(b"older")
+    arguments = ("extract", "-", "-o", str(folder / "ram"), "--devices", str(folder / "devices"))
+    cut = streams.small[: len(streams.small) // 2]
+    assert "offset" in vmferry.run(*arguments, feed=cut).error
+    assert os.listdir(folder) == ["ram"]
+    assert (folder / "ram").read_bytes() == b"older"
+    assert vmferry.run(*arguments, "--partial", feed=cut).status == 1
+    assert sorted(os.listdir(folder)) == ["devices", "ram"]
+    assert (folder / "ram").stat().st_size == len(streams.ram["pc.ram"])
+
+
+def test_no_ram_is_told(vmferry: Any, streams: Any) -> None:
+    """Broken: a stream without RAM would give an empty file."""
+    feed = streams.to_bytes([streams.events[0], *streams.closing()[-2:]])
+    ran = vmferry.run("extract", "-", "-o", str(vmferry.folder / "x"), feed=feed)
+    assert "no RAM" in ran.error
+
+
+@pytest.mark.parametrize("arguments", [[], ["-o", "x", "--all", "--block", "b"]])
+def test_wrong_usage(vmferry: Any, arguments: list[str]) -> None:
+    """Broken: what makes no sense would be done somehow."""
+    assert vmferry.call("extract", "-", *arguments).exit_code == 2
+
+
+def test_many_changes_at_once(tmp_path: Path) -> None:
+    """Broken: a run of more records than are held at once would lose some, or misplace an error."""
+    count, length = 3 * PAGES + 5, 16 * 4096
+    block = events.RamBlock("ram", length)
+    offsets = np.arange(count, dtype=np.uint64) % np.uint64(16) * np.uint64(4096)
+    encodings = np.array([[n % 100, 2, n % 251, n // 251] for n in range(count)], np.uint8)
+    starts = np.arange(count) * 4
+    run = events.XbzrleRun(
+        0, block, 0, offsets, encodings.reshape(-1), starts, np.full(count, 4), True
+    )
+    expected = bytearray(length)
+    for offset, (start, _, *new) in zip(offsets.tolist(), encodings.tolist(), strict=True):
+        expected[offset + start : offset + start + 2] = bytes(new)
+    path = tmp_path / "ram"
+    path.write_bytes(bytes(length))
+    fd = os.open(path, os.O_RDWR)
+    BlockFile(fd, length, 4096).change(run)
+    os.close(fd)
+    assert path.read_bytes() == expected

@@ -1,0 +1,67 @@
+"""Files and folders that get their names when they are complete, so none is ever half there."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+
+class Staged:
+    """Outputs of one command. Leaving the `with` by an exception removes all that was not kept."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Path, Path]] = []
+
+    def __enter__(self) -> Staged:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for temporary, _ in self._waiting:
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            else:
+                temporary.unlink(missing_ok=True)
+
+    def file(self, path: Path) -> int:
+        """A descriptor of a new file, for its owner only; what is at `path` stays until `keep`.
+
+        Raises OSError.
+        """
+        if path.exists() and not path.is_file():
+            raise FileExistsError(17, "exists, and is no file", str(path))
+        temporary = _beside(path)
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._waiting.append((temporary, path))
+        return fd
+
+    def folder(self, path: Path) -> Path:
+        """A new folder that will be at `path`, where nothing or an empty folder may be.
+
+        Raises OSError.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError(17, "exists already", str(path))
+        temporary = _beside(path)
+        temporary.mkdir(0o700)
+        self._waiting.append((temporary, path))
+        return temporary
+
+    def keep(self) -> None:
+        """Give everything its name."""
+        while self._waiting:
+            temporary, path = self._waiting[-1]
+            temporary.replace(path)
+            self._waiting.pop()
+
+
+def _beside(path: Path) -> Path:
+    """A name in the same folder, so that it can be renamed there."""
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
