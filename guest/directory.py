@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 from .base import (
     BlockLayout,
@@ -22,6 +21,7 @@ from .base import (
     Machine,
     RamBlock,
 )
+from .file_names import file_name
 
 FORMAT = 1
 MAX_NAME = 255
@@ -260,11 +260,6 @@ def _sync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def file_name(number: int, name: str) -> str:
-    """Names come from streams: nothing in them may leave the folder."""
-    return f"{number:03d}-{quote(name, safe='', errors='replace')[:200]}"
 
 
 def _field(entry: Any, name: str, kind: type[_T]) -> _T:

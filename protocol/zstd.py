@@ -17,6 +17,8 @@ from .errors import StreamError
 
 MAGIC = 0xFD2FB528
 SKIPPABLE_MAGICS = range(0x184D2A50, 0x184D2A60)
+MAX_WINDOW = 128 << 20
+"""Bytes that a frame may ask to be kept, at most; what `zstd` itself accepts."""
 MAX_BLOCK = 128 << 10
 """Bytes that one block holds at most."""
 MAX_EMPTY = 1000

@@ -15,11 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from ..protocol.zstd import CompressedError, Frame, FrameWalker, Piece, join_stored
+from ..protocol.zstd import (
+    MAX_WINDOW,
+    CompressedError,
+    Frame,
+    FrameWalker,
+    Piece,
+    join_stored,
+)
 from .slots import DATA_BYTES, DATA_START, SLOT_SIZE
-
-MAX_WINDOW = 128 << 20
-"""Bytes; what `zstd` itself accepts."""
 
 Slot: TypeAlias = npt.NDArray[np.uint8]
 

@@ -185,6 +185,3 @@ def extract(
         click.echo(json.dumps(report.as_json(), indent=2))
     else:
         _report_extracted(report)
-
-
-STREAM_COMMANDS = (dump, verify, extract)

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import zstandard
 
 from ..protocol import zstd
-from ..protocol.zstd import CompressedError, FrameWalker
-from ..receiver.compression import MAX_WINDOW
+from ..protocol.zstd import MAX_WINDOW, CompressedError, FrameWalker
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..guest.directory import file_name
+from ..guest.file_names import file_name
 from ..protocol import events, xbzrle
 from ..protocol.errors import StreamError
 from ..protocol.memory_image import LIME_HEADER_SIZE, Region, elf_header, lime_header

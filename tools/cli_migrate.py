@@ -1,0 +1,234 @@
+"""The commands that move guests, and measure it: options in, exit status out."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+
+import click
+
+from ..guest.base import GuestError
+from ..guest.open import open_guest
+from ..guest.sizes import parse_size
+from ..receiver.coordinator import MigrationError as ReceiveError
+from ..receiver.coordinator import ReceiveParameters, Receiver
+from ..sender.compression import CompressionError, parse_compression
+from ..sender.coordinator import MigrationError, Sender
+from ..sender.page_cache import CacheSizeError
+from ..sender.parameters import OnStall, SendParameters
+from ..sender.throttle import ThrottleError, ThrottleParameters
+from . import bench as bench_command
+from . import demo as demo_command
+from .bench import Variant
+from .failure import describe, fail
+from .progress import Progress
+from .summary import summary
+
+MAX_DOWNTIME = 2_000_000
+"""Milliseconds; as in QEMU."""
+
+
+def size(text: str) -> int:
+    """Bytes, from `512M`."""
+    try:
+        value = parse_size(text)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(str(error)) from None
+    if value >= 1 << 63:
+        raise click.BadParameter(f"{text!r} is too much")
+    return value
+
+
+def _compression(text: str) -> str:
+    """The same, if it is one."""
+    try:
+        parse_compression(text)
+    except CompressionError as error:
+        raise click.BadParameter(str(error), param_hint="--compress") from None
+    return text
+
+
+def _throttle(initial: int, increment: int, maximum: int) -> ThrottleParameters:
+    try:
+        return ThrottleParameters(initial, increment, maximum)
+    except ThrottleError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _cancel_on_signals(cancel: Callable[[], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: cancel())
+
+
+@click.command()
+@click.argument("uri")
+@click.option("--guest", "guest_text", required=True, help="dir:PATH or synthetic:SIZE[,...]")
+@click.option("--max-bandwidth", type=size, help="bytes a second, as 100M; default: no limit")
+@click.option(
+    "--downtime-limit", type=click.IntRange(0, MAX_DOWNTIME), default=300, help="ms; default: 300"
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(0, 64),
+    help="beside the one that sends",
+)
+@click.option(
+    "--return-path/--no-return-path", default=True, help="let the destination answer (sockets)"
+)
+@click.option("--xbzrle", is_flag=True, help="send pages that changed a little as differences")
+@click.option(
+    "--xbzrle-cache-size", type=size, help="bytes; default: 64M, or all RAM where that is less"
+)
+@click.option(
+    "--compress", default="none", help="none, zstd[:LEVEL] or adaptive (by what is scarce)"
+)
+@click.option("--auto-converge", is_flag=True, help="slow the guest down while it outruns the link")
+@click.option("--cpu-throttle-initial", type=int, default=20, show_default=True, help="percent")
+@click.option("--cpu-throttle-increment", type=int, default=10, show_default=True, help="percent")
+@click.option("--max-cpu-throttle", type=int, default=99, show_default=True, help="percent")
+@click.option(
+    "--on-stall",
+    type=click.Choice([action.value for action in OnStall]),
+    default=OnStall.CONTINUE.value,
+    show_default=True,
+    help="when rounds no longer shrink",
+)
+@click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
+def send(
+    uri: str,
+    guest_text: str,
+    max_bandwidth: int | None,
+    downtime_limit: int,
+    workers: int | None,
+    return_path: bool,
+    xbzrle: bool,
+    xbzrle_cache_size: int | None,
+    compress: str,
+    auto_converge: bool,
+    cpu_throttle_initial: int,
+    cpu_throttle_increment: int,
+    max_cpu_throttle: int,
+    on_stall: str,
+    as_json: bool,
+) -> None:
+    """Move a guest out, to URI."""
+    throttle = _throttle(cpu_throttle_initial, cpu_throttle_increment, max_cpu_throttle)
+    if xbzrle_cache_size is not None and not xbzrle:
+        raise click.UsageError("--xbzrle-cache-size needs --xbzrle")
+    parameters = SendParameters(
+        max_bandwidth,
+        downtime_limit / 1000,
+        workers,
+        return_path,
+        xbzrle,
+        xbzrle_cache_size,
+        _compression(compress),
+        throttle if auto_converge else None,
+        OnStall(on_stall),
+    )
+    try:
+        guest = open_guest(guest_text)
+        try:
+            sender = Sender(guest, uri, parameters)
+            _cancel_on_signals(sender.cancel)
+            with Progress("sending") as progress:
+                figures = sender.run(progress.update)
+                for line in () if as_json else summary(figures):
+                    progress.say(line)
+        except Exception:
+            # It runs on here, and so it shall when we are gone (law 5).
+            guest.release()
+            raise
+        finally:
+            guest.close()
+    except (GuestError, MigrationError, CacheSizeError, OSError) as error:
+        fail(describe(error))
+    if as_json:
+        click.echo(json.dumps(figures.as_qmp()))
+
+
+@click.command()
+@click.argument("uri")
+@click.option("--guest", "guest_text", required=True, help="dir:PATH or synthetic:")
+@click.option("--workers", type=click.IntRange(0, 64), help="beside the one that reads")
+@click.option("--paused", is_flag=True, help="do not resume the guest")
+@click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
+def receive(uri: str, guest_text: str, workers: int | None, paused: bool, as_json: bool) -> None:
+    """Take a guest in, from URI."""
+    try:
+        guest = open_guest(guest_text)
+        try:
+            receiver = Receiver(guest, uri, ReceiveParameters(workers, paused))
+            _cancel_on_signals(receiver.cancel)
+            with Progress("receiving") as progress:
+                figures = receiver.run(
+                    progress.update, lambda at: progress.say(f"listening on {at}")
+                )
+        finally:
+            guest.close()
+    except (GuestError, ReceiveError, OSError) as error:
+        fail(describe(error))
+    if as_json:
+        click.echo(json.dumps(figures.as_qmp()))
+
+
+@click.command()
+@click.option("--size", "ram", default="512M", show_default=True, help="RAM of the guest")
+@click.option("--dirty-rate", default="200M", show_default=True, help="bytes written a second")
+@click.option("--max-bandwidth", type=size, default="600M", show_default=True)
+def demo(ram: str, dirty_rate: str, max_bandwidth: int) -> None:
+    """Migrate a busy guest between two real process groups over TCP; watch and verify it."""
+    try:
+        equal = demo_command.run(ram, dirty_rate, max_bandwidth)
+    except (GuestError, MigrationError, demo_command.DemoError, OSError) as error:
+        fail(describe(error))
+    if not equal:
+        fail("the memories differ")
+
+
+@click.command()
+@click.option("--size", "ram", type=size, default="2G", show_default=True, help="RAM of the guest")
+@click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
+@click.option(
+    "--content",
+    "contents",
+    multiple=True,
+    type=click.Choice(bench_command.CONTENTS),
+    default=("random", "zero", "untouched"),
+    show_default=True,
+    help="what RAM holds",
+)
+@click.option(
+    "--compress",
+    "methods",
+    multiple=True,
+    default=("none",),
+    show_default=True,
+    help="as in send; several are measured in turns",
+)
+@click.option("--max-bandwidth", type=size, help="bytes a second; default: no limit")
+@click.option("--qemu", metavar="COMMAND", help="a QEMU to compare with, with what it needs")
+@click.option("--json", "as_json", is_flag=True, help="print the medians as JSON")
+def bench(
+    ram: int,
+    runs: int,
+    contents: tuple[str, ...],
+    methods: tuple[str, ...],
+    max_bandwidth: int | None,
+    qemu: str | None,
+    as_json: bool,
+) -> None:
+    """Measure migrations over loopback TCP, in turns with QEMU's own."""
+    try:
+        variants = tuple(Variant(_compression(method), max_bandwidth) for method in methods)
+        tell = partial(click.echo, err=True)
+        results = bench_command.bench(ram, contents, runs, qemu, variants, tell)
+    except (GuestError, MigrationError, bench_command.BenchError, OSError) as error:
+        fail(describe(error))
+    if as_json:
+        click.echo(json.dumps([asdict(result) for result in results], indent=2))
+    else:
+        bench_command.print_results(results)
