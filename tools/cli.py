@@ -13,6 +13,7 @@ import click
 
 COMMANDS = {
     "bench": "cli_migrate",
+    "convert": "cli_streams",
     "demo": "cli_migrate",
     "dump": "cli_streams",
     "extract": "cli_streams",

@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial as bind
 from pathlib import Path
+from typing import TextIO
 
 import click
 
 from ..guest.sizes import format_size, parse_size
 from ..protocol.errors import StreamError
 from . import containers, dump_container
+from . import convert as convert_command
 from . import dump as dump_command
 from . import extract as extract_command
 from . import verify as verify_command
 from .containers import ChooseSnapshotError, Opened
+from .convert import ConvertError
 from .dump_container import NoXmlError
 from .extract import ExtractError, Report
 from .failure import describe, fail
@@ -31,6 +34,7 @@ _FAILURES = (
     NoXmlError,
     ExtractError,
     LayoutError,
+    ConvertError,
 )
 """What ends a command with one line."""
 
@@ -185,3 +189,30 @@ def extract(
         click.echo(json.dumps(report.as_json(), indent=2))
     else:
         _report_extracted(report)
+
+
+@click.command()
+@click.argument("stream", metavar="IN")
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option(
+    "--to", "container", type=click.Choice(list(convert_command.CONTAINERS)), required=True
+)
+@click.option("--xml", type=click.File(encoding="utf-8"), help="libvirt: the domain's XML")
+def convert(stream: str, out: Path, container: str, xml: TextIO | None) -> None:
+    """Put the stream IN (as in dump) into another container, OUT (- for standard output).
+
+    What comes out is for QEMU (-incoming; compressed: by way of zstd -dc or gzip -dc), a libvirt
+    image for virsh restore. It keeps the domain's XML of a libvirt image.
+    """
+    if xml is not None and not container.startswith("libvirt"):
+        raise click.UsageError("--xml is for --to libvirt")
+    text = None if xml is None else _xml_text(xml)
+    with _opened(stream) as opened:
+        convert_command.convert(opened, out, container, text)
+
+
+def _xml_text(file: TextIO) -> str:
+    try:
+        return file.read()
+    except ValueError:
+        raise click.UsageError(f"--xml {file.name}: not UTF-8") from None

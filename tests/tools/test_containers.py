@@ -197,3 +197,17 @@ def test_bombs_stay_small(vmferry: Any, streams: Any, usual_rss: int, name: str)
     assert ran.status == 1
     assert "offset 0x" in ran.error
     assert ran.rss < usual_rss + (96 << 10)
+
+
+def test_header_of_libvirt_itself() -> None:
+    """Broken: the declaration would differ from what libvirt 9.0 writes (its own bytes here)."""
+    real = bytes.fromhex(
+        "4c69627669727451656d756453617665"
+        "02000000170701000100000001000000"
+        "2b06000000000000000000000000000000000000000000000000000000000000"
+        "00000000000000000000000000000000000000000000000000000000"
+    )
+    assert len(real) == libvirt.HEADER_SIZE
+    header = LITTLE.parse(real)
+    fields = ("version", "data_length", "was_running", "format", "cookie_offset")
+    assert [header[name] for name in fields] == [2, 0x10717, 1, 1, 0x62B]

@@ -1,0 +1,140 @@
+"""`vmferry convert`: between containers, without a change to the stream."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+from vmferry.protocol import libvirt
+from vmferry.tools.containers import Opened, unpack
+from vmferry.tools.convert import CONTAINERS, convert
+
+XML = "<domain type='qemu'><name>guest</name></domain>"
+
+
+def _unpacked(data: bytes) -> Opened:
+    return unpack(io.BytesIO(data), None)
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_comes_back(vmferry: Any, streams: Any, container: str) -> None:
+    """Broken: a stream would differ, or not be found, behind a container that we made."""
+    stream = vmferry.write("stream", streams.small)
+    xml = ("--xml", vmferry.write("xml", XML.encode())) if "libvirt" in container else ()
+    out, back = vmferry.folder / "out", vmferry.folder / "back"
+    ran = vmferry.call("convert", stream, str(out), "--to", container, *xml)
+    assert ran.exit_code == 0, ran.output
+    ran = vmferry.call("convert", str(out), str(back), "--to", "plain")
+    assert ran.exit_code == 0, ran.output
+    assert back.read_bytes() == streams.small
+    assert _unpacked(out.read_bytes()).stream.read() == streams.small
+
+
+def test_what_libvirt_said_is_kept(vmferry: Any, streams: Any) -> None:
+    """Broken: the XML, the cookie, or whether the guest ran, would be lost on the way."""
+    header = {
+        "magic": libvirt.MAGIC,
+        "version": 2,
+        "data_length": 400,
+        "was_running": 0,
+        "format": 0,
+        "cookie_offset": 300,
+    }
+    # On a host of the other byte order.
+    data = (
+        libvirt.HEADERS[1].build(header)
+        + XML.encode().ljust(300, b"\0")
+        + b"<c/>".ljust(100, b"\0")
+    )
+    path = vmferry.write("image", data + streams.small)
+    out = vmferry.folder / "out"
+    for container in ("libvirt:zstd", "libvirt"):
+        ran = vmferry.call("convert", path, str(out), "--to", container)
+        assert ran.exit_code == 0, ran.output
+        image = _unpacked(out.read_bytes()).image
+        assert image is not None
+        assert (image.xml, image.cookie, image.was_running) == (XML, "<c/>", False)
+        path = str(out)
+    other = XML.replace("guest", "other")
+    ran = vmferry.call(
+        "convert", path, str(out), "--to", "libvirt", "--xml", vmferry.write("xml", other.encode())
+    )
+    assert ran.exit_code == 0, ran.output
+    image = _unpacked(out.read_bytes()).image
+    assert image is not None
+    assert (image.xml, image.cookie) == (other, "<c/>")
+
+
+@pytest.mark.parametrize("command", ["zstd", "gzip"])
+def test_other_programs_read_it(vmferry: Any, streams: Any, command: str) -> None:
+    """Broken: `zstd -dc` or `gzip -dc`, by which QEMU takes it, would refuse what we compressed."""
+    if shutil.which(command) is None:
+        pytest.skip(f"{command} is not installed")
+    big = streams.to_bytes(
+        [
+            *streams.opening(),
+            *(e for _ in range(5) for e in streams.piece(2, streams.pages(0, range(256)))),
+            *streams.closing(),
+        ]
+    )
+    out = vmferry.folder / "out"
+    ran = vmferry.call("convert", "-", str(out), "--to", command, feed=big)
+    assert ran.exit_code == 0, ran.output
+    with open(out, "rb") as file:
+        unpacked = subprocess.run([command, "-dc"], stdin=file, capture_output=True, check=True)
+    assert unpacked.stdout == big
+
+
+def test_to_standard_output(vmferry: Any, streams: Any) -> None:
+    """Broken: `-incoming exec:vmferry convert ... -` would not work, or what is behind a stream
+    would come along."""
+    feed = gzip.compress(streams.small + b"behind it")
+    ran = vmferry.run("convert", "-", "-", "--to", "plain", feed=feed)
+    assert ran.status == 0
+    assert (vmferry.folder / "standard" / "out").read_bytes() == streams.small
+
+
+def test_damaged_stream_is_not_converted(vmferry: Any, streams: Any) -> None:
+    """Broken: a file would be there that no QEMU takes."""
+    out = vmferry.folder / "folder"
+    out.mkdir()
+    cut = streams.small[: len(streams.small) // 2]
+    assert (
+        "ends early" in vmferry.run("convert", "-", str(out / "x"), "--to", "zstd", feed=cut).error
+    )
+    assert os.listdir(out) == []
+
+
+def test_libvirt_needs_xml(vmferry: Any, streams: Any) -> None:
+    """Broken: an image would come out that libvirt refuses."""
+    out = str(vmferry.folder / "x")
+    ran = vmferry.run("convert", "-", out, "--to", "libvirt", feed=streams.small)
+    assert "--xml" in ran.error
+    bad = vmferry.write("xml", b"nothing of the kind")
+    ran = vmferry.run("convert", "-", out, "--to", "libvirt", "--xml", bad, feed=streams.small)
+    assert "not the XML" in ran.error
+    ran = vmferry.call("convert", "-", out, "--to", "zstd", "--xml", bad, feed=streams.small)
+    assert ran.exit_code == 2
+
+
+def test_small_pieces(streams: Any, tmp_path: Any) -> None:
+    """Broken: a stream that comes in small pieces would lose bytes between them."""
+
+    class Slow(io.RawIOBase):
+        def __init__(self) -> None:
+            self._left = memoryview(streams.small)
+
+        def readinto(self, target: Any, /) -> int:
+            count = min(len(target), len(self._left), 777)
+            target[:count] = self._left[:count]
+            self._left = self._left[count:]
+            return count
+
+    out = tmp_path / "out"
+    assert convert(Opened(Slow()), out, "plain") == len(streams.small)  # type: ignore[arg-type]
+    assert out.read_bytes() == streams.small

@@ -1,0 +1,166 @@
+"""A stream from one container into another; it is read, and so checked, as it goes by."""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol, cast
+
+import click
+import zstandard
+
+from ..protocol import libvirt
+from ..protocol.reader import StreamReader
+from .containers import MAX_XML, Opened, SaveImage
+from .dump import PIECE
+from .staged import Staged
+
+FRAME = 1 << 20
+"""Bytes of stream in a zstd frame: `vmferry receive` decompresses frames of this size at once."""
+LEVEL = 3
+"""Of zstd; its own default."""
+
+
+class ConvertError(Exception):
+    """What is asked for cannot be made; one line."""
+
+
+class Compressor(Protocol):
+    """What zlib, bz2 and lzma have."""
+
+    def compress(self, data: memoryview, /) -> bytes: ...
+    def flush(self) -> bytes: ...
+
+
+class _Plain:
+    """Nothing is compressed."""
+
+    def compress(self, data: memoryview) -> bytes:
+        return cast(bytes, data)
+
+    def flush(self) -> bytes:
+        return b""
+
+
+class _Frames:
+    """Frames behind each other, each of which says how much it holds."""
+
+    def __init__(self) -> None:
+        self._compressor = zstandard.ZstdCompressor(LEVEL, write_content_size=True)
+
+    def compress(self, data: memoryview) -> bytes:
+        pieces = (data[start : start + FRAME] for start in range(0, len(data), FRAME))
+        return b"".join(map(self._compressor.compress, pieces))
+
+    def flush(self) -> bytes:
+        return b""
+
+
+COMPRESSORS: dict[str, Callable[[], Compressor]] = {
+    "raw": _Plain,
+    "zstd": _Frames,
+    "gzip": lambda: zlib.compressobj(wbits=31),
+    "bzip2": bz2.BZ2Compressor,
+    "xz": lzma.LZMACompressor,
+}
+"""By their names in a libvirt image."""
+CONTAINERS = {
+    "plain": "raw",
+    "zstd": "zstd",
+    "gzip": "gzip",
+    **{f"libvirt:{name}": name for name in COMPRESSORS},
+    "libvirt": "raw",
+}
+"""What a stream can be put into, and how it is compressed there."""
+
+
+def convert(opened: Opened, out: Path, container: str, xml: str | None = None) -> int:
+    """Write the stream to `out` (`-`: standard output), in one of CONTAINERS; bytes of the stream.
+
+    `xml`: of the domain, for a libvirt image; None: what `opened` has. A file is there only when
+    all went well. Raises StreamError, ConvertError, OSError.
+    """
+    name = CONTAINERS[container]
+    head = b""
+    if container.startswith("libvirt"):
+        head = _save_image_head(_described(opened, xml), name)
+    compressor = COMPRESSORS[name]()
+    size = 0
+    with _output(out) as file:
+        file.write(head)
+        for piece in whole_stream(opened.stream):
+            file.write(compressor.compress(piece))
+            size += len(piece)
+        file.write(compressor.flush())
+        file.flush()
+    return size
+
+
+def whole_stream(stream: BinaryIO) -> Iterator[memoryview]:
+    """The bytes of a stream up to its end, each piece valid until the next. Raises StreamError."""
+    reader = StreamReader()
+    buffer = memoryview(bytearray(PIECE))
+    kept = 0
+    while not reader.finished:
+        count = stream.readinto(buffer[kept:])  # type: ignore[attr-defined]
+        if not count:
+            reader.close()
+            yield buffer[:kept]
+            return
+        _, done = reader.parse(buffer[: kept + count])
+        yield buffer[:done]
+        rest = bytes(buffer[done : kept + count])
+        buffer[: len(rest)] = rest
+        kept = len(rest)
+
+
+@contextmanager
+def _output(path: Path) -> Iterator[BinaryIO]:
+    if str(path) == "-":
+        with click.open_file("-", "wb") as output:
+            yield cast(BinaryIO, output)
+        return
+    with Staged() as staged:
+        with os.fdopen(staged.file(path), "wb") as file:
+            yield file
+        staged.keep()
+
+
+def _described(opened: Opened, xml: str | None) -> SaveImage:
+    """What a libvirt image is to say."""
+    old = opened.image
+    if xml is None and old is None:
+        raise ConvertError("a libvirt image needs the domain's XML: give --xml FILE")
+    text = old.xml if xml is None and old is not None else cast(str, xml)
+    if "<domain" not in text or "\0" in text:
+        raise ConvertError("this is not the XML of a domain")
+    running = old is None or old.was_running
+    return SaveImage(text, None if old is None else old.cookie, running, "", True)
+
+
+def _save_image_head(image: SaveImage, name: str) -> bytes:
+    """All that stands before the stream of a libvirt image."""
+    xml = image.xml.encode() + b"\0"
+    cookie = b"" if image.cookie is None else image.cookie.encode() + b"\0"
+    length = len(xml) + len(cookie) + libvirt.PADDING
+    if length > MAX_XML:
+        raise ConvertError(f"{length} bytes of XML are more than {MAX_XML}")
+    # libvirt takes its own byte order, and turns what comes in the other one.
+    declaration = libvirt.HEADERS[sys.byteorder == "big"]
+    header: bytes = declaration.build(
+        {
+            "magic": libvirt.MAGIC,
+            "version": libvirt.VERSION,
+            "data_length": length,
+            "was_running": int(image.was_running),
+            "format": libvirt.FORMATS.index(name),
+            "cookie_offset": len(xml) if cookie else 0,
+        }
+    )
+    return header + (xml + cookie).ljust(length, b"\0")
