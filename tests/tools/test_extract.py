@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from vmferry.protocol import events
+from vmferry.protocol.errors import StreamError
 from vmferry.protocol.memory_image import (
     LIME_HEADER_SIZE,
     ElfHeader,
@@ -19,7 +21,11 @@ from vmferry.protocol.memory_image import (
 )
 from vmferry.protocol.stream import SectionType
 from vmferry.tools.block_file import PAGES, BlockFile
+from vmferry.tools.extract import ExtractError, Wanted, extract
 from vmferry.tools.main_ram import LayoutError, main_block, regions
+from vmferry.tools.verify import verify
+
+from tests.tools.test_damage import Damage
 
 GIB = 1 << 30
 
@@ -249,3 +255,23 @@ def test_many_changes_at_once(tmp_path: Path) -> None:
     BlockFile(fd, length, 4096).change(run)
     os.close(fd)
     assert path.read_bytes() == expected
+
+
+def test_damaged_streams_are_as_verify_has_them(streams: Any, tmp_path: Path) -> None:
+    """Broken: damage would end in a traceback, leave files behind, or give other RAM than the
+    stream builds."""
+    damage = Damage(streams.small)
+    whole = 0
+    for number in range(150):
+        data = damage.variant(number)
+        path = tmp_path / "ram"
+        try:
+            report = extract(io.BytesIO(data), Wanted(path))
+        except (StreamError, ExtractError, LayoutError):
+            assert os.listdir(tmp_path) == []
+            continue
+        compared = verify(io.BytesIO(data), {report.blocks[0].block: str(path)})
+        assert compared[0].equal
+        path.unlink()
+        whole += 1
+    assert 10 < whole < 140
