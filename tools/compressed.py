@@ -1,4 +1,5 @@
-"""Compressed files read as what they hold: zstd, gzip, bzip2, xz; whatever they say of themselves,
+"""Compressed files read as what they hold: zstd, gzip, bzip2, xz (lzop: see there);
+whatever they say of themselves,
 in bounded memory.
 
 Each is a raw stream over a source that is read from where it stands. What is wrong with the
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import zstandard
 
-from ..protocol import zstd
+from ..protocol import lzop, zstd
 from ..protocol.zstd import MAX_WINDOW, CompressedError, FrameWalker
+from .lzop import Blocks
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -218,6 +220,7 @@ FORMATS = (
     ),
     Format("bzip2", b"BZh", lambda source, at: Members(source, at, "bzip2", bz2.BZ2Decompressor)),
     Format("xz", b"\xfd7zXZ\0", lambda source, at: Members(source, at, "xz", _xz)),
+    Format("lzop", lzop.MAGIC, Blocks),
 )
 
 

@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 MAX_LAYERS = 4
 MAX_XML = 16 << 20
 """Bytes of all that stands between a libvirt image's header and its stream."""
-_COMPRESSED = {format_.name for format_ in FORMATS} | {"lzop"}
+_COMPRESSED = {format_.name for format_ in FORMATS}
 """Names of the formats of a libvirt image that are found by magic again."""
-LZOP_MAGIC = b"\x89LZO\0\r\n\x1a\n"
 _HEAD = 16
 """Bytes that tell what something is."""
 
@@ -114,9 +113,6 @@ def unpack(source: BinaryIO, snapshot: str | None) -> Opened:
             expected = image.format
             layers.append("libvirt save image")
             continue
-        if head.startswith(LZOP_MAGIC):
-            message = f"lzop data is not read; `tail -c +{at + 1} FILE | lzop -dc` unpacks it"
-            raise UnsupportedError(message, offset=at)
         found = format_of(head)
         if expected in _COMPRESSED and (found is None or found.name != expected):
             raise StreamError(f"no {expected} data, as the libvirt header says", offset=at)

@@ -8,13 +8,17 @@ import io
 import json
 import lzma
 import random
+import struct
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import zstandard
+from lzallright import LZOCompressor
 from vmferry.protocol import libvirt
 from vmferry.protocol.errors import StreamError
+from vmferry.protocol.lzop import Flag, Header
 from vmferry.tools.containers import unpack
 
 XML = "<domain type='qemu'>\n  <name>gäst</name>\n</domain>"
@@ -27,6 +31,35 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "xz": lzma.compress,
     "zstd": zstandard.ZstdCompressor().compress,
 }
+
+
+def lzop(content: bytes, block: int = 4096) -> bytes:
+    """As lzop writes it, by its declaration; blocks that do not become smaller as they are."""
+    fields = {
+        "version": 0x1040,
+        "library": 0x20A0,
+        "needed": 0x940,
+        "method": 1,
+        "level": 5,
+        "flags": Flag.ADLER32_OF_CONTENT | Flag.CRC32_OF_CONTENT | Flag.ADLER32_OF_DATA,
+        "mode": 0,
+        "time": 0,
+        "name": b"stream",
+        "checksum": 0,
+    }
+    data: bytes = Header.build(fields)
+    for start in range(0, len(content), block):
+        piece = content[start : start + block]
+        packed = LZOCompressor().compress(piece)
+        packed = packed if len(packed) < len(piece) else piece
+        numbers = [len(piece), len(packed), zlib.adler32(piece), zlib.crc32(piece)]
+        numbers += [zlib.adler32(packed)] if len(packed) < len(piece) else []
+        data += struct.pack(f">{len(numbers)}I", *numbers) + packed
+    return data + bytes(4)
+
+
+ALONE: dict[str, Callable[[bytes], bytes]] = {**COMPRESS, "lzop": lzop}
+"""With those of which there is only one in a file."""
 
 
 def save_image(stream: bytes, header: Any = LITTLE, **changes: Any) -> bytes:
@@ -59,10 +92,10 @@ def test_compressed_files_are_read(vmferry: Any, streams: Any, name: str) -> Non
 
 
 @pytest.mark.parametrize("header", [LITTLE, BIG], ids=["little", "big"])
-@pytest.mark.parametrize("name", [None, *COMPRESS])
+@pytest.mark.parametrize("name", [None, *ALONE])
 def test_libvirt_images_are_read(vmferry: Any, streams: Any, name: str | None, header: Any) -> None:
     """Broken: what `virsh save` leaves, on a host of either byte order, would not be read."""
-    data = COMPRESS[name](streams.small) if name else streams.small
+    data = ALONE[name](streams.small) if name else streams.small
     number = libvirt.FORMATS.index(name or "raw")
     path = vmferry.write("image", save_image(data, header, format=number))
     found = json.loads(vmferry.call("dump", "--json", path).stdout)["container"]
@@ -117,11 +150,13 @@ def test_lying_header_is_refused(streams: Any, changes: dict[str, Any], said: st
         unpack(io.BytesIO(image), None)
 
 
-def test_lzop_is_named() -> None:
-    """Broken: nobody would know what to do with an image in lzop, which we do not read."""
-    image = save_image(b"\x89LZO\0\r\n\x1a\n" + bytes(50), format=4)
-    with pytest.raises(StreamError, match=r"offset 0x1[0-9a-f]+: .*lzop -dc"):
-        unpack(io.BytesIO(image), None)
+@pytest.mark.parametrize(("at", "said"), [(46, "a wrong checksum"), (38, "an lzop block of")])
+def test_lzop_is_checked(streams: Any, at: int, said: str) -> None:
+    """Broken: damaged lzop data would be taken, or memory by the lengths that it says."""
+    data = bytearray(lzop(streams.small))
+    data[at + len("stream")] ^= 0xFF
+    with pytest.raises(StreamError, match=f"offset 0x[0-9a-f]+ .*{said}"):
+        unpack(io.BytesIO(data), None).stream.read()
 
 
 def test_bad_xml_is_refused(streams: Any) -> None:
@@ -132,10 +167,10 @@ def test_bad_xml_is_refused(streams: Any) -> None:
             unpack(io.BytesIO(image), None)
 
 
-@pytest.mark.parametrize("name", COMPRESS)
+@pytest.mark.parametrize("name", ALONE)
 def test_cut_compressed_file_is_refused(streams: Any, name: str) -> None:
     """Broken: half a file would be taken for a whole one."""
-    data = COMPRESS[name](streams.small)
+    data = ALONE[name](streams.small)
     with pytest.raises(StreamError, match=f"{len(data) // 2:#x} .*within"):
         unpack(io.BytesIO(data[: len(data) // 2]), None).stream.read()
 
@@ -151,10 +186,10 @@ def _offset_of_error(data: bytes) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("name", COMPRESS)
+@pytest.mark.parametrize("name", ALONE)
 def test_damaged_compressed_files_are_refused_or_read(streams: Any, name: str) -> None:
     """Broken: some damage would end in a traceback, or take memory or time without end."""
-    whole = COMPRESS[name](streams.small)
+    whole = ALONE[name](streams.small)
     chance = random.Random(name)
     for _ in range(60):
         data = bytearray(whole)
