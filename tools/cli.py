@@ -13,10 +13,10 @@ import click
 
 COMMANDS = {
     "bench": "cli_migrate",
-    "convert": "cli_streams",
+    "convert": "cli_extract",
     "demo": "cli_migrate",
     "dump": "cli_streams",
-    "extract": "cli_streams",
+    "extract": "cli_extract",
     "receive": "cli_migrate",
     "send": "cli_migrate",
     "verify": "cli_streams",

@@ -19,6 +19,7 @@ from ..protocol import libvirt
 from ..protocol.reader import StreamReader
 from .containers import MAX_XML, Opened, SaveImage
 from .dump import PIECE
+from .failure import CommandError
 from .staged import Staged
 
 FRAME = 1 << 20
@@ -27,7 +28,7 @@ LEVEL = 3
 """Of zstd; its own default."""
 
 
-class ConvertError(Exception):
+class ConvertError(CommandError):
     """What is asked for cannot be made; one line."""
 
 

@@ -9,10 +9,11 @@ import click
 
 from ..guest.sizes import format_size
 from .containers import Opened, SaveImage
+from .failure import CommandError
 from .snapshots import Snapshot
 
 
-class NoXmlError(Exception):
+class NoXmlError(CommandError):
     """There is no domain XML; one line."""
 
 

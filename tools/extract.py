@@ -18,13 +18,14 @@ from ..protocol.errors import StreamError
 from ..protocol.memory_image import LIME_HEADER_SIZE, Region, elf_header, lime_header
 from .block_file import BlockFile
 from .dump import read_events
+from .failure import CommandError
 from .main_ram import elf_machine, main_block, regions
 from .staged import Staged
 
 FORMATS = ("raw", "elf", "lime")
 
 
-class ExtractError(Exception):
+class ExtractError(CommandError):
     """What is asked for cannot be had from this stream; one line."""
 
 

@@ -8,6 +8,10 @@ from typing import NoReturn
 import click
 
 
+class CommandError(Exception):
+    """What is asked for cannot be done; one line."""
+
+
 def fail(message: str) -> NoReturn:
     """One line, exit status 1."""
     click.echo(f"vmferry: {' '.join(message.split())}", err=True)

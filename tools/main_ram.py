@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from ..protocol.events import RamBlock
 from ..protocol.memory_image import EM_AARCH64, EM_X86_64, Region
+from .failure import CommandError
 
 GIB = 1 << 30
 ABOVE_4G = 4 * GIB
@@ -26,7 +27,7 @@ FIRMWARE = frozenset(
 )
 
 
-class LayoutError(Exception):
+class LayoutError(CommandError):
     """It cannot be told; one line."""
 
 

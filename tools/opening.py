@@ -1,0 +1,37 @@
+"""How a command opens the stream that its user names, and ends when something is wrong with it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ..protocol.errors import StreamError
+from . import containers
+from .containers import ChooseSnapshotError, Opened
+from .failure import CommandError, describe, fail
+from .snapshots import Snapshot
+from .verify import VerifyError
+
+
+@contextmanager
+def opened_stream(
+    name: str, on_snapshots: Callable[[tuple[Snapshot, ...]], None] | None = None
+) -> Iterator[Opened]:
+    """What a user names as a stream; whatever is wrong with it or in it ends the command.
+
+    `on_snapshots`: what to do instead where it is a qcow2 image, without a word of which snapshot.
+    """
+    try:
+        with containers.open_stream(name) as opened:
+            yield opened
+    except ChooseSnapshotError as error:
+        if on_snapshots is None:
+            fail(describe(error, name))
+        on_snapshots(error.snapshots)
+        sys.exit(0)
+    except BrokenPipeError:
+        # Nobody reads our output any more, which is no news of the stream.
+        raise
+    except (StreamError, OSError, CommandError, VerifyError) as error:
+        fail(describe(error, name))
