@@ -25,7 +25,7 @@ from .opening import opened_stream
 def dump(stream: str, as_json: bool, pages: bool, devices: bool, xml: bool) -> None:
     """Show what STREAM holds: a file, - for standard input, or DISK.qcow2#SNAPSHOT.
 
-    It may be a libvirt save image, and compressed (zstd, gzip, bzip2, xz). Of a qcow2 image
+    It may be a libvirt save image, and compressed (zstd, gzip, bzip2, xz, lzop). Of a qcow2 image
     without #SNAPSHOT, its snapshots are listed.
     """
     show = dump_command.print_pages_as_json if as_json else dump_command.print_pages

@@ -94,7 +94,8 @@ def _below_4g(machine: str, length: int, limit: int | None) -> int:
         # Less than 3.5 GiB is not split.
         below = limit or 0xE000_0000
         return below if length < below or _is_old_pc(machine) else min(below, 3 * GIB)
-    raise LayoutError(f"the memory layout of machine {machine} is not known: extract it as raw")
+    name = machine or "without a name"
+    raise LayoutError(f"the memory layout of machine {name} is not known: extract it as raw")
 
 
 def _is_old_pc(machine: str) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -36,9 +39,10 @@ class Staged:
         Raises OSError.
         """
         if path.exists() and not path.is_file():
-            raise FileExistsError(17, "exists, and is no file", str(path))
+            raise FileExistsError(errno.EEXIST, "exists, and is no file", str(path))
         temporary = _beside(path)
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with _named(path):
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._waiting.append((temporary, path))
         return fd
 
@@ -48,9 +52,10 @@ class Staged:
         Raises OSError.
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FileExistsError(17, "exists already", str(path))
+            raise FileExistsError(errno.EEXIST, "exists already", str(path))
         temporary = _beside(path)
-        temporary.mkdir(0o700)
+        with _named(path):
+            temporary.mkdir(0o700)
         self._waiting.append((temporary, path))
         return temporary
 
@@ -60,6 +65,15 @@ class Staged:
             temporary, path = self._waiting[-1]
             temporary.replace(path)
             self._waiting.pop()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An error names what the user did."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _beside(path: Path) -> Path:

@@ -223,6 +223,15 @@ def test_failure_leaves_nothing(vmferry: Any, streams: Any) -> None:
     assert (folder / "ram").stat().st_size == len(streams.ram["pc.ram"])
 
 
+def test_output_that_cannot_be(vmferry: Any, streams: Any) -> None:
+    """Broken: the error would name a file that nobody asked for, or a folder would be replaced."""
+    missing = vmferry.folder / "missing" / "ram"
+    ran = vmferry.run("extract", "-", "-o", str(missing), feed=streams.small)
+    assert ran.error == f"{missing}: No such file or directory"
+    ran = vmferry.run("extract", "-", "-o", str(vmferry.folder), feed=streams.small)
+    assert ran.error == f"{vmferry.folder}: exists, and is no file"
+
+
 def test_no_ram_is_told(vmferry: Any, streams: Any) -> None:
     """Broken: a stream without RAM would give an empty file."""
     feed = streams.to_bytes([streams.events[0], *streams.closing()[-2:]])
