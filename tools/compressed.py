@@ -1,6 +1,6 @@
-"""Compressed files read as what they hold: zstd, gzip, bzip2, xz (lzop: see there);
-whatever they say of themselves,
-in bounded memory.
+"""Compressed files read as what they hold, in bounded memory, whatever they say of themselves.
+
+zstd, gzip, bzip2 and xz; lzop is in a file of its own.
 
 Each is a raw stream over a source that is read from where it stands. What is wrong with the
 compressed data raises CompressedError.
@@ -161,15 +161,17 @@ class _Pieces:
 
     def _has_more(self) -> bool:
         while not self._found:
-            data = self._source.read(CHUNK)
             try:
-                if not data:
+                if self._walker.error is not None:
+                    raise self._walker.error
+                data = self._source.read(CHUNK)
+                if not data and not self._walker.more:
                     self._walker.close()
                     return False
-                view = memoryview(self._waiting + data)
-                found, done = self._walker.parse(view)
             except CompressedError as error:
                 raise CompressedError(error.message, offset=self._base + error.offset) from None
+            view = memoryview(self._waiting + data)
+            found, done = self._walker.parse(view)
             for part in found:
                 last = not isinstance(part, zstd.Piece) or part.last
                 data = bytes(view[part.start : part.end])
