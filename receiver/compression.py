@@ -25,6 +25,9 @@ from ..protocol.zstd import (
 )
 from .slots import DATA_BYTES, DATA_START, SLOT_SIZE
 
+ROOM = 4
+"""How many frames of the largest size there is room for: so they are seldom moved together."""
+
 Slot: TypeAlias = npt.NDArray[np.uint8]
 
 
@@ -44,9 +47,8 @@ class Inflater:
         self._stream: zstandard.ZstdDecompressionWriter | None = None
         self._over = False
         self._piece_offset = 0
-        self.room = np.empty(self._walker.most + DATA_BYTES, np.uint8)
-        """Compressed bytes not done with, and room for more behind `waiting` of them."""
-        self.waiting = 0
+        self._room = memoryview(np.empty(ROOM * self._walker.most, np.uint8))
+        self._start = self._end = 0
 
     @property
     def idle(self) -> bool:
@@ -58,9 +60,19 @@ class Inflater:
         """The stream is over, and so is the frame that it ended in; what follows is not ours."""
         return self._over and self._stream is None
 
+    @property
+    def space(self) -> memoryview:
+        """Where the next compressed bytes go, behind those that are not done with."""
+        if len(self._room) - self._end < self._walker.most:
+            waiting = self._end - self._start
+            self._room[:waiting] = self._room[self._start : self._end]
+            self._start, self._end = 0, waiting
+        return self._room[self._end :]
+
     def filled(self, count: int) -> None:
-        """So many bytes came into `room`. Raises CompressedError, or what `take` raises."""
-        view = self.room.data[: self.waiting + count]
+        """So many bytes came into `space`. Raises CompressedError, or what `take` raises."""
+        self._end += count
+        view = self._room[self._start : self._end]
         position, walker = 0, self._walker
         while position == 0 or walker.more:
             found, done = walker.parse(view[position:])
@@ -79,8 +91,7 @@ class Inflater:
             self._finish_all()
             if not self.ended:
                 raise walker.error
-        self.waiting = len(view) - position
-        self.room[: self.waiting] = self.room[position : len(view)]
+        self._start += position
 
     def finish_one(self) -> None:
         """Hand on the oldest that is under way, when it is done."""
@@ -120,7 +131,7 @@ class Inflater:
         if not self._free:
             self.finish_one()
         slot = self._free.pop()
-        # Its place in `room` is wanted for what comes.
+        # Its place is wanted for what comes.
         future = self._pool.submit(_inflate, memoryview(bytes(data)), frame, slot)
         self._under_way.append((slot, future))
 

@@ -128,7 +128,7 @@ class Transport:
         inflater = Inflater(len(self._setup.rings), self._take)
         try:
             used = len(head)
-            inflater.room.data[:used] = head
+            inflater.space[:used] = head
             while used:
                 inflater.filled(used)
                 while not inflater.idle and not self._input.now():
@@ -136,7 +136,7 @@ class Transport:
                 if inflater.ended:
                     return
                 # Up to its end a frame may still turn out to be damaged.
-                used = self._fill(inflater.room.data[inflater.waiting :])
+                used = self._fill(inflater.space)
             inflater.close()
         finally:
             inflater.stop()

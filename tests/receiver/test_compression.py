@@ -49,7 +49,7 @@ def inflate(stream: bytes, threads: int, step: int = 100_000, length: int = 1 <<
 
 def put(inflater: Inflater, piece: bytes) -> None:
     """The next piece of the compressed stream."""
-    inflater.room.data[inflater.waiting : inflater.waiting + len(piece)] = piece
+    inflater.space[: len(piece)] = piece
     inflater.filled(len(piece))
 
 
@@ -137,7 +137,7 @@ def test_bomb_comes_in_small_pieces(threads: int) -> None:
 
     inflater = Inflater(threads, take)
     try:
-        inflater.room.data[: len(bomb)] = bomb
+        inflater.space[: len(bomb)] = bomb
         with pytest.raises(FullError):
             inflater.filled(len(bomb))
     finally:

@@ -17,6 +17,7 @@ from vmferry.sender.compression import (
     COMPRESSION_COUNTERS,
     Compression,
     CompressionError,
+    Framer,
     LinkMeter,
     parse_compression,
 )
@@ -155,6 +156,31 @@ def test_threads_keep_the_order(make_slots: Callable[[str, bool], Sent]) -> None
         sent.publish(content)
     sent.end()
     assert [zstandard.ZstdDecompressor().decompress(frame) for frame in sent.frames] == contents
+
+
+def mixed(chance: random.Random, words: int) -> bytes:
+    """Pages, half of which is noise; the rest is words, of which there are so many."""
+    known = [chance.randbytes(8) for _ in range(words)]
+    return b"".join(
+        chance.randbytes(2048) + b"".join(chance.choices(known, k=256)) for _ in range(512)
+    )
+
+
+def english(chance: random.Random) -> bytes:
+    """Bytes that match little before them, but are not equally frequent."""
+    return bytes(chance.choices(range(26), weights=[2**-n for n in range(26)], k=2 << 20))
+
+
+@pytest.mark.parametrize(("make", "lean"), [(lambda c: mixed(c, 50), True), (english, False)])
+def test_no_time_for_what_gains_nothing(make: Callable[[random.Random], bytes], lean: bool) -> None:
+    """Broken: time would go into coding noise, or what can be coded would be left as it is."""
+    content = make(random.Random(8))
+    framer, usual = Framer(), zstandard.ZstdCompressor(1).compress(content)
+    frames = [framer.frame(content, 1) for _ in range(40)]
+    assert framer._is_lean == lean
+    for frame in frames:
+        assert zstandard.ZstdDecompressor().decompress(frame) == content
+        assert len(frame) <= len(usual) * 1.01
 
 
 @pytest.mark.parametrize(
