@@ -47,7 +47,7 @@ class Inflater:
         self._stream: zstandard.ZstdDecompressionWriter | None = None
         self._over = False
         self._piece_offset = 0
-        self._room = memoryview(np.empty(ROOM * self._walker.most, np.uint8))
+        self._room: memoryview = np.empty(ROOM * self._walker.most, np.uint8).data
         self._start = self._end = 0
 
     @property
