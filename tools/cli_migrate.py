@@ -10,11 +10,14 @@ from functools import partial
 
 import click
 
+from ..control.announce import AnnounceError, Announcer, Interface, parse_interface
 from ..guest.base import GuestError
 from ..guest.open import open_guest
 from ..guest.sizes import parse_size
+from ..protocol.states import MigrationStatus
 from ..receiver.coordinator import MigrationError as ReceiveError
 from ..receiver.coordinator import ReceiveParameters, Receiver
+from ..receiver.figures import Figures
 from ..sender.compression import CompressionError, parse_compression
 from ..sender.coordinator import MigrationError, Sender
 from ..sender.page_cache import CacheSizeError
@@ -56,6 +59,14 @@ def _throttle(initial: int, increment: int, maximum: int) -> ThrottleParameters:
         return ThrottleParameters(initial, increment, maximum)
     except ThrottleError as error:
         raise click.UsageError(str(error)) from None
+
+
+def interface(text: str) -> Interface:
+    """From `IFACE[=MAC]`."""
+    try:
+        return parse_interface(text)
+    except AnnounceError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _cancel_on_signals(cancel: Callable[[], None]) -> None:
@@ -155,24 +166,54 @@ def send(
 @click.option("--guest", "guest_text", required=True, help="dir:PATH or synthetic:")
 @click.option("--workers", type=click.IntRange(0, 64), help="beside the one that reads")
 @click.option("--paused", is_flag=True, help="do not resume the guest")
+@click.option(
+    "--announce",
+    "interfaces",
+    multiple=True,
+    type=interface,
+    metavar="IFACE[=MAC]",
+    help="tell its switches at the end that the guest is here (RARP); may be repeated",
+)
 @click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
-def receive(uri: str, guest_text: str, workers: int | None, paused: bool, as_json: bool) -> None:
+def receive(
+    uri: str,
+    guest_text: str,
+    workers: int | None,
+    paused: bool,
+    interfaces: tuple[Interface, ...],
+    as_json: bool,
+) -> None:
     """Take a guest in, from URI."""
+    if paused and interfaces:
+        raise click.UsageError("--announce: a guest that is --paused is not announced")
     try:
-        guest = open_guest(guest_text)
-        try:
-            receiver = Receiver(guest, uri, ReceiveParameters(workers, paused))
-            _cancel_on_signals(receiver.cancel)
-            with Progress("receiving") as progress:
-                figures = receiver.run(
-                    progress.update, lambda at: progress.say(f"listening on {at}")
-                )
-        finally:
-            guest.close()
-    except (GuestError, ReceiveError, OSError) as error:
+        with Announcer(interfaces) as announcer:
+            figures = _receive(uri, guest_text, ReceiveParameters(workers, paused), announcer)
+            for line in announcer.finish():
+                # The guest is here all the same.
+                Progress.say(f"receiving: {line}")
+    except (GuestError, ReceiveError, AnnounceError, OSError) as error:
         fail(describe(error))
     if as_json:
         click.echo(json.dumps(figures.as_qmp()))
+
+
+def _receive(
+    uri: str, guest_text: str, parameters: ReceiveParameters, announcer: Announcer
+) -> Figures:
+    def announce_if_completed(_: MigrationStatus, new: MigrationStatus) -> None:
+        if new is MigrationStatus.COMPLETED:
+            announcer.start()
+
+    guest = open_guest(guest_text)
+    try:
+        receiver = Receiver(guest, uri, parameters)
+        receiver.states.add_listener(announce_if_completed)
+        _cancel_on_signals(receiver.cancel)
+        with Progress("receiving") as progress:
+            return receiver.run(progress.update, lambda at: progress.say(f"listening on {at}"))
+    finally:
+        guest.close()
 
 
 @click.command()

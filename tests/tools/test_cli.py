@@ -43,6 +43,8 @@ def test_help(command: str, vmferry: Any) -> None:
         ["dump", "--nonsense", "x"],
         ["send", "file:x"],
         ["receive", "--guest", "dir:x"],
+        ["receive", "file:x", "--guest", "dir:x", "--announce", "lo=1"],
+        ["receive", "file:x", "--guest", "dir:x", "--announce", "lo", "--paused"],
         ["send", "file:x", "--guest", "dir:x", "--max-bandwidth", "9x"],
         ["send", "file:x", "--guest", "dir:x", "--max-bandwidth", "9" * 400],
         ["send", "file:x", "--guest", "dir:x", "--max-bandwidth", "9999999999T"],

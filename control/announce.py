@@ -1,0 +1,146 @@
+"""Self-announcement: tell switches, on given interfaces, that a guest is reached here now.
+
+A RARP frame each goes out at once, then again and again at intervals that grow, since the network
+may not yet be ready for the first. Source of the schedule and its figures: QEMU's QMP reference,
+`announce-self` and the migration parameters `announce-initial`, `-max`, `-rounds`, `-step`.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from ..protocol.rarp import announcement
+
+_ETHERNET = 1
+"""The kernel's ARPHRD_ETHER."""
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
+_LIMITS = {"initial": 100_000, "max": 100_000, "rounds": 1000, "step": 10_000}
+
+
+class AnnounceError(Exception):
+    """Nothing can be announced, or not like this; one line."""
+
+
+@dataclass(frozen=True)
+class AnnounceParameters:
+    """Milliseconds; the names are those of `announce-self`. Raises AnnounceError.
+
+    `initial`: between the first two rounds; each interval after it is `step` longer, up to `max`.
+    """
+
+    initial: int = 50
+    max: int = 550
+    rounds: int = 5
+    step: int = 100
+
+    def __post_init__(self) -> None:
+        for name, most in _LIMITS.items():
+            value = getattr(self, name)
+            if not 0 <= value <= most:
+                raise AnnounceError(f"announce-{name} {value}: not from 0 to {most}")
+
+    def pauses(self) -> Iterator[int]:
+        """Milliseconds before each round, none before the first."""
+        for number in range(self.rounds):
+            yield min(self.initial + (number - 1) * self.step, self.max) if number else 0
+
+
+@dataclass(frozen=True)
+class Interface:
+    """Where to announce, and which address; None: the interface's own."""
+
+    name: str
+    mac: bytes | None = None
+
+
+def parse_interface(text: str) -> Interface:
+    """From `IFACE[=MAC]`. Raises AnnounceError."""
+    name, equals, mac = text.partition("=")
+    if not name:
+        raise AnnounceError(f"{text!r} is not IFACE[=MAC]")
+    if not equals:
+        return Interface(name)
+    if not _MAC.fullmatch(mac):
+        raise AnnounceError(f"{text!r}: {mac!r} is not an address such as 52:54:00:12:34:56")
+    address = bytes.fromhex(mac.replace(":", ""))
+    if address[0] & 1 or not any(address):
+        raise AnnounceError(f"{text!r}: {mac} is not the address of one guest")
+    return Interface(name, address)
+
+
+class Announcer:
+    """One announcement, a context manager. Raises AnnounceError if an interface cannot be used.
+
+    `start` returns at once; then `finish` waits for the end, or `stop` makes it come early.
+    """
+
+    def __init__(
+        self, interfaces: Iterable[Interface], parameters: AnnounceParameters | None = None
+    ) -> None:
+        self._parameters = parameters or AnnounceParameters()
+        self._stop = threading.Event()
+        self._failures: dict[str, str] = {}
+        self._thread = threading.Thread(target=self._run, name="vmferry-announce", daemon=True)
+        with ExitStack() as sockets:
+            self._frames = [(each.name, *_open(each, sockets)) for each in interfaces]
+            self._sockets = sockets.pop_all()
+
+    def __enter__(self) -> Announcer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """The first round goes out right now."""
+        if self._frames:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """No round any more; from any thread, however often, also if it was never started."""
+        self._stop.set()
+        self.finish()
+
+    def finish(self) -> list[str]:
+        """Wait for the last round; a line for each interface where a frame could not be sent."""
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._sockets.close()
+        return list(self._failures.values())
+
+    def _run(self) -> None:
+        for pause in self._parameters.pauses():
+            if self._stop.wait(pause / 1000):
+                return
+            for name, sending, frame in self._frames:
+                try:
+                    sending.send(frame)
+                except OSError as error:
+                    # The others go on, and the next round may find it well again.
+                    self._failures[name] = f"announcing on {name}: {error.strerror}"
+
+
+def _open(interface: Interface, sockets: ExitStack) -> tuple[socket.socket, bytes]:
+    """A socket bound to the interface, that receives nothing; and the frame to send."""
+    name = interface.name
+    try:
+        # `bind` would cut off a name that is too long.
+        socket.if_nametoindex(name)
+    except (OSError, ValueError):
+        raise AnnounceError(f"announcing on {name!r}: no such interface here") from None
+    try:
+        sending = sockets.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+        sending.bind((name, 0))
+    except PermissionError:
+        raise AnnounceError(f"announcing on {name}: it takes root, or CAP_NET_RAW") from None
+    except OSError as error:
+        raise AnnounceError(f"announcing on {name}: {error.strerror}") from None
+    *_, hardware, own = sending.getsockname()
+    if hardware != _ETHERNET:
+        raise AnnounceError(f"announcing on {name}: not an Ethernet interface")
+    return sending, announcement(interface.mac or own)

@@ -1,0 +1,88 @@
+"""What a stock QEMU announces, beside what we do."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from vmferry.control.announce import AnnounceParameters
+from vmferry.protocol.rarp import announcement
+
+from tests.qemu.machine import Machine
+
+MAC = bytes.fromhex("5254004a1b2c")
+
+
+@pytest.fixture
+def wire() -> Iterator[socket.socket]:
+    """The end of a cable of UDP datagrams, a frame each."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listening:
+        listening.bind(("127.0.0.1", 0))
+        yield listening
+
+
+def network(wire: socket.socket) -> list[str]:
+    """Options: a network card at the other end."""
+    here = f"udp=127.0.0.1:{wire.getsockname()[1]},localaddr=127.0.0.1:0"
+    card = f"rtl8139,netdev=net0,romfile=,mac={MAC.hex(':')}"
+    return ["-netdev", f"socket,id=net0,{here}", "-device", card]
+
+
+def frames(wire: socket.socket, count: int) -> tuple[list[bytes], list[float]]:
+    """So many and no more, and how many seconds each came after the first."""
+    found: list[tuple[bytes, float]] = []
+    wire.settimeout(10)
+    while len(found) < count:
+        found.append((wire.recv(2048), time.monotonic()))
+    assert silent(wire)
+    return [frame for frame, _ in found], [at - found[0][1] for _, at in found]
+
+
+def silent(wire: socket.socket) -> bool:
+    """Whether nothing comes for half a second."""
+    wire.settimeout(0.5)
+    try:
+        wire.recv(2048)
+    except TimeoutError:
+        return True
+    return False
+
+
+def test_same_frames_at_the_same_intervals(
+    version: str, tmp_path: Path, wire: socket.socket
+) -> None:
+    """Broken: a guest that we take in would be announced otherwise than one that QEMU takes in."""
+    machine = Machine(version, tmp_path / "machine", *network(wire))
+    figures = {"initial": 100, "max": 250, "rounds": 5, "step": 100}
+    try:
+        machine.ask("announce-self", **figures)
+        found, times = frames(wire, 5)
+    finally:
+        machine.stop()
+    assert found == [announcement(MAC)] * 5
+    # As parts of the whole, which a busy machine makes longer.
+    pauses = list(AnnounceParameters(**figures).pauses())
+    ours = [sum(pauses[: number + 1]) / sum(pauses) for number in range(5)]
+    assert [at / times[-1] for at in times] == pytest.approx(ours, abs=0.1)
+
+
+def test_paused_guest_is_not_announced(version: str, tmp_path: Path, wire: socket.socket) -> None:
+    """Broken: to refuse `receive --paused --announce` would differ from what QEMU does."""
+    stream = tmp_path / "stream"
+    source = Machine(version, tmp_path / "source", *network(wire))
+    try:
+        source.migrate(f"exec:cat > {stream}")
+    finally:
+        source.stop()
+    incoming = ("-S", "-incoming", f"exec:cat {stream}")
+    target = Machine(version, tmp_path / "target", *network(wire), *incoming)
+    try:
+        target.wait_for("completed")
+        assert silent(wire)
+        target.ask("cont")
+        assert frames(wire, 5)[0] == [announcement(MAC)] * 5
+    finally:
+        target.stop()
