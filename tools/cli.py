@@ -14,6 +14,7 @@ import click
 COMMANDS = {
     "bench": "cli_migrate",
     "convert": "cli_extract",
+    "ctl": "cli_ctl",
     "demo": "cli_migrate",
     "dump": "cli_streams",
     "extract": "cli_extract",

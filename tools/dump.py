@@ -15,6 +15,7 @@ from ..guest.sizes import format_size
 from ..protocol import events
 from ..protocol.reader import StreamReader
 from ..protocol.stream import SectionType
+from .readable import table
 
 PIECE = 4 << 20
 
@@ -207,8 +208,5 @@ def _print_devices(summary: Summary) -> None:
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as need be; names are never cut nor taken for markup."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        click.echo(f" {'  '.join(cells)}".rstrip())
+    for line in table(rows):
+        click.echo(f" {line}")

@@ -8,7 +8,6 @@ import time
 from types import TracebackType
 from typing import Protocol
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
@@ -22,7 +21,7 @@ class Figures(Protocol):
     """What both sides' figures have."""
 
     @property
-    def status(self) -> MigrationStatus: ...
+    def status(self) -> str: ...
     @property
     def total(self) -> int: ...
     @property
@@ -43,7 +42,7 @@ class Progress:
             self._rich = RichProgress(
                 TextColumn(title),
                 BarColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 console=Console(stderr=True),
             )
             self._task = self._rich.add_task("waiting", total=None)
@@ -69,7 +68,7 @@ class Progress:
         if self._rich is not None:
             done = figures.total - getattr(figures, "remaining", 0)
             self._rich.update(self._task, total=figures.total, completed=done, description=line)
-        elif figures.status is MigrationStatus.COMPLETED or time.monotonic() - self._last >= 1:
+        elif figures.status == MigrationStatus.COMPLETED or time.monotonic() - self._last >= 1:
             self._last = time.monotonic()
             self.say(f"{self._title}: {line}")
 
@@ -85,14 +84,18 @@ class Progress:
     def say(line: str) -> None:
         """A line for whoever watches. That nobody does must not fail the migration."""
         try:
-            click.echo(line, err=True)
+            # By this way, and not past it, lines stand above the bar.
+            print(line, file=sys.stderr, flush=True)
         except OSError:
             # What is still buffered would fail again at exit, and with it the exit status.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
     @staticmethod
     def _line(figures: Figures) -> str:
-        line = f"{figures.status.value}, {format_size(figures.transferred)}"
+        line = str(figures.status)
+        if not figures.total:
+            return line
+        line += f", {format_size(figures.transferred)}"
         line += f" at {format_size(figures.mbps * 1e6 / 8)}/s"
         rounds = getattr(figures, "dirty_sync_count", None)
         if rounds is None:
