@@ -26,6 +26,7 @@ from ..sender.throttle import ThrottleError, ThrottleParameters
 from . import bench as bench_command
 from . import demo as demo_command
 from .bench import Variant
+from .bench_memory import CONTENTS, BenchError
 from .failure import describe, fail
 from .progress import Progress
 from .summary import summary
@@ -237,7 +238,7 @@ def demo(ram: str, dirty_rate: str, max_bandwidth: int) -> None:
     "--content",
     "contents",
     multiple=True,
-    type=click.Choice(bench_command.CONTENTS),
+    type=click.Choice(CONTENTS),
     default=("random", "zero", "untouched"),
     show_default=True,
     help="what RAM holds",
@@ -267,7 +268,7 @@ def bench(
         variants = tuple(Variant(_compression(method), max_bandwidth) for method in methods)
         tell = partial(click.echo, err=True)
         results = bench_command.bench(ram, contents, runs, qemu, variants, tell)
-    except (GuestError, MigrationError, bench_command.BenchError, OSError) as error:
+    except (GuestError, MigrationError, BenchError, OSError) as error:
         fail(describe(error))
     if as_json:
         click.echo(json.dumps([asdict(result) for result in results], indent=2))
