@@ -135,6 +135,14 @@ def stored(content: memoryview) -> list[memoryview]:
     return pieces
 
 
+def stored_size(head: memoryview) -> int | None:
+    """Bytes that a frame holds that begins with `head`, if `stored` may have made it."""
+    if len(head) < _STORED_HEADER.size:
+        return None
+    magic, descriptor, size = _STORED_HEADER.unpack_from(head)
+    return size if (magic, descriptor) == (MAGIC, _STORED_DESCRIPTOR) and size else None
+
+
 def join_stored(frame: memoryview, out: memoryview) -> int:
     """Put what a `stored` frame holds into `out`, one copy; how many bytes.
 
@@ -227,6 +235,13 @@ class FrameWalker:
         piece = Piece(cursor.done, cursor.position, cursor.offset_of(cursor.done), last)
         cursor.commit()
         return [piece]
+
+    def pass_frame(self, size: int) -> None:
+        """The frame that begins what waits was dealt with by others: all its `size` bytes."""
+        self._offset += size
+        self._position = self._waiting = self._empty = 0
+        self._step = self._header
+        self._content_size = None
 
     # The steps of a frame.
 

@@ -22,8 +22,10 @@ from ..protocol.zstd import (
     FrameWalker,
     Piece,
     join_stored,
+    stored_size,
 )
 from .slots import DATA_BYTES, DATA_START, SLOT_SIZE
+from .stored import StoredFrame
 
 ROOM = 4
 """How many frames of the largest size there is room for: so they are seldom moved together."""
@@ -92,6 +94,27 @@ class Inflater:
             if not self.ended:
                 raise walker.error
         self._start += position
+
+    def begin_stored(self) -> StoredFrame | None:
+        """The frame that has begun to arrive, if it is stored: to be filled, then to be ended."""
+        waiting = self._room[self._start : self._end]
+        size = None if self._under_way or self._over or self._stream else stored_size(waiting)
+        if size is None or size > DATA_BYTES:
+            return None
+        frame = StoredFrame(self._free[0], size, waiting)
+        return frame if len(waiting) < frame.length else None
+
+    def end_stored(self, frame: StoredFrame) -> None:
+        """What comes of it has arrived. Raises as `filled`."""
+        if frame.good:
+            self._start = self._end = 0
+            self._walker.pass_frame(frame.length)
+            self._hand_on(frame.slot, frame.size)
+            return
+        # It is laid out otherwise, or did not come whole.
+        more = frame.arrived()[self._end - self._start :]
+        self.space[: len(more)] = more
+        self.filled(len(more))
 
     def finish_one(self) -> None:
         """Hand on the oldest that is under way, when it is done."""

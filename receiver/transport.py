@@ -27,10 +27,13 @@ from ..transport.ring import Ring
 from ..transport.shared import Readiness, SharedFd
 from .compression import Inflater
 from .slots import DATA_START, TABLE_RUNS, DirectSlots, RingSlots, Run, Slots
+from .stored import StoredFrame
 from .worker import Applier, MapBlocks
 
 RECEIVE_BYTES = 2 << 20
 """Read at once."""
+STORED_HEAD = 12
+"""Bytes by which a zstd frame says whether it is stored."""
 HEAD_BYTES = 4
 """By these the stream says what it is."""
 
@@ -133,6 +136,15 @@ class Transport:
                 inflater.filled(used)
                 while not inflater.idle and not self._input.now():
                     inflater.finish_one()
+                while (frame := inflater.begin_stored()) is not None:
+                    self._fill_frame(frame)
+                    inflater.end_stored(frame)
+                    if inflater.ended:
+                        return
+                    if frame.missing:
+                        break
+                    # Not more than tells whether the next one is stored, too.
+                    inflater.filled(self._fill(inflater.space[:STORED_HEAD], STORED_HEAD))
                 if inflater.ended:
                     return
                 # Up to its end a frame may still turn out to be damaged.
@@ -140,6 +152,17 @@ class Transport:
             inflater.close()
         finally:
             inflater.stop()
+
+    def _fill_frame(self, frame: StoredFrame) -> None:
+        """Read all of it, if it comes."""
+        while frame.missing:
+            if self._connection.fileno() in self._input.ready(None):
+                raise EOFError
+            count = self._channel.recv_into(*frame.missing)
+            if count == 0:
+                return
+            frame.filled(count)
+            self._setup.counters.add("transferred", count)
 
     def _fill(self, view: memoryview, wanted: int = 1) -> int:
         """Read what the channel has, at least `wanted` bytes if they come; how far it is filled."""

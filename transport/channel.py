@@ -74,10 +74,13 @@ class Channel:
         if any(fd == stop_fd for fd, _ in poll.poll()):
             raise EOFError
 
-    def recv_into(self, view: memoryview) -> int:
-        """Read what is there, at least a byte; 0 at the end. Raises ChannelError."""
+    def recv_into(self, *views: memoryview) -> int:
+        """Read what is there, at least a byte, into these in turn; 0 at the end.
+
+        Raises ChannelError.
+        """
         try:
-            return os.readv(self._fd, [view])
+            return os.readv(self._fd, views)
         except OSError as error:
             raise ChannelError(f"{self.name}: {error.strerror}") from error
 

@@ -198,3 +198,63 @@ def test_threads_have_their_own_bytes() -> None:
         put(inflater, compressed(content))
     inflater.close()
     assert taken.data == b"".join(contents)
+
+
+def in_other_blocks(content: bytes) -> bytes:
+    """A frame that begins as a stored one does, and is laid out otherwise."""
+    head = stored(content)[:9]
+    for start in range(0, len(content), 60_000):
+        block = content[start : start + 60_000]
+        last = start + 60_000 >= len(content)
+        head += zstd.BlockHeader.build({"size": len(block), "type": zstd.RAW, "last": last})
+        head += block
+    return head
+
+
+def inflate_at_once(stream: bytes, step: int) -> tuple[Taken, int]:
+    """As the transport process does it; and how many frames were read straight into a slot."""
+    taken, source, straight = Taken(), io.BytesIO(stream), 0
+    inflater = Inflater(0, taken.take)
+    while used := source.readinto(inflater.space[:step]):
+        inflater.filled(used)
+        while (frame := inflater.begin_stored()) is not None:
+            straight += 1
+            while frame.missing and (count := source.readinto(frame.missing[0][:step])):
+                frame.filled(count)
+            inflater.end_stored(frame)
+            if frame.missing:
+                break
+            inflater.filled(source.readinto(inflater.space[:12]))
+    inflater.close()
+    return taken, straight
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000, 1 << 20])
+def test_stored_frames_are_read_straight(step: int) -> None:
+    """Broken: what was not worth compressing would be copied, or come out of order."""
+    chance = random.Random(9)
+    makers = [stored, stored, compressed, in_other_blocks]
+    size = 300_000 if step >= 1000 else 200
+    made = [(chance.choice(makers), chance.randbytes(chance.randint(1, size))) for _ in range(30)]
+    stream = b"".join(make(content) for make, content in made)
+    taken, straight = inflate_at_once(stream, step)
+    assert taken.data == b"".join(content for _, content in made)
+    assert straight > 10
+
+
+def test_a_stored_frame_that_ends_early() -> None:
+    """Broken: old bytes of the slot would be taken for what did not come."""
+    stream = stored(bytes(300_000))
+    for cut in (1, 131_000, 131_080, 299_000):
+        with pytest.raises(zstd.CompressedError, match="ends within a zstd frame") as caught:
+            inflate_at_once(stream[:-cut], 5000)
+        assert caught.value.offset == len(stream) - cut
+
+
+@pytest.mark.parametrize("place", [9, 12 + (128 << 10)])
+def test_a_stored_frame_with_a_damaged_header(place: int) -> None:
+    """Broken: a block's header would not be looked at."""
+    stream = bytearray(stored(bytes(300_000)))
+    stream[place] ^= 0x06
+    with pytest.raises(zstd.CompressedError):
+        inflate_at_once(bytes(stream), 5000)
