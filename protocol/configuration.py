@@ -10,8 +10,11 @@ from .errors import StreamError, UnsupportedError
 from .stream import SectionType
 
 MIN_PAGE_BITS, MAX_PAGE_BITS = 10, 16
+IGNORE_SHARED = "x-ignore-shared"
+"""Capability: RAM blocks are listed with their addresses; pages of shared ones do not come."""
+
 _MAX_CONFIGURATION = 1 << 15
-_UNSUPPORTED_CAPABILITIES = frozenset({"mapped-ram", "x-ignore-shared"})
+_UNSUPPORTED_CAPABILITIES = frozenset({"mapped-ram"})
 _SECTION = "configuration"
 
 
@@ -45,6 +48,13 @@ def _page_size(bits: int | None, start: int) -> int | None:
     if not MIN_PAGE_BITS <= bits <= MAX_PAGE_BITS:
         raise StreamError(f"pages of 2**{bits} bytes", offset=start, section=_SECTION)
     return int(1 << bits)
+
+
+def checked_page_size(size: int, offset: int) -> int:
+    """A page size that stands elsewhere in a stream, at `offset`. Raises StreamError."""
+    if size & (size - 1) or not 1 << MIN_PAGE_BITS <= size <= 1 << MAX_PAGE_BITS:
+        raise StreamError(f"pages of {size} bytes", offset=offset)
+    return size
 
 
 def _capabilities(raw: list[bytes], start: int) -> tuple[str, ...]:

@@ -7,12 +7,12 @@ Writing the events of a stream in order gives the bytes of that stream again.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from .ram import RECORD_HEADER_SIZE, XBZRLE_HEAD_SIZE
+from .ram import COMPRESSED_HEAD_SIZE, RECORD_HEADER_SIZE, XBZRLE_HEAD_SIZE
 from .stream import SectionType
 
 
@@ -56,20 +56,29 @@ class RamSection:
 
 @dataclass(frozen=True)
 class RamBlock:
-    """A RAM block as announced: `length` in bytes; `page_size` only where the wire carries it."""
+    """A RAM block as announced: `length` in bytes; the rest only where the wire carries it.
+
+    `page_size`: of the memory behind it, in bytes, with postcopy. `address`: guest-physical, with
+    x-ignore-shared.
+    """
 
     name: str
     length: int
     page_size: int | None = None
+    address: int | None = None
 
 
 @dataclass(frozen=True)
 class RamBlocks:
-    """The MEM_SIZE record: all RAM blocks, and the sum of their lengths."""
+    """The MEM_SIZE record: all RAM blocks, and the sum of their lengths.
+
+    `page_size`: bytes of the pages to come, as the reader takes them; not in this record.
+    """
 
     offset: int
     total: int
     blocks: tuple[RamBlock, ...]
+    page_size: int = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,13 +110,16 @@ class PageRun:
 
 
 @dataclass(frozen=True, eq=False)
-class XbzrleRun:
-    """Consecutive XBZRLE records of one RAM block; what they encode was not looked at.
+class EncodedRun:
+    """Consecutive records of one RAM block and one encoding; what they encode was not looked at.
 
     `offsets` (n,): as in PageRun. `data`: the bytes given to the reader, in which encoding `i` is
     `sizes[i]` bytes from `starts[i]` on (both (n,)); valid until the reader's next call.
     `continued`: the first record names no block, as those behind it.
     """
+
+    HEAD_SIZE: ClassVar[int]
+    """Bytes of a record before its encoding, where it continues a block."""
 
     offset: int
     block: RamBlock
@@ -121,11 +133,23 @@ class XbzrleRun:
     def encoding_offset(self, index: int) -> int:
         """The position in the stream of an encoding."""
         name = 0 if self.continued else 1 + len(self.block.name.encode())
-        return self.offset + name + XBZRLE_HEAD_SIZE + int(self.starts[index] - self.starts[0])
+        return self.offset + name + self.HEAD_SIZE + int(self.starts[index] - self.starts[0])
 
     def record_offset(self, index: int) -> int:
         """The position in the stream of a record."""
-        return self.encoding_offset(index) - XBZRLE_HEAD_SIZE if index else self.offset
+        return self.encoding_offset(index) - self.HEAD_SIZE if index else self.offset
+
+
+class XbzrleRun(EncodedRun):
+    """XBZRLE records: see `xbzrle` for what they encode."""
+
+    HEAD_SIZE = XBZRLE_HEAD_SIZE
+
+
+class CompressedRun(EncodedRun):
+    """COMPRESS_PAGE records: see `compress` for what they encode."""
+
+    HEAD_SIZE = COMPRESSED_HEAD_SIZE
 
 
 @dataclass(frozen=True)
@@ -200,6 +224,7 @@ Event: TypeAlias = (
     | RamBlocks
     | PageRun
     | XbzrleRun
+    | CompressedRun
     | MultifdFlush
     | EndOfRam
     | Footer

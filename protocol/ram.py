@@ -45,6 +45,9 @@ BlockEntry = c.Struct("name" / Str8, "length" / c.Int64ub)
 BlockPageSize = c.Int64ub
 """Behind a BlockEntry, with postcopy, where the block has huge pages."""
 
+BlockAddress = c.Int64ub
+"""Behind a BlockEntry, with x-ignore-shared: where in the guest's physical memory it begins."""
+
 
 def plain_record(page_size: int, *, continued: bool) -> c.Construct:
     """PAGE: header, name of the block unless CONTINUE, one page."""
@@ -74,6 +77,19 @@ def xbzrle_record(*, continued: bool) -> c.Construct:
         "encoding" / c.Const(XBZRLE_ENCODING, c.Int8ub),
         "data" / c.Prefixed(c.Int16ub, c.GreedyBytes),
     )
+
+
+CompressedHead = c.Int32ub
+"""Before the zlib data: its length in bytes."""
+
+COMPRESSED_HEAD_SIZE: int = RECORD_HEADER_SIZE + CompressedHead.sizeof()
+"""Bytes of a COMPRESS_PAGE record before its data, where the record continues a block."""
+
+
+def compressed_record(*, continued: bool) -> c.Construct:
+    """COMPRESS_PAGE: header, name of the block unless CONTINUE, zlib data (see `compress`)."""
+    name = () if continued else ("name" / Str8,)
+    return c.Struct("header" / RecordHeader, *name, "data" / c.Prefixed(c.Int32ub, c.GreedyBytes))
 
 
 def mem_size(total: int) -> bytes:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
-from . import events, pages, ram, xbzrle
+from . import compress, events, pages, ram, xbzrle
 from .cursor import Cursor, Incomplete, decode_name
 from .errors import StreamError, UnsupportedError
 from .ram import RamFlag
@@ -17,22 +18,29 @@ _MAX_BLOCKS = 4096
 _PAGE = int(RamFlag.PAGE)
 _ZERO = int(RamFlag.ZERO)
 _XBZRLE = int(RamFlag.XBZRLE)
+_COMPRESSED = int(RamFlag.COMPRESS_PAGE)
 _CONTINUE = int(RamFlag.CONTINUE)
 _MAX_RECORDS = 4096
-"""XBZRLE records of one event."""
+"""XBZRLE or COMPRESS_PAGE records of one event."""
 _EOS_SIZE = ram.RECORD_HEADER_SIZE
 _FOOTER_SIZE: int = SectionFooter.sizeof()
+
+_Records = tuple[list[int], list[int], list[int]]
+_Run = TypeVar("_Run", bound=events.EncodedRun)
 
 
 class RamReader:
     """The state of one `ram` section over all its pieces.
 
-    `page_size` in bytes; `postcopy`: whether blocks may carry their page size.
+    `page_size` in bytes; `page_size_said`: by the stream. `postcopy`: whether blocks may carry
+    their page size; `addressed`: whether they carry their address.
     """
 
     def __init__(self, page_size: int, max_total: int) -> None:
         self.page_size = page_size
+        self.page_size_said = False
         self.postcopy = False
+        self.addressed = False
         self.ended = False
         self._max_total = max_total
         self._start: events.RamSection | None = None
@@ -43,6 +51,12 @@ class RamReader:
         self._listed = False
         self._block: events.RamBlock | None = None
         self._ending = False
+        self._runs: dict[int, Callable[[Cursor, int, int], events.Event]] = {
+            _PAGE: self._read_run,
+            _ZERO: self._read_run,
+            _XBZRLE: self._read_xbzrle,
+            _COMPRESSED: self._read_compressed,
+        }
 
     def start(self, offset: int, header: Any, name: str) -> events.RamSection:
         """A SECTION_START was read."""
@@ -77,10 +91,9 @@ class RamReader:
         value = cursor.peek_u64()
         flags = value & (self.page_size - 1)
         kind = flags & ~_CONTINUE
-        if kind in (_PAGE, _ZERO):
-            return self._read_run(cursor, value - flags, flags)
-        if kind == _XBZRLE:
-            return self._read_xbzrle(cursor, value - flags, flags)
+        read = self._runs.get(kind)
+        if read is not None:
+            return read(cursor, value - flags, flags)
         if flags == RamFlag.MEM_SIZE:
             return self._read_mem_size(cursor, value - flags)
         offset = cursor.offset
@@ -115,10 +128,11 @@ class RamReader:
         ]
 
     def _unknown_record(self, value: int, kind: int, offset: int) -> StreamError:
-        if kind in (RamFlag.COMPRESS_PAGE, RamFlag.HOOK):
-            message = f"{RamFlag(kind).name} records are not supported"
+        if kind == RamFlag.HOOK:
+            message = "HOOK records (RDMA) are not supported"
             return UnsupportedError(message, offset=offset, section=ram.SECTION_NAME)
-        return self._error(f"{value:#018x} is no record", offset)
+        guessed = "" if self.page_size_said else ", if pages have {} bytes: the stream does not say"
+        return self._error(f"{value:#018x} is no record{guessed.format(self.page_size)}", offset)
 
     def _read_mem_size(self, cursor: Cursor, total: int) -> events.Event | None:
         offset = cursor.offset
@@ -149,8 +163,9 @@ class RamReader:
             message = f"block {name} of {entry.length} bytes does not fit a total of {total}"
             raise self._error(message, offset)
         page_size = self._read_block_page_size(cursor) if self.postcopy else None
+        address = cursor.take(ram.BlockAddress) if self.addressed else None
         self._indexes[name] = len(self._blocks)
-        self._blocks[name] = events.RamBlock(name, entry.length, page_size)
+        self._blocks[name] = events.RamBlock(name, entry.length, page_size, address)
         return self._list_complete(listed)
 
     def _read_block_page_size(self, cursor: Cursor) -> int | None:
@@ -168,7 +183,7 @@ class RamReader:
             return None
         self._listing = None
         self._listed = True
-        return events.RamBlocks(offset, total, tuple(self._blocks.values()))
+        return events.RamBlocks(offset, total, tuple(self._blocks.values()), self.page_size)
 
     def _read_run(self, cursor: Cursor, address: int, flags: int) -> events.PageRun:
         offset = cursor.offset
@@ -214,15 +229,56 @@ class RamReader:
         return block
 
     def _read_xbzrle(self, cursor: Cursor, address: int, flags: int) -> events.XbzrleRun:
-        offset = cursor.offset
+        def read_size(offset: int) -> int:
+            head = cursor.take(ram.XbzrleHead)
+            if head.encoding != ram.XBZRLE_ENCODING:
+                raise self._error(f"XBZRLE encoding {head.encoding} is not known", offset)
+            if head.length > self.page_size:
+                raise self._error(f"an XBZRLE encoding of {head.length} bytes", offset)
+            return int(head.length)
+
+        def read_more(position: int) -> _Records:
+            most = _MAX_RECORDS - 1
+            return xbzrle.parse_records(cursor.view, position, most, self.page_size)
+
+        kind = events.XbzrleRun
+        return self._read_encoded(cursor, kind, (address, flags), read_size, read_more)
+
+    def _read_compressed(self, cursor: Cursor, address: int, flags: int) -> events.CompressedRun:
+        def read_size(offset: int) -> int:
+            size = int(cursor.take(ram.CompressedHead))
+            if size > compress.bound(self.page_size):
+                raise self._error(f"a compressed page of {size} bytes", offset)
+            return size
+
+        def read_more(position: int) -> _Records:
+            most = min(_MAX_RECORDS, compress.MAX_RUN_BYTES // self.page_size) - 1
+            return compress.parse_records(cursor.view, position, most, self.page_size)
+
+        kind = events.CompressedRun
+        return self._read_encoded(cursor, kind, (address, flags), read_size, read_more)
+
+    def _read_encoded(
+        self,
+        cursor: Cursor,
+        kind: type[_Run],
+        header: tuple[int, int],
+        read_size: Callable[[int], int],
+        read_more: Callable[[int], _Records],
+    ) -> _Run:
+        """A record, whose first encoding must be here, and those like it that follow.
+
+        `read_size` takes what stands before the encoding, given the record's offset.
+        """
+        offset, (address, flags) = cursor.offset, header
         continued = bool(flags & _CONTINUE)
         block = self._read_block_of_page(cursor, continued=continued)
-        size = self._read_xbzrle_size(cursor, offset)
+        size = read_size(offset)
         first = cursor.position
-        addresses, starts, sizes = xbzrle.parse_records(
-            cursor.view, first + size, _MAX_RECORDS - 1, self.page_size
-        )
-        run = events.XbzrleRun(
+        if first + size > len(cursor.view):
+            raise Incomplete
+        addresses, starts, sizes = read_more(first + size)
+        run = kind(
             offset,
             block,
             self._indexes[block.name],
@@ -237,17 +293,6 @@ class RamReader:
         cursor.position = int(run.starts[-1] + run.sizes[-1])
         return run
 
-    def _read_xbzrle_size(self, cursor: Cursor, offset: int) -> int:
-        """What stands before the encoding; all of that must be here."""
-        head = cursor.take(ram.XbzrleHead)
-        if head.encoding != ram.XBZRLE_ENCODING:
-            raise self._error(f"XBZRLE encoding {head.encoding} is not known", offset)
-        if head.length > self.page_size:
-            raise self._error(f"an XBZRLE encoding of {head.length} bytes", offset)
-        if cursor.position + head.length > len(cursor.view):
-            raise Incomplete
-        return int(head.length)
-
     def _read_name(self, cursor: Cursor, offset: int) -> events.RamBlock:
         raw = cursor.take(Str8)
         block = self._blocks.get(raw.decode(errors="replace"))
@@ -255,7 +300,7 @@ class RamReader:
             raise self._error(f"a page of an unknown block {raw!r}", offset)
         return block
 
-    def _check_inside(self, run: events.PageRun | events.XbzrleRun) -> None:
+    def _check_inside(self, run: events.PageRun | events.EncodedRun) -> None:
         outside = run.offsets >= run.block.length
         if outside.any():
             index = int(outside.argmax())

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import devices, events, stream
-from .configuration import read_configuration
+from .configuration import IGNORE_SHARED, checked_page_size, read_configuration
 from .cursor import Cursor, Incomplete, decode_name
 from .errors import StreamError, UnsupportedError
 from .ram_reader import RamReader
@@ -46,9 +46,9 @@ _UNSUPPORTED_COMMANDS = frozenset(
 class StreamReader:
     """One stream from its first byte to its end.
 
-    `page_size`: bytes, where the stream does not say. `max_section`: bound for what has to be
-    held in memory, in bytes: one device section, all behind RAM, the description.
-    `max_total_ram`: bytes of RAM that a stream may announce.
+    `page_size`: bytes, where the stream does not say before its pages come. `max_section`: bound
+    for what has to be held in memory, in bytes: one device section, all behind RAM, the
+    description. `max_total_ram`: bytes of RAM that a stream may announce.
     """
 
     def __init__(
@@ -197,6 +197,8 @@ class StreamReader:
         event = read_configuration(cursor)
         if event.page_size is not None:
             self._ram.page_size = event.page_size
+            self._ram.page_size_said = True
+        self._ram.addressed = IGNORE_SHARED in (event.capabilities or ())
         self._step = self._part
         return [event]
 
@@ -317,10 +319,22 @@ class StreamReader:
         if len(command.data) != length:
             message = f"a {CommandType(command.command).name} command of {len(command.data)} bytes"
             raise StreamError(message, offset=start)
-        if command.command == CommandType.POSTCOPY_ADVISE:
-            self._ram.postcopy = True
+        if command.command == CommandType.POSTCOPY_ADVISE and command.data:
+            self._advised(command.data, start)
         event = events.Command(start, command.command, command.data)
         return self._hold(event) if self._held else [event]
+
+    def _advised(self, data: bytes, start: int) -> None:
+        """Postcopy of RAM may follow; without data, only that of dirty bitmaps."""
+        try:
+            advice = stream.PostcopyAdvice.parse(data)
+        except stream.DeclarationError:
+            message = f"a POSTCOPY_ADVISE command of {len(data)} bytes"
+            raise StreamError(message, offset=start) from None
+        self._ram.postcopy = True
+        if not self._ram.page_size_said:
+            self._ram.page_size = checked_page_size(advice.page_size, start)
+            self._ram.page_size_said = True
 
     def _eof(self, cursor: Cursor) -> list[events.Event]:
         start = cursor.offset

@@ -93,6 +93,12 @@ Command = c.Struct(
     "data" / c.Prefixed(c.Int16ub, c.GreedyBytes),
 )
 
+PostcopyAdvice = c.Struct(
+    "block_page_sizes" / c.Int64ub, "page_size" / c.Int64ub, "end" / c.Terminated
+)
+"""Data of POSTCOPY_ADVISE, where RAM may be postcopied: the sum of all page sizes that stand behind
+the source's RAM blocks, each counted once, and the guest's page size, in bytes."""
+
 EndOfStream = c.Const(SectionType.EOF, c.Int8ub)
 
 DescriptionHeader = c.Struct(

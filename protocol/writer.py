@@ -59,6 +59,8 @@ def _ram_blocks(event: events.RamBlocks) -> bytes:
         pieces.append(_build(ram.BlockEntry, name=block.name.encode(), length=block.length))
         if block.page_size is not None:
             pieces.append(ram.BlockPageSize.build(block.page_size))
+        if block.address is not None:
+            pieces.append(ram.BlockAddress.build(block.address))
     return b"".join(pieces)
 
 
@@ -75,21 +77,29 @@ def _page_run(event: events.PageRun) -> bytes:
 
 
 def _xbzrle_run(event: events.XbzrleRun) -> bytes:
+    def head(size: int) -> bytes:
+        return _build(ram.XbzrleHead, encoding=ram.XBZRLE_ENCODING, length=size)
+
+    return _encoded_run(event, ram.RamFlag.XBZRLE, head)
+
+
+def _compressed_run(event: events.CompressedRun) -> bytes:
+    return _encoded_run(event, ram.RamFlag.COMPRESS_PAGE, ram.CompressedHead.build)
+
+
+def _encoded_run(
+    event: events.EncodedRun, flag: ram.RamFlag, head: Callable[[int], bytes]
+) -> bytes:
     pieces: list[bytes] = []
     for index, address in enumerate(event.offsets.tolist()):
         start, size = int(event.starts[index]), int(event.sizes[index])
-        flags = ram.RamFlag.XBZRLE
-        name = b""
+        flags, name = flag, b""
         if index or event.continued:
             flags |= ram.RamFlag.CONTINUE
         else:
             name = stream.Str8.build(event.block.name.encode())
-        pieces += [
-            ram.RecordHeader.build(address | flags),
-            name,
-            _build(ram.XbzrleHead, encoding=ram.XBZRLE_ENCODING, length=size),
-            event.data[start : start + size].tobytes(),
-        ]
+        encoding = event.data[start : start + size].tobytes()
+        pieces += [ram.RecordHeader.build(address | flags), name, head(size), encoding]
     return b"".join(pieces)
 
 
@@ -118,6 +128,7 @@ _WRITERS: dict[type, Callable[[Any], bytes]] = {
     events.RamBlocks: _ram_blocks,
     events.PageRun: _page_run,
     events.XbzrleRun: _xbzrle_run,
+    events.CompressedRun: _compressed_run,
     events.MultifdFlush: lambda _: ram.multifd_flush(),
     events.EndOfRam: lambda _: ram.end_of_ram(),
     events.Footer: lambda event: stream.section_footer(event.section_id),

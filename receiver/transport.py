@@ -26,6 +26,7 @@ from ..transport.process import receive_channel, send_message
 from ..transport.ring import Ring
 from ..transport.shared import Readiness, SharedFd
 from .compression import Inflater
+from .refusal import refuse
 from .slots import DATA_START, TABLE_RUNS, DirectSlots, RingSlots, Run, Slots
 from .stored import StoredFrame
 from .worker import Applier, MapBlocks
@@ -201,6 +202,7 @@ class Transport:
         others: list[events.Event] = []
         runs: list[Run] = []
         for event in found:
+            refuse(event)
             if isinstance(event, (events.PageRun, events.XbzrleRun)):
                 runs.append(event)
             else:

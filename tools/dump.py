@@ -19,10 +19,16 @@ from .readable import table
 
 PIECE = 4 << 20
 
+PAGE_KINDS = ("plain", "zero", "xbzrle", "compressed")
+"""How pages may be sent."""
 
-def read_events(stream: BinaryIO) -> Iterator[events.Event]:
-    """All events of a stream; page data is valid until the next one is asked for."""
-    reader = StreamReader()
+
+def read_events(stream: BinaryIO, page_size: int = 4096) -> Iterator[events.Event]:
+    """All events of a stream; page data is valid until the next one is asked for.
+
+    `page_size`: bytes, where the stream does not say before its pages come.
+    """
+    reader = StreamReader(page_size=page_size)
     buffer = memoryview(bytearray(PIECE))
     kept = 0
     while not reader.finished:
@@ -46,6 +52,7 @@ class BlockSummary:
     plain: int = 0
     zero: int = 0
     xbzrle: int = 0
+    compressed: int = 0
 
 
 @dataclass
@@ -100,20 +107,26 @@ class Pages:
     first: int
     count: int
     kind: str
-    """`plain`, `zero` or `xbzrle`, as the records are."""
+    """`plain`, `zero`, `xbzrle` or `compressed`, as the records are."""
     fill: int | None = None
     """Of `zero` pages, the byte that they hold."""
 
 
-def split_run(run: events.PageRun | events.XbzrleRun, page_size: int) -> Iterator[Pages]:
+def split_run(run: events.PageRun | events.EncodedRun, page_size: int) -> Iterator[Pages]:
     """The records of a run follow each other in the stream; its pages may lie anywhere."""
-    kind, fill = "xbzrle", None
-    if isinstance(run, events.PageRun):
-        kind, fill = ("plain", None) if run.data is not None else ("zero", run.fill)
+    kind, fill = _kind(run), None
+    if isinstance(run, events.PageRun) and run.data is None:
+        fill = run.fill
     breaks = np.flatnonzero(np.diff(run.offsets.astype(np.int64)) != page_size) + 1
     for start, end in pairwise([0, *breaks.tolist(), len(run.offsets)]):
         offset = run.record_offset(start)
         yield Pages(offset, run.block.name, int(run.offsets[start]), end - start, kind, fill)
+
+
+def _kind(run: events.PageRun | events.EncodedRun) -> str:
+    if isinstance(run, events.PageRun):
+        return "zero" if run.data is None else "plain"
+    return "xbzrle" if isinstance(run, events.XbzrleRun) else "compressed"
 
 
 def print_pages(pages: Pages) -> None:
@@ -131,8 +144,9 @@ def summarise(stream: BinaryIO, on_pages: Callable[[Pages], None] | None = None)
     """Read all of it, and tell `on_pages` of every range of pages. Raises StreamError."""
     summary = Summary()
     for event in read_events(stream):
-        if isinstance(event, (events.PageRun, events.XbzrleRun)):
-            _count(summary, event)
+        if isinstance(event, (events.PageRun, events.EncodedRun)):
+            block = summary.blocks[event.block_index]
+            setattr(block, _kind(event), getattr(block, _kind(event)) + len(event.offsets))
             if on_pages is not None:
                 for pages in split_run(event, summary.page_size):
                     on_pages(pages)
@@ -141,25 +155,15 @@ def summarise(stream: BinaryIO, on_pages: Callable[[Pages], None] | None = None)
     return summary
 
 
-def _count(summary: Summary, run: events.PageRun | events.XbzrleRun) -> None:
-    block = summary.blocks[run.block_index]
-    if isinstance(run, events.XbzrleRun):
-        block.xbzrle += len(run.offsets)
-    elif run.data is None:
-        block.zero += len(run.offsets)
-    else:
-        block.plain += len(run.offsets)
-
-
 def _note(summary: Summary, event: events.Event) -> None:
     summary.size = max(summary.size, event.offset)
     if isinstance(event, events.Configuration):
         summary.machine = event.machine
-        summary.page_size = event.page_size or summary.page_size
         summary.capabilities = list(event.capabilities or ())
     elif isinstance(event, events.RamSection) and event.kind == SectionType.PART:
         summary.ram_parts += 1
     elif isinstance(event, events.RamBlocks):
+        summary.page_size = event.page_size
         summary.blocks = [BlockSummary(block.name, block.length) for block in event.blocks]
     elif isinstance(event, events.DeviceSection):
         summary.devices.append(event)
@@ -183,10 +187,10 @@ def print_summary(summary: Summary, *, devices: bool) -> None:
     click.echo(f"devices      {len(summary.devices)} sections")
     click.echo(f"description  {'yes' if summary.description else 'no'}")
     rows = [
-        (block.name, format_size(block.length), *map(str, (block.plain, block.zero, block.xbzrle)))
+        (block.name, format_size(block.length), *(str(getattr(block, kind)) for kind in PAGE_KINDS))
         for block in summary.blocks
     ]
-    head = ("RAM block", "length", "plain pages", "zero pages", "xbzrle pages")
+    head = ("RAM block", "length", *(f"{kind} pages" for kind in PAGE_KINDS))
     _print_table([head, *rows])
     if devices:
         _print_devices(summary)

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ..protocol import events, xbzrle
+from ..protocol import compress, events, xbzrle
 from ..protocol.errors import StreamError
 from .dump import read_events
 
@@ -109,6 +109,12 @@ class Rebuilt:
         xbzrle.apply(self._ram, numbers, run.data, runs)
         self._written[numbers] = True
 
+    def put(self, offsets: npt.NDArray[np.uint64], pages: npt.NDArray[np.uint8]) -> None:
+        """Put `pages` (n, page size) in their places."""
+        numbers = (offsets // np.uint64(self.page_size)).astype(np.intp)
+        self._ram[numbers] = pages
+        self._written[numbers] = True
+
     def compare(self, file: BinaryIO, block: str) -> Comparison:
         """With a file of the same length. Raises VerifyError."""
         size = file.seek(0, os.SEEK_END)
@@ -149,8 +155,8 @@ def _next_data(fd: int, position: int) -> int:
         return 1 << 63 if error.errno == errno.ENXIO else position
 
 
-def verify(stream: BinaryIO, files: dict[str, str]) -> list[Comparison]:
-    """Read all of it, and compare blocks with `files`, by name.
+def verify(stream: BinaryIO, files: dict[str, str], page_size: int = 4096) -> list[Comparison]:
+    """Read all of it, and compare blocks with `files`, by name; `page_size` as in `read_events`.
 
     Raises StreamError when the stream is not valid, VerifyError when a file does not fit, OSError
     when one cannot be read.
@@ -158,30 +164,49 @@ def verify(stream: BinaryIO, files: dict[str, str]) -> list[Comparison]:
     with ExitStack() as stack:
         # A missing file is told before a long stream is read.
         opened = {block: stack.enter_context(open(path, "rb")) for block, path in files.items()}
-        rebuilt = _rebuild(stream, opened, stack)
+        rebuilt = _rebuild(read_events(stream, page_size), opened, stack)
         return [rebuilt[block].compare(file, block) for block, file in opened.items()]
 
 
-def _rebuild(stream: BinaryIO, blocks: Iterable[str], stack: ExitStack) -> dict[str, Rebuilt]:
+def _rebuild(
+    found: Iterable[events.Event], blocks: Iterable[str], stack: ExitStack
+) -> dict[str, Rebuilt]:
     """These blocks, all of which the stream must have."""
     rebuilt: dict[str, Rebuilt] = {}
+    absent: set[str] = set()
     page_size = 4096
-    for event in read_events(stream):
-        if isinstance(event, events.Configuration):
-            page_size = event.page_size or page_size
+    for event in found:
+        if isinstance(event, (events.PageRun, events.EncodedRun)):
+            absent.discard(event.block.name)
+            _apply(event, rebuilt.get(event.block.name), page_size)
         elif isinstance(event, events.RamBlocks):
+            page_size = event.page_size
             lengths = {block.name: block.length for block in event.blocks}
+            # With x-ignore-shared a block may have been left behind; only those carry an address.
+            absent = {block.name for block in event.blocks if block.address is not None}
             for block in _known(blocks, lengths):
                 rebuilt[block] = Rebuilt(lengths[block], page_size)
                 stack.callback(rebuilt[block].close)
-        elif isinstance(event, events.PageRun) and event.block.name in rebuilt:
-            rebuilt[event.block.name].apply(event)
-        elif isinstance(event, events.XbzrleRun):
-            runs = xbzrle.read_run(event, page_size)
-            if event.block.name in rebuilt:
-                rebuilt[event.block.name].change(event, runs)
     _known(blocks, rebuilt)
+    for block in absent.intersection(blocks):
+        message = f"RAM block {block} is not in the stream: it is shared (x-ignore-shared)"
+        raise VerifyError(message)
     return rebuilt
+
+
+def _apply(run: events.PageRun | events.EncodedRun, block: Rebuilt | None, page_size: int) -> None:
+    """Put a run into its block; what it encodes is checked though nobody wants the block."""
+    if isinstance(run, events.XbzrleRun):
+        runs = xbzrle.read_run(run, page_size)
+        if block is not None:
+            block.change(run, runs)
+    elif isinstance(run, events.CompressedRun):
+        pages = compress.decompress(run, page_size)
+        if block is not None:
+            block.put(run.offsets, pages)
+    elif block is not None:
+        assert isinstance(run, events.PageRun)
+        block.apply(run)
 
 
 def _known(blocks: Iterable[str], lengths: Iterable[str]) -> Iterable[str]:

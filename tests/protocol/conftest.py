@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -40,6 +41,13 @@ def xbzrle_run(block: int, changes: dict[int, bytes], continued: bool = False) -
     data = np.frombuffer(b"".join(changes.values()), np.uint8)
     starts = np.cumsum(sizes) - sizes
     return events.XbzrleRun(0, BLOCKS[block], block, offsets, data, starts, sizes, continued)
+
+
+def compressed_run(
+    block: int, contents: dict[int, bytes], continued: bool = False
+) -> events.CompressedRun:
+    """COMPRESS_PAGE records: of each page of a block, its zlib data."""
+    return events.CompressedRun(**vars(xbzrle_run(block, contents, continued)))
 
 
 def device(section_id: int, name: str, payload: bytes) -> events.DeviceSection:
@@ -100,6 +108,9 @@ def small_stream() -> list[events.Event]:
             xbzrle_run(1, {0: b"\x05\x01a"}, continued=True),
             page_run(1, [2], continued=True),
             xbzrle_run(0, {9: b"\x05\x01a"}),
+            compressed_run(0, {11: zlib.compress(bytes(PAGE)), 12: b"any"}, continued=True),
+            compressed_run(1, {0: b"x" * 70}),
+            compressed_run(1, {2: b""}, continued=True),
         ),
         *ram_piece(SectionType.PART, page_run(0, [1], 0), events.MultifdFlush(0)),
         *closing(device(3, "timer", b"\x01" * 20), device(4, "cpu", b"")),
@@ -119,10 +130,10 @@ def plainly(found: Iterable[events.Event]) -> list[tuple[Any, ...]]:
             for row, offset in enumerate(event.offsets.tolist()):
                 body = event.fill if event.data is None else bytes(event.data[row])
                 result.append((event.block, event.block_index, offset, body))
-        elif isinstance(event, events.XbzrleRun):
+        elif isinstance(event, events.EncodedRun):
             for row, offset in enumerate(event.offsets.tolist()):
-                encoding = event.data[event.starts[row] :][: event.sizes[row]]
-                result.append((event.block, event.block_index, offset, "xbzrle", bytes(encoding)))
+                encoding = bytes(event.data[event.starts[row] :][: event.sizes[row]])
+                result.append((event.block, event.block_index, offset, type(event), encoding))
         else:
             result.append((type(event), vars(event)))
     return result
@@ -134,6 +145,7 @@ class Make:
     ram_piece = staticmethod(ram_piece)
     page_run = staticmethod(page_run)
     xbzrle_run = staticmethod(xbzrle_run)
+    compressed_run = staticmethod(compressed_run)
     device = staticmethod(device)
     description = staticmethod(description)
     opening = staticmethod(opening)

@@ -174,8 +174,11 @@ def _header(value: int) -> bytes:
         (_header(0x40) + b"\x06pc.ram\x01\x10\x01", "an XBZRLE encoding of 4097 bytes"),
         (_header(64 * 4096 | 0x40) + b"\x06pc.ram\x01\0\0", "at 0x40000 of block pc.ram, outside"),
         (_header(0x48), "is no record"),
-        (_header(0x120), "COMPRESS_PAGE records are not supported"),
-        (_header(0x80), "HOOK records are not supported"),
+        (_header(0x120), "the first page continues no block"),
+        (_header(0x100) + b"\x06pc.ram\0\0\x10\x81", "a compressed page of 4225 bytes"),
+        (_header(64 * 4096 | 0x100) + b"\x06pc.ram\0\0\0\0", "at 0x40000 of block pc.ram, outs"),
+        (_header(0x108), "is no record"),
+        (_header(0x80), "HOOK records .RDMA. are not supported"),
         (_header(0x10) + b"\x04", "without footers"),
         (_header(0x10) + b"\x7e\0\0\0\x03", "footer of section id 3, not 2"),
     ],
@@ -235,7 +238,7 @@ def test_huge_page_blocks_after_postcopy_advice(make: Any) -> None:
     """If it failed, sources with huge pages and the postcopy capability could not be read."""
     blocks = (events.RamBlock("huge", 2 << 20, 2 << 20), events.RamBlock("small", 4096))
     listing = events.RamBlocks(0, (2 << 20) + 4096, blocks)
-    advice = events.Command(0, 3, bytes(16))
+    advice = events.Command(0, 3, _advice(4096))
     for order in (listing, events.RamBlocks(0, listing.total, blocks[::-1])):
         start = make.ram_piece(SectionType.START, order)
         data = make.to_bytes([*make.opening()[:2], advice, *start, *make.closing()])
@@ -252,7 +255,6 @@ def test_huge_page_blocks_after_postcopy_advice(make: Any) -> None:
         (events.RamSection(0, SectionType.START, 9, "ram", 0, 3), "version 3 is not supported"),
         (events.Command(0, 7, bytes(4)), "PACKAGED is not supported"),
         (events.Configuration(0, "pc", None, ("mapped-ram",)), "mapped-ram is not supported"),
-        (events.Configuration(0, "pc", None, ("x-ignore-shared",)), "x-ignore-shared is not"),
         (events.Header(0, 2), "stream version 2"),
     ],
 )
@@ -298,12 +300,70 @@ def test_a_long_run_costs_little_more_than_its_headers(make: Any) -> None:
     assert min(parsing) < 2 * min(copying)
 
 
+def _advice(page_size: int) -> bytes:
+    values = {"block_page_sizes": 4096, "page_size": page_size, "end": None}
+    return stream.PostcopyAdvice.build(values)  # type: ignore[no-any-return]
+
+
+def test_page_size_comes_with_the_advice(make: Any) -> None:
+    """If it failed, a postcopy stream of a guest with large pages would be read as noise."""
+    block = events.RamBlock("ram", 1 << 16)
+    run = events.PageRun(0, block, 0, np.zeros(1, np.uint64), np.ones((1, 1 << 14), np.uint8))
+    start = make.ram_piece(SectionType.START, events.RamBlocks(0, 1 << 16, (block,)))
+    advice = events.Command(0, 3, _advice(1 << 14))
+    pages = make.ram_piece(SectionType.PART, run)
+    data = make.to_bytes([events.Header(0), advice, *start, *pages, *make.closing()[:-1]])
+    found = _read(data)
+    assert make.to_bytes(found) == data
+    assert next(e for e in found if isinstance(e, events.RamBlocks)).page_size == 1 << 14
+
+
+@pytest.mark.parametrize("data", [bytes(8), bytes(17), _advice(12288), _advice(1 << 17)])
+def test_advice_is_checked(make: Any, data: bytes) -> None:
+    """If it failed, a stream could make pages of any size, or none."""
+    with pytest.raises(StreamError, match=r"a POSTCOPY_ADVISE command of|pages of \d+ bytes"):
+        _read(make.to_bytes([*make.opening()[:1], events.Command(0, 3, data)]))
+
+
+def test_advice_without_ram(make: Any) -> None:
+    """If it failed, block sizes would be taken for page sizes where only bitmaps are postcopied."""
+    start = make.ram_piece(SectionType.START, events.RamBlocks(0, 68 * 4096, make.blocks))
+    head = [*make.opening()[:2], events.Command(0, 3)]
+    data = make.to_bytes([*head, *start, *make.closing()])
+    assert make.to_bytes(_read(data)) == data
+
+
+def test_unsaid_page_size_is_told(make: Any) -> None:
+    """If it failed, nobody would know why a stream of other pages makes no sense."""
+    block = events.RamBlock("ram", 1 << 16)
+    run = events.PageRun(0, block, 0, np.zeros(1, np.uint64), np.ones((1, 1 << 13), np.uint8))
+    start = make.ram_piece(SectionType.START, events.RamBlocks(0, 1 << 16, (block,)))
+    data = make.to_bytes([events.Header(0), *start, *make.ram_piece(SectionType.PART, run)])
+    with pytest.raises(StreamError, match="if pages have 4096 bytes: the stream does not say"):
+        _read(data)
+
+
+def test_blocks_with_addresses(make: Any) -> None:
+    """If it failed, x-ignore-shared streams could not be read, or block places would be wrong."""
+    blocks = (
+        events.RamBlock("low", 1 << 20, address=0),
+        events.RamBlock("rom", 8192, address=0xFFFC0000),
+    )
+    start = make.ram_piece(SectionType.START, events.RamBlocks(0, (1 << 20) + 8192, blocks))
+    head = [events.Header(0), events.Configuration(0, "pc", None, ("x-ignore-shared",))]
+    data = make.to_bytes([*head, *start, *make.closing()])
+    found = _read(data)
+    assert make.to_bytes(found) == data
+    assert next(e for e in found if isinstance(e, events.RamBlocks)).blocks == blocks
+
+
 @pytest.mark.parametrize("which", [0, 1, 5, 63])
-def test_every_xbzrle_record_of_a_run_is_checked(make: Any, which: int) -> None:
+@pytest.mark.parametrize("kind", ["xbzrle_run", "compressed_run"])
+def test_every_encoded_record_of_a_run_is_checked(make: Any, which: int, kind: str) -> None:
     """If it failed, a page hidden in a long run could be written outside RAM."""
-    inside = dict.fromkeys(range(which), b"\x05\x01a")
-    good = _records(make, make.to_bytes([make.xbzrle_run(0, inside)] if inside else []))
-    run = make.xbzrle_run(0, {**inside, 64: b"\0\x01a"})
+    make_run, inside = getattr(make, kind), dict.fromkeys(range(which), b"\x05\x01a")
+    good = _records(make, make.to_bytes([make_run(0, inside)] if inside else []))
+    run = make_run(0, {**inside, 64: b"\0\x01a"})
     with pytest.raises(StreamError, match="outside its RAM") as caught:
         _read(_records(make, make.to_bytes([run])))
     assert caught.value.offset == len(good)

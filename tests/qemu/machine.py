@@ -125,6 +125,16 @@ class Machine:
     def ask(self, name: str, **arguments: Any) -> Any:
         return self.qmp.cmd(name, **arguments)
 
+    def enable(self, *capabilities: str) -> None:
+        self._set_capabilities(capabilities, state=True)
+
+    def disable(self, *capabilities: str) -> None:
+        self._set_capabilities(capabilities, state=False)
+
+    def _set_capabilities(self, names: tuple[str, ...], *, state: bool) -> None:
+        wanted = [{"capability": name, "state": state} for name in names]
+        self.ask("migrate-set-capabilities", capabilities=wanted)
+
     def migrate(self, uri: str) -> None:
         self.ask("migrate", uri=uri)
         self.wait_for("completed")
@@ -171,16 +181,37 @@ def saved_stream(version: str, folder: Path) -> Path:
     return stream
 
 
-def rebuilt_stream(version: str, folder: Path, stream: Path) -> Path:
-    """What a stock QEMU makes of a stream, as a stream again."""
+def rebuilt_stream(
+    version: str,
+    folder: Path,
+    stream: Path,
+    *options: str,
+    capabilities: tuple[str, ...] = (),
+    uri: str | None = None,
+) -> Path:
+    """What a stock QEMU makes of a stream, as a stream again.
+
+    `capabilities`: what it takes to read the stream, whose `uri` may be another than a pipe.
+    """
     again = folder / "again"
-    stock = Machine(version, folder / "stock", "-S", "-incoming", f"exec:cat {stream}")
+    stock = Machine(version, folder / "stock", "-S", *options, "-incoming", "defer")
     try:
+        stock.enable(*capabilities)
+        stock.ask("migrate-incoming", uri=uri or f"exec:cat {stream}")
         stock.wait_for("completed")
+        stock.disable(*capabilities)
         stock.migrate(f"exec:cat > {again}")
     finally:
         stock.stop()
     return again
+
+
+def stock_ram(again: Path, folder: Path) -> list[str]:
+    """Options of `verify` for all RAM of an ordinary stream."""
+    saved = folder / "saved"
+    received = vmferry("receive", f"file:{again}", "--guest", f"dir:{saved}")
+    assert received.returncode == 0, received.stderr
+    return ram_options(saved)
 
 
 def ram_options(folder: Path) -> list[str]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,15 @@ def changes(block: int, what: dict[int, tuple[int, bytes]]) -> events.XbzrleRun:
     sizes = np.array([len(encoding) for encoding in encodings], np.intp)
     data = np.frombuffer(b"".join(encodings), np.uint8)
     return events.XbzrleRun(0, BLOCKS[block], block, offsets, data, np.cumsum(sizes) - sizes, sizes)
+
+
+def zipped(block: int, what: dict[int, bytes]) -> events.CompressedRun:
+    """COMPRESS_PAGE records: of pages of a block, what they begin with."""
+    offsets = np.array(list(what), np.uint64) * np.uint64(PAGE)
+    encodings = [zlib.compress(content.ljust(PAGE, b"\0")) for content in what.values()]
+    sizes = np.array([len(encoding) for encoding in encodings], np.intp)
+    data, starts = np.frombuffer(b"".join(encodings), np.uint8), np.cumsum(sizes) - sizes
+    return events.CompressedRun(0, BLOCKS[block], block, offsets, data, starts, sizes)
 
 
 def device(section_id: int, name: str, payload: bytes, instance_id: int = 0) -> events.Event:
@@ -141,6 +151,10 @@ def ram_images(found: Iterable[events.Event]) -> dict[str, bytearray]:
                 start, size, *new = event.data[event.starts[row] :][: event.sizes[row]].tolist()
                 at = offset + start
                 images[event.block.name][at : at + size] = bytes(new)
+        elif isinstance(event, events.CompressedRun):
+            for row, offset in enumerate(event.offsets.tolist()):
+                data = bytes(event.data[event.starts[row] :][: event.sizes[row]])
+                images[event.block.name][offset : offset + PAGE] = zlib.decompress(data)
     return images
 
 
@@ -259,6 +273,7 @@ class Streams:
     device = staticmethod(device)
     describe = staticmethod(describe)
     changes = staticmethod(changes)
+    zipped = staticmethod(zipped)
     opening = staticmethod(opening)
     closing = staticmethod(closing)
     to_bytes = staticmethod(to_bytes)

@@ -25,8 +25,8 @@ def test_text(streams: Any, vmferry: Any) -> None:
     assert ["devices", "4 sections"] in words
     assert ["description", "yes"] in words
     assert ["capabilities events"] in words
-    assert ["pc.ram", "1.0 MiB", "33", "153", "3"] in words
-    assert ["/rom@etc/acpi", "32.0 KiB", "2", "0", "0"] in words
+    assert ["pc.ram", "1.0 MiB", "33", "153", "3", "0"] in words
+    assert ["/rom@etc/acpi", "32.0 KiB", "2", "0", "0", "0"] in words
     assert f"({len(streams.small)} bytes)" in result.stdout
 
 
@@ -44,8 +44,22 @@ def test_json_keys_are_stable(streams: Any, vmferry: Any) -> None:
         "ram_parts": 2,
         "commands": [],
         "blocks": [
-            {"name": "pc.ram", "length": 1 << 20, "plain": 33, "zero": 153, "xbzrle": 3},
-            {"name": "/rom@etc/acpi", "length": 32 << 10, "plain": 2, "zero": 0, "xbzrle": 0},
+            {
+                "name": "pc.ram",
+                "length": 1 << 20,
+                "plain": 33,
+                "zero": 153,
+                "xbzrle": 3,
+                "compressed": 0,
+            },
+            {
+                "name": "/rom@etc/acpi",
+                "length": 32 << 10,
+                "plain": 2,
+                "zero": 0,
+                "xbzrle": 0,
+                "compressed": 0,
+            },
         ],
         "description": True,
     }

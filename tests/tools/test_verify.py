@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from vmferry.protocol import events
 from vmferry.protocol.stream import SectionType
+from vmferry.tools.verify import verify
 
 PAGE = 4096
 
@@ -173,3 +176,79 @@ def test_wrong_xbzrle(streams: Any, vmferry: Any) -> None:
     offset = data.index(b"abc") + 3 + 11
     message = f"offset {offset:#x} (section 'ram'): XBZRLE: it ends within a run\n"
     assert result.stderr.endswith(message)
+
+
+def test_compressed_pages(streams: Any, vmferry: Any) -> None:
+    """Broken: RAM sent with the capability `compress` would be called wrong."""
+    made = [
+        *streams.opening(),
+        *streams.piece(
+            SectionType.PART,
+            streams.pages(0, range(8)),
+            streams.zipped(0, {3: b"new", 7: b"", 200: b"far"}),
+            streams.pages(0, [200], 0),
+            streams.zipped(1, {0: b"rom"}),
+        ),
+        *streams.closing(),
+    ]
+    pairs = [
+        f"--ram={block}={vmferry.write(str(number), bytes(image))}"
+        for number, (block, image) in enumerate(streams.ram_images(made).items())
+    ]
+    path = vmferry.write("stream", streams.to_bytes(made))
+    result = vmferry.call("verify", path, *pairs)
+    assert (result.exit_code, result.stdout) == (0, f"{path}: valid; RAM is equal\n")
+
+
+def test_a_wrong_compressed_page(streams: Any, vmferry: Any) -> None:
+    """Broken: a page that nobody can decompress would pass, where no RAM is compared."""
+    run = streams.zipped(0, {3: b"new"})
+    data = streams.to_bytes(
+        [*streams.opening(), *streams.piece(SectionType.PART, run), *streams.closing()]
+    )
+    at = data.index(run.data.tobytes())
+    damaged = data[: at + 9] + b"\xff" + data[at + 10 :]
+    result = vmferry.call("verify", vmferry.write("stream", damaged))
+    assert result.exit_code == 1
+    assert f"offset {at:#x} (section 'ram'): COMPRESS_PAGE: not the zlib data" in result.stderr
+
+
+def test_shared_ram(streams: Any, vmferry: Any) -> None:
+    """Broken: RAM that stayed at the source would be compared as if it were all zero."""
+    blocks = (
+        events.RamBlock("shared", 4 * PAGE, address=0),
+        events.RamBlock("vram", 4 * PAGE, address=0xE0000000),
+    )
+    run = events.PageRun(0, blocks[1], 1, np.zeros(1, np.uint64), np.ones((1, PAGE), np.uint8))
+    head = events.Configuration(0, "pc-q35-7.2", PAGE, ("x-ignore-shared",))
+    made = [events.Header(0), head, *streams.opening(blocks)[3:]]
+    made += [*streams.piece(SectionType.PART, run), *streams.closing()]
+    path = vmferry.write("stream", streams.to_bytes(made))
+    good = vmferry.write("vram", b"\1" * PAGE + bytes(3 * PAGE))
+    result = vmferry.call("verify", path, f"--ram=vram={good}")
+    assert (result.exit_code, result.stdout) == (0, f"{path}: valid; RAM is equal\n")
+    result = vmferry.call("verify", path, f"--ram=shared={vmferry.write('ram', bytes(4 * PAGE))}")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"vmferry: {path}: RAM block shared is not in the stream: it is shared (x-ignore-shared)\n"
+    )
+
+
+def test_page_size_of_the_reader(streams: Any, vmferry: Any) -> None:
+    """Broken: a stream that tells its page size only at its end could not be read at all."""
+    block = events.RamBlock("ram", 8192)
+    run = events.PageRun(0, block, 0, np.zeros(1, np.uint64), np.ones((1, 8192), np.uint8))
+    data = streams.to_bytes(
+        [
+            events.Header(0),
+            *streams.piece(SectionType.START, events.RamBlocks(0, 8192, (block,))),
+            *streams.piece(SectionType.END, run),
+            events.EndOfStream(0),
+        ]
+    )
+    image = vmferry.write("image", b"\1" * 8192)
+    path = vmferry.write("stream", data)
+    assert verify(io.BytesIO(data), {"ram": image}, page_size=8192)[0].equal
+    result = vmferry.call("verify", path)
+    assert result.exit_code == 1
+    assert "if pages have 4096 bytes: the stream does not say" in result.stderr
