@@ -44,11 +44,11 @@ class Cursor:
         """All up to here was dealt with; what is not must be presented again."""
         self.done = self.position
 
-    def peek(self) -> int:
-        """The next byte."""
-        if self.position >= len(self.view):
+    def peek(self, ahead: int = 0) -> int:
+        """The next byte, or one `ahead` of it."""
+        if self.position + ahead >= len(self.view):
             raise Incomplete
-        return self.view[self.position]
+        return self.view[self.position + ahead]
 
     def peek_u64(self) -> int:
         """The next be64."""
@@ -77,6 +77,15 @@ class Cursor:
             into += self.view[self.position : end]
             self.position = end
         self.commit()
+
+    def gather(self, into: bytearray, size: int) -> bytes:
+        """The next `size` bytes, however they come: `into` keeps what is here until all are."""
+        self.absorb(into, self.position + size - len(into))
+        if len(into) < size:
+            raise Incomplete
+        data = bytes(into)
+        into.clear()
+        return data
 
 
 def decode_name(raw: bytes) -> str | None:

@@ -25,7 +25,7 @@ class Known:
 
     ids: set[int] = field(default_factory=set)
     instances: set[tuple[str, int]] = field(default_factory=set)
-    open_id: int | None = None
+    open_ids: set[int] = field(default_factory=set)
     max_description: int = 0
     at_end: bool = False
 
@@ -54,14 +54,14 @@ def _may_follow(cursor: Cursor, known: Known) -> bool:
     """Whether a part of a stream can begin here."""
     kind = cursor.peek()
     if kind == SectionType.EOF:
-        return known.open_id is None and _is_end(cursor, known)
+        return not known.open_ids and _is_end(cursor, known)
     if kind in (SectionType.START, SectionType.FULL):
         header = cursor.take(stream.SectionHeader)
         sane = header.section_id < 1 << 24 and header.version < 1 << 16
         return sane and header.section_id not in known.ids and decode_name(header.name) is not None
     if kind in (SectionType.PART, SectionType.END):
         header = cursor.take(stream.SectionContinuation)
-        return bool(header.section_id == known.open_id)
+        return bool(header.section_id in known.open_ids)
     if kind == SectionType.COMMAND:
         return cursor.take(stream.Command).command in list(CommandType)
     return False
@@ -159,21 +159,21 @@ def _disagrees(section: events.DeviceSection, lengths: dict[tuple[str, int], Len
 
 
 def split(
-    raw: bytes, offset: int, lengths: dict[tuple[str, int], Length]
+    raw: bytes, offset: int, lengths: dict[tuple[str, int], Length], *, footers: bool = True
 ) -> list[events.DeviceSection] | None:
     """Take `raw` apart into device sections by their described lengths; None if it does not fit."""
     cursor = Cursor(memoryview(raw), offset)
     found = []
     try:
         while cursor.position < len(raw):
-            found.append(_section_of_length(cursor, lengths))
+            found.append(_section_of_length(cursor, lengths, footers=footers))
     except (Incomplete, KeyError, stream.DeclarationError):
         return None
     return found
 
 
 def _section_of_length(
-    cursor: Cursor, lengths: dict[tuple[str, int], Length]
+    cursor: Cursor, lengths: dict[tuple[str, int], Length], *, footers: bool
 ) -> events.DeviceSection:
     start = cursor.offset
     header = cursor.take(stream.SectionHeader)
@@ -182,8 +182,8 @@ def _section_of_length(
     end = cursor.position + lengths[name, header.instance_id].size
     payload = bytearray()
     cursor.absorb(payload, end)
-    footer = cursor.take(stream.SectionFooter)
-    if header.type != SectionType.FULL or footer.section_id != header.section_id:
+    ends = not footers or cursor.take(stream.SectionFooter).section_id == header.section_id
+    if header.type != SectionType.FULL or cursor.position < end or not ends:
         raise KeyError(name)
     return events.DeviceSection(
         offset=start,
@@ -193,23 +193,31 @@ def _section_of_length(
         version=header.version,
         payload=bytes(payload),
         payload_offset=payload_offset,
+        footer=footers,
     )
 
 
 def split_tail(
-    tail: bytes, offset: int
-) -> tuple[list[events.DeviceSection], events.EndOfStream, events.Description] | None:
-    """Take apart all that stands behind RAM, by the description at its very end; None: no sense."""
+    tail: bytes, offset: int, *, footers: bool
+) -> tuple[list[events.Event], events.EndOfStream, events.Description] | None:
+    """Take apart all that stands behind RAM, by the description at its very end; None: no sense.
+
+    Without footers what stands before the description may stay whole.
+    """
     for match in re.finditer(rb"\x00\x06(....)(?=\{)", tail, re.DOTALL):
         if int.from_bytes(match[1], "big") != len(tail) - match.end():
             continue
         text = tail[match.end() :]
         try:
             description = json.loads(text)
-            sections = split(tail[: match.start()], offset, described_lengths(description))
+            lengths = described_lengths(description)
         except (ValueError, RecursionError):
             continue
-        if sections is not None:
+        raw = tail[: match.start()]
+        sections: list[events.Event] = [*(split(raw, offset, lengths, footers=footers) or ())]
+        if raw and not footers and not sections:
+            sections = [events.UnsplitDevices(offset, raw)]
+        if sections or not raw:
             eof = events.EndOfStream(offset + match.start())
             return sections, eof, events.Description(eof.offset + 1, text, description)
     return None

@@ -1,5 +1,6 @@
 """What the reader finds in a stream, and what the writer puts into one.
 
+Those of iterative sections other than `ram` are declared with their section.
 Every event has `offset`: the position in the stream of its first byte (the writer ignores it).
 Writing the events of a stream in order gives the bytes of that stream again.
 """
@@ -12,7 +13,11 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .block_section import DiskEvent
+from .dirty_bitmap import BitmapChunk
+from .htab import HtabEvent
 from .ram import COMPRESSED_HEAD_SIZE, RECORD_HEADER_SIZE, XBZRLE_HEAD_SIZE
+from .storage_attributes import StorageAttributes
 from .stream import SectionType
 
 
@@ -39,8 +44,8 @@ class Configuration:
 
 
 @dataclass(frozen=True)
-class RamSection:
-    """The beginning of a piece of the `ram` section.
+class IterativeSection:
+    """The beginning of a piece of an iterative section.
 
     `kind`: START, PART or END. Only START carries name, instance id and version on the wire; the
     reader repeats them in the others.
@@ -49,9 +54,25 @@ class RamSection:
     offset: int
     kind: SectionType
     section_id: int
-    name: str = "ram"
+    name: str
     instance_id: int = 0
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class RamSection(IterativeSection):
+    """The beginning of a piece of the `ram` section."""
+
+    name: str = "ram"
     version: int = 4
+
+
+@dataclass(frozen=True)
+class OpaquePiece:
+    """The payload of a piece of an iterative section that nobody knows, carried verbatim."""
+
+    offset: int
+    payload: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -168,18 +189,27 @@ class EndOfRam:
 
 @dataclass(frozen=True)
 class Footer:
-    """The footer of a piece of `ram`."""
+    """The footer of a piece of an iterative section."""
 
     offset: int
     section_id: int
 
 
 @dataclass(frozen=True)
+class NoFooters:
+    """Seen here, of no bytes: sections have no footers, as with machine types before 2.4.
+
+    Where device sections end is then known from the description alone.
+    """
+
+    offset: int
+
+
+@dataclass(frozen=True)
 class DeviceSection:
     """A SECTION_FULL with its footer: one device, carried verbatim.
 
-    `payload_offset`: position of the payload in the stream. `footer`: whether one follows; the
-    reader only reads streams where it does.
+    `payload_offset`: position of the payload in the stream. `footer`: whether one follows.
     """
 
     offset: int
@@ -193,8 +223,19 @@ class DeviceSection:
 
 
 @dataclass(frozen=True)
+class UnsplitDevices:
+    """Device sections that cannot be told apart: no footers, and no description that fits."""
+
+    offset: int
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Command:
-    """A COMMAND with its data."""
+    """A COMMAND with its data.
+
+    PACKAGED: its data is a be32, the number of bytes that the events behind it fill.
+    """
 
     offset: int
     command: int
@@ -220,15 +261,22 @@ class Description:
 Event: TypeAlias = (
     Header
     | Configuration
-    | RamSection
+    | IterativeSection
     | RamBlocks
     | PageRun
     | XbzrleRun
     | CompressedRun
     | MultifdFlush
     | EndOfRam
+    | DiskEvent
+    | BitmapChunk
+    | HtabEvent
+    | StorageAttributes
+    | OpaquePiece
     | Footer
+    | NoFooters
     | DeviceSection
+    | UnsplitDevices
     | Command
     | EndOfStream
     | Description

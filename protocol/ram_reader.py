@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,7 +31,7 @@ _Run = TypeVar("_Run", bound=events.EncodedRun)
 
 
 class RamReader:
-    """The state of one `ram` section over all its pieces.
+    """The state of the `ram` section over all its pieces.
 
     `page_size` in bytes; `page_size_said`: by the stream. `postcopy`: whether blocks may carry
     their page size; `addressed`: whether they carry their address.
@@ -42,6 +43,7 @@ class RamReader:
         self.postcopy = False
         self.addressed = False
         self.ended = False
+        self.at_end = False
         self._max_total = max_total
         self._start: events.RamSection | None = None
         self._seam = b""
@@ -58,36 +60,41 @@ class RamReader:
             _COMPRESSED: self._read_compressed,
         }
 
-    def start(self, offset: int, header: Any, name: str) -> events.RamSection:
-        """A SECTION_START was read."""
-        if name != ram.SECTION_NAME:
-            message = "this kind of iterative section is not supported"
-            raise UnsupportedError(message, offset=offset, section=name)
-        if header.version != ram.SECTION_VERSION:
-            message = f"version {header.version} is not supported"
+    def start(self, section: events.IterativeSection) -> events.RamSection:
+        """The section's first piece begins. Raises StreamError where there was one before."""
+        offset, name = section.offset, section.name
+        if section.version != ram.SECTION_VERSION:
+            message = f"version {section.version} is not supported"
             raise UnsupportedError(message, offset=offset, section=name)
         if self._start is not None:
             raise StreamError("a second section of this name", offset=offset, section=name)
-        self._start = events.RamSection(
-            offset, SectionType.START, header.section_id, name, header.instance_id, header.version
-        )
-        section_id = header.section_id
+        self._start = events.RamSection(**vars(section))
+        section_id = section.section_id
         self._seam = ram.end_of_ram() + section_footer(section_id) + section_part(section_id)
         return self._start
 
-    def go_on(self, offset: int, header: Any) -> events.RamSection:
-        """A SECTION_PART or SECTION_END of this section was read."""
-        assert self._start is not None
-        start, kind = self._start, SectionType(header.type)
+    def begin(self, kind: SectionType) -> None:
+        """See SectionReader."""
+        self.at_end = False
         self._ending = kind == SectionType.END
-        return events.RamSection(
-            offset, kind, start.section_id, start.name, start.instance_id, start.version
-        )
 
-    def read(self, cursor: Cursor) -> events.Event | None:
-        """The next record or run of records; None while the list of blocks is incomplete."""
-        if self._listing is not None:
-            return self._read_block(cursor)
+    def read(self, cursor: Cursor) -> list[events.Event]:
+        """The next record or run of records."""
+        passed = self._pass_seam(cursor)
+        if passed:
+            return passed
+        event = self._read_record(cursor) if self._listing is None else self._read_block(cursor)
+        return [] if event is None else [event]
+
+    def check_inside(self, name: str, start: int, length: int, offset: int) -> None:
+        """Raises StreamError where a range of bytes is in no block, as told at `offset`."""
+        block = self._blocks.get(name)
+        if block is None or start + length > block.length:
+            message = f"bytes {start:#x} to {start + length:#x} of block {name!r}, outside its RAM"
+            raise self._error(message, offset)
+
+    def _read_record(self, cursor: Cursor) -> events.Event | None:
+        """None while the list of blocks is incomplete."""
         value = cursor.peek_u64()
         flags = value & (self.page_size - 1)
         kind = flags & ~_CONTINUE
@@ -101,6 +108,7 @@ class RamReader:
             if not self._listed:
                 raise self._error("ends before its list of blocks", offset)
             cursor.take(ram.RecordHeader)
+            self.at_end = True
             self.ended = self._ending
             return events.EndOfRam(offset)
         if value == RamFlag.MULTIFD_FLUSH:
@@ -108,7 +116,7 @@ class RamReader:
             return events.MultifdFlush(offset)
         raise self._unknown_record(value, kind, offset)
 
-    def pass_seam(self, cursor: Cursor) -> list[events.Event]:
+    def _pass_seam(self, cursor: Cursor) -> list[events.Event]:
         """Pass the end of one part and the beginning of the next, if that is what stands here.
 
         Between two parts there are always the same bytes; taken at once they cost little.
@@ -120,11 +128,10 @@ class RamReader:
         start, offset = self._start, cursor.offset
         cursor.position = end
         footer, part = offset + _EOS_SIZE, offset + _EOS_SIZE + _FOOTER_SIZE
-        ids = (start.section_id, start.name, start.instance_id, start.version)
         return [
             events.EndOfRam(offset),
             events.Footer(footer, start.section_id),
-            events.RamSection(part, SectionType.PART, *ids),
+            replace(start, offset=part, kind=SectionType.PART),
         ]
 
     def _unknown_record(self, value: int, kind: int, offset: int) -> StreamError:

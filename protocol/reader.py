@@ -1,46 +1,32 @@
 """Reads a stream, in pieces of any size, and gives its events; does no I/O.
 
 The reader is a state machine: `_step` is the method that reads what comes next. Each step takes one
-whole part from the cursor and returns its events, or raises Incomplete.
+whole part from the cursor and returns its events, or raises Incomplete. Iterative sections have
+readers of their own (see `sections`), of which one is at work at a time.
 
 The end of a device section is found by its footer (see `devices`). Sections behind RAM are held
-back until the description confirms their lengths, or the stream ends without one.
+back until the description confirms their lengths, or the stream ends without one (see `ending`).
 Nothing read is trusted: what is wrong raises StreamError, with its place.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from . import devices, events, stream
+from . import devices, events, ram, stream
+from .commands import read_command
 from .configuration import IGNORE_SHARED, checked_page_size, read_configuration
 from .cursor import Cursor, Incomplete, decode_name
+from .ending import Ending, check_page_size, read_description
 from .errors import StreamError, UnsupportedError
 from .ram_reader import RamReader
+from .sections import KNOWN, OpaqueReader, SectionReader
 from .stream import CommandType, SectionType
 from .writer import StreamWriter
 
-_Step = Callable[[Cursor], list[events.Event]]
-
-_COMMAND_LENGTHS = {
-    CommandType.OPEN_RETURN_PATH: 0,
-    CommandType.PING: 4,
-    CommandType.SWITCHOVER_START: 0,
-}
-"""Bytes of data of the commands that are obeyed."""
-_UNSUPPORTED_COMMANDS = frozenset(
-    {
-        CommandType.POSTCOPY_LISTEN,
-        CommandType.POSTCOPY_RUN,
-        CommandType.POSTCOPY_RAM_DISCARD,
-        CommandType.PACKAGED,
-        CommandType.ENABLE_COLO,
-        CommandType.POSTCOPY_RESUME,
-        CommandType.RECV_BITMAP,
-    }
-)
+_Step = Callable[[Cursor], Sequence[events.Event]]
 
 
 class StreamReader:
@@ -57,14 +43,16 @@ class StreamReader:
         self._max_section = max_section
         self._ram = RamReader(page_size, max_total_ram)
         self._known = devices.Known(max_description=max_section)
+        self._open: dict[int, tuple[events.IterativeSection, SectionReader]] = {}
         self._step: _Step = self._header
         self._offset = 0
         self._rest = b""
         self._collected = bytearray()
         self._section: tuple[int, Any, str] | None = None
-        self._held: list[events.Event] = []
-        self._held_size = 0
-        self._devices: list[events.DeviceSection] = []
+        self._reading: SectionReader = self._ram
+        self._footers: bool | None = None
+        self._package_end: int | None = None
+        self._ending = Ending()
         self._error: StreamError | None = None
         self.finished = False
 
@@ -77,8 +65,8 @@ class StreamReader:
     def awaiting_description(self) -> bool:
         """The stream may end here; only a description may follow, or nothing."""
         return not self.finished and (
-            self._step in (self._after_eof, self._description, self._collect_tail)
-            or (self._step == self._device and self._known.open_id is None and self._ends_in_eof())
+            self._step in (self._after_eof, self._description, self._tail)
+            or (self._step == self._device and not self._open and self._ends_in_eof())
         )
 
     def _ends_in_eof(self) -> bool:
@@ -102,10 +90,10 @@ class StreamReader:
         except StreamError as error:
             if error.section is None and self._section is not None:
                 error.section = self._section[2]
-            if not self._held or self._step == self._description:
+            if not self._ending.held or self._step == self._description:
                 raise
             self._doubt(cursor, error)
-        resolved = self._resolve_doubt(view, cursor.done)
+        resolved = self._resolve_tail(view, cursor.done)
         if resolved:
             found += resolved
             cursor.done = len(view)
@@ -123,9 +111,16 @@ class StreamReader:
             return []
         self._known.at_end = True
         found = self.feed(b"")
-        if self._error is not None and not self.finished:
+        if self.finished:
+            return found
+        if self._error is not None:
             raise self._error
-        if not self.finished and (self._step != self._after_eof or self._rest):
+        if self._step == self._tail and self._collected.endswith(b"\0"):
+            # No footers, no description: what stands before the last byte stays whole.
+            start = self._offset - len(self._collected)
+            devices_of_all = events.UnsplitDevices(start, bytes(self._collected[:-1]))
+            found += [devices_of_all, events.EndOfStream(self._offset - 1)]
+        elif self._step != self._after_eof or self._rest:
             where = self._step.__name__.strip("_").replace("_", " ")
             raise StreamError(
                 f"the stream ends early, in: {where}",
@@ -133,50 +128,7 @@ class StreamReader:
                 section=None if self._section is None else self._section[2],
             )
         self.finished = True
-        return found + self._release(self._held)
-
-    # A device's state may hold what looks like its footer and a next section. The search is misled
-    # then, and what follows makes no sense; the description still tells where sections end.
-
-    def _doubt(self, cursor: Cursor, error: StreamError) -> None:
-        """From here on only collect."""
-        self._error = error
-        self._collected = bytearray(self._tail())
-        self._step = self._collect_tail
-        cursor.position = cursor.done
-        self._collect(cursor, len(cursor.view))
-
-    def _collect_tail(self, cursor: Cursor) -> list[events.Event]:
-        self._collect(cursor, len(cursor.view))
-        raise Incomplete
-
-    def _tail(self) -> bytes:
-        """All held back, and what was collected of the next section, as on the wire."""
-        if self._step == self._collect_tail:
-            return bytes(self._collected)
-        held = list(self._held)
-        if self._step == self._device and self._section is not None:
-            start, header, name = self._section
-            ids = (header.section_id, name, header.instance_id, header.version)
-            held.append(events.DeviceSection(start, *ids, bytes(self._collected), footer=False))
-        return b"".join(map(StreamWriter().write, held))
-
-    def _resolve_doubt(self, view: memoryview, done: int) -> list[events.Event]:
-        """If the bytes at hand may be the last, try the description."""
-        if not self._in_doubt or bytes(view[-1:]) != b"}":
-            return []
-        tail = self._tail() + bytes(view[done:])
-        found = devices.split_tail(tail, self._held[0].offset)
-        if found is None:
-            return []
-        sections, eof, description = found
-        self._checked_description(description.text, description.offset)
-        self.finished = True
-        return [*self._release([*sections, eof]), description]
-
-    @property
-    def _in_doubt(self) -> bool:
-        return bool(self._held) and self._step in (self._device, self._collect_tail)
+        return found + self._ending.release()
 
     # The steps, in the order of a stream.
 
@@ -202,9 +154,14 @@ class StreamReader:
         self._step = self._part
         return [event]
 
-    def _part(self, cursor: Cursor) -> list[events.Event]:
+    def _part(self, cursor: Cursor) -> Sequence[events.Event]:
         """Whatever the next byte says that comes next."""
         self._section = None
+        if self._package_end is not None and cursor.offset >= self._package_end:
+            if cursor.offset > self._package_end:
+                message = f"the package before ended at {self._package_end:#x}, within a section"
+                raise StreamError(message, offset=cursor.offset)
+            self._package_end = None
         kind = cursor.peek()
         read = self._parts().get(kind)
         if read is None:
@@ -215,9 +172,9 @@ class StreamReader:
         return {
             SectionType.EOF: self._eof,
             SectionType.START: self._section_header,
-            SectionType.FULL: self._section_header,
-            SectionType.PART: self._ram_continuation,
-            SectionType.END: self._ram_continuation,
+            SectionType.FULL: self._tail if self._footers is False else self._section_header,
+            SectionType.PART: self._continuation,
+            SectionType.END: self._continuation,
             SectionType.COMMAND: self._command,
         }
 
@@ -238,44 +195,69 @@ class StreamReader:
             self._collected = bytearray()
             self._step = self._device
             return []
-        event = self._ram.start(start, header, name)
-        self._known.open_id = header.section_id
-        self._step = self._ram_records
-        return [event]
+        ids = (header.section_id, name, header.instance_id, header.version)
+        section = events.IterativeSection(start, SectionType.START, *ids)
+        self._reading = self._reader_of(section)
+        if self._reading is self._ram:
+            section = self._ram.start(section)
+        self._open[header.section_id] = (section, self._reading)
+        self._known.open_ids.add(header.section_id)
+        return [*self._ending.release(), *self._begin(section)]
 
-    def _ram_continuation(self, cursor: Cursor) -> list[events.Event]:
+    def _reader_of(self, section: events.IterativeSection) -> SectionReader:
+        if section.name == ram.SECTION_NAME:
+            return self._ram
+        make = KNOWN.get((section.name, section.version))
+        if make is not None:
+            return make()
+        if self._footers is False:
+            message = "this kind of section cannot be passed without footers"
+            raise UnsupportedError(message, offset=section.offset, section=section.name)
+        return OpaqueReader(section.section_id, self._known, self._max_section)
+
+    def _continuation(self, cursor: Cursor) -> list[events.Event]:
         start = cursor.offset
         header = cursor.take(stream.SectionContinuation)
-        if header.section_id != self._known.open_id:
+        if header.section_id not in self._open:
             message = f"section id {header.section_id} goes on, but was not begun or has ended"
             raise StreamError(message, offset=start)
-        event = self._ram.go_on(start, header)
-        self._section = (start, header, event.name)
-        self._step = self._ram_records
-        return [event]
+        section, self._reading = self._open[header.section_id]
+        self._section = (start, header, section.name)
+        kind = SectionType(header.type)
+        if kind == SectionType.END:
+            del self._open[header.section_id]
+            self._known.open_ids.remove(header.section_id)
+        return [*self._ending.release(), *self._begin(replace(section, offset=start, kind=kind))]
 
-    def _ram_records(self, cursor: Cursor) -> list[events.Event]:
-        passed = self._ram.pass_seam(cursor)
-        if passed:
-            return passed
-        event = self._ram.read(cursor)
-        if isinstance(event, events.EndOfRam):
-            self._step = self._ram_footer
-        return [] if event is None else [event]
+    def _begin(self, section: events.IterativeSection) -> list[events.Event]:
+        self._reading.begin(section.kind)
+        self._step = self._records
+        return [section]
 
-    def _ram_footer(self, cursor: Cursor) -> list[events.Event]:
-        start = cursor.offset
-        if cursor.peek() != SectionType.FOOTER:
-            message = "sections without footers (very old machine types) are not supported"
-            raise UnsupportedError(message, offset=start)
-        footer = cursor.take(stream.SectionFooter)
-        if footer.section_id != self._known.open_id:
-            message = f"footer of section id {footer.section_id}, not {self._known.open_id}"
-            raise StreamError(message, offset=start)
-        if self._ram.ended:
-            self._known.open_id = None
-        self._step = self._part
-        return [events.Footer(start, footer.section_id)]
+    def _records(self, cursor: Cursor) -> Sequence[events.Event]:
+        found = self._reading.read(cursor)
+        if self._reading.at_end:
+            self._step = self._footer
+        elif len(found) > 1:
+            # The seam between two pieces of `ram`, with its footer.
+            self._footers = True
+        return found
+
+    def _footer(self, cursor: Cursor) -> list[events.Event]:
+        assert self._section is not None
+        start, section_id = cursor.offset, self._section[1].section_id
+        kind = cursor.peek()
+        if kind == SectionType.FOOTER and self._footers is not False:
+            footer = cursor.take(stream.SectionFooter)
+            self._footers, self._step = True, self._part
+            if footer.section_id != section_id:
+                message = f"footer of section id {footer.section_id}, not {section_id}"
+                raise StreamError(message, offset=start)
+            return [events.Footer(start, section_id)]
+        if self._footers or kind not in self._parts():
+            raise StreamError(f"byte {kind:#04x} where a section's footer stands", offset=start)
+        noticed, self._footers, self._step = self._footers is None, False, self._part
+        return [events.NoFooters(start)] if noticed else []
 
     def _device(self, cursor: Cursor) -> list[events.Event]:
         assert self._section is not None
@@ -288,20 +270,14 @@ class StreamReader:
         payload_offset = cursor.offset - len(payload)
         cursor.take(stream.SectionFooter)
         self._step = self._part
-        event = events.DeviceSection(
-            start,
-            header.section_id,
-            name,
-            header.instance_id,
-            header.version,
-            payload,
-            payload_offset,
-        )
-        self._devices.append(event)
-        return self._hold(event) if self._ram.ended else [event]
+        ids = (header.section_id, name, header.instance_id, header.version)
+        event = events.DeviceSection(start, *ids, payload, payload_offset)
+        self._ending.note(event)
+        behind_ram = self._ram.ended and not self._open
+        return self._ending.hold(event) if behind_ram else [event]
 
     def _collect(self, cursor: Cursor, end: int) -> None:
-        size = len(self._collected) + end - cursor.position + self._held_size
+        size = len(self._collected) + end - cursor.position + self._ending.size
         if size > self._max_section:
             message = f"more than {self._max_section} bytes without the end of a section"
             raise StreamError(message, offset=cursor.offset)
@@ -310,46 +286,41 @@ class StreamReader:
     def _command(self, cursor: Cursor) -> list[events.Event]:
         start = cursor.offset
         command = cursor.take(stream.Command)
-        if command.command not in list(CommandType):
-            raise StreamError(f"unknown command {command.command}", offset=start)
-        if command.command in _UNSUPPORTED_COMMANDS:
-            name = CommandType(command.command).name
-            raise UnsupportedError(f"command {name} is not supported", offset=start)
-        length = _COMMAND_LENGTHS.get(command.command, len(command.data))
-        if len(command.data) != length:
-            message = f"a {CommandType(command.command).name} command of {len(command.data)} bytes"
-            raise StreamError(message, offset=start)
-        if command.command == CommandType.POSTCOPY_ADVISE and command.data:
-            self._advised(command.data, start)
+        said = read_command(command.command, command.data, start)
+        if command.command == CommandType.POSTCOPY_ADVISE and said is not None:
+            self._ram.postcopy = True
+            if not self._ram.page_size_said:
+                self._ram.page_size = checked_page_size(said.page_size, start)
+                self._ram.page_size_said = True
+        elif command.command == CommandType.POSTCOPY_RAM_DISCARD:
+            for lost in said.ranges:
+                name = said.block.decode(errors="replace")
+                self._ram.check_inside(name, lost.start, lost.length, start)
+        elif command.command == CommandType.PACKAGED:
+            if self._package_end is not None:
+                raise StreamError("a package within a package", offset=start)
+            self._package_end = cursor.offset + said.length
         event = events.Command(start, command.command, command.data)
-        return self._hold(event) if self._held else [event]
-
-    def _advised(self, data: bytes, start: int) -> None:
-        """Postcopy of RAM may follow; without data, only that of dirty bitmaps."""
-        try:
-            advice = stream.PostcopyAdvice.parse(data)
-        except stream.DeclarationError:
-            message = f"a POSTCOPY_ADVISE command of {len(data)} bytes"
-            raise StreamError(message, offset=start) from None
-        self._ram.postcopy = True
-        if not self._ram.page_size_said:
-            self._ram.page_size = checked_page_size(advice.page_size, start)
-            self._ram.page_size_said = True
+        return self._ending.hold(event) if self._ending.held else [event]
 
     def _eof(self, cursor: Cursor) -> list[events.Event]:
         start = cursor.offset
-        if self._known.open_id is not None:
-            raise StreamError("the stream ends before its section 'ram' does", offset=start)
+        if self._open:
+            section, _ = next(iter(self._open.values()))
+            message = f"the stream ends before its section {section.name!r} does"
+            raise StreamError(message, offset=start)
+        if self._package_end is not None:
+            raise StreamError("the stream ends within a package", offset=start)
         cursor.take(stream.EndOfStream)
         self._step = self._after_eof
         event = events.EndOfStream(start)
-        return self._hold(event) if self._held else [event]
+        return self._ending.hold(event) if self._ending.held else [event]
 
     def _after_eof(self, cursor: Cursor) -> list[events.Event]:
         if cursor.peek() != SectionType.VMDESCRIPTION:
             # Not ours: a stream may stand inside something else.
             self.finished = True
-            return self._release(self._held)
+            return self._ending.release()
         start = cursor.offset
         header = cursor.take(stream.DescriptionHeader)
         if header.length > self._max_section:
@@ -362,46 +333,52 @@ class StreamReader:
     def _description(self, cursor: Cursor) -> list[events.Event]:
         assert self._section is not None
         start, header, _ = self._section
-        missing = header.length - len(self._collected)
-        cursor.absorb(self._collected, cursor.position + missing)
-        if len(self._collected) < header.length:
-            raise Incomplete
-        text = bytes(self._collected)
-        description = self._checked_description(text, start)
+        text = cursor.gather(self._collected, header.length)
+        description = read_description(text, start, self.page_size)
         self.finished = True
         self._section = None
-        raw = b"".join(StreamWriter().write(event) for event in self._held[:-1])
-        try:
-            lengths = devices.described_lengths(description)
-        except ValueError as error:
-            raise StreamError(str(error), offset=start) from None
-        settled = devices.settle(self._held, self._devices, lengths, raw)
-        return [*self._release(settled), events.Description(start, text, description)]
+        return self._ending.confirm(description)
 
-    def _checked_description(self, text: bytes, start: int) -> dict[str, Any]:
-        try:
-            description = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            message = f"the description is not JSON: {error}"
-            raise StreamError(message, offset=start) from None
-        if not isinstance(description, dict):
-            raise StreamError("the description is not a JSON object", offset=start)
-        page_size = description.get("page_size", self.page_size)
-        if page_size != self.page_size:
-            message = (
-                f"pages have {page_size} bytes by the description, were read as {self.page_size}"
-            )
-            raise StreamError(message, offset=start)
-        return description
+    # The tail is only collected: the description alone can tell what it is.
 
-    # Events held back until the end.
+    def _tail(self, cursor: Cursor) -> list[events.Event]:
+        if self._step != self._tail:
+            self._collected = bytearray()
+            self._step = self._tail
+        self._collect(cursor, len(cursor.view))
+        raise Incomplete
 
-    def _hold(self, event: events.Event) -> list[events.Event]:
-        self._held.append(event)
-        if isinstance(event, events.DeviceSection):
-            self._held_size += len(event.payload)
-        return []
+    def _doubt(self, cursor: Cursor, error: StreamError) -> None:
+        """What was held back makes no sense at last: the search for footers was misled."""
+        self._error = error
+        self._collected = bytearray(self._uncertain())
+        self._step = self._tail
+        cursor.position = cursor.done
+        self._collect(cursor, len(cursor.view))
 
-    def _release(self, found: list[events.Event]) -> list[events.Event]:
-        self._held = []
-        return found
+    def _uncertain(self) -> bytes:
+        """All held back, and what was collected of the next section, as on the wire."""
+        raw = self._ending.raw()
+        if self._step == self._device and self._section is not None:
+            start, header, name = self._section
+            ids = (header.section_id, name, header.instance_id, header.version)
+            cut = events.DeviceSection(start, *ids, bytes(self._collected), footer=False)
+            raw += StreamWriter().write(cut)
+        return raw
+
+    def _resolve_tail(self, view: memoryview, done: int) -> list[events.Event]:
+        """If the bytes at hand may be the last, try the description."""
+        uncertain = self._step == self._device and self._ending.held
+        if bytes(view[-1:]) != b"}" or not (uncertain or self._step == self._tail):
+            return []
+        raw = self._uncertain() if uncertain else bytes(self._collected)
+        raw += bytes(view[done:])
+        start = self._offset + len(view) - len(raw)
+        found = devices.split_tail(raw, start, footers=self._footers is not False)
+        if found is None:
+            return []
+        sections, eof, description = found
+        check_page_size(description.json, description.offset, self.page_size)
+        self.finished = True
+        self._ending.release()
+        return [*sections, eof, description]

@@ -99,6 +99,18 @@ PostcopyAdvice = c.Struct(
 """Data of POSTCOPY_ADVISE, where RAM may be postcopied: the sum of all page sizes that stand behind
 the source's RAM blocks, each counted once, and the guest's page size, in bytes."""
 
+RamDiscard = c.Struct(
+    "version" / c.Const(0, c.Int8ub),
+    "block" / Str8,
+    c.Const(b"\0"),
+    "ranges" / c.GreedyRange(c.Struct("start" / c.Int64ub, "length" / c.Int64ub)),
+    "end" / c.Terminated,
+)
+"""Data of POSTCOPY_RAM_DISCARD: what the source has changed since it was sent, in bytes."""
+
+PackageLength = c.Struct("length" / c.Int32ub, "end" / c.Terminated)
+"""Data of PACKAGED: that many bytes of sections and commands follow."""
+
 EndOfStream = c.Const(SectionType.EOF, c.Int8ub)
 
 DescriptionHeader = c.Struct(

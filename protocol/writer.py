@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import events, pages, ram, stream
+from . import (
+    block_section,
+    dirty_bitmap,
+    events,
+    htab,
+    pages,
+    ram,
+    storage_attributes,
+    stream,
+)
 from .stream import SectionType
 
 
@@ -36,13 +45,15 @@ def _configuration(event: events.Configuration) -> bytes:
     return b"".join(pieces)
 
 
-def _ram_section(event: events.RamSection) -> bytes:
+def _iterative_section(event: events.IterativeSection) -> bytes:
     if event.kind == SectionType.START:
         return _section_header(event.kind, event)
     return _build(stream.SectionContinuation, type=event.kind, section_id=event.section_id)
 
 
-def _section_header(kind: SectionType, event: events.RamSection | events.DeviceSection) -> bytes:
+def _section_header(
+    kind: SectionType, event: events.IterativeSection | events.DeviceSection
+) -> bytes:
     return _build(
         stream.SectionHeader,
         type=kind,
@@ -124,13 +135,24 @@ def _build(declaration: Any, **values: object) -> bytes:
 _WRITERS: dict[type, Callable[[Any], bytes]] = {
     events.Header: _header,
     events.Configuration: _configuration,
-    events.RamSection: _ram_section,
+    events.IterativeSection: _iterative_section,
+    events.RamSection: _iterative_section,
     events.RamBlocks: _ram_blocks,
     events.PageRun: _page_run,
     events.XbzrleRun: _xbzrle_run,
     events.CompressedRun: _compressed_run,
     events.MultifdFlush: lambda _: ram.multifd_flush(),
     events.EndOfRam: lambda _: ram.end_of_ram(),
+    block_section.DiskBlock: block_section.write_block,
+    block_section.DiskProgress: block_section.write_progress,
+    block_section.EndOfDisks: block_section.write_end,
+    dirty_bitmap.BitmapChunk: dirty_bitmap.write_chunk,
+    htab.HtabHeader: htab.write_header,
+    htab.HtabChunk: htab.write_chunk,
+    storage_attributes.StorageAttributes: storage_attributes.write_record,
+    events.OpaquePiece: lambda event: event.payload,
+    events.NoFooters: lambda _: b"",
+    events.UnsplitDevices: lambda event: event.data,
     events.Footer: lambda event: stream.section_footer(event.section_id),
     events.DeviceSection: _device,
     events.Command: _command,

@@ -6,17 +6,33 @@ from ..protocol import events
 from ..protocol.configuration import IGNORE_SHARED
 from ..protocol.errors import UnsupportedError
 from ..protocol.ram import SECTION_NAME
+from ..protocol.stream import CommandType
 
 _CAPABILITIES = frozenset({IGNORE_SHARED})
+_COMMANDS = frozenset(
+    {
+        CommandType.POSTCOPY_LISTEN,
+        CommandType.POSTCOPY_RUN,
+        CommandType.POSTCOPY_RAM_DISCARD,
+        CommandType.PACKAGED,
+    }
+)
 
 
 def refuse(event: events.Event) -> None:
     """Raises UnsupportedError for what has to be refused."""
+    what, section = None, None
     if isinstance(event, events.Configuration):
-        for name in event.capabilities or ():
-            if name in _CAPABILITIES:
-                message = f"capability {name} is not supported"
-                raise UnsupportedError(message, offset=event.offset, section="configuration")
+        refused = [name for name in event.capabilities or () if name in _CAPABILITIES]
+        what, section = (f"capability {refused[0]} is" if refused else None), "configuration"
+    elif isinstance(event, events.IterativeSection):
+        known = isinstance(event, events.RamSection)
+        what, section = (None if known else "this kind of iterative section is"), event.name
     elif isinstance(event, events.CompressedRun):
-        message = "COMPRESS_PAGE records are not supported"
-        raise UnsupportedError(message, offset=event.offset, section=SECTION_NAME)
+        what, section = "COMPRESS_PAGE records are", SECTION_NAME
+    elif isinstance(event, events.NoFooters):
+        what = "sections without footers (very old machine types) are"
+    elif isinstance(event, events.Command) and event.command in _COMMANDS:
+        what = f"command {CommandType(event.command).name} is"
+    if what is not None:
+        raise UnsupportedError(f"{what} not supported", offset=event.offset, section=section)

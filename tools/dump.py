@@ -14,7 +14,7 @@ import numpy as np
 from ..guest.sizes import format_size
 from ..protocol import events
 from ..protocol.reader import StreamReader
-from ..protocol.stream import SectionType
+from ..protocol.stream import CommandType, SectionType
 from .readable import table
 
 PIECE = 4 << 20
@@ -56,6 +56,18 @@ class BlockSummary:
 
 
 @dataclass
+class SectionSummary:
+    """An iterative section other than `ram`. `known`: what it holds was read."""
+
+    name: str
+    section_id: int
+    instance_id: int
+    version: int
+    pieces: int = 0
+    known: bool = True
+
+
+@dataclass
 class Summary:
     """What `dump` tells of a stream."""
 
@@ -68,10 +80,17 @@ class Summary:
     blocks: list[BlockSummary] = field(default_factory=list)
     devices: list[events.DeviceSection] = field(default_factory=list)
     description: bool = False
+    sections: dict[int, SectionSummary] = field(default_factory=dict)
+    """By section id."""
+    last: SectionSummary | None = None
+    """The one whose piece came last."""
+    footers: bool = True
+    unsplit: int = 0
+    """Bytes of device sections that cannot be told apart."""
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: machine, page_size, capabilities, size, ram_parts, commands, blocks, devices,
-        description."""
+        """Keys: machine, page_size, capabilities, size, ram_parts, commands, blocks, sections,
+        devices, unsplit_devices, footers, description."""
         return {
             "machine": self.machine,
             "page_size": self.page_size,
@@ -80,6 +99,7 @@ class Summary:
             "ram_parts": self.ram_parts,
             "commands": self.commands,
             "blocks": [asdict(block) for block in self.blocks],
+            "sections": [asdict(section) for section in self.sections.values()],
             "devices": [
                 {
                     "name": d.name,
@@ -91,6 +111,8 @@ class Summary:
                 }
                 for d in self.devices
             ],
+            "unsplit_devices": self.unsplit,
+            "footers": self.footers,
             "description": self.description,
         }
 
@@ -157,23 +179,69 @@ def summarise(stream: BinaryIO, on_pages: Callable[[Pages], None] | None = None)
 
 def _note(summary: Summary, event: events.Event) -> None:
     summary.size = max(summary.size, event.offset)
-    if isinstance(event, events.Configuration):
-        summary.machine = event.machine
-        summary.capabilities = list(event.capabilities or ())
-    elif isinstance(event, events.RamSection) and event.kind == SectionType.PART:
-        summary.ram_parts += 1
-    elif isinstance(event, events.RamBlocks):
-        summary.page_size = event.page_size
-        summary.blocks = [BlockSummary(block.name, block.length) for block in event.blocks]
-    elif isinstance(event, events.DeviceSection):
-        summary.devices.append(event)
-    elif isinstance(event, events.Command):
-        summary.commands.append(event.command)
-    elif isinstance(event, events.EndOfStream):
-        summary.size = event.offset + 1
-    elif isinstance(event, events.Description):
-        summary.description = True
-        summary.size = event.offset + 5 + len(event.text)
+    note = _NOTES.get(type(event))
+    if note is not None:
+        note(summary, event)
+
+
+def _note_configuration(summary: Summary, event: events.Configuration) -> None:
+    summary.machine = event.machine
+    summary.capabilities = list(event.capabilities or ())
+
+
+def _note_ram(summary: Summary, event: events.RamSection) -> None:
+    summary.ram_parts += event.kind == SectionType.PART
+
+
+def _note_blocks(summary: Summary, event: events.RamBlocks) -> None:
+    summary.page_size = event.page_size
+    summary.blocks = [BlockSummary(block.name, block.length) for block in event.blocks]
+
+
+def _note_piece(summary: Summary, event: events.IterativeSection) -> None:
+    section = summary.sections.setdefault(
+        event.section_id,
+        SectionSummary(event.name, event.section_id, event.instance_id, event.version),
+    )
+    section.pieces += 1
+    summary.last = section
+
+
+def _note_opaque(summary: Summary, _: events.OpaquePiece) -> None:
+    assert summary.last is not None
+    summary.last.known = False
+
+
+def _note_no_footers(summary: Summary, _: events.NoFooters) -> None:
+    summary.footers = False
+
+
+def _note_unsplit(summary: Summary, event: events.UnsplitDevices) -> None:
+    summary.unsplit = len(event.data)
+
+
+def _note_end(summary: Summary, event: events.EndOfStream) -> None:
+    summary.size = event.offset + 1
+
+
+def _note_description(summary: Summary, event: events.Description) -> None:
+    summary.description = True
+    summary.size = event.offset + 5 + len(event.text)
+
+
+_NOTES: dict[type, Callable[[Summary, Any], None]] = {
+    events.Configuration: _note_configuration,
+    events.RamSection: _note_ram,
+    events.RamBlocks: _note_blocks,
+    events.IterativeSection: _note_piece,
+    events.OpaquePiece: _note_opaque,
+    events.NoFooters: _note_no_footers,
+    events.UnsplitDevices: _note_unsplit,
+    events.DeviceSection: lambda summary, event: summary.devices.append(event),
+    events.Command: lambda summary, event: summary.commands.append(event.command),
+    events.EndOfStream: _note_end,
+    events.Description: _note_description,
+}
 
 
 def print_summary(summary: Summary, *, devices: bool) -> None:
@@ -184,7 +252,18 @@ def print_summary(summary: Summary, *, devices: bool) -> None:
     if summary.capabilities:
         click.echo(f"capabilities {' '.join(summary.capabilities)}")
     click.echo(f"ram parts    {summary.ram_parts}")
+    for section in summary.sections.values():
+        unknown = "" if section.known else ", of an unknown kind"
+        click.echo(f"section      {section.name}, {section.pieces} pieces{unknown}")
+    if summary.commands:
+        names = (CommandType(command).name for command in summary.commands)
+        click.echo(f"commands     {' '.join(names)}")
     click.echo(f"devices      {len(summary.devices)} sections")
+    if not summary.footers:
+        click.echo("footers      no")
+    if summary.unsplit:
+        told = "without footers, their description does not tell them apart"
+        click.echo(f"unsplit      {summary.unsplit} bytes of devices: {told}")
     click.echo(f"description  {'yes' if summary.description else 'no'}")
     rows = [
         (block.name, format_size(block.length), *(str(getattr(block, kind)) for kind in PAGE_KINDS))

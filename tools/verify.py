@@ -89,6 +89,11 @@ class Rebuilt:
         self._ram = flat.reshape(-1, page_size)
         self._written = np.zeros(len(self._ram), np.bool_)
 
+    @property
+    def ram(self) -> npt.NDArray[np.uint8]:
+        """The block, page by page (n, page size)."""
+        return self._ram
+
     def close(self) -> None:
         """Give the descriptor back; the memory goes with the last mapping."""
         os.close(self._fd)
@@ -164,14 +169,17 @@ def verify(stream: BinaryIO, files: dict[str, str], page_size: int = 4096) -> li
     with ExitStack() as stack:
         # A missing file is told before a long stream is read.
         opened = {block: stack.enter_context(open(path, "rb")) for block, path in files.items()}
-        rebuilt = _rebuild(read_events(stream, page_size), opened, stack)
+        rebuilt = rebuild(read_events(stream, page_size), opened, stack)
         return [rebuilt[block].compare(file, block) for block, file in opened.items()]
 
 
-def _rebuild(
+def rebuild(
     found: Iterable[events.Event], blocks: Iterable[str], stack: ExitStack
 ) -> dict[str, Rebuilt]:
-    """These blocks, all of which the stream must have."""
+    """These blocks as the events of a whole stream build them; `stack` gives them back.
+
+    Raises VerifyError where the stream does not bring one of them.
+    """
     rebuilt: dict[str, Rebuilt] = {}
     absent: set[str] = set()
     page_size = 4096

@@ -179,7 +179,7 @@ def _header(value: int) -> bytes:
         (_header(64 * 4096 | 0x100) + b"\x06pc.ram\0\0\0\0", "at 0x40000 of block pc.ram, outs"),
         (_header(0x108), "is no record"),
         (_header(0x80), "HOOK records .RDMA. are not supported"),
-        (_header(0x10) + b"\x04", "without footers"),
+        (_header(0x10) + b"\x05", "byte 0x05 where a section's footer stands"),
         (_header(0x10) + b"\x7e\0\0\0\x03", "footer of section id 3, not 2"),
     ],
 )
@@ -250,10 +250,10 @@ def test_huge_page_blocks_after_postcopy_advice(make: Any) -> None:
 @pytest.mark.parametrize(
     ("event", "message"),
     [
-        (events.RamSection(0, SectionType.START, 9, "block"), "'block'.*not supported"),
-        (events.RamSection(0, SectionType.START, 9, "dirty-bitmap"), "'dirty-bitmap'.*not supp"),
         (events.RamSection(0, SectionType.START, 9, "ram", 0, 3), "version 3 is not supported"),
-        (events.Command(0, 7, bytes(4)), "PACKAGED is not supported"),
+        (events.Command(0, 8), "ENABLE_COLO is not supported"),
+        (events.Command(0, 9), "POSTCOPY_RESUME is not supported"),
+        (events.Command(0, 10, b"\x02pc"), "RECV_BITMAP is not supported"),
         (events.Configuration(0, "pc", None, ("mapped-ram",)), "mapped-ram is not supported"),
         (events.Header(0, 2), "stream version 2"),
     ],

@@ -13,6 +13,9 @@ import pytest
 from vmferry.protocol import events
 from vmferry.protocol.stream import SectionType
 
+from tests.protocol.conftest import to_bytes
+from tests.protocol.kinds import KINDS
+
 
 def test_text(streams: Any, vmferry: Any) -> None:
     """Broken: people would be told something else than what the stream holds."""
@@ -61,6 +64,9 @@ def test_json_keys_are_stable(streams: Any, vmferry: Any) -> None:
                 "compressed": 0,
             },
         ],
+        "sections": [],
+        "unsplit_devices": 0,
+        "footers": True,
         "description": True,
     }
     assert [device["name"] for device in devices] == ["timer", "cpu", "cpu", "0000:00:02.0/vga"]
@@ -199,3 +205,44 @@ def test_reader_that_leaves(options: tuple[str, ...], streams: Any, tmp_path: Pa
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+def _dumped(kind: str, vmferry: Any) -> tuple[dict[str, Any], str]:
+    path = vmferry.write("stream", to_bytes(KINDS[kind]))
+    text, found = vmferry.call("dump", path), vmferry.call("dump", "--json", path)
+    return json.loads(found.stdout), text.stdout
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "version", "known"),
+    [
+        ("block", "block", 1, True),
+        ("storage-attributes", "s390-storage_attributes", 0, True),
+        ("opaque", "vfio", 1, False),
+    ],
+)
+def test_other_sections_are_named(
+    kind: str, name: str, version: int, known: bool, vmferry: Any
+) -> None:
+    """Broken: nobody would learn that a stream holds more than RAM and devices."""
+    found, text = _dumped(kind, vmferry)
+    section = {"name": name, "section_id": 9, "instance_id": 0, "version": version}
+    assert found["sections"] == [{**section, "pieces": 3, "known": known}]
+    unknown = "" if known else ", of an unknown kind"
+    assert f"section      {name}, 3 pieces{unknown}\n" in text
+
+
+def test_what_cannot_be_known_is_said(vmferry: Any) -> None:
+    """Broken: device state that is there would not be shown at all."""
+    found, text = _dumped("nothing-told", vmferry)
+    assert found["machine"] is None
+    assert (found["footers"], found["description"], found["devices"]) == (False, False, [])
+    assert found["unsplit_devices"] == 312
+    assert "footers      no\n" in text
+    assert "unsplit      312 bytes of devices" in text
+
+
+def test_commands_are_named(vmferry: Any) -> None:
+    """Broken: nobody would see that a stream is a postcopy's."""
+    text = _dumped("postcopy", vmferry)[1]
+    assert "POSTCOPY_ADVISE POSTCOPY_RAM_DISCARD PACKAGED POSTCOPY_LISTEN POSTCOPY_RUN\n" in text

@@ -1,0 +1,72 @@
+"""The iterative sections: who reads which, and how one is passed that nobody knows.
+
+An iterative section comes in pieces (START, PARTs, END) and delimits itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from . import block_section, devices, dirty_bitmap, events, htab, storage_attributes
+from .cursor import Cursor, Incomplete
+from .errors import StreamError
+from .stream import SectionType
+
+
+class SectionReader(Protocol):
+    """The state of one iterative section over all its pieces."""
+
+    at_end: bool
+    """The piece's last record was read."""
+
+    def begin(self, kind: SectionType) -> None:
+        """A piece begins; what stands before its payload was read."""
+
+    def read(self, cursor: Cursor) -> Sequence[events.Event]:
+        """The events of the next record; none where it takes more than one step."""
+
+
+class OpaqueReader:
+    """Of a section that nobody knows: passes each piece by its footer.
+
+    That is the first one with this id that is followed by what may lawfully follow. Without
+    footers such a section cannot be passed. `max_size`: bytes of one piece.
+    """
+
+    def __init__(self, section_id: int, known: devices.Known, max_size: int) -> None:
+        self.at_end = False
+        self._section_id = section_id
+        self._known = known
+        self._max_size = max_size
+        self._payload = bytearray()
+
+    def begin(self, kind: SectionType) -> None:  # noqa: ARG002
+        """See SectionReader."""
+        self.at_end = False
+
+    def read(self, cursor: Cursor) -> list[events.Event]:
+        """See SectionReader."""
+        end, found = devices.find_end(cursor, self._section_id, self._known)
+        if len(self._payload) + end - cursor.position > self._max_size:
+            message = f"more than {self._max_size} bytes of an unknown section, without a footer"
+            raise StreamError(message, offset=cursor.offset)
+        cursor.absorb(self._payload, end)
+        if not found:
+            raise Incomplete
+        self.at_end = True
+        payload = bytes(self._payload)
+        self._payload.clear()
+        return [events.OpaquePiece(cursor.offset - len(payload), payload)]
+
+
+KNOWN: dict[tuple[str, int], Callable[[], SectionReader]] = {
+    (block_section.SECTION_NAME, block_section.SECTION_VERSION): block_section.BlockReader,
+    (dirty_bitmap.SECTION_NAME, dirty_bitmap.SECTION_VERSION): dirty_bitmap.DirtyBitmapReader,
+    (htab.SECTION_NAME, htab.SECTION_VERSION): htab.HtabReader,
+    (
+        storage_attributes.SECTION_NAME,
+        storage_attributes.SECTION_VERSION,
+    ): storage_attributes.StorageAttributesReader,
+}
+"""By name and version; `ram` has a reader of its own kind."""

@@ -1,0 +1,211 @@
+"""Small whole streams, one of each kind of what a stream may hold beside plain and zero pages."""
+
+from __future__ import annotations
+
+import zlib
+
+from vmferry.protocol import events, stream
+from vmferry.protocol.block_section import DiskBlock, DiskProgress, EndOfDisks
+from vmferry.protocol.dirty_bitmap import BitmapBits, BitmapChunk, BitmapFlag, BitmapStart
+from vmferry.protocol.htab import HtabChunk, HtabHeader
+from vmferry.protocol.storage_attributes import AttributeFlag, StorageAttributes
+from vmferry.protocol.stream import CommandType, SectionType
+
+from tests.protocol.conftest import (
+    BLOCKS,
+    PAGE,
+    closing,
+    compressed_run,
+    description,
+    device,
+    opening,
+    page_run,
+    ram_piece,
+    to_bytes,
+    xbzrle_run,
+)
+
+START, PART, END = SectionType.START, SectionType.PART, SectionType.END
+DEVICES = (device(3, "timer", b"\x01" * 20), device(4, "cpu", bytes(range(256))))
+
+
+def piece(
+    kind: SectionType, name: str, *records: events.Event, version: int = 1
+) -> list[events.Event]:
+    """One piece of the iterative section 9 around these records."""
+    return [events.IterativeSection(0, kind, 9, name, 0, version), *records, events.Footer(0, 9)]
+
+
+def _with_section(*pieces: list[events.Event]) -> list[events.Event]:
+    """The pieces of a section between those of `ram`."""
+    ram = [ram_piece(PART, page_run(0, [number])) for number in range(len(pieces))]
+    between = [event for both in zip(pieces, ram, strict=True) for each in both for event in each]
+    return [*opening(), *between, *closing(*DEVICES)]
+
+
+def _block() -> list[events.Event]:
+    data = bytes(range(256)) * (1 << 12)
+    blocks = (DiskBlock(0, "disk0", 2048, data), DiskBlock(0, "disk1", 0, None))
+    return _with_section(
+        piece(START, "block", EndOfDisks(0)),
+        piece(PART, "block", *blocks, DiskProgress(0, 50), EndOfDisks(0)),
+        piece(END, "block", DiskProgress(0, 100), EndOfDisks(0)),
+    )
+
+
+def _bitmap_chunk(
+    flags: BitmapFlag,
+    node: str,
+    bitmap: str,
+    body: BitmapStart | BitmapBits | None = None,
+    size: int = 1,
+) -> BitmapChunk:
+    return BitmapChunk(0, flags, node, bitmap, body, size)
+
+
+def _dirty_bitmap() -> list[events.Event]:
+    flag, node, bitmap = BitmapFlag, "node0", "backup"
+    names = flag.DEVICE_NAME | flag.BITMAP_NAME
+    bits, zeros = BitmapBits(0, 65536, bytes(range(32))), BitmapBits(65536, 9, None)
+    end = _bitmap_chunk(flag.EOS, node, bitmap)
+    return _with_section(
+        piece(
+            START,
+            "dirty-bitmap",
+            _bitmap_chunk(flag.START | names, node, bitmap, BitmapStart(65536, 1)),
+            _bitmap_chunk(
+                flag.START | flag.BITMAP_NAME, node, "other", BitmapStart(512, 3), size=2
+            ),
+            _bitmap_chunk(flag.BITS | flag.BITMAP_NAME, node, bitmap, bits),
+            end,
+        ),
+        piece(
+            PART,
+            "dirty-bitmap",
+            _bitmap_chunk(flag.BITS | flag.ZEROES, node, bitmap, zeros, size=4),
+            end,
+        ),
+        piece(END, "dirty-bitmap", _bitmap_chunk(flag.COMPLETE | flag.EOS, node, bitmap)),
+    )
+
+
+def _htab() -> list[events.Event]:
+    end = HtabChunk(0, 0, 0, b"")
+    return _with_section(
+        piece(START, "spapr/htab", HtabHeader(0, 18)),
+        piece(
+            PART,
+            "spapr/htab",
+            HtabHeader(0, 0),
+            HtabChunk(0, 5, 2, bytes(range(48))),
+            HtabChunk(0, 100, 7, b""),
+            end,
+        ),
+        piece(END, "spapr/htab", HtabHeader(0, -1)),
+    )
+
+
+def _storage_attributes() -> list[events.Event]:
+    name, end = "s390-storage_attributes", StorageAttributes(0, AttributeFlag.EOS)
+    values = StorageAttributes(0, AttributeFlag.MORE, 5 * 4096, b"\1\2\3")
+    return _with_section(
+        piece(START, name, end, version=0),
+        piece(PART, name, values, end, version=0),
+        piece(END, name, values, StorageAttributes(0, AttributeFlag.DONE), end, version=0),
+    )
+
+
+def _opaque() -> list[events.Event]:
+    return _with_section(
+        piece(START, "vfio", events.OpaquePiece(0, b"\x02\0\0\0\x09 not the end")),
+        piece(PART, "vfio", events.OpaquePiece(0, b"")),
+        piece(END, "vfio", events.OpaquePiece(0, bytes(300))),
+    )
+
+
+def _pages() -> list[events.Event]:
+    page = zlib.compress(bytes(PAGE))
+    return [
+        *opening(),
+        *ram_piece(
+            PART,
+            compressed_run(0, {3: page, 4: page}),
+            xbzrle_run(0, {3: b"\x05\x01a", 4: b"\0\x01b"}, continued=True),
+            page_run(1, [0], 7),
+            compressed_run(1, {1: page}, continued=True),
+        ),
+        *closing(*DEVICES),
+    ]
+
+
+def _shared() -> list[events.Event]:
+    blocks = (events.RamBlock("ram", 8 * PAGE, address=0), events.RamBlock("rom", PAGE, address=1))
+    head = events.Configuration(0, "pc", None, ("x-ignore-shared",))
+    return [
+        events.Header(0),
+        head,
+        *ram_piece(START, events.RamBlocks(0, 9 * PAGE, blocks)),
+        *closing(*DEVICES),
+    ]
+
+
+def _postcopy() -> list[events.Event]:
+    package: list[events.Event] = [
+        events.Command(0, CommandType.POSTCOPY_LISTEN),
+        *DEVICES,
+        events.Command(0, CommandType.POSTCOPY_RUN),
+    ]
+    advice = {"block_page_sizes": PAGE, "page_size": PAGE, "end": None}
+    discard = {
+        "version": None,
+        "block": b"pc.ram",
+        "ranges": [{"start": 0, "length": PAGE}, {"start": 8 * PAGE, "length": 2 * PAGE}],
+        "end": None,
+    }
+    length = {"length": len(to_bytes(package)), "end": None}
+    return [
+        *opening()[:2],
+        events.Command(0, CommandType.POSTCOPY_ADVISE, stream.PostcopyAdvice.build(advice)),
+        *opening()[4:],
+        *ram_piece(PART, page_run(0, range(10))),
+        events.Command(0, CommandType.POSTCOPY_RAM_DISCARD, stream.RamDiscard.build(discard)),
+        events.Command(0, CommandType.PACKAGED, stream.PackageLength.build(length)),
+        *package,
+        *ram_piece(PART, page_run(0, [0, 8, 9])),
+        *ram_piece(END),
+        events.EndOfStream(0),
+    ]
+
+
+def _no_footers() -> list[events.Event]:
+    """As of a machine type before 2.4: no configuration either."""
+    devices = [events.DeviceSection(**{**vars(each), "footer": False}) for each in DEVICES]
+    ram = [
+        *ram_piece(START, events.RamBlocks(0, 68 * PAGE, BLOCKS))[:-1],
+        events.NoFooters(0),
+        *ram_piece(PART, page_run(0, [1, 2]))[:-1],
+        *ram_piece(PART, page_run(1, [1], 0))[:-1],
+        *ram_piece(END)[:-1],
+    ]
+    return [events.Header(0), *ram, *devices, events.EndOfStream(0), description(devices)]
+
+
+def _nothing_told() -> list[events.Event]:
+    """Neither configuration, nor footers, nor description."""
+    *before, _, _, _, _ = _no_footers()
+    unsplit = to_bytes(_no_footers()[-4:-2])
+    return [*before, events.UnsplitDevices(0, unsplit), events.EndOfStream(0)]
+
+
+KINDS: dict[str, list[events.Event]] = {
+    "block": _block(),
+    "dirty-bitmap": _dirty_bitmap(),
+    "htab": _htab(),
+    "storage-attributes": _storage_attributes(),
+    "opaque": _opaque(),
+    "pages": _pages(),
+    "shared": _shared(),
+    "postcopy": _postcopy(),
+    "no-footers": _no_footers(),
+    "nothing-told": _nothing_told(),
+}

@@ -1,0 +1,106 @@
+"""Streams of every kind: any cut, any damage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vmferry.protocol import events
+from vmferry.protocol.errors import StreamError
+from vmferry.protocol.reader import StreamReader
+
+from tests.protocol.kinds import KINDS
+
+EACH = pytest.mark.parametrize("kind", KINDS)
+
+
+def _read(data: bytes, **options: Any) -> list[events.Event]:
+    reader = StreamReader(**options)
+    return reader.feed(data) + reader.close()
+
+
+def _placed(make: Any, found: list[events.Event]) -> list[Any]:
+    """Comparable, without the places, which only the reader knows."""
+    places = ("offset", "payload_offset")
+    return [
+        (kind, {**rest[0], **dict.fromkeys(places, 0)} if isinstance(rest[0], dict) else rest)
+        for kind, *rest in make.plainly(found)
+    ]
+
+
+@EACH
+def test_events_and_bytes_are_the_same_thing(make: Any, kind: str) -> None:
+    """If it failed, a stream would lose something between reading and writing it."""
+    data = make.to_bytes(KINDS[kind])
+    found = _read(data)
+    assert _placed(make, found) == _placed(make, KINDS[kind])
+    assert make.to_bytes(found) == data
+    at = 0
+    for event in found:
+        assert event.offset == at
+        at += len(make.to_bytes([event]))
+
+
+@EACH
+def test_byte_by_byte(make: Any, kind: str) -> None:
+    """If it failed, some structure would be read before it is complete."""
+    data = make.to_bytes(KINDS[kind])
+    step = 4099 if kind == "block" else 1
+    reader, found = StreamReader(), []
+    for at in range(0, len(data), step):
+        found += make.plainly(reader.feed(data[at : at + step]))
+    assert found + make.plainly(reader.close()) == make.plainly(_read(data))
+
+
+@settings(deadline=None, max_examples=10)
+@given(cuts=st.lists(st.integers(1, 3000), min_size=1))
+@EACH
+def test_any_cut_gives_the_same_events(make: Any, kind: str, cuts: list[int]) -> None:
+    """If it failed, what is read would depend on how the network cuts the stream."""
+    data = make.to_bytes(KINDS[kind])
+    reader, at, found = StreamReader(), 0, []
+    while at < len(data):
+        size = cuts[at % len(cuts)] * (20 if kind == "block" else 1)
+        found += make.plainly(reader.feed(data[at : at + size]))
+        at += size
+    assert found + make.plainly(reader.close()) == make.plainly(_read(data))
+
+
+@settings(deadline=2000, max_examples=60)
+@given(
+    places=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=9))),
+    cut=st.floats(0, 1),
+)
+@EACH
+def test_damage_never_ends_in_another_exception(
+    make: Any, kind: str, places: list[tuple[float, bytes]], cut: float
+) -> None:
+    """If it failed, a hostile stream would end in a traceback, or be misread."""
+    data = bytearray(make.to_bytes(KINDS[kind]))
+    for place, new in places:
+        at = int(place * len(data))
+        data[at : at + len(new)] = new
+    if cut < 0.3:
+        del data[int(cut * 3 * len(data)) :]
+    caught, found = None, []
+    try:
+        found = _read(bytes(data), max_section=1 << 16)
+    except StreamError as error:
+        caught = error
+    if caught is not None:
+        assert 0 <= caught.offset <= len(data)
+        assert "\n" not in str(caught)
+    assert bytes(data).startswith(make.to_bytes(found))
+
+
+@EACH
+def test_a_stream_that_ends_early_is_refused(make: Any, kind: str) -> None:
+    """If it failed, a destination would start half a guest."""
+    data = make.to_bytes(KINDS[kind])
+    end = max(e.offset for e in _read(data) if isinstance(e, events.EndOfStream))
+    for at in {*range(0, end, max(1, end // 97)), end}:
+        if kind != "nothing-told":
+            with pytest.raises(StreamError):
+                _read(data[:at])
