@@ -12,9 +12,10 @@ from .stream import SectionType
 MIN_PAGE_BITS, MAX_PAGE_BITS = 10, 16
 IGNORE_SHARED = "x-ignore-shared"
 """Capability: RAM blocks are listed with their addresses; pages of shared ones do not come."""
+MAPPED_RAM = "mapped-ram"
+"""Capability: pages stand at fixed places of the file (see `mapped_ram`)."""
 
 _MAX_CONFIGURATION = 1 << 15
-_UNSUPPORTED_CAPABILITIES = frozenset({"mapped-ram"})
 _SECTION = "configuration"
 
 
@@ -58,12 +59,7 @@ def checked_page_size(size: int, offset: int) -> int:
 
 
 def _capabilities(raw: list[bytes], start: int) -> tuple[str, ...]:
-    names = tuple(_name(name, start) for name in raw)
-    for name in names:
-        if name in _UNSUPPORTED_CAPABILITIES:
-            message = f"capability {name} is not supported"
-            raise UnsupportedError(message, offset=start, section=_SECTION)
-    return names
+    return tuple(_name(name, start) for name in raw)
 
 
 def _name(raw: bytes, start: int) -> str:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from .block_section import DiskEvent
 from .dirty_bitmap import BitmapChunk
 from .htab import HtabEvent
+from .mapped_ram import MappedRam
 from .ram import COMPRESSED_HEAD_SIZE, RECORD_HEADER_SIZE, XBZRLE_HEAD_SIZE
 from .storage_attributes import StorageAttributes
 from .stream import SectionType
@@ -80,19 +81,21 @@ class RamBlock:
     """A RAM block as announced: `length` in bytes; the rest only where the wire carries it.
 
     `page_size`: of the memory behind it, in bytes, with postcopy. `address`: guest-physical, with
-    x-ignore-shared.
+    x-ignore-shared. `mapped`: its place in the file, with mapped-ram.
     """
 
     name: str
     length: int
     page_size: int | None = None
     address: int | None = None
+    mapped: MappedRam | None = None
 
 
 @dataclass(frozen=True)
 class RamBlocks:
     """The MEM_SIZE record: all RAM blocks, and the sum of their lengths.
 
+    With mapped-ram the entries stand between the pages: see `mapped_ram` for how they are written.
     `page_size`: bytes of the pages to come, as the reader takes them; not in this record.
     """
 
@@ -128,6 +131,15 @@ class PageRun:
         body = 1 if self.data is None else self.data.shape[1]
         # The name stands in the first record only.
         return self.offset + (name + index * (RECORD_HEADER_SIZE + body) if index else 0)
+
+
+@dataclass(frozen=True, eq=False)
+class MappedRun(PageRun):
+    """Pages near each other of a mapped-ram file (see `mapped_pages`): no records of the stream."""
+
+    def record_offset(self, index: int) -> int:
+        """The position in the stream of a page."""
+        return self.offset + int(self.offsets[index] - self.offsets[0])
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,12 +9,12 @@ from typing import TypeVar
 import numpy as np
 
 from . import compress, events, pages, ram, xbzrle
-from .cursor import Cursor, Incomplete, decode_name
+from .block_list import BlockListReader
+from .cursor import Cursor, Incomplete
 from .errors import StreamError, UnsupportedError
 from .ram import RamFlag
 from .stream import SectionFooter, SectionType, Str8, section_footer, section_part
 
-_MAX_BLOCKS = 4096
 # Plain numbers: enum's operators cost more than reading a record does.
 _PAGE = int(RamFlag.PAGE)
 _ZERO = int(RamFlag.ZERO)
@@ -33,24 +33,15 @@ _Run = TypeVar("_Run", bound=events.EncodedRun)
 class RamReader:
     """The state of the `ram` section over all its pieces.
 
-    `page_size` in bytes; `page_size_said`: by the stream. `postcopy`: whether blocks may carry
-    their page size; `addressed`: whether they carry their address.
+    `block_list`: reads the list of its RAM blocks, and has to be told before what they carry.
     """
 
     def __init__(self, page_size: int, max_total: int) -> None:
-        self.page_size = page_size
-        self.page_size_said = False
-        self.postcopy = False
-        self.addressed = False
+        self.block_list = BlockListReader(page_size, max_total)
         self.ended = False
         self.at_end = False
-        self._max_total = max_total
         self._start: events.RamSection | None = None
         self._seam = b""
-        self._listing: tuple[int, int] | None = None
-        self._blocks: dict[str, events.RamBlock] = {}
-        self._indexes: dict[str, int] = {}
-        self._listed = False
         self._block: events.RamBlock | None = None
         self._ending = False
         self._runs: dict[int, Callable[[Cursor, int, int], events.Event]] = {
@@ -59,6 +50,11 @@ class RamReader:
             _XBZRLE: self._read_xbzrle,
             _COMPRESSED: self._read_compressed,
         }
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page, as far as known by now."""
+        return self.block_list.page_size
 
     def start(self, section: events.IterativeSection) -> events.RamSection:
         """The section's first piece begins. Raises StreamError where there was one before."""
@@ -79,34 +75,50 @@ class RamReader:
         self._ending = kind == SectionType.END
 
     def read(self, cursor: Cursor) -> list[events.Event]:
-        """The next record or run of records."""
-        passed = self._pass_seam(cursor)
-        if passed:
-            return passed
-        event = self._read_record(cursor) if self._listing is None else self._read_block(cursor)
-        return [] if event is None else [event]
+        """The next record or run of records, or what stands in their place."""
+        if self.block_list.gap_end:
+            self._pass_gap(cursor)
+        if self.block_list.complete:
+            return self._pass_seam(cursor) or [self._read_record(cursor)]
+        if not self.block_list.begun:
+            return self._begin_list(cursor)
+        listed = self.block_list.read(cursor)
+        return [] if listed is None else [listed]
+
+    def _begin_list(self, cursor: Cursor) -> list[events.Event]:
+        offset, value = cursor.offset, cursor.peek_u64()
+        flags = value & (self.page_size - 1)
+        if flags != RamFlag.MEM_SIZE:
+            raise self._error(f"{value:#018x} where the list of blocks stands", offset)
+        cursor.take(ram.RecordHeader)
+        self.block_list.begin(offset, value - flags)
+        return []
+
+    def _pass_gap(self, cursor: Cursor) -> None:
+        """Pass pages that have places of their own, as far as they are here."""
+        left = self.block_list.gap_end - cursor.offset
+        cursor.position += max(0, min(left, len(cursor.view) - cursor.position))
+        cursor.commit()
+        if cursor.offset < self.block_list.gap_end:
+            raise Incomplete
+        self.block_list.gap_end = 0
 
     def check_inside(self, name: str, start: int, length: int, offset: int) -> None:
         """Raises StreamError where a range of bytes is in no block, as told at `offset`."""
-        block = self._blocks.get(name)
+        block = self.block_list.blocks.get(name)
         if block is None or start + length > block.length:
             message = f"bytes {start:#x} to {start + length:#x} of block {name!r}, outside its RAM"
             raise self._error(message, offset)
 
-    def _read_record(self, cursor: Cursor) -> events.Event | None:
-        """None while the list of blocks is incomplete."""
+    def _read_record(self, cursor: Cursor) -> events.Event:
         value = cursor.peek_u64()
         flags = value & (self.page_size - 1)
         kind = flags & ~_CONTINUE
         read = self._runs.get(kind)
         if read is not None:
             return read(cursor, value - flags, flags)
-        if flags == RamFlag.MEM_SIZE:
-            return self._read_mem_size(cursor, value - flags)
         offset = cursor.offset
         if value == RamFlag.EOS:
-            if not self._listed:
-                raise self._error("ends before its list of blocks", offset)
             cursor.take(ram.RecordHeader)
             self.at_end = True
             self.ended = self._ending
@@ -122,7 +134,7 @@ class RamReader:
         Between two parts there are always the same bytes; taken at once they cost little.
         """
         end = cursor.position + len(self._seam)
-        if cursor.view[cursor.position : end] != self._seam or not self._listed or self._ending:
+        if cursor.view[cursor.position : end] != self._seam or self._ending:
             return []
         assert self._start is not None
         start, offset = self._start, cursor.offset
@@ -135,62 +147,15 @@ class RamReader:
         ]
 
     def _unknown_record(self, value: int, kind: int, offset: int) -> StreamError:
+        if kind == RamFlag.MEM_SIZE:
+            return self._error("a second list of blocks", offset)
         if kind == RamFlag.HOOK:
             message = "HOOK records (RDMA) are not supported"
             return UnsupportedError(message, offset=offset, section=ram.SECTION_NAME)
-        guessed = "" if self.page_size_said else ", if pages have {} bytes: the stream does not say"
-        return self._error(f"{value:#018x} is no record{guessed.format(self.page_size)}", offset)
-
-    def _read_mem_size(self, cursor: Cursor, total: int) -> events.Event | None:
-        offset = cursor.offset
-        if self._listed:
-            raise self._error("a second list of blocks", offset)
-        if total == 0:
-            raise self._error("a list of no blocks", offset)
-        if total > self._max_total:
-            raise self._error(f"{total} bytes of RAM, the limit is {self._max_total}", offset)
-        cursor.take(ram.RecordHeader)
-        self._listing = (offset, total)
-        return self._list_complete(0)
-
-    def _read_block(self, cursor: Cursor) -> events.Event | None:
-        assert self._listing is not None
-        offset, total = cursor.offset, self._listing[1]
-        entry = cursor.take(ram.BlockEntry)
-        name = decode_name(entry.name)
-        if name is None or name in self._blocks:
-            raise self._error(f"a block named {entry.name!r}, empty, unreadable or twice", offset)
-        listed = sum(block.length for block in self._blocks.values()) + entry.length
-        if (
-            not entry.length
-            or entry.length % self.page_size
-            or listed > total
-            or len(self._blocks) >= _MAX_BLOCKS
-        ):
-            message = f"block {name} of {entry.length} bytes does not fit a total of {total}"
-            raise self._error(message, offset)
-        page_size = self._read_block_page_size(cursor) if self.postcopy else None
-        address = cursor.take(ram.BlockAddress) if self.addressed else None
-        self._indexes[name] = len(self._blocks)
-        self._blocks[name] = events.RamBlock(name, entry.length, page_size, address)
-        return self._list_complete(listed)
-
-    def _read_block_page_size(self, cursor: Cursor) -> int | None:
-        """Only blocks of huge pages carry it. A name cannot begin with a zero byte, as it does."""
-        size = cursor.peek_u64()
-        if size >= 1 << 56 or size < self.page_size or size & (size - 1):
-            return None
-        cursor.take(ram.BlockPageSize)
-        return size
-
-    def _list_complete(self, listed: int) -> events.Event | None:
-        assert self._listing is not None
-        offset, total = self._listing
-        if listed < total:
-            return None
-        self._listing = None
-        self._listed = True
-        return events.RamBlocks(offset, total, tuple(self._blocks.values()), self.page_size)
+        message = f"{value:#018x} is no record"
+        if not self.block_list.page_size_said:
+            message += f", if pages have {self.page_size} bytes: the stream does not say"
+        return self._error(message, offset)
 
     def _read_run(self, cursor: Cursor, address: int, flags: int) -> events.PageRun:
         offset = cursor.offset
@@ -215,7 +180,7 @@ class RamReader:
         run = events.PageRun(
             offset,
             block,
-            self._indexes[block.name],
+            self.block_list.indexes[block.name],
             offsets,
             pages.plain_pages(cursor.data, first, count, self.page_size) if plain else None,
             fill,
@@ -288,7 +253,7 @@ class RamReader:
         run = kind(
             offset,
             block,
-            self._indexes[block.name],
+            self.block_list.indexes[block.name],
             np.array([address, *addresses], np.uint64),
             cursor.data,
             np.array([first, *starts], np.intp),
@@ -302,7 +267,7 @@ class RamReader:
 
     def _read_name(self, cursor: Cursor, offset: int) -> events.RamBlock:
         raw = cursor.take(Str8)
-        block = self._blocks.get(raw.decode(errors="replace"))
+        block = self.block_list.blocks.get(raw.decode(errors="replace"))
         if block is None:
             raise self._error(f"a page of an unknown block {raw!r}", offset)
         return block

@@ -17,7 +17,7 @@ from typing import Any
 
 from . import devices, events, ram, stream
 from .commands import read_command
-from .configuration import IGNORE_SHARED, checked_page_size, read_configuration
+from .configuration import IGNORE_SHARED, MAPPED_RAM, checked_page_size, read_configuration
 from .cursor import Cursor, Incomplete, decode_name
 from .ending import Ending, check_page_size, read_description
 from .errors import StreamError, UnsupportedError
@@ -72,6 +72,16 @@ class StreamReader:
     def _ends_in_eof(self) -> bool:
         assert self._section is not None
         return self._rest == stream.section_footer(self._section[1].section_id) + b"\0"
+
+    @property
+    def to_skip(self) -> int:
+        """Bytes that follow and are looked up elsewhere: see `skip`."""
+        return 0 if self._rest else max(0, self._ram.block_list.gap_end - self._offset)
+
+    def skip(self, count: int) -> None:
+        """Pass `count` bytes that follow, at most `to_skip`, without presenting them."""
+        assert count <= self.to_skip
+        self._offset += count
 
     def parse(self, view: memoryview) -> tuple[list[events.Event], int]:
         """The events in `view`, and how many of its bytes are done with.
@@ -147,10 +157,11 @@ class StreamReader:
             self._step = self._part
             return []
         event = read_configuration(cursor)
+        blocks, capabilities = self._ram.block_list, event.capabilities or ()
         if event.page_size is not None:
-            self._ram.page_size = event.page_size
-            self._ram.page_size_said = True
-        self._ram.addressed = IGNORE_SHARED in (event.capabilities or ())
+            blocks.page_size, blocks.page_size_said = event.page_size, True
+        blocks.addressed = IGNORE_SHARED in capabilities
+        blocks.mapped = MAPPED_RAM in capabilities
         self._step = self._part
         return [event]
 
@@ -288,10 +299,11 @@ class StreamReader:
         command = cursor.take(stream.Command)
         said = read_command(command.command, command.data, start)
         if command.command == CommandType.POSTCOPY_ADVISE and said is not None:
-            self._ram.postcopy = True
-            if not self._ram.page_size_said:
-                self._ram.page_size = checked_page_size(said.page_size, start)
-                self._ram.page_size_said = True
+            blocks = self._ram.block_list
+            blocks.postcopy = True
+            if not blocks.page_size_said:
+                blocks.page_size = checked_page_size(said.page_size, start)
+                blocks.page_size_said = True
         elif command.command == CommandType.POSTCOPY_RAM_DISCARD:
             for lost in said.ranges:
                 name = said.block.decode(errors="replace")

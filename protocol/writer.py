@@ -10,6 +10,7 @@ from . import (
     dirty_bitmap,
     events,
     htab,
+    mapped_ram,
     pages,
     ram,
     storage_attributes,
@@ -65,13 +66,20 @@ def _section_header(
 
 
 def _ram_blocks(event: events.RamBlocks) -> bytes:
-    pieces = [ram.mem_size(event.total)]
-    for block in event.blocks:
-        pieces.append(_build(ram.BlockEntry, name=block.name.encode(), length=block.length))
-        if block.page_size is not None:
-            pieces.append(ram.BlockPageSize.build(block.page_size))
-        if block.address is not None:
-            pieces.append(ram.BlockAddress.build(block.address))
+    if any(block.mapped is not None and block.mapped.present for block in event.blocks):
+        raise ValueError("the list stands between pages: see mapped_pages.list_pieces")
+    return ram.mem_size(event.total) + b"".join(map(block_entry, event.blocks))
+
+
+def block_entry(block: events.RamBlock) -> bytes:
+    """The bytes of one entry of the list of RAM blocks."""
+    pieces = [_build(ram.BlockEntry, name=block.name.encode(), length=block.length)]
+    if block.page_size is not None:
+        pieces.append(ram.BlockPageSize.build(block.page_size))
+    if block.address is not None:
+        pieces.append(ram.BlockAddress.build(block.address))
+    if block.mapped is not None:
+        pieces.append(mapped_ram.build_header(block.mapped))
     return b"".join(pieces)
 
 
@@ -139,6 +147,7 @@ _WRITERS: dict[type, Callable[[Any], bytes]] = {
     events.RamSection: _iterative_section,
     events.RamBlocks: _ram_blocks,
     events.PageRun: _page_run,
+    events.MappedRun: _page_run,
     events.XbzrleRun: _xbzrle_run,
     events.CompressedRun: _compressed_run,
     events.MultifdFlush: lambda _: ram.multifd_flush(),

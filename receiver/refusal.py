@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ..protocol import events
-from ..protocol.configuration import IGNORE_SHARED
+from ..protocol.configuration import IGNORE_SHARED, MAPPED_RAM
 from ..protocol.errors import UnsupportedError
 from ..protocol.ram import SECTION_NAME
 from ..protocol.stream import CommandType
 
-_CAPABILITIES = frozenset({IGNORE_SHARED})
+_CAPABILITIES = frozenset({IGNORE_SHARED, MAPPED_RAM})
 _COMMANDS = frozenset(
     {
         CommandType.POSTCOPY_LISTEN,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from os import SEEK_CUR
 from typing import Any, BinaryIO
 
 import click
@@ -13,6 +14,9 @@ import numpy as np
 
 from ..guest.sizes import format_size
 from ..protocol import events
+from ..protocol.errors import UnsupportedError
+from ..protocol.mapped_pages import read_pages
+from ..protocol.ram import SECTION_NAME
 from ..protocol.reader import StreamReader
 from ..protocol.stream import CommandType, SectionType
 from .readable import table
@@ -26,21 +30,45 @@ PAGE_KINDS = ("plain", "zero", "xbzrle", "compressed")
 def read_events(stream: BinaryIO, page_size: int = 4096) -> Iterator[events.Event]:
     """All events of a stream; page data is valid until the next one is asked for.
 
-    `page_size`: bytes, where the stream does not say before its pages come.
+    The pages of a mapped-ram file come behind the list of RAM blocks. `page_size`: bytes, where the
+    stream does not say before its pages come.
     """
     reader = StreamReader(page_size=page_size)
+    start = stream.tell() if stream.seekable() else None
     buffer = memoryview(bytearray(PIECE))
     kept = 0
     while not reader.finished:
+        if start is not None and reader.to_skip:
+            stream.seek(reader.to_skip, SEEK_CUR)
+            reader.skip(reader.to_skip)
         count = stream.readinto(buffer[kept:])  # type: ignore[attr-defined]
         if not count:
             yield from reader.close()
             return
         found, done = reader.parse(buffer[: kept + count])
-        yield from found
+        for event in found:
+            yield event
+            if isinstance(event, events.RamBlocks) and any(b.mapped for b in event.blocks):
+                yield from _mapped_pages(stream, start, event)
         rest = bytes(buffer[done : kept + count])
         buffer[: len(rest)] = rest
         kept = len(rest)
+
+
+def _mapped_pages(
+    stream: BinaryIO, start: int | None, listed: events.RamBlocks
+) -> Iterator[events.Event]:
+    if start is None:
+        message = "a mapped-ram stream is read from a file, not from a pipe"
+        raise UnsupportedError(message, offset=listed.offset, section=SECTION_NAME)
+    first, behind = start, stream.tell()
+
+    def read_at(position: int, size: int) -> bytes:
+        stream.seek(first + position)
+        return stream.read(size)
+
+    yield from read_pages(listed, read_at)
+    stream.seek(behind)
 
 
 @dataclass

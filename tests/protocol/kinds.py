@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import zlib
 
+import numpy as np
 from vmferry.protocol import events, stream
 from vmferry.protocol.block_section import DiskBlock, DiskProgress, EndOfDisks
 from vmferry.protocol.dirty_bitmap import BitmapBits, BitmapChunk, BitmapFlag, BitmapStart
 from vmferry.protocol.htab import HtabChunk, HtabHeader
+from vmferry.protocol.mapped_pages import list_pieces
+from vmferry.protocol.mapped_ram import HEADER_SIZE, lay_out
 from vmferry.protocol.storage_attributes import AttributeFlag, StorageAttributes
 from vmferry.protocol.stream import CommandType, SectionType
 
@@ -195,6 +198,42 @@ def _nothing_told() -> list[events.Event]:
     *before, _, _, _, _ = _no_footers()
     unsplit = to_bytes(_no_footers()[-4:-2])
     return [*before, events.UnsplitDevices(0, unsplit), events.EndOfStream(0)]
+
+
+def mapped(
+    pages: dict[str, list[int]], *, page_size: int = PAGE, file_offset: int = 0, count: int = 700
+) -> tuple[bytes, dict[str, bytes]]:
+    """A mapped-ram stream, at `file_offset` of its file, and its RAM.
+
+    `pages`: numbers of the pages that are not zero, by the name of the block of `count` pages.
+    """
+    head: list[events.Event] = [
+        events.Header(0),
+        events.Configuration(0, "pc", page_size, ("mapped-ram",)),
+        events.RamSection(0, START, 2),
+    ]
+    data, length = bytearray(to_bytes(head)), count * page_size
+    offset = at = len(data)
+    at += 8
+    blocks, images, areas = [], {}, []
+    for number, (name, present) in enumerate(pages.items()):
+        behind_header = at + 1 + len(name) + 8 + HEADER_SIZE
+        place = lay_out(length, page_size, file_offset + behind_header)
+        blocks.append(events.RamBlock(name, length, mapped=place))
+        bits, image = np.zeros(-(-count // 64) * 64, np.uint8), np.zeros((count, page_size), "u1")
+        bits[present] = 1
+        image[present] = np.random.default_rng(number).integers(1, 256, (len(present), page_size))
+        images[name] = image.tobytes()
+        areas.append((behind_header, np.packbits(bits, bitorder="little").tobytes()))
+        areas.append((place.pages_offset - file_offset, images[name]))
+        at = place.pages_offset - file_offset + length
+    listed = events.RamBlocks(offset, length * len(pages), tuple(blocks), page_size)
+    for start, piece_of_list in [*list_pieces(listed), *areas]:
+        data += bytes(max(0, start + len(piece_of_list) - len(data)))
+        data[start : start + len(piece_of_list)] = piece_of_list
+    rest = [*ram_piece(START)[1:], *ram_piece(PART), *ram_piece(END), *DEVICES]
+    described = description(DEVICES, page_size=page_size)
+    return bytes(data + to_bytes([*rest, events.EndOfStream(0), described])), images
 
 
 KINDS: dict[str, list[events.Event]] = {

@@ -254,7 +254,6 @@ def test_huge_page_blocks_after_postcopy_advice(make: Any) -> None:
         (events.Command(0, 8), "ENABLE_COLO is not supported"),
         (events.Command(0, 9), "POSTCOPY_RESUME is not supported"),
         (events.Command(0, 10, b"\x02pc"), "RECV_BITMAP is not supported"),
-        (events.Configuration(0, "pc", None, ("mapped-ram",)), "mapped-ram is not supported"),
         (events.Header(0, 2), "stream version 2"),
     ],
 )

@@ -80,37 +80,26 @@ MANY_PAGES = bytes.fromhex(
 )
 
 
-class Machine:
-    """A QEMU with a boot-sector guest that writes its memory and a heartbeat."""
+class BareMachine:
+    """A QEMU with a monitor and no devices but those that are asked for."""
 
     def __init__(
         self,
-        version: str,
+        command: str | list[str],
         folder: Path,
         *options: str,
-        code: bytes = COUNTER,
+        environment: dict[str, str] | None = None,
         pass_fds: tuple[int, ...] = (),
     ) -> None:
-        folder.mkdir()
-        image = folder / "boot.img"
-        image.write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1474560 - 512))
-        self.serial = folder / "serial"
-        command, environment = qemu_command(version)
+        folder.mkdir(exist_ok=True)
         self._process = subprocess.Popen(
             [
-                *command,
-                *("-accel", "tcg", "-machine", "pc-i440fx-7.2", "-m", "32"),
-                *("-display", "none", "-nodefaults", "-device", "VGA"),
-                *("-drive", f"file={image},format=raw,if=floppy"),
-                *(
-                    "-serial",
-                    f"file:{self.serial}",
-                    "-qmp",
-                    f"unix:{folder}/qmp,server=on,wait=off",
-                ),
+                *([command] if isinstance(command, str) else command),
+                *("-accel", "tcg", "-display", "none", "-nodefaults", "-no-shutdown"),
+                *("-qmp", f"unix:{folder}/qmp,server=on,wait=off"),
                 *options,
             ],
-            env={**os.environ, **environment},
+            env={**os.environ, **(environment or {})},
             pass_fds=pass_fds,
         )
         deadline = time.monotonic() + 30
@@ -146,6 +135,38 @@ class Machine:
             assert time.monotonic() < deadline, answer
             time.sleep(0.05)
 
+    def stop(self) -> None:
+        self.qmp.close()
+        self._process.terminate()
+        self._process.wait(20)
+
+
+class Machine(BareMachine):
+    """A QEMU with a boot-sector guest that writes its memory and a heartbeat."""
+
+    def __init__(
+        self,
+        version: str,
+        folder: Path,
+        *options: str,
+        code: bytes = COUNTER,
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
+        folder.mkdir()
+        image = folder / "boot.img"
+        image.write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1474560 - 512))
+        self.serial = folder / "serial"
+        command, environment = qemu_command(version)
+        super().__init__(
+            command,
+            folder,
+            *("-machine", "pc-i440fx-7.2", "-m", "32", "-device", "VGA"),
+            *("-drive", f"file={image},format=raw,if=floppy", "-serial", f"file:{self.serial}"),
+            *options,
+            environment=environment,
+            pass_fds=pass_fds,
+        )
+
     def beats(self) -> int:
         return self.serial.stat().st_size if self.serial.exists() else 0
 
@@ -155,11 +176,6 @@ class Machine:
         while self.beats() < start + 3:
             assert time.monotonic() < deadline
             time.sleep(0.02)
-
-    def stop(self) -> None:
-        self.qmp.close()
-        self._process.terminate()
-        self._process.wait(20)
 
 
 def vmferry(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -17,6 +18,8 @@ import pytest
 from vmferry.protocol import events
 from vmferry.protocol.block_section import DiskBlock
 from vmferry.protocol.dirty_bitmap import BitmapBits, BitmapChunk, BitmapStart
+from vmferry.protocol.mapped_pages import list_pieces
+from vmferry.protocol.mapped_ram import lay_out
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.return_path import shut
 from vmferry.protocol.stream import CommandType
@@ -24,7 +27,15 @@ from vmferry.protocol.writer import StreamWriter
 from vmferry.tools.dump import read_events
 from vmferry.tools.verify import Rebuilt, rebuild
 
-from tests.qemu.machine import MANY_PAGES, Machine, rebuilt_stream, stock_ram, vmferry
+from tests.qemu.machine import (
+    MANY_PAGES,
+    BareMachine,
+    Machine,
+    qemu_command,
+    rebuilt_stream,
+    stock_ram,
+    vmferry,
+)
 
 Source = Callable[[Machine, Path], None]
 
@@ -259,3 +270,59 @@ def test_other_machines(version: str, options: tuple[str, ...], tmp_path: Path) 
     assert told == ("suppress-vmdesc=on" not in options)
     again = rebuilt_stream(version, tmp_path, stream, "-machine", *options)
     check(stream, *stock_ram(again, tmp_path))
+
+
+@pytest.mark.parametrize("multifd", [False, True])
+@pytest.mark.parametrize("live", [False, True])
+def test_mapped_ram(multifd: bool, live: bool, tmp_path: Path) -> None:
+    """Broken: RAM in a mapped-ram file would be built otherwise than by QEMU."""
+    qemu_command("10")
+    capabilities = ("mapped-ram", "multifd") if multifd else ("mapped-ram",)
+
+    def send(source: Machine, stream: Path) -> None:
+        source.enable(*capabilities)
+        if not live:
+            source.ask("stop")
+        send_slowly(source, f"file:{stream}", 0.3)
+        source.wait_for("completed")
+
+    stream = made("10", tmp_path, send=send, code=MANY_PAGES)
+    incoming = f"file:{stream}"
+    again = rebuilt_stream("10", tmp_path, stream, capabilities=capabilities, uri=incoming)
+    check(stream, *stock_ram(again, tmp_path))
+    data = stream.read_bytes()
+    reader = StreamReader()
+    found = reader.feed(data) + reader.close()
+    (listed,) = (event for event in found if isinstance(event, events.RamBlocks))
+    for at, piece in list_pieces(listed):
+        assert data[at : at + len(piece)] == piece
+    places = dict(zip((at for at, _ in list_pieces(listed)[1:]), listed.blocks, strict=True))
+    for (at, block), (_, entry) in zip(places.items(), list_pieces(listed)[1:], strict=True):
+        assert block.mapped == lay_out(block.length, 4096, at + len(entry))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "section"),
+    [
+        ("aarch64", ("-machine", "virt", "-cpu", "cortex-a57", "-m", "64"), None),
+        ("s390x", ("-machine", "s390-ccw-virtio", "-m", "64"), "s390-storage_attributes"),
+        ("ppc64", ("-machine", "pseries", "-m", "256"), "spapr/htab"),
+        ("ppc64", ("-machine", "pseries-2.3", "-m", "256"), "spapr/htab"),
+    ],
+)
+def test_other_architectures(
+    name: str, options: tuple[str, ...], section: str | None, tmp_path: Path
+) -> None:
+    """Broken: page sizes and sections of other guests would be taken for those of a PC."""
+    if shutil.which(f"qemu-system-{name}") is None:
+        pytest.skip(f"qemu-system-{name} is not installed")
+    stream = tmp_path / "stream"
+    source = BareMachine(f"qemu-system-{name}", tmp_path / "source", *options)
+    try:
+        source.migrate(f"exec:cat > {stream}")
+    finally:
+        source.stop()
+    sections = {event.name for event in read(stream) if type(event) is events.IterativeSection}
+    assert sections == ({section} if section else set())
+    assert dumped(stream)["page_size"] == 4096
+    check(stream)

@@ -28,7 +28,7 @@ from vmferry.tools.dump import summarise
 from vmferry.tools.verify import Comparison, VerifyError, verify
 
 from tests.protocol.conftest import to_bytes as kinds_to_bytes
-from tests.protocol.kinds import KINDS
+from tests.protocol.kinds import KINDS, mapped
 
 SECONDS = 5.0
 """For one variant in this process, some hundred times what it takes."""
@@ -85,9 +85,9 @@ def _places_in_blocks(event: events.RamBlocks) -> list[tuple[int, int]]:
 class Damage:
     """Damaged variants of one stream, by number."""
 
-    def __init__(self, stream: bytes) -> None:
+    def __init__(self, stream: bytes, fields: list[Field] | None = None) -> None:
         self._stream = stream
-        self._fields = fields_of(stream)
+        self._fields = fields_of(stream) if fields is None else fields
         self._kinds: list[Callable[[random.Random, bytearray], None]] = [
             self._truncate,
             self._flip_bits,
@@ -222,6 +222,22 @@ def test_damaged_streams_are_refused_or_read(streams: Any, tmp_path: Path) -> No
     # Damage that is never noticed, or always, would show nothing.
     assert outcomes["StreamError"] > 150
     assert outcomes["accepted"] > 20
+
+
+def test_damaged_mapped_ram() -> None:
+    """Broken: as above, for a file in which pages have places of their own."""
+    data, _ = mapped({"ram": [1, 5], "rom": [2]}, count=70)
+    end = data.index(b"mapped-ram") + 100
+    outcomes: Counter[str] = Counter()
+
+    def read(number: int) -> str:
+        # Most of the file is room for pages: only what tells about them is damaged.
+        head = Damage(data, [Field(at, 8) for at in range(0, end, 4)]).variant(number)
+        return read_outcome(head[:end] + data[end:] if number % 3 else head, {})
+
+    used = peak_of(lambda: outcomes.update(map(read, range(60))))
+    assert used < MEMORY
+    assert outcomes["StreamError"] + outcomes["UnsupportedError"] > 15
 
 
 @pytest.mark.parametrize("kind", KINDS)

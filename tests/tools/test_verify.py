@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 from pathlib import Path
-from typing import Any
+from subprocess import PIPE
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pytest
 from vmferry.protocol import events
+from vmferry.protocol.errors import UnsupportedError
 from vmferry.protocol.stream import SectionType
 from vmferry.tools.verify import verify
+
+from tests.protocol.kinds import mapped
 
 PAGE = 4096
 
@@ -252,3 +257,29 @@ def test_page_size_of_the_reader(streams: Any, vmferry: Any) -> None:
     result = vmferry.call("verify", path)
     assert result.exit_code == 1
     assert "if pages have 4096 bytes: the stream does not say" in result.stderr
+
+
+def test_mapped_ram(vmferry: Any) -> None:
+    """Broken: RAM in a mapped-ram file would be called wrong, or not looked at."""
+    data, ram = mapped({"pc.ram": [0, 1, 2, 300, 699], "rom": [7]})
+    path = vmferry.write("stream", data)
+    pairs = [f"--ram={block}={vmferry.write(block, image)}" for block, image in ram.items()]
+    result = vmferry.call("verify", path, *pairs)
+    assert (result.exit_code, result.stdout) == (0, f"{path}: valid; RAM is equal\n")
+    at = data.index(ram["rom"][7 * PAGE : 8 * PAGE])
+    wrong = vmferry.write("wrong", data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    result = vmferry.call("verify", wrong, *pairs)
+    assert (result.exit_code, result.stdout) == (1, "rom: 1 page differs, at 0x7000\n")
+    result = vmferry.call("verify", vmferry.write("cut", data[: at + 9]), *pairs)
+    assert result.exit_code == 1
+    assert "a page of block rom lies past the end of the file" in result.stderr
+
+
+def test_mapped_ram_from_a_pipe(vmferry: Any) -> None:
+    """Broken: a file that must be read at any place would be misread from a pipe."""
+    result = vmferry.run("verify", "/dev/stdin", feed=mapped({"ram": [1]})[0])
+    assert (result.status, result.out) == (0, "/dev/stdin: valid\n")
+    with subprocess.Popen(["cat", "in"], cwd=vmferry.folder / "standard", stdout=PIPE) as cat:
+        assert cat.stdout is not None
+        with pytest.raises(UnsupportedError, match="is read from a file, not from a pipe"):
+            verify(cast(BinaryIO, cat.stdout), {})
