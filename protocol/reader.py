@@ -22,7 +22,7 @@ from .cursor import Cursor, Incomplete, decode_name
 from .ending import Ending, check_page_size, read_description
 from .errors import StreamError, UnsupportedError
 from .ram_reader import RamReader
-from .sections import KNOWN, OpaqueReader, SectionReader
+from .sections import SectionReader, reader_of
 from .stream import CommandType, SectionType
 from .writer import StreamWriter
 
@@ -208,23 +208,14 @@ class StreamReader:
             return []
         ids = (header.section_id, name, header.instance_id, header.version)
         section = events.IterativeSection(start, SectionType.START, *ids)
-        self._reading = self._reader_of(section)
-        if self._reading is self._ram:
-            section = self._ram.start(section)
+        if name == ram.SECTION_NAME:
+            section, self._reading = self._ram.start(section), self._ram
+        else:
+            footers, limit = self._footers is not False, self._max_section
+            self._reading = reader_of(section, self._known, footers=footers, max_size=limit)
         self._open[header.section_id] = (section, self._reading)
         self._known.open_ids.add(header.section_id)
         return [*self._ending.release(), *self._begin(section)]
-
-    def _reader_of(self, section: events.IterativeSection) -> SectionReader:
-        if section.name == ram.SECTION_NAME:
-            return self._ram
-        make = KNOWN.get((section.name, section.version))
-        if make is not None:
-            return make()
-        if self._footers is False:
-            message = "this kind of section cannot be passed without footers"
-            raise UnsupportedError(message, offset=section.offset, section=section.name)
-        return OpaqueReader(section.section_id, self._known, self._max_section)
 
     def _continuation(self, cursor: Cursor) -> list[events.Event]:
         start = cursor.offset

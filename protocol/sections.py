@@ -10,7 +10,7 @@ from typing import Protocol
 
 from . import block_section, devices, dirty_bitmap, events, htab, storage_attributes
 from .cursor import Cursor, Incomplete
-from .errors import StreamError
+from .errors import StreamError, UnsupportedError
 from .stream import SectionType
 
 
@@ -60,7 +60,7 @@ class OpaqueReader:
         return [events.OpaquePiece(cursor.offset - len(payload), payload)]
 
 
-KNOWN: dict[tuple[str, int], Callable[[], SectionReader]] = {
+_KNOWN: dict[tuple[str, int], Callable[[], SectionReader]] = {
     (block_section.SECTION_NAME, block_section.SECTION_VERSION): block_section.BlockReader,
     (dirty_bitmap.SECTION_NAME, dirty_bitmap.SECTION_VERSION): dirty_bitmap.DirtyBitmapReader,
     (htab.SECTION_NAME, htab.SECTION_VERSION): htab.HtabReader,
@@ -69,4 +69,17 @@ KNOWN: dict[tuple[str, int], Callable[[], SectionReader]] = {
         storage_attributes.SECTION_VERSION,
     ): storage_attributes.StorageAttributesReader,
 }
-"""By name and version; `ram` has a reader of its own kind."""
+"""By name and version."""
+
+
+def reader_of(
+    section: events.IterativeSection, known: devices.Known, *, footers: bool, max_size: int
+) -> SectionReader:
+    """A reader for a section other than `ram`. Raises UnsupportedError where there can be none."""
+    make = _KNOWN.get((section.name, section.version))
+    if make is not None:
+        return make()
+    if not footers:
+        message = "this kind of section cannot be passed without footers"
+        raise UnsupportedError(message, offset=section.offset, section=section.name)
+    return OpaqueReader(section.section_id, known, max_size)

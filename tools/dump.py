@@ -274,7 +274,7 @@ _NOTES: dict[type, Callable[[Summary, Any], None]] = {
 
 def print_summary(summary: Summary, *, devices: bool) -> None:
     """For people."""
-    click.echo(f"machine      {summary.machine}")
+    click.echo(f"machine      {summary.machine or 'not named'}")
     click.echo(f"page size    {summary.page_size}")
     click.echo(f"size         {format_size(summary.size)} ({summary.size} bytes)")
     if summary.capabilities:

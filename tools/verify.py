@@ -190,8 +190,7 @@ def rebuild(
         elif isinstance(event, events.RamBlocks):
             page_size = event.page_size
             lengths = {block.name: block.length for block in event.blocks}
-            # With x-ignore-shared a block may have been left behind; only those carry an address.
-            absent = {block.name for block in event.blocks if block.address is not None}
+            absent = {block.name for block in event.blocks if _may_be_absent(block)}
             for block in _known(blocks, lengths):
                 rebuilt[block] = Rebuilt(lengths[block], page_size)
                 stack.callback(rebuilt[block].close)
@@ -200,6 +199,13 @@ def rebuild(
         message = f"RAM block {block} is not in the stream: it is shared (x-ignore-shared)"
         raise VerifyError(message)
     return rebuilt
+
+
+def _may_be_absent(block: events.RamBlock) -> bool:
+    """With x-ignore-shared, where blocks carry an address, shared ones are left behind."""
+    if block.mapped is not None:
+        return not block.mapped.present
+    return block.address is not None
 
 
 def _apply(run: events.PageRun | events.EncodedRun, block: Rebuilt | None, page_size: int) -> None:

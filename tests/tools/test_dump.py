@@ -238,6 +238,7 @@ def test_what_cannot_be_known_is_said(vmferry: Any) -> None:
     assert found["machine"] is None
     assert (found["footers"], found["description"], found["devices"]) == (False, False, [])
     assert found["unsplit_devices"] == 312
+    assert "machine      not named\n" in text
     assert "footers      no\n" in text
     assert "unsplit      312 bytes of devices" in text
 
