@@ -202,10 +202,10 @@ class Transport:
         others: list[events.Event] = []
         runs: list[Run] = []
         for event in found:
-            refuse(event)
             if isinstance(event, (events.PageRun, events.XbzrleRun)):
                 runs.append(event)
             else:
+                refuse(event)
                 others.append(event)
         self._handle(others)
         for first in range(0, len(runs), TABLE_RUNS):

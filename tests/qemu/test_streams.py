@@ -18,6 +18,7 @@ import pytest
 from vmferry.protocol import events
 from vmferry.protocol.block_section import DiskBlock
 from vmferry.protocol.dirty_bitmap import BitmapBits, BitmapChunk, BitmapStart
+from vmferry.protocol.htab import HtabChunk, HtabHeader
 from vmferry.protocol.mapped_pages import list_pieces
 from vmferry.protocol.mapped_ram import lay_out
 from vmferry.protocol.reader import StreamReader
@@ -345,3 +346,34 @@ def test_other_architectures(
     assert sections == ({section} if section else set())
     assert dumped(stream)["page_size"] == 4096
     check(stream)
+
+
+# Firmware of a pseries guest: makes 100 page table entries, each in a group of its own (H_ENTER).
+ENTRIES = bytes.fromhex(
+    "38a00000390000647d0903a6"  # li r5, 0; li r8, 100; mtctr r8
+    "3860000838800000"  # li r3, 8; li r4, 0   <- next
+    "38c0000138e00010"  # li r6, 1; li r7, 0x10
+    "4400002238a50008"  # sc 1; addi r5, r5, 8
+    "4200ffe848000000"  # bdnz next; b .
+)
+
+
+def test_page_table_entries(tmp_path: Path) -> None:
+    """Broken: the page table of a pseries guest would be read wrongly."""
+    if shutil.which("qemu-system-ppc64") is None:
+        pytest.skip("qemu-system-ppc64 is not installed")
+    stream, firmware = tmp_path / "stream", tmp_path / "firmware"
+    firmware.write_bytes(bytes(0x100) + ENTRIES)
+    machine = ("-machine", "pseries", "-cpu", "power8", "-m", "256", "-bios", str(firmware))
+    source = BareMachine("qemu-system-ppc64", tmp_path / "source", *machine)
+    try:
+        time.sleep(1)
+        source.migrate(f"exec:cat > {stream}")
+    finally:
+        source.stop()
+    found = read(stream)
+    chunks = [event for event in found if isinstance(event, HtabChunk) and event.entries]
+    assert [chunk.first for chunk in chunks] == list(range(0, 800, 8))
+    assert all(int.from_bytes(chunk.entries[:8], "big") & 1 for chunk in chunks)
+    shifts = [event.shift for event in found if isinstance(event, HtabHeader)]
+    assert shifts == [21, 0, 0]
