@@ -15,6 +15,16 @@ from typing import Any
 
 from . import events, stream
 from .cursor import Cursor, Incomplete, decode_name
+from .description import (
+    MAX_DEPTH,
+    DescriptionError,
+    Structure,
+    devices_of,
+    extent,
+    fields_of,
+    subsection_header,
+    subsections_of,
+)
 from .errors import StreamError
 from .stream import CommandType, SectionType
 
@@ -89,36 +99,27 @@ class Length:
 
 
 def described_lengths(description: dict[str, Any]) -> dict[tuple[str, int], Length]:
-    """Payload lengths by name and instance id. Raises ValueError for a malformed description."""
+    """Payload lengths by name and instance id. Raises DescriptionError."""
     lengths: dict[tuple[str, int], Length] = {}
-    try:
-        for device in description.get("devices", []):
-            size, exact = _size_of(device)
-            key = (str(device["name"]), int(device["instance_id"]))
-            lengths[key] = Length(size, exact and key not in lengths)
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        stream.DeclarationError,
-    ) as error:
-        raise ValueError(f"a device is described without sense: {error!r}") from error
+    for key, device in devices_of(description):
+        size, exact = _size_of(device)
+        lengths[key] = Length(size, exact and key not in lengths)
     return lengths
 
 
-def _size_of(structure: dict[str, Any]) -> tuple[int, bool]:
+def _size_of(structure: Structure, depth: int = 0) -> tuple[int, bool]:
     """Bytes of the fields (a field's size includes what is nested in it) and subsections."""
+    if depth > MAX_DEPTH:
+        raise DescriptionError(f"more than {MAX_DEPTH} subsections in each other")
     total, exact = 0, True
-    for entry in structure.get("fields", []):
-        total += int(entry["size"]) * int(entry.get("array_len", 1))
+    for entry in fields_of(structure):
+        count, size = extent(entry)
+        total += count * size
         # A structure's size was measured with all that is in it: only an array's may mislead.
         exact = exact and "array_len" not in entry
-    for entry in structure.get("subsections", []):
-        size, exact_inside = _size_of(entry)
-        header = {"name": entry["vmsd_name"].encode(), "version": 0}
-        total += size + len(stream.SubsectionHeader.build(header))
+    for entry in subsections_of(structure):
+        size, exact_inside = _size_of(entry, depth + 1)
+        total += len(subsection_header(entry)) + size
         exact = exact and exact_inside
     return total, exact
 

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from . import devices, events
+from .description import DescriptionError
 from .errors import StreamError
 from .writer import StreamWriter
 
@@ -48,8 +49,9 @@ class Ending:
         raw = b"".join(StreamWriter().write(event) for event in self.held[:-1])
         try:
             lengths = devices.described_lengths(description.json)
-        except ValueError as error:
-            raise StreamError(str(error), offset=description.offset) from None
+        except DescriptionError as error:
+            message = f"a device is described without sense: {error}"
+            raise StreamError(message, offset=description.offset) from None
         settled = devices.settle(self.held, self._devices, lengths, raw)
         self.release()
         return [*settled, description]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from vmferry.protocol import events
+from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.stream import SectionType
 from vmferry.protocol.writer import StreamWriter
 
@@ -122,6 +123,12 @@ def to_bytes(found: Iterable[events.Event]) -> bytes:
     return b"".join(map(StreamWriter().write, found))
 
 
+def read(stream: bytes) -> list[events.Event]:
+    """The events of a whole stream."""
+    reader = StreamReader()
+    return reader.feed(stream) + reader.close()
+
+
 def plainly(found: Iterable[events.Event]) -> list[tuple[Any, ...]]:
     """Events as values that compare, page by page, however the runs were cut."""
     result: list[tuple[Any, ...]] = []
@@ -152,6 +159,7 @@ class Make:
     closing = staticmethod(closing)
     small_stream = staticmethod(small_stream)
     to_bytes = staticmethod(to_bytes)
+    read = staticmethod(read)
     plainly: Callable[[Iterable[events.Event]], list[tuple[Any, ...]]] = staticmethod(plainly)
     page_size = PAGE
     blocks = BLOCKS

@@ -1,0 +1,91 @@
+"""What the JSON description of a stream says, taken with care: nothing in it is trusted.
+
+Of a device, a structure in it or a subsection it lists `fields` (each with `name`, `type` and
+`size` in bytes; an array as one entry with `array_len`, or as one for each element with `index`)
+and `subsections` (each with `vmsd_name` and `version`). Source: QEMU's documentation,
+docs/devel/migration/main.rst, and the descriptions of captured streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from . import stream
+
+MAX_NUMBER = 1 << 32
+"""No size, length, version or instance id reaches it."""
+
+MAX_DEPTH = 32
+"""Structures, or subsections, in each other."""
+
+Structure: TypeAlias = Mapping[str, Any]
+"""A device, a structure or a subsection."""
+Entry: TypeAlias = Mapping[str, Any]
+"""One of the `fields` of a structure."""
+
+
+class DescriptionError(ValueError):
+    """The description makes no sense; one line."""
+
+
+def devices_of(description: Mapping[str, Any]) -> list[tuple[tuple[str, int], Structure]]:
+    """The devices, each behind its name and instance id. Raises DescriptionError."""
+    listed = _objects(description, "devices")
+    return [((text(d, "name"), number(d, "instance_id")), d) for d in listed]
+
+
+def fields_of(structure: Structure) -> list[Entry]:
+    """Its fields, in the order on the wire. Raises DescriptionError."""
+    return _objects(structure, "fields")
+
+
+def subsections_of(structure: Structure) -> list[Structure]:
+    """Its subsections, which follow its fields. Raises DescriptionError."""
+    return _objects(structure, "subsections")
+
+
+def _objects(structure: Structure, key: str) -> list[Mapping[str, Any]]:
+    found = structure.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise DescriptionError(f"{key} are no list of objects")
+    return found
+
+
+def extent(entry: Entry) -> tuple[int, int]:
+    """How many elements an entry stands for, and the bytes of each. Raises DescriptionError.
+
+    Elements of no bytes could be any number of them, so there may be one only.
+    """
+    count, size = number(entry, "array_len", 1), number(entry, "size")
+    if count > 1 and size == 0:
+        raise DescriptionError(f"an array of {count} elements without bytes")
+    return count, size
+
+
+def subsection_header(subsection: Structure) -> bytes:
+    """The bytes before a subsection's fields. Raises DescriptionError."""
+    header = {"name": text(subsection, "vmsd_name").encode(), "version": 0}
+    header["version"] = number(subsection, "version")
+    try:
+        built: bytes = stream.SubsectionHeader.build(header)
+    except stream.DeclarationError:
+        raise DescriptionError("a subsection's name is too long") from None
+    return built
+
+
+def number(entry: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A whole number under `key`, not negative. Raises DescriptionError."""
+    value = entry.get(key, default)
+    # JSON's true and false are no numbers, though Python's are.
+    if type(value) is not int or not 0 <= value < MAX_NUMBER:
+        raise DescriptionError(f"{key} is missing, or no number that makes sense")
+    return value
+
+
+def text(entry: Mapping[str, Any], key: str) -> str:
+    """A name under `key`. Raises DescriptionError."""
+    value = entry.get(key)
+    if not isinstance(value, str) or not value.isprintable() or len(value) > 255:
+        raise DescriptionError(f"{key} is missing, or no name")
+    return value
