@@ -11,7 +11,6 @@ from . import containers
 from .containers import ChooseSnapshotError, Opened
 from .failure import CommandError, describe, fail
 from .snapshots import Snapshot
-from .verify import VerifyError
 
 
 @contextmanager
@@ -33,5 +32,5 @@ def opened_stream(
     except BrokenPipeError:
         # Nobody reads our output any more, which is no news of the stream.
         raise
-    except (StreamError, OSError, CommandError, VerifyError) as error:
+    except (StreamError, OSError, CommandError) as error:
         fail(describe(error, name))

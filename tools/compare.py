@@ -1,0 +1,93 @@
+"""Which pages differ between two images of one RAM block, read in steps."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .rebuild import RebuildError
+
+STEP = 4 << 20
+"""Bytes that are compared at once: a multiple of any page size."""
+FIRST_RANGES = 8
+"""How many ranges of pages are named."""
+
+
+class PageRanges:
+    """Pages of a block: how many, and the first ranges of them (offsets; the end is outside)."""
+
+    def __init__(self, page_size: int) -> None:
+        self.count = 0
+        self.first: list[tuple[int, int]] = []
+        self.more = False
+        self._page_size = page_size
+
+    def add(self, start: int, mask: npt.NDArray[np.bool_]) -> None:
+        """The pages from the offset `start` on for which `mask` (n,) says so; in rising order."""
+        self.count += int(mask.sum())
+        edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+        for begin, end in (edges.reshape(-1, 2) * self._page_size + start).tolist():
+            if self.first and self.first[-1][1] == begin and not self.more:
+                self.first[-1] = (self.first[-1][0], end)
+            elif len(self.first) < FIRST_RANGES:
+                self.first.append((begin, end))
+            else:
+                self.more = True
+                return
+
+    def describe(self) -> str:
+        """Their places, on one line."""
+        shown = [
+            f"{begin:#x}" if end - begin == self._page_size else f"{begin:#x}-{end:#x}"
+            for begin, end in self.first
+        ]
+        return ", ".join([*shown, "..."] if self.more else shown)
+
+    def as_json(self) -> dict[str, Any]:
+        """Keys: pages (how many), first_ranges (each start and end, offsets in the block)."""
+        return {"pages": self.count, "first_ranges": [list(range_) for range_ in self.first]}
+
+
+def differing(
+    one: int, other: int, length: int, page_size: int
+) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
+    """Compare two files of `length` bytes, given by descriptor, wherever either has data.
+
+    Gives offsets in rising order, each with a mask (n,) of the pages from there on. Raises
+    RebuildError where a file becomes shorter meanwhile.
+    """
+    for start in _steps(one, other, length):
+        size = min(STEP, length - start)
+        pages = [_pages(fd, start, size, page_size) for fd in (one, other)]
+        yield start, (pages[0] != pages[1]).any(axis=1)
+
+
+def _steps(one: int, other: int, length: int) -> Iterator[int]:
+    """Holes on both sides are equal."""
+    start = 0
+    while (data := min(_next_data(one, start), _next_data(other, start))) < length:
+        start = data // STEP * STEP
+        yield start
+        start += STEP
+
+
+def _pages(fd: int, start: int, size: int, page_size: int) -> npt.NDArray[np.uint8]:
+    """(n, page size) read, not mapped: a file that shrinks meanwhile would be a SIGBUS."""
+    data = os.pread(fd, size, start)
+    if len(data) != size:
+        raise RebuildError("a file became shorter while it was compared")
+    return np.frombuffer(data, np.uint8).reshape(-1, page_size)
+
+
+def _next_data(fd: int, position: int) -> int:
+    """The first offset from `position` on that is in no hole; far away if there is none."""
+    try:
+        return os.lseek(fd, position, os.SEEK_DATA)
+    except OSError as error:
+        # ENXIO: a hole up to the end. Others: not a file that may have holes.
+        return 1 << 63 if error.errno == errno.ENXIO else position
