@@ -16,6 +16,7 @@ COMMANDS = {
     "convert": "cli_extract",
     "ctl": "cli_ctl",
     "demo": "cli_migrate",
+    "diff": "cli_streams",
     "dump": "cli_streams",
     "extract": "cli_extract",
     "receive": "cli_migrate",

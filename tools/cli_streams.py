@@ -5,29 +5,45 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import partial
 
 import click
 
 from ..protocol.errors import StreamError
+from . import diff as diff_command
 from . import dump as dump_command
-from . import dump_container
+from . import dump_container, dump_devices
 from . import verify as verify_command
+from .dump import read_events
 from .opening import opened_stream
+from .rebuild import Guest, rebuild
 
 
 @click.command()
-@click.argument("stream", metavar="STREAM")
+@click.argument("stream", metavar="STREAM", required=False)
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
 @click.option("--pages", is_flag=True, help="list the runs of pages; as JSON: an object a line")
-@click.option("--devices", is_flag=True, help="list the device sections")
+@click.option(
+    "--devices",
+    is_flag=False,
+    flag_value="",
+    metavar="[NAME]",
+    help="list the device sections; or all fields of the device NAME (NAME#INSTANCE, if there are "
+    "several), with their places in the stream; with --json: the fields of all, or of that one",
+)
 @click.option("--xml", is_flag=True, help="print the domain XML of a libvirt image, and no more")
-def dump(stream: str, as_json: bool, pages: bool, devices: bool, xml: bool) -> None:
+def dump(stream: str | None, as_json: bool, pages: bool, devices: str | None, xml: bool) -> None:
     """Show what STREAM holds: a file, - for standard input, or DISK.qcow2#SNAPSHOT.
 
     It may be a libvirt save image, and compressed (zstd, gzip, bzip2, xz, lzop). Of a qcow2 image
     without #SNAPSHOT, its snapshots are listed.
     """
+    if stream is None:
+        # What stands behind --devices is taken for its NAME, even if it is all that there is.
+        stream, devices = devices, ""
+    if not stream:
+        raise click.UsageError("Missing argument 'STREAM'.")
     show = dump_command.print_pages_as_json if as_json else dump_command.print_pages
     list_snapshots = partial(dump_container.print_snapshots, as_json=as_json)
     with opened_stream(stream, list_snapshots) as opened:
@@ -35,40 +51,54 @@ def dump(stream: str, as_json: bool, pages: bool, devices: bool, xml: bool) -> N
             dump_container.print_xml(opened, as_json=as_json)
             return
         summary = dump_command.summarise(opened.stream, on_pages=show if pages else None)
-    if as_json:
-        found = {"container": opened.as_json(), **summary.as_json()}
-        click.echo(json.dumps(found, indent=None if pages else 2))
-    else:
-        dump_container.print_container(opened)
-        dump_command.print_summary(summary, devices=devices)
+        if as_json:
+            found = {"container": opened.as_json(), **summary.as_json()}
+            if devices is not None:
+                found |= dump_devices.devices_as_json(summary, devices)
+            click.echo(json.dumps(found, indent=None if pages else 2))
+        elif devices:
+            dump_devices.print_devices(summary, devices)
+        else:
+            dump_container.print_container(opened)
+            dump_command.print_summary(summary, devices=devices is not None)
 
 
 @click.command()
 @click.argument("stream", metavar="STREAM")
 @click.option("--ram", "ram", multiple=True, metavar="BLOCK=FILE", help="compare this RAM block")
+@click.option("--against", metavar="STREAM", help="compare RAM with what another stream rebuilds")
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
-def verify(stream: str, ram: tuple[str, ...], as_json: bool) -> None:
-    """Check that STREAM (as in dump) is whole, and rebuilds this RAM."""
+def verify(stream: str, ram: tuple[str, ...], against: str | None, as_json: bool) -> None:
+    """Check that STREAM (as in dump) is whole, and rebuilds this RAM.
+
+    Whole: every structure is in order, devices are as the description says, and each page of each
+    RAM block comes at least once.
+    """
     files = _ram_files(ram)
-    with opened_stream(stream) as opened:
+    with ExitStack() as stack:
+        other = None if against is None else _rebuilt(against, stack)
+        opened = stack.enter_context(opened_stream(stream))
         try:
-            compared = verify_command.verify(opened.stream, files)
+            report = verify_command.verify(opened.stream, files, other)
         except StreamError as error:
             if as_json:
                 click.echo(json.dumps(verify_command.invalid_as_json(error), indent=2))
             raise
-    equal = all(comparison.equal for comparison in compared)
     if as_json:
-        click.echo(json.dumps(verify_command.valid_as_json(compared), indent=2))
+        click.echo(json.dumps(report.as_json(), indent=2))
     else:
-        for comparison in compared:
-            if not comparison.equal:
-                click.echo(comparison.describe())
-        if equal:
-            valid = f"{click.format_filename(stream)}: valid"
-            click.echo(valid + ("; RAM is equal" if files else ""))
-    if not equal:
+        for line in report.describe():
+            click.echo(line)
+        if report.good:
+            click.echo(f"{click.format_filename(stream)}: {report.summary()}")
+    if not report.good:
         sys.exit(1)
+
+
+def _rebuilt(path: str, stack: ExitStack) -> Guest:
+    """What a stream builds, with all its RAM, until `stack` is closed."""
+    with opened_stream(path) as opened:
+        return rebuild(read_events(opened.stream), stack)
 
 
 def _ram_files(pairs: Iterable[str]) -> dict[str, str]:
@@ -82,3 +112,24 @@ def _ram_files(pairs: Iterable[str]) -> dict[str, str]:
             raise click.UsageError(f"--ram {pair}: this block comes twice")
         files[block] = path
     return files
+
+
+@click.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
+def diff(first: str, second: str, as_json: bool) -> None:
+    """Tell what differs between the streams A and B (as in dump).
+
+    RAM blocks and their pages, as both streams build them in the end; devices and their fields.
+    Exit status: 0 equal, 1 different. The RAM of both is held in memory, zero pages apart.
+    """
+    with ExitStack() as stack:
+        guests = [_rebuilt(stream, stack) for stream in (first, second)]
+        difference = diff_command.compare_guests(*guests)
+    if as_json:
+        click.echo(json.dumps(difference.as_json(), indent=2))
+    else:
+        difference.print()
+    if not difference.equal:
+        sys.exit(1)

@@ -1,11 +1,11 @@
-"""Which pages differ between two images of one RAM block, read in steps."""
+"""Comparing two guests: which pages of a RAM block differ, read in steps."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,17 @@ from .rebuild import RebuildError
 
 STEP = 4 << 20
 """Bytes that are compared at once: a multiple of any page size."""
+ONLY_A, ONLY_B = "only in the first", "only in the second"
 FIRST_RANGES = 8
 """How many ranges of pages are named."""
+
+
+_Name = TypeVar("_Name")
+
+
+def names_of_both(one: Iterable[_Name], other: Iterable[_Name]) -> list[_Name]:
+    """What either has, in the order of the first."""
+    return list(dict.fromkeys([*one, *other]))
 
 
 class PageRanges:

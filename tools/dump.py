@@ -107,7 +107,8 @@ class Summary:
     commands: list[int] = field(default_factory=list)
     blocks: list[BlockSummary] = field(default_factory=list)
     devices: list[events.DeviceSection] = field(default_factory=list)
-    description: bool = False
+    configuration: events.Configuration | None = None
+    description: events.Description | None = None
     sections: dict[int, SectionSummary] = field(default_factory=dict)
     """By section id."""
     last: SectionSummary | None = None
@@ -128,20 +129,22 @@ class Summary:
             "commands": self.commands,
             "blocks": [asdict(block) for block in self.blocks],
             "sections": [asdict(section) for section in self.sections.values()],
-            "devices": [
-                {
-                    "name": d.name,
-                    "section_id": d.section_id,
-                    "instance_id": d.instance_id,
-                    "version": d.version,
-                    "offset": d.payload_offset,
-                    "size": len(d.payload),
-                }
-                for d in self.devices
-            ],
+            "devices": [self.device_as_json(device) for device in self.devices],
             "unsplit_devices": self.unsplit,
             "footers": self.footers,
-            "description": self.description,
+            "description": self.description is not None,
+        }
+
+    @staticmethod
+    def device_as_json(device: events.DeviceSection) -> dict[str, Any]:
+        """Keys: name, section_id, instance_id, version, offset (of its payload), size (bytes)."""
+        return {
+            "name": device.name,
+            "section_id": device.section_id,
+            "instance_id": device.instance_id,
+            "version": device.version,
+            "offset": device.payload_offset,
+            "size": len(device.payload),
         }
 
 
@@ -213,6 +216,7 @@ def _note(summary: Summary, event: events.Event) -> None:
 
 
 def _note_configuration(summary: Summary, event: events.Configuration) -> None:
+    summary.configuration = event
     summary.machine = event.machine
     summary.capabilities = list(event.capabilities or ())
 
@@ -253,7 +257,7 @@ def _note_end(summary: Summary, event: events.EndOfStream) -> None:
 
 
 def _note_description(summary: Summary, event: events.Description) -> None:
-    summary.description = True
+    summary.description = event
     summary.size = event.offset + 5 + len(event.text)
 
 
@@ -298,12 +302,12 @@ def print_summary(summary: Summary, *, devices: bool) -> None:
         for block in summary.blocks
     ]
     head = ("RAM block", "length", *(f"{kind} pages" for kind in PAGE_KINDS))
-    _print_table([head, *rows])
+    print_table([head, *rows])
     if devices:
-        _print_devices(summary)
+        _list_devices(summary)
 
 
-def _print_devices(summary: Summary) -> None:
+def _list_devices(summary: Summary) -> None:
     rows = [
         (
             str(section.section_id),
@@ -315,9 +319,10 @@ def _print_devices(summary: Summary) -> None:
         )
         for section in summary.devices
     ]
-    _print_table([("id", "device", "instance", "version", "offset", "bytes"), *rows])
+    print_table([("id", "device", "instance", "version", "offset", "bytes"), *rows])
 
 
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """See `table`; a step to the right."""
     for line in table(rows):
         click.echo(f" {line}")

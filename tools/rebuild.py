@@ -100,16 +100,16 @@ class Guest:
         elif isinstance(event, events.Description):
             self.description = event
 
-    def check_blocks(self) -> None:
-        """Raises RebuildError where the stream has none of the name of one that is wanted."""
-        for name in self._wanted or ():
+    def check_blocks(self, wanted: Iterable[str]) -> None:
+        """Raises RebuildError where the stream has no block of one of these names."""
+        for name in wanted:
             if name not in self.blocks:
                 names = ", ".join(self.blocks) or "none"
                 raise RebuildError(f"no RAM block {name!r} in the stream; it has {names}")
 
     def _list_blocks(self, blocks: Iterable[events.RamBlock]) -> None:
         self.blocks = {block.name: block for block in blocks}
-        self.check_blocks()
+        self.check_blocks(self._wanted or ())
         for name, block in self.blocks.items():
             self.seen[name] = np.zeros(block.length // self.page_size, np.bool_)
             if self._wanted is None or name in self._wanted:
@@ -140,5 +140,5 @@ def rebuild(
     guest = Guest(stack, wanted)
     for event in found:
         guest.take(event)
-    guest.check_blocks()
+    guest.check_blocks(wanted or ())
     return guest

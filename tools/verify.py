@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from ..protocol.errors import StreamError
-from .compare import differing
+from ..protocol.fields import Decoder
+from .compare import STEP, PageRanges, differing
+from .diff import BlockDifference, compare_blocks
 from .dump import read_events
-from .rebuild import Image, RebuildError, rebuild
+from .rebuild import Guest, Image, RebuildError, rebuild
 
 FIRST_PAGES = 8
 """How many differing pages are named."""
@@ -49,16 +51,58 @@ class Comparison:
         }
 
 
-def valid_as_json(compared: Iterable[Comparison]) -> dict[str, Any]:
-    """Keys: valid, error, ram."""
-    ram = [comparison.as_json() for comparison in compared]
-    return {"valid": True, "error": None, "ram": ram}
+@dataclass(frozen=True)
+class Report:
+    """What was found in a stream that is valid.
+
+    `described`: whether devices could be checked against a description. `unseen`: of RAM blocks,
+    pages that never came. `ram`: blocks beside files. `against`: blocks unlike the other stream's,
+    None if there is no other.
+    """
+
+    described: bool
+    unseen: dict[str, PageRanges]
+    ram: list[Comparison]
+    against: list[BlockDifference] | None = None
+
+    @property
+    def good(self) -> bool:
+        """Nothing is missing, nothing differs."""
+        return not self.unseen and not self.against and all(block.equal for block in self.ram)
+
+    def describe(self) -> Iterator[str]:
+        """A line for everything that is wrong."""
+        for name, pages in self.unseen.items():
+            never = "page never comes" if pages.count == 1 else "pages never come"
+            yield f"{name}: {pages.count} {never}, at {pages.describe()}"
+        yield from (comparison.describe() for comparison in self.ram if not comparison.equal)
+        yield from (block.describe() for block in self.against or ())
+
+    def summary(self) -> str:
+        """A few words, where nothing is wrong."""
+        equal = "; RAM is equal" if self.ram or self.against is not None else ""
+        return "valid" + ("" if self.described else " (devices are not described)") + equal
+
+    def as_json(self) -> dict[str, Any]:
+        """Keys: valid, error, described, unseen (of each block: block, pages, first_ranges), ram,
+        against (null, or the blocks that differ, as in BlockDifference)."""
+        unseen = [{"block": name, **pages.as_json()} for name, pages in self.unseen.items()]
+        against = None if self.against is None else [block.as_json() for block in self.against]
+        return {
+            "valid": True,
+            "error": None,
+            "described": self.described,
+            "unseen": unseen,
+            "ram": [comparison.as_json() for comparison in self.ram],
+            "against": against,
+        }
 
 
 def invalid_as_json(error: StreamError) -> dict[str, Any]:
-    """The same keys; of the error: offset, section, message."""
+    """The keys of Report; of the error: offset, section, message."""
     found = {"offset": error.offset, "section": error.section, "message": error.message}
-    return {"valid": False, "error": found, "ram": []}
+    nothing = Report(described=False, unseen={}, ram=[])
+    return {**nothing.as_json(), "valid": False, "error": found}
 
 
 def compare_file(image: Image, block: str, file: BinaryIO) -> Comparison:
@@ -75,8 +119,12 @@ def compare_file(image: Image, block: str, file: BinaryIO) -> Comparison:
     return Comparison(block, file.name, count, tuple(first))
 
 
-def verify(stream: BinaryIO, files: dict[str, str], page_size: int = 4096) -> list[Comparison]:
-    """Read all of it, and compare blocks with `files`, by name; `page_size` as in `read_events`.
+def verify(
+    stream: BinaryIO, files: dict[str, str], other: Guest | None = None, page_size: int = 4096
+) -> Report:
+    """Read all of it, compare blocks with `files` by name, and all RAM with another stream's.
+
+    `page_size`: as in `read_events`.
 
     Raises StreamError when the stream is not valid, RebuildError when a file does not fit, OSError
     when one cannot be read.
@@ -84,5 +132,31 @@ def verify(stream: BinaryIO, files: dict[str, str], page_size: int = 4096) -> li
     with ExitStack() as stack:
         # A missing file is told before a long stream is read.
         opened = {block: stack.enter_context(open(path, "rb")) for block, path in files.items()}
-        guest = rebuild(read_events(stream, page_size), stack, opened)
-        return [compare_file(guest.images[block], block, file) for block, file in opened.items()]
+        guest = rebuild(read_events(stream, page_size), stack, opened if other is None else None)
+        guest.check_blocks(opened)
+        check_devices(guest)
+        ram = [compare_file(guest.images[block], block, file) for block, file in opened.items()]
+        against = None if other is None else [*compare_blocks(guest, other)]
+        return Report(guest.description is not None, unseen_pages(guest), ram, against)
+
+
+def check_devices(guest: Guest) -> None:
+    """Raises StreamError where a device's bytes are not as the description says."""
+    decoder = Decoder(guest.description)
+    if guest.configuration is not None:
+        decoder.decode_configuration(guest.configuration)
+    for section in guest.devices:
+        decoder.decode(section)
+
+
+def unseen_pages(guest: Guest) -> dict[str, PageRanges]:
+    """Of RAM blocks, the pages that never came. QEMU sends each at least once, but those that a
+    virtio-mem device has unplugged, and those that a balloon's free page hints name."""
+    found = {}
+    for name, seen in guest.seen.items():
+        pages = PageRanges(guest.page_size)
+        for start in range(0, len(seen), STEP):
+            pages.add(start * guest.page_size, ~seen[start : start + STEP])
+        if pages.count:
+            found[name] = pages
+    return found

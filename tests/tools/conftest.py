@@ -112,8 +112,15 @@ def closing() -> list[events.Event]:
     ]
 
 
+def whole_stream() -> list[events.Event]:
+    """The stream below, with every page that it lacks: of zeros."""
+    first, rest = opening(), small_stream()[len(opening()) :]
+    every = [pages(index, range(block.length // PAGE), 0) for index, block in enumerate(BLOCKS)]
+    return [*first, *piece(SectionType.PART, *every), *rest]
+
+
 def small_stream() -> list[events.Event]:
-    """A whole stream: plain and zero pages, in two pieces, some of them sent again."""
+    """Plain and zero pages, in two pieces, some of them sent again, others never."""
     return [
         *opening(),
         *piece(
@@ -286,9 +293,13 @@ class Streams:
         self.events = small_stream()
         self.small = to_bytes(self.events)
         self.ram = ram_images(self.events)
+        self.whole = to_bytes(whole_stream())
 
 
 @pytest.fixture(scope="session")
 def streams() -> Streams:
-    """A whole stream (`events`, as bytes `small`), its RAM, and ways to make more."""
+    """A stream (`events`, as bytes `small`), its RAM, and ways to make more.
+
+    `whole`: as bytes, and with every page of that RAM.
+    """
     return Streams()

@@ -414,7 +414,7 @@ def test_verify_of_huge_ram(streams: Any, tmp_path: Path) -> None:
         file.write(b"\1")
     found: list[Comparison] = []
     stream = io.BytesIO(declaring(streams, huge, touched=True))
-    used = peak_of(lambda: found.extend(verify(stream, {"pc.ram": str(path)})))
+    used = peak_of(lambda: found.extend(verify(stream, {"pc.ram": str(path)}).ram))
     assert used < MEMORY
     last = huge.length - streams.page_size
     assert found == [Comparison("pc.ram", str(path), 2, (5 * streams.page_size, last))]

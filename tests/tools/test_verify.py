@@ -24,7 +24,7 @@ PAGE = 4096
 @pytest.fixture
 def stream(streams: Any, vmferry: Any) -> str:
     """The path of a whole stream."""
-    return str(vmferry.write("stream", streams.small))
+    return str(vmferry.write("stream", streams.whole))
 
 
 def test_valid(stream: str, vmferry: Any) -> None:
@@ -35,7 +35,7 @@ def test_valid(stream: str, vmferry: Any) -> None:
 
 def test_from_standard_input(streams: Any, vmferry: Any) -> None:
     """Broken: a stream could not be verified as it is unpacked."""
-    result = vmferry.call("verify", "-", feed=streams.small)
+    result = vmferry.call("verify", "-", feed=streams.whole)
     assert (result.exit_code, result.stdout) == (0, "-: valid\n")
 
 
@@ -86,10 +86,13 @@ def test_json_keys_are_stable(streams: Any, stream: str, vmferry: Any) -> None:
     assert json.loads(result.stdout) == {
         "valid": True,
         "error": None,
+        "described": True,
+        "unseen": [],
         "ram": [
             {"block": "pc.ram", "file": file, **differs},
             {"block": "/rom@etc/acpi", "file": rom, **equal},
         ],
+        "against": None,
     }
 
 
@@ -167,7 +170,8 @@ def test_sparse_ram(streams: Any, vmferry: Any, tmp_path: Path) -> None:
         image.seek(48 << 20)
         image.write(b"\1")
     result = vmferry.call("verify", path, f"--ram=pc.ram={file}")
-    assert result.stdout == f"pc.ram: 2 pages differ, at {5000 * PAGE:#x}, {48 << 20:#x}\n"
+    lines = result.stdout.splitlines()
+    assert lines[-1] == f"pc.ram: 2 pages differ, at {5000 * PAGE:#x}, {48 << 20:#x}"
 
 
 def test_wrong_xbzrle(streams: Any, vmferry: Any) -> None:
@@ -283,3 +287,68 @@ def test_mapped_ram_from_a_pipe(vmferry: Any) -> None:
         assert cat.stdout is not None
         with pytest.raises(UnsupportedError, match="is read from a file, not from a pipe"):
             verify(cast(BinaryIO, cat.stdout), {})
+
+
+def test_pages_that_never_come(streams: Any, vmferry: Any) -> None:
+    """Broken: a stream that lost pages would be called whole."""
+    path = vmferry.write("stream", streams.small)
+    result = vmferry.call("verify", path)
+    assert result.exit_code == 1
+    # 20 to 39, but 21, 22 and 30; 42 to 59; 61 to 99; 250 to 255.
+    where = "0x14000, 0x17000-0x1e000, 0x1f000-0x28000, 0x2a000-0x3c000, 0x3d000-0x64000, "
+    assert result.stdout.splitlines() == [
+        f"pc.ram: 80 pages never come, at {where}0xfa000-0x100000",
+        "/rom@etc/acpi: 6 pages never come, at 0x0, 0x2000, 0x4000-0x8000",
+    ]
+    found = json.loads(vmferry.call("verify", "--json", path).stdout)
+    assert found["valid"] is True
+    assert found["unseen"][1] == {
+        "block": "/rom@etc/acpi",
+        "pages": 6,
+        "first_ranges": [[0, PAGE], [2 * PAGE, 3 * PAGE], [4 * PAGE, 8 * PAGE]],
+    }
+
+
+def test_against_another_stream(streams: Any, stream: str, vmferry: Any) -> None:
+    """Broken: two streams of one guest would be called different, or those of two guests equal."""
+    again = vmferry.write("again", streams.small)
+    result = vmferry.call("verify", stream, "--against", again)
+    assert (result.exit_code, result.stdout) == (0, f"{stream}: valid; RAM is equal\n")
+    more = streams.piece(SectionType.PART, streams.pages(0, [7, 8, 9, 50], 0x11))
+    other = [*streams.events[: -len(streams.closing())], *more, *streams.closing()]
+    result = vmferry.call(
+        "verify", stream, "--against", vmferry.write("b", streams.to_bytes(other))
+    )
+    assert result.exit_code == 1
+    assert result.stdout == "pc.ram: 4 pages differ, at 0x7000-0xa000, 0x32000\n"
+
+
+def test_the_other_stream_is_damaged(streams: Any, stream: str, vmferry: Any) -> None:
+    """Broken: the wrong one of two streams would be blamed."""
+    other = vmferry.write("other", streams.small[:-100])
+    result = vmferry.call("verify", stream, "--against", other)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"vmferry: {other}: offset")
+
+
+def test_description_against_bytes(streams: Any, vmferry: Any) -> None:
+    """Broken: device state that is not what its description says would be called valid."""
+    *others, description = streams.events
+    cpu = description.json["devices"][0]
+    inner = {"vmsd_name": "s", "version": 1, "fields": [{"name": "a", "type": "uint8", "size": 1}]}
+    struct = {"name": "regs", "type": "struct", "size": 512, "array_len": 2, "struct": inner}
+    value = {"devices": [{**cpu, "fields": [struct]}, *description.json["devices"][1:]]}
+    text = json.dumps(value).encode()
+    data = streams.to_bytes([*others, events.Description(0, text, value)])
+    result = vmferry.call("verify", vmferry.write("stream", data))
+    assert result.exit_code == 1
+    message = "(section 'cpu'): its description makes no sense: regs: struct of 1 bytes, its size"
+    assert message in result.stderr
+
+
+def test_without_description(streams: Any, vmferry: Any) -> None:
+    """Broken: nobody would learn that the devices of such a stream cannot be checked."""
+    data = streams.whole[: -5 - len(streams.events[-1].text)]
+    result = vmferry.call("verify", vmferry.write("stream", data))
+    assert result.exit_code == 0
+    assert result.stdout.endswith(": valid (devices are not described)\n")

@@ -1,0 +1,105 @@
+"""What differs between two streams: RAM blocks, their pages, and the fields of devices.
+
+Both are rebuilt in anonymous memory and compared in steps; see `rebuild` and `compare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from .compare import ONLY_A, ONLY_B, PageRanges, differing, names_of_both
+from .diff_devices import DeviceDifference, compare_devices
+from .rebuild import Guest
+
+
+@dataclass(frozen=True)
+class BlockDifference:
+    """A RAM block that one stream lacks (its length is None), of two lengths, or unequal pages."""
+
+    name: str
+    lengths: tuple[int | None, int | None]
+    pages: PageRanges | None = None
+
+    def describe(self) -> str:
+        """One line."""
+        one, other = self.lengths
+        if self.pages is not None:
+            differ = "page differs" if self.pages.count == 1 else "pages differ"
+            return f"{self.name}: {self.pages.count} {differ}, at {self.pages.describe()}"
+        if one is None or other is None:
+            return f"{self.name}: {ONLY_A if other is None else ONLY_B}"
+        return f"{self.name}: {one} bytes in the first, {other} in the second"
+
+    def as_json(self) -> dict[str, Any]:
+        """Keys: block, lengths (of both, null where it is not there), pages (how many differ) and
+        first_ranges, of blocks of one length."""
+        pages = {} if self.pages is None else self.pages.as_json()
+        return {"block": self.name, "lengths": list(self.lengths), **pages}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """All that differs between two streams."""
+
+    blocks: list[BlockDifference]
+    devices: list[DeviceDifference]
+
+    @property
+    def equal(self) -> bool:
+        """Nothing does."""
+        return not self.blocks and not self.devices
+
+    def as_json(self) -> dict[str, Any]:
+        """Keys: equal, differing_pages, differing_fields (how many), blocks, devices."""
+        return {
+            "equal": self.equal,
+            "differing_pages": self._pages(),
+            "differing_fields": self._fields(),
+            "blocks": [block.as_json() for block in self.blocks],
+            "devices": [device.as_json() for device in self.devices],
+        }
+
+    def print(self) -> None:
+        """For people: the blocks, the devices with their fields, and how much it is."""
+        for block in self.blocks:
+            click.echo(block.describe())
+        for device in self.devices:
+            for line in device.describe():
+                click.echo(line)
+        if self.equal:
+            click.echo("equal: RAM and devices")
+            return
+        blocks = f"{self._pages()} pages in {len(self.blocks)} RAM blocks"
+        devices = f"{self._fields()} fields in {len(self.devices)} devices"
+        click.echo(f"differ: {blocks}, {devices}")
+
+    def _pages(self) -> int:
+        return sum(block.pages.count for block in self.blocks if block.pages is not None)
+
+    def _fields(self) -> int:
+        return sum(device.count for device in self.devices)
+
+
+def compare_guests(one: Guest, other: Guest) -> Difference:
+    """Two guests with the images of all their blocks."""
+    return Difference([*compare_blocks(one, other)], [*compare_devices(one, other)])
+
+
+def compare_blocks(one: Guest, other: Guest) -> Iterator[BlockDifference]:
+    """The RAM blocks that are not equal."""
+    page_size = min(one.page_size, other.page_size)
+    for name in names_of_both(one.images, other.images):
+        a, b = one.images.get(name), other.images.get(name)
+        lengths = (None if a is None else a.length, None if b is None else b.length)
+        if a is None or b is None or a.length != b.length:
+            yield BlockDifference(name, lengths)
+            continue
+        pages = PageRanges(page_size)
+        for start, mask in differing(a.fd, b.fd, a.length, page_size):
+            pages.add(start, mask)
+        if pages.count:
+            yield BlockDifference(name, lengths, pages)
