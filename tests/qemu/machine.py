@@ -80,6 +80,17 @@ MANY_PAGES = bytes.fromhex(
 )
 
 
+def _boot_options(machine: str) -> tuple[str, ...]:
+    if machine.startswith("microvm"):
+        return ("-device", "virtio-blk-device,drive=boot")
+    return ("-device", "VGA")
+
+
+def _boot_bus(machine: str) -> str:
+    kinds = {"microvm": "none", "q35": "ide"}
+    return next((bus for kind, bus in kinds.items() if machine.startswith(kind)), "floppy")
+
+
 class BareMachine:
     """A QEMU with a monitor and no devices but those that are asked for."""
 
@@ -149,6 +160,7 @@ class Machine(BareMachine):
         version: str,
         folder: Path,
         *options: str,
+        machine: str = "pc-i440fx-7.2",
         code: bytes = COUNTER,
         pass_fds: tuple[int, ...] = (),
     ) -> None:
@@ -160,8 +172,9 @@ class Machine(BareMachine):
         super().__init__(
             command,
             folder,
-            *("-machine", "pc-i440fx-7.2", "-m", "32", "-device", "VGA"),
-            *("-drive", f"file={image},format=raw,if=floppy", "-serial", f"file:{self.serial}"),
+            *("-machine", machine, "-m", "32", *_boot_options(machine)),
+            *("-drive", f"file={image},format=raw,id=boot,if={_boot_bus(machine)}"),
+            *("-serial", f"file:{self.serial}"),
             *options,
             environment=environment,
             pass_fds=pass_fds,

@@ -27,7 +27,7 @@ def test_version(vmferry: Any) -> None:
     assert version("vmferry") in ran.out
 
 
-@pytest.mark.parametrize("command", ["send", "receive", "dump", "verify", "demo", "ctl"])
+@pytest.mark.parametrize("command", ["send", "receive", "dump", "verify", "diff", "demo", "ctl"])
 def test_help(command: str, vmferry: Any) -> None:
     """Broken: a command would not explain itself."""
     result = vmferry.call(command, "--help")

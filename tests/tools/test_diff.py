@@ -1,0 +1,255 @@
+"""`vmferry diff`."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+from vmferry.protocol import events
+from vmferry.protocol.stream import SectionType
+from vmferry.tools.compare import PageRanges
+from vmferry.tools.diff import compare_guests
+from vmferry.tools.dump import read_events
+from vmferry.tools.rebuild import rebuild
+
+from tests.tools.test_damage import MEMORY, peak_of
+
+PAGE = 4096
+ENTRIES = [
+    {"name": "a", "type": "uint32", "size": 4},
+    {"name": "regs", "type": "uint16", "size": 2, "array_len": 20},
+    {"name": "log", "type": "buffer", "size": 40},
+]
+STATE = b"\0\0\0\1" + bytes(40) + bytes(range(40))
+
+
+def make(
+    streams: Any,
+    devices: dict[tuple[str, int], bytes],
+    *,
+    blocks: tuple[events.RamBlock, ...] | None = None,
+    runs: tuple[events.PageRun, ...] = (),
+    entries: list[dict[str, Any]] | None = ENTRIES,
+) -> bytes:
+    """A stream with these devices, all described by `entries` (None: without description)."""
+    sections = [
+        events.DeviceSection(0, number, name, instance, 1, payload)
+        for number, ((name, instance), payload) in enumerate(devices.items(), 3)
+    ]
+    listed = [
+        {"name": name, "instance_id": instance, "version": 1, "fields": entries}
+        for name, instance in devices
+    ]
+    value = {"devices": listed}
+    description = events.Description(0, json.dumps(value).encode(), value)
+    data: bytes = streams.to_bytes(
+        [
+            *(streams.opening() if blocks is None else streams.opening(blocks)),
+            *streams.piece(SectionType.PART, *runs),
+            *streams.piece(SectionType.END),
+            *sections,
+            events.EndOfStream(0),
+            *([] if entries is None else [description]),
+        ]
+    )
+    return data
+
+
+def test_equal(streams: Any, vmferry: Any) -> None:
+    """Broken: two streams of one guest that were sent differently would count as different."""
+    one, other = vmferry.write("a", streams.small), vmferry.write("b", streams.whole)
+    result = vmferry.call("diff", one, other)
+    assert (result.exit_code, result.stdout) == (0, "equal: RAM and devices\n")
+    result = vmferry.call("diff", "--json", one, "-", feed=streams.whole)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {
+        "equal": True,
+        "differing_pages": 0,
+        "differing_fields": 0,
+        "blocks": [],
+        "devices": [],
+    }
+
+
+def test_all_that_differs(streams: Any, vmferry: Any) -> None:
+    """Broken: something that differs would not be told, or told of another place."""
+    changed = bytearray(STATE)
+    changed[3], changed[9], changed[44 + 3] = 2, 7, 0xFF
+    blocks = tuple(events.RamBlock(n, PAGE * c) for n, c in (("ram", 256), ("rom", 8), ("x", 1)))
+    others = (*blocks[:1], events.RamBlock("rom", PAGE * 4), events.RamBlock("y", PAGE))
+    fill = np.array([5, 6, 7, 200], np.uint64) * np.uint64(PAGE)
+    first = make(streams, {("c", 0): STATE, ("c", 1): STATE, ("d", 0): STATE}, blocks=blocks)
+    second = make(
+        streams,
+        {("c", 0): STATE, ("c", 1): bytes(changed), ("e", 0): STATE},
+        blocks=others,
+        runs=(events.PageRun(0, blocks[0], 0, fill, None, 0x33),),
+    )
+    paths = vmferry.write("a", first), vmferry.write("b", second)
+    result = vmferry.call("diff", *paths)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [
+        "ram: 4 pages differ, at 0x5000-0x8000, 0xc8000",
+        "rom: 32768 bytes in the first, 16384 in the second",
+        "x: only in the first",
+        "y: only in the second",
+        "c#1: 3 fields differ",
+        "  a: 0x1 / 0x2",
+        "  regs[2]: 0x0 / 0x7",
+        f"  log: from 0x3 on {bytes(range(3, 35)).hex(' ')} ... / "
+        f"ff {bytes(range(4, 35)).hex(' ')} ...",
+        "d#0: only in the first",
+        "e#0: only in the second",
+        "differ: 4 pages in 4 RAM blocks, 3 fields in 3 devices",
+    ]
+    found = json.loads(vmferry.call("diff", "--json", *paths).stdout)
+    ranges = [[5 * PAGE, 8 * PAGE], [200 * PAGE, 201 * PAGE]]
+    assert found.pop("blocks") == [
+        {"block": "ram", "lengths": [256 * PAGE] * 2, "pages": 4, "first_ranges": ranges},
+        {"block": "rom", "lengths": [8 * PAGE, 4 * PAGE]},
+        {"block": "x", "lengths": [PAGE, None]},
+        {"block": "y", "lengths": [None, PAGE]},
+    ]
+    nothing = {"instance_id": 0, "differing_fields": 0, "fields": []}
+    assert found == {
+        "equal": False,
+        "differing_pages": 4,
+        "differing_fields": 3,
+        "devices": [
+            {
+                "device": "c",
+                "instance_id": 1,
+                "versions": [1, 1],
+                "differing_fields": 3,
+                "fields": [
+                    {"path": "a", "type": "uint32", "a": 1, "b": 2},
+                    {"path": "regs[2]", "type": "uint16", "a": 0, "b": 7},
+                    {
+                        "path": "log",
+                        "type": "buffer",
+                        "a": STATE[44:].hex(),
+                        "b": changed[44:].hex(),
+                    },
+                ],
+            },
+            {"device": "d", "versions": [1, None], **nothing},
+            {"device": "e", "versions": [None, 1], **nothing},
+        ],
+    }
+
+
+def test_fields_of_one_stream_only(streams: Any, vmferry: Any) -> None:
+    """Broken: a field that another version of QEMU added would be compared with another field."""
+    short = [{**ENTRIES[0], "name": "b"}, *ENTRIES[1:]]
+    paths = (
+        vmferry.write("a", make(streams, {("c", 0): STATE})),
+        vmferry.write("b", make(streams, {("c", 0): STATE}, entries=short)),
+    )
+    result = vmferry.call("diff", *paths)
+    assert result.stdout.splitlines()[1:3] == [
+        "  a: 0x1 (only in the first)",
+        "  b: 0x1 (only in the second)",
+    ]
+    (device,) = json.loads(vmferry.call("diff", "--json", *paths).stdout)["devices"]
+    assert device["fields"] == [
+        {"path": "a", "type": "uint32", "a": 1},
+        {"path": "b", "type": "uint32", "b": 1},
+    ]
+
+
+@pytest.mark.parametrize("entries", [None, [{"name": "a", "type": "uint32", "size": 44}] * 2])
+def test_devices_without_a_sensible_description(
+    entries: list[dict[str, Any]] | None, streams: Any, vmferry: Any
+) -> None:
+    """Broken: device state that cannot be taken apart would not be compared at all."""
+    one = vmferry.write("a", make(streams, {("c", 0): STATE + bytes(4)}, entries=None))
+    same = vmferry.write("b", make(streams, {("c", 0): STATE + bytes(4)}, entries=entries))
+    other = vmferry.write("c", make(streams, {("c", 0): STATE + b"end."}, entries=entries))
+    assert vmferry.call("diff", one, same).exit_code == 0
+    result = vmferry.call("diff", one, other)
+    assert result.exit_code == 1
+    assert "  payload: from 0x54 on 00 00 00 00 / 65 6e 64 2e\n" in result.stdout
+
+
+def test_many_elements_are_one_field(streams: Any, vmferry: Any) -> None:
+    """Broken: a large array would be listed number by number."""
+    other = STATE[:4] + b"\0\1" * 20 + STATE[44:]
+    paths = (
+        vmferry.write("a", make(streams, {("c", 0): STATE})),
+        vmferry.write("b", make(streams, {("c", 0): other})),
+    )
+    result = vmferry.call("diff", *paths)
+    zeros, ones = ("0x0 " * 16).strip(), ("0x1 " * 16).strip()
+    assert result.stdout.splitlines()[:2] == [
+        "c#0: 1 field differs",
+        f"  regs: {zeros} ... / {ones} ...",
+    ]
+
+
+def test_versions(streams: Any, vmferry: Any) -> None:
+    """Broken: a device that another version saved would count as the same."""
+    data = make(streams, {("c", 0): STATE})
+    header = b"\x01c\0\0\0\0\0\0\0\1"
+    other = data.replace(header, header[:-1] + b"\3")
+    assert other != data
+    result = vmferry.call("diff", vmferry.write("a", data), vmferry.write("b", other))
+    assert result.exit_code == 1
+    assert "c#0: 0 fields differ, version 1 in the first, 3 in the second\n" in result.stdout
+
+
+def test_machines(streams: Any, vmferry: Any) -> None:
+    """Broken: streams of two machine types would be called equal."""
+    other = streams.small.replace(b"pc-q35-7.2", b"pc-q35-8.0")
+    result = vmferry.call("diff", vmferry.write("a", streams.small), vmferry.write("b", other))
+    assert result.exit_code == 1
+    assert "configuration#0: 1 field differs\n" in result.stdout
+
+
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_damage_is_told_of_the_right_stream(damaged: int, streams: Any, vmferry: Any) -> None:
+    """Broken: a traceback, or the wrong one of two streams would be blamed."""
+    data = [streams.small, streams.small]
+    data[damaged] = data[damaged][:-100]
+    paths = [vmferry.write(name, content) for name, content in zip("ab", data, strict=True)]
+    result = vmferry.call("diff", *paths)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"vmferry: {paths[damaged]}: offset")
+
+
+def test_ranges() -> None:
+    """Broken: pages next to each other would be named one by one, or be lost between two steps."""
+    pages = PageRanges(PAGE)
+    mask = np.zeros(64, np.bool_)
+    mask[[0, 1, 5, 62, 63]] = True
+    pages.add(0, mask)
+    pages.add(64 * PAGE, mask)
+    assert pages.count == 10
+    assert [(a // PAGE, b // PAGE) for a, b in pages.first] == [
+        *[(0, 2), (5, 6), (62, 66), (69, 70), (126, 128)]
+    ]
+    pages.add(128 * PAGE, np.arange(64) % 2 == 0)
+    assert pages.count == 42
+    assert pages.describe().endswith("0x7e000-0x81000, 0x82000, 0x84000, 0x86000, ...")
+
+
+def test_huge_ram(streams: Any) -> None:
+    """Broken: a declared terabyte would be allocated, or compared page by page."""
+    huge = events.RamBlock("pc.ram", 1 << 40)
+    last = events.PageRun(0, huge, 0, np.array([huge.length - PAGE], np.uint64), None, 1)
+    data = [
+        make(streams, {}, blocks=(huge,)),
+        make(streams, {}, blocks=(huge,), runs=(last,)),
+    ]
+
+    def compare() -> None:
+        with ExitStack() as stack:
+            guests = [rebuild(read_events(io.BytesIO(stream)), stack) for stream in data]
+            (block,) = compare_guests(*guests).blocks
+        assert block.pages is not None
+        assert block.pages.first == [(huge.length - PAGE, huge.length)]
+
+    assert peak_of(compare) < MEMORY
