@@ -42,7 +42,7 @@ MAX_FIELDS = 1 << 18
 Value: TypeAlias = "int | bool | str | bytes | npt.NDArray[Any] | tuple[Field, ...] | None"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Field:
     """One field as it stands in the stream.
 
@@ -92,21 +92,21 @@ class _Placed(c.Subconstruct):  # type: ignore[misc]
 
     def __init__(self, value: c.Construct, name: str, kind: str, first: int | None = None) -> None:
         super().__init__(value)
-        self._field = Field(name, kind, 0, 0, None)
+        self._name = name
+        self._kind = kind
         self._first = first
 
     def _parse(self, payload: io.BytesIO, context: Any, path: str) -> Field:
-        start, name = payload.tell(), self._field.name
+        start, name = payload.tell(), self._name
         if self._first is not None:
             name = f"{name}[{self._first + context._index}]"
         offset = context._params.offset + start
         try:
             value = self.subcon._parsereport(payload, context, path)
         except c.ConstructError:
-            message = f"field {name!r} ({self._field.type}) is not as described"
+            message = f"field {name!r} ({self._kind}) is not as described"
             raise StreamError(message, offset=offset) from None
-        size = payload.tell() - start
-        return replace(self._field, name=name, offset=offset, size=size, value=value)
+        return Field(name, self._kind, offset, payload.tell() - start, value)
 
 
 def _declare_structure(structure: Structure, depth: int = 0) -> _Declared:

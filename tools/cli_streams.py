@@ -17,7 +17,7 @@ from . import dump_container, dump_devices
 from . import verify as verify_command
 from .dump import read_events
 from .opening import opened_stream
-from .rebuild import Guest, rebuild
+from .rebuild import RebuiltGuest, rebuild
 
 
 @click.command()
@@ -95,7 +95,7 @@ def verify(stream: str, ram: tuple[str, ...], against: str | None, as_json: bool
         sys.exit(1)
 
 
-def _rebuilt(path: str, stack: ExitStack) -> Guest:
+def _rebuilt(path: str, stack: ExitStack) -> RebuiltGuest:
     """What a stream builds, with all its RAM, until `stack` is closed."""
     with opened_stream(path) as opened:
         return rebuild(read_events(opened.stream), stack)

@@ -13,7 +13,7 @@ import click
 
 from .compare import ONLY_A, ONLY_B, PageRanges, differing, names_of_both
 from .diff_devices import DeviceDifference, compare_devices
-from .rebuild import Guest
+from .rebuild import RebuiltGuest
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ class Difference:
         return sum(device.count for device in self.devices)
 
 
-def compare_guests(one: Guest, other: Guest) -> Difference:
+def compare_guests(one: RebuiltGuest, other: RebuiltGuest) -> Difference:
     """Two guests with the images of all their blocks."""
     return Difference([*compare_blocks(one, other)], [*compare_devices(one, other)])
 
 
-def compare_blocks(one: Guest, other: Guest) -> Iterator[BlockDifference]:
+def compare_blocks(one: RebuiltGuest, other: RebuiltGuest) -> Iterator[BlockDifference]:
     """The RAM blocks that are not equal."""
     page_size = min(one.page_size, other.page_size)
     for name in names_of_both(one.images, other.images):

@@ -14,7 +14,7 @@ from ..protocol.errors import StreamError
 from ..protocol.fields import Decoder, Field, Value, leaves
 from .compare import ONLY_A, ONLY_B, names_of_both
 from .dump_devices import CONFIGURATION, format_value, value_as_json
-from .rebuild import Guest
+from .rebuild import RebuiltGuest
 
 MOST_ELEMENTS = 16
 """An array of which more differ is listed as one field."""
@@ -100,7 +100,7 @@ def _first_unequal(one: Value, other: Value) -> int:
     return int(unequal[0]) if len(unequal) else common
 
 
-def compare_devices(one: Guest, other: Guest) -> Iterator[DeviceDifference]:
+def compare_devices(one: RebuiltGuest, other: RebuiltGuest) -> Iterator[DeviceDifference]:
     """The devices that are not equal. One that cannot be taken apart, or is described in one stream
     only, is compared as bytes."""
     sides = _parts(one), _parts(other)
@@ -125,7 +125,7 @@ class _Part:
     decode: Callable[[Decoder], tuple[Field, ...]]
 
 
-def _parts(guest: Guest) -> dict[tuple[str, int], _Part]:
+def _parts(guest: RebuiltGuest) -> dict[tuple[str, int], _Part]:
     parts = {}
     configuration = guest.configuration
     if configuration is not None:

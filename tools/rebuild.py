@@ -68,7 +68,7 @@ def page_numbers(offsets: npt.NDArray[np.uint64], page_size: int) -> npt.NDArray
     return (offsets // np.uint64(page_size)).astype(np.intp)
 
 
-class Guest:
+class RebuiltGuest:
     """What a stream builds.
 
     `blocks`: all RAM blocks by name; `seen`: of each, which pages (n,) came at least once;
@@ -135,9 +135,9 @@ class Guest:
 
 def rebuild(
     found: Iterable[events.Event], stack: ExitStack, wanted: Collection[str] | None = None
-) -> Guest:
-    """The guest that these events build; see Guest. Raises RebuildError, and what `found` does."""
-    guest = Guest(stack, wanted)
+) -> RebuiltGuest:
+    """What these events build; see RebuiltGuest. Raises RebuildError, and what `found` does."""
+    guest = RebuiltGuest(stack, wanted)
     for event in found:
         guest.take(event)
     guest.check_blocks(wanted or ())

@@ -13,7 +13,7 @@ from ..protocol.fields import Decoder
 from .compare import STEP, PageRanges, differing
 from .diff import BlockDifference, compare_blocks
 from .dump import read_events
-from .rebuild import Guest, Image, RebuildError, rebuild
+from .rebuild import Image, RebuildError, RebuiltGuest, rebuild
 
 FIRST_PAGES = 8
 """How many differing pages are named."""
@@ -120,7 +120,10 @@ def compare_file(image: Image, block: str, file: BinaryIO) -> Comparison:
 
 
 def verify(
-    stream: BinaryIO, files: dict[str, str], other: Guest | None = None, page_size: int = 4096
+    stream: BinaryIO,
+    files: dict[str, str],
+    other: RebuiltGuest | None = None,
+    page_size: int = 4096,
 ) -> Report:
     """Read all of it, compare blocks with `files` by name, and all RAM with another stream's.
 
@@ -140,7 +143,7 @@ def verify(
         return Report(guest.description is not None, unseen_pages(guest), ram, against)
 
 
-def check_devices(guest: Guest) -> None:
+def check_devices(guest: RebuiltGuest) -> None:
     """Raises StreamError where a device's bytes are not as the description says."""
     decoder = Decoder(guest.description)
     if guest.configuration is not None:
@@ -149,7 +152,7 @@ def check_devices(guest: Guest) -> None:
         decoder.decode(section)
 
 
-def unseen_pages(guest: Guest) -> dict[str, PageRanges]:
+def unseen_pages(guest: RebuiltGuest) -> dict[str, PageRanges]:
     """Of RAM blocks, the pages that never came. QEMU sends each at least once, but those that a
     virtio-mem device has unplugged, and those that a balloon's free page hints name."""
     found = {}
