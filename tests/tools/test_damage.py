@@ -279,7 +279,7 @@ def test_truncated_anywhere_near_the_end(streams: Any) -> None:
 @pytest.mark.parametrize("number", range(20))
 def test_verify_command(number: int, streams: Any, vmferry: Any) -> None:
     """Broken: what the reader refuses would reach the user as something else than one line."""
-    path = vmferry.write("stream", Damage(streams.small).variant(1000 + number))
+    path = vmferry.write("stream", Damage(streams.whole).variant(1000 + number))
     images(vmferry.folder, streams.ram)
     ran = vmferry.run("verify", path, f"--ram=pc.ram={vmferry.folder}/0", limit=20)
     assert ran.status in (0, 1)
@@ -288,7 +288,7 @@ def test_verify_command(number: int, streams: Any, vmferry: Any) -> None:
     elif not ran.out:
         assert ran.error.startswith(f"{path}: ") or str(vmferry.folder / "0") in ran.error
     else:
-        assert "differ" in ran.out
+        assert "differ" in ran.out or "never come" in ran.out
         assert ran.err == ""
 
 
