@@ -53,14 +53,8 @@ def _objects(structure: Structure, key: str) -> list[Mapping[str, Any]]:
 
 
 def extent(entry: Entry) -> tuple[int, int]:
-    """How many elements an entry stands for, and the bytes of each. Raises DescriptionError.
-
-    Elements of no bytes could be any number of them, so there may be one only.
-    """
-    count, size = number(entry, "array_len", 1), number(entry, "size")
-    if count > 1 and size == 0:
-        raise DescriptionError(f"an array of {count} elements without bytes")
-    return count, size
+    """How many elements an entry stands for, and the bytes of each. Raises DescriptionError."""
+    return number(entry, "array_len", 1), number(entry, "size")
 
 
 def subsection_header(subsection: Structure) -> bytes:

@@ -155,7 +155,8 @@ def _declare_entry(entry: Entry, depth: int, first: int, repeated: bool) -> _Dec
         raise DescriptionError(_at(name, error)) from None
     if element.fixed and element.size != size:
         raise DescriptionError(f"{name}: {kind} of {element.size} bytes, its size says {size}")
-    if "array_len" not in entry:
+    # Elements without bytes could be any number: they are one.
+    if "array_len" not in entry or element.size == 0:
         if repeated or "index" in entry:
             name = f"{name}[{first}]"
         return replace(element, construct=_Placed(element.construct, name, kind))
@@ -252,7 +253,7 @@ def decode(
     except DescriptionError as error:
         message = f"its description makes no sense: {error}"
         raise StreamError(message, offset=offset, section=section) from None
-    if declared.size > len(payload) or (declared.fixed and declared.size != len(payload)):
+    if declared.size > len(payload):
         message = f"the section has {len(payload)} bytes, its description {declared.size}"
         raise StreamError(message, offset=offset, section=section)
     data = io.BytesIO(payload)

@@ -159,6 +159,7 @@ def unseen_pages(guest: RebuiltGuest) -> dict[str, PageRanges]:
     for name, seen in guest.seen.items():
         pages = PageRanges(guest.page_size)
         for start in range(0, len(seen), STEP):
+            # Places that nobody wrote to take no memory, and must not be copied all at once.
             pages.add(start * guest.page_size, ~seen[start : start + STEP])
         if pages.count:
             found[name] = pages

@@ -76,7 +76,35 @@ def test_described_lengths() -> None:
     }
 
 
-@pytest.mark.parametrize("devices", [1, [1], [{}], [{"name": "d", "instance_id": "x"}]])
+def _described(**more: Any) -> list[dict[str, Any]]:
+    return [{"name": "d", "instance_id": 0, **more}]
+
+
+def _nested(levels: int) -> dict[str, Any]:
+    structure: dict[str, Any] = {"vmsd_name": "s", "version": 1}
+    for _ in range(levels):
+        structure = {"vmsd_name": "s", "version": 1, "subsections": [structure]}
+    return structure
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        1,
+        [1],
+        [{}],
+        [{"name": "d", "instance_id": "x"}],
+        [{"name": ["d"], "instance_id": 0}],
+        _described(fields={}),
+        _described(fields=[1]),
+        _described(fields=[{"size": 1, "array_len": 10**12}]),
+        _described(fields=[{"size": -8}]),
+        _described(fields=[{"size": True}]),
+        _described(subsections=[{"vmsd_name": "x" * 256, "version": 1}]),
+        _described(subsections=[{"vmsd_name": "x"}]),
+        _described(subsections=[_nested(200)]),
+    ],
+)
 def test_senseless_descriptions_are_refused(make: Any, devices: object) -> None:
     """If it failed, a hostile description would end in a traceback."""
     stream = make.to_bytes([*make.opening(), *make.closing()[:-1]])

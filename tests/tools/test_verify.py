@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any, BinaryIO, cast
@@ -14,7 +15,8 @@ import pytest
 from vmferry.protocol import events
 from vmferry.protocol.errors import UnsupportedError
 from vmferry.protocol.stream import SectionType
-from vmferry.tools.verify import verify
+from vmferry.tools.rebuild import RebuiltGuest
+from vmferry.tools.verify import unseen_pages, verify
 
 from tests.protocol.kinds import mapped
 
@@ -307,6 +309,22 @@ def test_pages_that_never_come(streams: Any, vmferry: Any) -> None:
         "pages": 6,
         "first_ranges": [[0, PAGE], [2 * PAGE, 3 * PAGE], [4 * PAGE, 8 * PAGE]],
     }
+
+
+def test_pages_of_a_large_block_that_never_come() -> None:
+    """Broken: beyond some GiB, the wrong pages would be named."""
+    with ExitStack() as stack:
+        guest = RebuiltGuest(stack)
+        guest.seen = {"ram": np.ones(9 << 20, np.bool_), "rom": np.ones(1, np.bool_)}
+        guest.seen["ram"][[7, 5 << 20, (8 << 20) - 1, 8 << 20]] = False
+        found = unseen_pages(guest)
+    assert list(found) == ["ram"]
+    assert found["ram"].count == 4
+    assert [(a // PAGE, b // PAGE) for a, b in found["ram"].first] == [
+        (7, 8),
+        (5 << 20, (5 << 20) + 1),
+        ((8 << 20) - 1, (8 << 20) + 1),
+    ]
 
 
 def test_against_another_stream(streams: Any, stream: str, vmferry: Any) -> None:
