@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qemu.qmp import ConnectError
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
 VMFERRY = [sys.executable, "-m", "vmferry.tools.cli"]
@@ -113,14 +114,21 @@ class BareMachine:
             env={**os.environ, **(environment or {})},
             pass_fds=pass_fds,
         )
-        deadline = time.monotonic() + 30
         self.qmp = QEMUMonitorProtocol(f"{folder}/qmp")
-        self._connect(folder / "qmp", deadline)
+        self._connect()
 
-    def _connect(self, path: Path, deadline: float) -> None:
-        while not path.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        self.qmp.connect()
+    def _connect(self) -> None:
+        """QEMU makes the socket some time after it starts, and listens on it some time later."""
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self.qmp.connect()
+            except ConnectError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
     def ask(self, name: str, **arguments: Any) -> Any:
         return self.qmp.cmd(name, **arguments)

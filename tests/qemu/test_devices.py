@@ -39,7 +39,9 @@ NAMES = {
 
 
 def start(version: str, folder: Path, machine: str, *options: str) -> Machine:
-    options = (*DISK, *DEVICES[machine], "-uuid", UUID, *options)
+    # A clock of the guest's own: the host's would go on while the guest is stopped.
+    clock = ("-rtc", "clock=vm,base=2020-02-02T02:02:02")
+    options = (*DISK, *DEVICES[machine], *clock, "-uuid", UUID, *options)
     return Machine(version, folder, *options, machine=machine)
 
 
