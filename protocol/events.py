@@ -90,6 +90,14 @@ class RamBlock:
     address: int | None = None
     mapped: MappedRam | None = None
 
+    @property
+    def may_be_absent(self) -> bool:
+        """Whether its pages may have been left out as shared (x-ignore-shared): a mapped-ram file
+        says so, in other streams none of them comes then."""
+        if self.mapped is not None:
+            return not self.mapped.present
+        return self.address is not None
+
 
 @dataclass(frozen=True)
 class RamBlocks:

@@ -8,19 +8,12 @@ from typing import TextIO
 
 import click
 
-from ..guest.sizes import format_size, parse_size
+from ..guest.sizes import format_size
 from . import convert as convert_command
 from . import extract as extract_command
 from .extract import Report
-from .opening import opened_stream
-
-
-def _size(_context: click.Context, option: click.Parameter, text: str | None) -> int | None:
-    """Bytes, from `2G`."""
-    try:
-        return None if text is None else parse_size(text)
-    except (ValueError, OverflowError) as error:
-        raise click.BadParameter(str(error), param=option) from None
+from .opening import opened_stream, page_size_option, size_option
+from .rebuild import absent_message
 
 
 def _report_extracted(report: Report) -> None:
@@ -30,6 +23,10 @@ def _report_extracted(report: Report) -> None:
             for region in block.regions or ()
         )
         click.echo(f"{block.block}  {format_size(block.length)}{seen}  {block.file}")
+    for name in report.absent:
+        click.echo(absent_message(name))
+    for disk in report.disks:
+        click.echo(f"{disk.device}  {format_size(disk.size)}, up to its last block  {disk.file}")
     if report.devices:
         click.echo(f"{report.devices} device sections")
 
@@ -41,10 +38,15 @@ def _report_extracted(report: Report) -> None:
 @click.option("--all", "everything", is_flag=True, help="every RAM block, each in a file")
 @click.option("--format", "kind", type=click.Choice(extract_command.FORMATS), default="raw")
 @click.option("--devices", type=click.Path(path_type=Path), help="a folder for devices' state")
+@click.option("--disks", type=click.Path(path_type=Path), help="a folder for disks (`block`)")
 @click.option(
-    "--max-ram-below-4g", "max_below_4g", callback=_size, help="elf, lime: as the machine had it"
+    "--max-ram-below-4g",
+    "max_below_4g",
+    callback=size_option,
+    help="elf, lime: as the machine had",
 )
 @click.option("--partial", is_flag=True, help="of a damaged stream, keep what there is")
+@page_size_option
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
 def extract(
     stream: str,
@@ -53,8 +55,10 @@ def extract(
     everything: bool,
     kind: str,
     devices: Path | None,
+    disks: Path | None,
     max_below_4g: int | None,
     partial: bool,
+    page_size: int,
     as_json: bool,
 ) -> None:
     """Take a guest's RAM out of STREAM (as in dump): an image, sparse where it is zero.
@@ -62,12 +66,25 @@ def extract(
     The guest's memory is the block with the name that its machine gives it (pc.ram, microvm.ram,
     mach-virt.ram), else the largest that is neither firmware nor of a device. ELF cores and LiME
     tell where the guest sees it, around the PCI hole.
+
+    Of disks (block migration) come raw images, sparse too. The stream has no word of a disk's
+    size: an image ends with the last block of 1 MiB, which may reach behind the disk's end.
     """
-    if output is None and devices is None:
-        raise click.UsageError("nothing to extract: give -o FILE, --devices FOLDER or both")
+    if output is None and devices is None and disks is None:
+        raise click.UsageError("nothing to extract: give -o FILE, --devices or --disks FOLDER")
     if everything and (block is not None or kind != "raw"):
         raise click.UsageError("--all extracts raw images of every block")
-    wanted = extract_command.Wanted(output, block, everything, kind, devices, max_below_4g, partial)
+    wanted = extract_command.Wanted(
+        out=output,
+        block=block,
+        everything=everything,
+        format=kind,
+        devices=devices,
+        max_below_4g=max_below_4g,
+        partial=partial,
+        disks=disks,
+        page_size=page_size,
+    )
     with opened_stream(stream) as opened:
         report = extract_command.extract(opened.stream, wanted)
     if as_json:

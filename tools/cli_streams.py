@@ -16,7 +16,7 @@ from . import dump as dump_command
 from . import dump_container, dump_devices
 from . import verify as verify_command
 from .dump import read_events
-from .opening import opened_stream
+from .opening import opened_stream, page_size_option
 from .rebuild import RebuiltGuest, rebuild
 
 
@@ -33,7 +33,10 @@ from .rebuild import RebuiltGuest, rebuild
     "several), with their places in the stream; with --json: the fields of all, or of that one",
 )
 @click.option("--xml", is_flag=True, help="print the domain XML of a libvirt image, and no more")
-def dump(stream: str | None, as_json: bool, pages: bool, devices: str | None, xml: bool) -> None:
+@page_size_option
+def dump(
+    stream: str | None, as_json: bool, pages: bool, devices: str | None, xml: bool, page_size: int
+) -> None:
     """Show what STREAM holds: a file, - for standard input, or DISK.qcow2#SNAPSHOT.
 
     It may be a libvirt save image, and compressed (zstd, gzip, bzip2, xz, lzop). Of a qcow2 image
@@ -50,7 +53,7 @@ def dump(stream: str | None, as_json: bool, pages: bool, devices: str | None, xm
         if xml:
             dump_container.print_xml(opened, as_json=as_json)
             return
-        summary = dump_command.summarise(opened.stream, on_pages=show if pages else None)
+        summary = dump_command.summarise(opened.stream, page_size, show if pages else None)
         if as_json:
             found = {"container": opened.as_json(), **summary.as_json()}
             if devices is not None:
@@ -68,7 +71,10 @@ def dump(stream: str | None, as_json: bool, pages: bool, devices: str | None, xm
 @click.option("--ram", "ram", multiple=True, metavar="BLOCK=FILE", help="compare this RAM block")
 @click.option("--against", metavar="STREAM", help="compare RAM with what another stream rebuilds")
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
-def verify(stream: str, ram: tuple[str, ...], against: str | None, as_json: bool) -> None:
+@page_size_option
+def verify(
+    stream: str, ram: tuple[str, ...], against: str | None, as_json: bool, page_size: int
+) -> None:
     """Check that STREAM (as in dump) is whole, and rebuilds this RAM.
 
     Whole: every structure is in order, devices are as the description says, and each page of each
@@ -76,10 +82,10 @@ def verify(stream: str, ram: tuple[str, ...], against: str | None, as_json: bool
     """
     files = _ram_files(ram)
     with ExitStack() as stack:
-        other = None if against is None else _rebuilt(against, stack)
+        other = None if against is None else _rebuilt(against, page_size, stack)
         opened = stack.enter_context(opened_stream(stream))
         try:
-            report = verify_command.verify(opened.stream, files, other)
+            report = verify_command.verify(opened.stream, files, other, page_size)
         except StreamError as error:
             if as_json:
                 click.echo(json.dumps(verify_command.invalid_as_json(error), indent=2))
@@ -91,14 +97,16 @@ def verify(stream: str, ram: tuple[str, ...], against: str | None, as_json: bool
             click.echo(line)
         if report.good:
             click.echo(f"{click.format_filename(stream)}: {report.summary()}")
+        for line in report.unchecked:
+            click.echo(f"not checked: {line}")
     if not report.good:
         sys.exit(1)
 
 
-def _rebuilt(path: str, stack: ExitStack) -> RebuiltGuest:
+def _rebuilt(path: str, page_size: int, stack: ExitStack) -> RebuiltGuest:
     """What a stream builds, with all its RAM, until `stack` is closed."""
     with opened_stream(path) as opened:
-        return rebuild(read_events(opened.stream), stack)
+        return rebuild(read_events(opened.stream, page_size), stack)
 
 
 def _ram_files(pairs: Iterable[str]) -> dict[str, str]:
@@ -118,14 +126,15 @@ def _ram_files(pairs: Iterable[str]) -> dict[str, str]:
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
-def diff(first: str, second: str, as_json: bool) -> None:
+@page_size_option
+def diff(first: str, second: str, as_json: bool, page_size: int) -> None:
     """Tell what differs between the streams A and B (as in dump).
 
     RAM blocks and their pages, as both streams build them in the end; devices and their fields.
     Exit status: 0 equal, 1 different. The RAM of both is held in memory, zero pages apart.
     """
     with ExitStack() as stack:
-        guests = [_rebuilt(stream, stack) for stream in (first, second)]
+        guests = [_rebuilt(stream, page_size, stack) for stream in (first, second)]
         difference = diff_command.compare_guests(*guests)
     if as_json:
         click.echo(json.dumps(difference.as_json(), indent=2))

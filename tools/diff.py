@@ -13,7 +13,7 @@ import click
 
 from .compare import ONLY_A, ONLY_B, PageRanges, differing, names_of_both
 from .diff_devices import DeviceDifference, compare_devices
-from .rebuild import RebuiltGuest
+from .rebuild import RebuiltGuest, absent_message
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,11 @@ class BlockDifference:
 
 @dataclass(frozen=True)
 class Difference:
-    """All that differs between two streams."""
+    """All that differs between two streams; `absent`: names of blocks that neither brings."""
 
     blocks: list[BlockDifference]
     devices: list[DeviceDifference]
+    absent: list[str]
 
     @property
     def equal(self) -> bool:
@@ -54,17 +55,20 @@ class Difference:
         return not self.blocks and not self.devices
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: equal, differing_pages, differing_fields (how many), blocks, devices."""
+        """Keys: equal, differing_pages, differing_fields (how many), blocks, devices, absent."""
         return {
             "equal": self.equal,
             "differing_pages": self._pages(),
             "differing_fields": self._fields(),
             "blocks": [block.as_json() for block in self.blocks],
             "devices": [device.as_json() for device in self.devices],
+            "absent": self.absent,
         }
 
     def print(self) -> None:
         """For people: the blocks, the devices with their fields, and how much it is."""
+        for name in self.absent:
+            click.echo(f"not compared: {absent_message(name)}")
         for block in self.blocks:
             click.echo(block.describe())
         for device in self.devices:
@@ -86,7 +90,8 @@ class Difference:
 
 def compare_guests(one: RebuiltGuest, other: RebuiltGuest) -> Difference:
     """Two guests with the images of all their blocks."""
-    return Difference([*compare_blocks(one, other)], [*compare_devices(one, other)])
+    absent = [name for name in one.blocks if name in one.absent and name in other.absent]
+    return Difference([*compare_blocks(one, other)], [*compare_devices(one, other)], absent)
 
 
 def compare_blocks(one: RebuiltGuest, other: RebuiltGuest) -> Iterator[BlockDifference]:

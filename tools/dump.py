@@ -193,10 +193,15 @@ def print_pages_as_json(pages: Pages) -> None:
     click.echo(json.dumps(asdict(pages)))
 
 
-def summarise(stream: BinaryIO, on_pages: Callable[[Pages], None] | None = None) -> Summary:
-    """Read all of it, and tell `on_pages` of every range of pages. Raises StreamError."""
-    summary = Summary()
-    for event in read_events(stream):
+def summarise(
+    stream: BinaryIO, page_size: int = 4096, on_pages: Callable[[Pages], None] | None = None
+) -> Summary:
+    """Read all of it, and tell `on_pages` of every range of pages; `page_size` as in `read_events`.
+
+    Raises StreamError.
+    """
+    summary = Summary(page_size=page_size)
+    for event in read_events(stream, page_size):
         if isinstance(event, (events.PageRun, events.EncodedRun)):
             block = summary.blocks[event.block_index]
             setattr(block, _kind(event), getattr(block, _kind(event)) + len(event.offsets))

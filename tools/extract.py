@@ -1,4 +1,4 @@
-"""A guest's RAM out of a stream, as files: raw images, an ELF core or LiME; and its devices' state.
+"""A guest out of a stream, as files: RAM (raw images, an ELF core or LiME), disks, devices' state.
 
 Memory use does not grow with the guest: the output itself is what pages are changed in.
 """
@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..guest.file_names import file_name
-from ..protocol import events, xbzrle
+from ..protocol import events
+from ..protocol.block_section import DiskBlock
 from ..protocol.errors import StreamError
 from ..protocol.memory_image import LIME_HEADER_SIZE, Region, elf_header, lime_header
-from .block_file import BlockFile
+from .block_file import BlockFile, check_run
+from .disks import Disk, DiskFiles
 from .dump import read_events
 from .failure import CommandError
 from .main_ram import elf_machine, main_block, regions
+from .rebuild import absent_message
 from .staged import Staged
 
 FORMATS = ("raw", "elf", "lime")
@@ -33,8 +36,9 @@ class ExtractError(CommandError):
 class Wanted:
     """`block`: by name; None: the guest's memory. `everything`: all blocks, into a folder.
 
-    `out`: of the RAM; `devices`: a folder for the devices' state. `max_below_4g`: see main_ram.
-    `partial`: keep what there is where the stream is damaged.
+    `out`: of the RAM; `devices`: a folder for the devices' state; `disks`: one for disks.
+    `max_below_4g`: see main_ram. `partial`: keep what there is where the stream is damaged.
+    `page_size`: as in `read_events`.
     """
 
     out: Path | None
@@ -44,6 +48,8 @@ class Wanted:
     devices: Path | None = None
     max_below_4g: int | None = None
     partial: bool = False
+    disks: Path | None = None
+    page_size: int = 4096
 
 
 @dataclass(frozen=True)
@@ -62,14 +68,22 @@ class Extracted:
 
 @dataclass
 class Report:
-    """What was extracted."""
+    """What was extracted; `absent`: names of blocks that the stream does not bring."""
 
     blocks: list[Extracted] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
     devices: int = 0
+    disks: list[Disk] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: blocks (see Extracted), devices (how many sections)."""
-        return {"blocks": [block.as_json() for block in self.blocks], "devices": self.devices}
+        """Keys: blocks (see Extracted), absent (names), devices (how many sections), disks (see
+        Disk)."""
+        return {
+            "blocks": [block.as_json() for block in self.blocks],
+            "absent": self.absent,
+            "devices": self.devices,
+            "disks": [disk.as_json() for disk in self.disks],
+        }
 
 
 def extract(stream: BinaryIO, wanted: Wanted) -> Report:
@@ -80,10 +94,10 @@ def extract(stream: BinaryIO, wanted: Wanted) -> Report:
     with ExitStack() as stack, Staged() as staged:
         work = _Extraction(wanted, staged, stack)
         try:
-            for event in read_events(stream):
+            for event in read_events(stream, wanted.page_size):
                 work.take(event)
         except StreamError:
-            if wanted.partial and work.report.blocks:
+            if wanted.partial and (work.report.blocks or work.report.disks):
                 staged.keep()
             raise
         report = work.finish()
@@ -99,10 +113,15 @@ class _Extraction:
         self._staged = staged
         self._stack = stack
         self._machine = ""
-        self._page_size = 4096
+        self._page_size = wanted.page_size
         self._files: dict[str, BlockFile] = {}
+        self._paths: dict[str, Path] = {}
         self._devices: list[dict[str, Any]] = []
         self._folder = None if wanted.devices is None else staged.folder(wanted.devices)
+        self._disks: DiskFiles | None = None
+        if wanted.disks is not None:
+            self._disks = DiskFiles(staged.folder(wanted.disks), wanted.disks, stack)
+        self._absent: set[str] = set()
         self._listed = False
         self.report = Report()
 
@@ -110,29 +129,49 @@ class _Extraction:
         """The next event."""
         if isinstance(event, events.Configuration):
             self._machine = event.machine
-            self._page_size = event.page_size or self._page_size
         elif isinstance(event, events.RamBlocks):
+            self._page_size = event.page_size
+            self._absent = {block.name for block in event.blocks if block.may_be_absent}
             self._open(event.blocks)
-        elif isinstance(event, events.PageRun) and event.block.name in self._files:
-            self._files[event.block.name].apply(event)
-        elif isinstance(event, events.XbzrleRun):
-            if event.block.name in self._files:
-                self._files[event.block.name].change(event)
-            else:
-                xbzrle.read_run(event, self._page_size)
+        elif isinstance(event, (events.PageRun, events.EncodedRun)):
+            self._pages(event)
+        elif isinstance(event, DiskBlock) and self._disks is not None:
+            self._disks.take(event)
+            self.report.disks = self._disks.disks
         elif isinstance(event, events.DeviceSection):
             self._device(event)
         elif isinstance(event, events.Description) and self._folder is not None:
             (self._folder / "description.json").write_bytes(event.text)
 
+    def _pages(self, run: events.PageRun | events.EncodedRun) -> None:
+        self._absent.discard(run.block.name)
+        file = self._files.get(run.block.name)
+        if file is not None:
+            file.take(run)
+        else:
+            check_run(run, self._page_size)
+
     def finish(self) -> Report:
         """The stream has ended."""
         if not self._listed and self._wanted.out is not None:
             raise ExtractError("the stream has no RAM")
+        if self._disks is not None and not self.report.disks:
+            raise ExtractError("the stream has no disks")
+        self._leave_out_absent()
         if self._folder is not None:
             text = json.dumps(self._devices, indent=1)
             (self._folder / "devices.json").write_text(text)
         return self.report
+
+    def _leave_out_absent(self) -> None:
+        """Shared blocks that did not come have no file."""
+        absent = [block for block in self.report.blocks if block.block in self._absent]
+        if absent and not self._wanted.everything:
+            raise ExtractError(absent_message(absent[0].block))
+        for block in absent:
+            self._paths[block.block].unlink()
+            self.report.blocks.remove(block)
+            self.report.absent.append(block.block)
 
     def _open(self, blocks: tuple[events.RamBlock, ...]) -> None:
         """The outputs for all blocks that are wanted."""
@@ -145,6 +184,7 @@ class _Extraction:
             for number, block in enumerate(blocks):
                 path = folder / file_name(number, block.name)
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                self._paths[block.name] = path
                 self._add(block, fd, out / path.name)
             return
         block = self._chosen(blocks)
@@ -168,7 +208,7 @@ class _Extraction:
         byte of RAM there."""
         if self._wanted.format == "raw":
             return None, [], 0
-        found = regions(self._machine, block.length, self._wanted.max_below_4g)
+        found = regions(self._machine, block, self._wanted.max_below_4g)
         if self._wanted.format == "elf":
             head = elf_header(found, elf_machine(self._machine))
             return found, [(0, head)], len(head)

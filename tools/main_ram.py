@@ -1,7 +1,7 @@
 """Which RAM block of a stream is the guest's memory, and where the guest sees it.
 
-The stream says neither; both follow from the machine's type. The layouts were read off QEMU 7.2
-and 10.0 (`info mtree -f`).
+The stream hardly says either; both follow from the machine's type. The layouts were read off QEMU
+7.2 and 10.0 (`info mtree -f`).
 """
 
 from __future__ import annotations
@@ -62,11 +62,27 @@ def main_block(blocks: Sequence[RamBlock], *, alone: bool) -> RamBlock:
     return found[0]
 
 
-def regions(machine: str, length: int, max_below_4g: int | None = None) -> list[Region]:
-    """Where the guest sees its memory of `length` bytes.
+def regions(machine: str, block: RamBlock, max_below_4g: int | None = None) -> list[Region]:
+    """Where the guest sees its memory, `block`.
 
-    `max_below_4g`: what the machine was given as max-ram-below-4g. Raises LayoutError.
+    By the machine's type, around the holes that it has; where the stream says an address
+    (x-ignore-shared) that is not where that type has its memory, there. `max_below_4g`: what the
+    machine was given as max-ram-below-4g. Raises LayoutError.
     """
+    try:
+        found = _layout(machine, block.length, max_below_4g)
+    except LayoutError:
+        if block.address is None:
+            raise
+        found = []
+    if block.address is not None and (not found or found[0].address != block.address):
+        if block.address + block.length > 1 << 64:
+            raise LayoutError(f"RAM block {block.name} at {block.address:#x}: no such address")
+        return [Region(0, block.length, block.address)]
+    return found
+
+
+def _layout(machine: str, length: int, max_below_4g: int | None) -> list[Region]:
     if machine.startswith("virt-"):
         return [Region(0, length, VIRT_RAM)]
     below = min(length, _below_4g(machine, length, max_below_4g))

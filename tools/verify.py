@@ -8,12 +8,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from ..protocol.description import devices_of
 from ..protocol.errors import StreamError
 from ..protocol.fields import Decoder
+from .block_file import BlockFile
 from .compare import STEP, PageRanges, differing
 from .diff import BlockDifference, compare_blocks
 from .dump import read_events
-from .rebuild import Image, RebuildError, RebuiltGuest, rebuild
+from .rebuild import RebuildError, RebuiltGuest, absent_message, rebuild
 
 FIRST_PAGES = 8
 """How many differing pages are named."""
@@ -55,12 +57,13 @@ class Comparison:
 class Report:
     """What was found in a stream that is valid.
 
-    `described`: whether devices could be checked against a description. `unseen`: of RAM blocks,
-    pages that never came. `ram`: blocks beside files. `against`: blocks unlike the other stream's,
-    None if there is no other.
+    `described`: whether devices could be checked against a description. `unchecked`: what could not
+    be, a line each. `unseen`: of RAM blocks, pages that never came. `ram`: blocks beside files.
+    `against`: blocks unlike the other stream's, None if there is no other.
     """
 
     described: bool
+    unchecked: list[str]
     unseen: dict[str, PageRanges]
     ram: list[Comparison]
     against: list[BlockDifference] | None = None
@@ -81,17 +84,18 @@ class Report:
     def summary(self) -> str:
         """A few words, where nothing is wrong."""
         equal = "; RAM is equal" if self.ram or self.against is not None else ""
-        return "valid" + ("" if self.described else " (devices are not described)") + equal
+        return "valid" + equal
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: valid, error, described, unseen (of each block: block, pages, first_ranges), ram,
-        against (null, or the blocks that differ, as in BlockDifference)."""
+        """Keys: valid, error, described, unchecked (lines), unseen (of each block: block, pages,
+        first_ranges), ram, against (null, or the blocks that differ, as in BlockDifference)."""
         unseen = [{"block": name, **pages.as_json()} for name, pages in self.unseen.items()]
         against = None if self.against is None else [block.as_json() for block in self.against]
         return {
             "valid": True,
             "error": None,
             "described": self.described,
+            "unchecked": self.unchecked,
             "unseen": unseen,
             "ram": [comparison.as_json() for comparison in self.ram],
             "against": against,
@@ -101,11 +105,11 @@ class Report:
 def invalid_as_json(error: StreamError) -> dict[str, Any]:
     """The keys of Report; of the error: offset, section, message."""
     found = {"offset": error.offset, "section": error.section, "message": error.message}
-    nothing = Report(described=False, unseen={}, ram=[])
+    nothing = Report(described=False, unchecked=[], unseen={}, ram=[])
     return {**nothing.as_json(), "valid": False, "error": found}
 
 
-def compare_file(image: Image, block: str, file: BinaryIO) -> Comparison:
+def compare_file(image: BlockFile, block: str, file: BinaryIO) -> Comparison:
     """With a file of the same length. Raises RebuildError."""
     size = file.seek(0, os.SEEK_END)
     if size != image.length:
@@ -140,7 +144,32 @@ def verify(
         check_devices(guest)
         ram = [compare_file(guest.images[block], block, file) for block, file in opened.items()]
         against = None if other is None else [*compare_blocks(guest, other)]
-        return Report(guest.description is not None, unseen_pages(guest), ram, against)
+        described = guest.description is not None
+        return Report(described, unchecked(guest), unseen_pages(guest), ram, against)
+
+
+def unchecked(guest: RebuiltGuest) -> list[str]:
+    """What the stream does not tell enough of, a line each."""
+    found = [absent_message(name) for name in guest.blocks if name in guest.absent]
+    found += [f"section {name}: nobody knows what is in it" for name in sorted(guest.unread)]
+    if guest.unsplit:
+        found.append(f"{guest.unsplit} bytes of devices: nothing tells them apart")
+    elif guest.description is None and guest.devices:
+        found.append("devices: the stream has no description of them")
+    return found + _undescribed(guest)
+
+
+def _undescribed(guest: RebuiltGuest) -> list[str]:
+    """Devices that a description leaves out."""
+    if guest.description is None:
+        return []
+    known = {key for key, _ in devices_of(guest.description.json)}
+    ids = [(section.name, section.instance_id) for section in guest.devices]
+    return [
+        f"device {name}#{number}: not described"
+        for name, number in ids
+        if (name, number) not in known
+    ]
 
 
 def check_devices(guest: RebuiltGuest) -> None:
@@ -157,6 +186,9 @@ def unseen_pages(guest: RebuiltGuest) -> dict[str, PageRanges]:
     virtio-mem device has unplugged, and those that a balloon's free page hints name."""
     found = {}
     for name, seen in guest.seen.items():
+        # What a mapped-ram file has no page for is zero.
+        if name in guest.absent or guest.blocks[name].mapped is not None:
+            continue
         pages = PageRanges(guest.page_size)
         for start in range(0, len(seen), STEP):
             # Places that nobody wrote to take no memory, and must not be copied all at once.

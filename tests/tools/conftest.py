@@ -108,7 +108,7 @@ def closing() -> list[events.Event]:
         *piece(SectionType.END),
         *devices,
         events.EndOfStream(0),
-        describe(devices),
+        describe([*devices, device(0, "timer", b"\x01" * 24)]),
     ]
 
 

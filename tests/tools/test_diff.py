@@ -72,6 +72,7 @@ def test_equal(streams: Any, vmferry: Any) -> None:
         "differing_fields": 0,
         "blocks": [],
         "devices": [],
+        "absent": [],
     }
 
 
@@ -117,6 +118,7 @@ def test_all_that_differs(streams: Any, vmferry: Any) -> None:
     nothing = {"instance_id": 0, "differing_fields": 0, "fields": []}
     assert found == {
         "equal": False,
+        "absent": [],
         "differing_pages": 4,
         "differing_fields": 3,
         "devices": [

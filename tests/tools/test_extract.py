@@ -170,18 +170,18 @@ MIB = 1 << 20
 def test_layouts(machine: str, mib: int, limit: int | None, below: int) -> None:
     """Broken: addresses would differ from those that the machine has."""
     length, split = mib * MIB, below * MIB
-    found = regions(machine, length, None if limit is None else limit * MIB)
+    found = regions(machine, events.RamBlock("ram", length), None if limit is None else limit * MIB)
     expected = [Region(0, split, 0), Region(split, length - split, 4 * GIB)]
     assert found == (expected if length > split else expected[:1])
 
 
 def test_other_layouts() -> None:
     """Broken: an address would be made up where it is not known."""
-    assert regions("virt-10.0", 8 * GIB) == [Region(0, 8 * GIB, GIB)]
+    assert regions("virt-10.0", events.RamBlock("ram", 8 * GIB)) == [Region(0, 8 * GIB, GIB)]
     with pytest.raises(LayoutError, match=r"pseries-7\.2 is not known"):
-        regions("pseries-7.2", GIB)
+        regions("pseries-7.2", events.RamBlock("ram", GIB))
     with pytest.raises(LayoutError, match="1 TiB"):
-        regions("pc-q35-7.2", 1100 * GIB)
+        regions("pc-q35-7.2", events.RamBlock("ram", 1100 * GIB))
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_many_changes_at_once(tmp_path: Path) -> None:
     path = tmp_path / "ram"
     path.write_bytes(bytes(length))
     fd = os.open(path, os.O_RDWR)
-    BlockFile(fd, length, 4096).change(run)
+    BlockFile(fd, length, 4096).take(run)
     os.close(fd)
     assert path.read_bytes() == expected
 
@@ -280,7 +280,7 @@ def test_damaged_streams_are_as_verify_has_them(streams: Any, tmp_path: Path) ->
             assert os.listdir(tmp_path) == []
             continue
         compared = verify(io.BytesIO(data), {report.blocks[0].block: str(path)})
-        assert compared[0].equal
+        assert compared.ram[0].equal
         path.unlink()
         whole += 1
     assert 10 < whole < 140
