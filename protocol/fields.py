@@ -243,9 +243,31 @@ class Decoder:
 def decode(
     structure: Structure | None, payload: bytes, offset: int, section: str
 ) -> tuple[Field, ...]:
-    """The fields of a payload that stands at `offset` in the stream. Raises StreamError."""
+    """The fields of a payload that stands at `offset` in the stream: one of type `undescribed`
+    where its description is missing, or hides part of it. Raises StreamError."""
+    undescribed = (Field("payload", "undescribed", offset, len(payload), payload),)
     if structure is None:
-        return (Field("payload", "undescribed", offset, len(payload), payload),)
+        return undescribed
+    try:
+        return _decode(structure, payload, offset, section)
+    except StreamError:
+        if isinstance(structure, dict) and _hides_structures(structure):
+            return undescribed
+        raise
+
+
+def _hides_structures(structure: Structure) -> bool:
+    """Whether an array of pointers is told by its first one, which leads nowhere, as QEMU before
+    10.0 does: what the others lead to stands in the payload, undescribed."""
+    try:
+        return any(
+            entry.get("struct") == {} and extent(entry)[0] > 1 for entry in fields_of(structure)
+        )
+    except DescriptionError:
+        return False
+
+
+def _decode(structure: Structure, payload: bytes, offset: int, section: str) -> tuple[Field, ...]:
     try:
         if not isinstance(structure, dict):
             raise DescriptionError("it is no object")

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from ..protocol.description import devices_of
 from ..protocol.errors import StreamError
 from ..protocol.fields import Decoder
 from .block_file import BlockFile
@@ -141,44 +140,39 @@ def verify(
         opened = {block: stack.enter_context(open(path, "rb")) for block, path in files.items()}
         guest = rebuild(read_events(stream, page_size), stack, opened if other is None else None)
         guest.check_blocks(opened)
-        check_devices(guest)
+        undescribed = check_devices(guest)
         ram = [compare_file(guest.images[block], block, file) for block, file in opened.items()]
         against = None if other is None else [*compare_blocks(guest, other)]
         described = guest.description is not None
-        return Report(described, unchecked(guest), unseen_pages(guest), ram, against)
+        return Report(described, unchecked(guest, undescribed), unseen_pages(guest), ram, against)
 
 
-def unchecked(guest: RebuiltGuest) -> list[str]:
+def unchecked(guest: RebuiltGuest, undescribed: list[str]) -> list[str]:
     """What the stream does not tell enough of, a line each."""
     found = [absent_message(name) for name in guest.blocks if name in guest.absent]
     found += [f"section {name}: nobody knows what is in it" for name in sorted(guest.unread)]
     if guest.unsplit:
         found.append(f"{guest.unsplit} bytes of devices: nothing tells them apart")
-    elif guest.description is None and guest.devices:
+    if guest.description is None and guest.devices:
         found.append("devices: the stream has no description of them")
-    return found + _undescribed(guest)
+    elif undescribed:
+        found.append(f"devices that the description leaves out: {', '.join(undescribed)}")
+    return found
 
 
-def _undescribed(guest: RebuiltGuest) -> list[str]:
-    """Devices that a description leaves out."""
-    if guest.description is None:
-        return []
-    known = {key for key, _ in devices_of(guest.description.json)}
-    ids = [(section.name, section.instance_id) for section in guest.devices]
-    return [
-        f"device {name}#{number}: not described"
-        for name, number in ids
-        if (name, number) not in known
-    ]
+def check_devices(guest: RebuiltGuest) -> list[str]:
+    """The devices that the description does not tell of, `name#instance`.
 
-
-def check_devices(guest: RebuiltGuest) -> None:
-    """Raises StreamError where a device's bytes are not as the description says."""
+    Raises StreamError where a device's bytes are not as the description says.
+    """
     decoder = Decoder(guest.description)
     if guest.configuration is not None:
         decoder.decode_configuration(guest.configuration)
-    for section in guest.devices:
-        decoder.decode(section)
+    return [
+        f"{section.name}#{section.instance_id}"
+        for section in guest.devices
+        if any(field.type == "undescribed" for field in decoder.decode(section))
+    ]
 
 
 def unseen_pages(guest: RebuiltGuest) -> dict[str, PageRanges]:

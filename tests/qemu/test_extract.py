@@ -119,7 +119,7 @@ def test_savevm_is_read(version: str, disk: Path, tmp_path: Path) -> None:
     try:
         guest.wait_for_beats()
         # A disk that keeps no snapshots may not be there, and the guest has booted.
-        guest.ask(hmp, **{"command-line": "eject -f floppy0"})
+        guest.ask(hmp, **{"command-line": "eject -f boot"})
         for name in ("first", "second"):
             said = guest.ask(hmp, **{"command-line": f"savevm {name}"})
             assert not said, said

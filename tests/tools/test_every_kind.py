@@ -51,7 +51,7 @@ def test_what_cannot_be_checked_is_told(vmferry: Any) -> None:
     assert told("opaque")[0] == "section vfio: nobody knows what is in it"
     assert told("nothing-told")[0].endswith("bytes of devices: nothing tells them apart")
     assert told("shared") == [shared.format("ram"), shared.format("rom")]
-    assert told("block") == ["device early#0: not described"]
+    assert told("block") == ["devices that the description leaves out: early#0"]
 
 
 def test_a_shared_block_is_not_extracted(vmferry: Any) -> None:
