@@ -8,7 +8,7 @@ docs/devel/migration/main.rst, and the descriptions of captured streams.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from . import stream
@@ -83,3 +83,32 @@ def text(entry: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str) or not value.isprintable() or len(value) > 255:
         raise DescriptionError(f"{key} is missing, or no name")
     return value
+
+
+def with_capabilities(description: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The description of the same stream, but for a configuration that has these capabilities.
+
+    Only newer streams describe their configuration.
+    """
+    structure = description.get("configuration")
+    if not isinstance(structure, dict):
+        return description
+    kept = [
+        subsection
+        for subsection in subsections_of(structure)
+        if subsection.get("vmsd_name") != stream.CAPABILITIES.decode()
+    ]
+    if names:
+        # They stand behind the page size and before the UUID.
+        first = kept[:1] if kept and kept[0].get("vmsd_name") == stream.PAGE_BITS.decode() else []
+        kept = [*first, _capabilities(names), *kept[len(first) :]]
+    changed = {key: value for key, value in structure.items() if key != "subsections"}
+    return {**description, "configuration": {**changed, **({"subsections": kept} if kept else {})}}
+
+
+def _capabilities(names: Sequence[str]) -> Structure:
+    fields = [{"name": "caps_count", "type": "uint32", "size": 4}]
+    for index, name in enumerate(names):
+        entry = {"name": "capabilities", "type": "capability", "size": 1 + len(name)}
+        fields.append({**entry, "index": index} if len(names) > 1 else entry)
+    return {"vmsd_name": stream.CAPABILITIES.decode(), "version": 1, "fields": fields}

@@ -100,17 +100,19 @@ def extract(
     "--to", "container", type=click.Choice(list(convert_command.CONTAINERS)), required=True
 )
 @click.option("--xml", type=click.File(encoding="utf-8"), help="libvirt: the domain's XML")
-def convert(stream: str, out: Path, container: str, xml: TextIO | None) -> None:
+@page_size_option
+def convert(stream: str, out: Path, container: str, xml: TextIO | None, page_size: int) -> None:
     """Put the stream IN (as in dump) into another container, OUT (- for standard output).
 
     What comes out is for QEMU (-incoming; compressed: by way of zstd -dc or gzip -dc), a libvirt
-    image for virsh restore. It keeps the domain's XML of a libvirt image.
+    image for virsh restore. It keeps the domain's XML of a libvirt image. A mapped-ram file is for
+    QEMU's capability of that name (9.0 on), and -incoming file:OUT.
     """
     if xml is not None and not container.startswith("libvirt"):
         raise click.UsageError("--xml is for --to libvirt")
     text = None if xml is None else _xml_text(xml)
     with opened_stream(stream) as opened:
-        convert_command.convert(opened, out, container, text)
+        convert_command.convert(opened, out, container, text, page_size)
 
 
 def _xml_text(file: TextIO) -> str:

@@ -15,11 +15,14 @@ from typing import BinaryIO, Protocol, cast
 import click
 import zstandard
 
-from ..protocol import libvirt
+from ..protocol import events, libvirt
+from ..protocol.configuration import MAPPED_RAM
 from ..protocol.reader import StreamReader
+from ..protocol.writer import StreamWriter
 from .containers import MAX_XML, Opened, SaveImage
-from .dump import PIECE
+from .dump import PIECE, from_a_pipe, read_events
 from .failure import CommandError
+from .mapped_stream import MappedFile, plain_events
 from .staged import Staged
 
 FRAME = 1 << 20
@@ -77,16 +80,22 @@ CONTAINERS = {
     "gzip": "gzip",
     **{f"libvirt:{name}": name for name in COMPRESSORS},
     "libvirt": "raw",
+    MAPPED_RAM: "raw",
 }
 """What a stream can be put into, and how it is compressed there."""
 
 
-def convert(opened: Opened, out: Path, container: str, xml: str | None = None) -> int:
+def convert(
+    opened: Opened, out: Path, container: str, xml: str | None = None, page_size: int = 4096
+) -> int:
     """Write the stream to `out` (`-`: standard output), in one of CONTAINERS; bytes of the stream.
 
-    `xml`: of the domain, for a libvirt image; None: what `opened` has. A file is there only when
-    all went well. Raises StreamError, ConvertError, OSError.
+    `xml`: of the domain, for a libvirt image; None: what `opened` has. `page_size`: as in
+    `read_events`. A file is there only when all went well. Raises StreamError, CommandError,
+    OSError.
     """
+    if container == MAPPED_RAM:
+        return _to_mapped_ram(opened, out, page_size)
     name = CONTAINERS[container]
     head = b""
     if container.startswith("libvirt"):
@@ -95,7 +104,7 @@ def convert(opened: Opened, out: Path, container: str, xml: str | None = None) -
     size = 0
     with _output(out) as file:
         file.write(head)
-        for piece in whole_stream(opened.stream):
+        for piece in plain_stream(opened.stream, page_size):
             file.write(compressor.compress(piece))
             size += len(piece)
         file.write(compressor.flush())
@@ -103,9 +112,43 @@ def convert(opened: Opened, out: Path, container: str, xml: str | None = None) -
     return size
 
 
-def whole_stream(stream: BinaryIO) -> Iterator[memoryview]:
-    """The bytes of a stream up to its end, each piece valid until the next. Raises StreamError."""
-    reader = StreamReader()
+def _to_mapped_ram(opened: Opened, out: Path, page_size: int) -> int:
+    if str(out) == "-":
+        raise ConvertError("a mapped-ram file is written at any place: it needs a file")
+    with Staged() as staged:
+        with os.fdopen(staged.file(out), "r+b") as file:
+            mapped = MappedFile(file.fileno())
+            for event in read_events(opened.stream, page_size):
+                mapped.take(event)
+            size = mapped.finish()
+        staged.keep()
+    return size
+
+
+def plain_stream(stream: BinaryIO, page_size: int) -> Iterator[memoryview]:
+    """The bytes of a stream up to its end, each piece valid until the next; those of a mapped-ram
+    file as an ordinary stream. Raises StreamError."""
+    if not is_mapped(stream, page_size):
+        yield from whole_stream(stream, page_size)
+        return
+    for event in plain_events(read_events(stream, page_size)):
+        yield memoryview(StreamWriter().write(event))
+
+
+def is_mapped(stream: BinaryIO, page_size: int) -> bool:
+    """Whether it is a mapped-ram file; only what can be sought in may be. Raises StreamError."""
+    if not stream.seekable():
+        return False
+    start = stream.tell()
+    found = read_events(stream, page_size)
+    listed = next((event for event in found if isinstance(event, events.RamBlocks)), None)
+    stream.seek(start)
+    return listed is not None and any(block.mapped is not None for block in listed.blocks)
+
+
+def whole_stream(stream: BinaryIO, page_size: int) -> Iterator[memoryview]:
+    """The bytes of a stream up to its end, as they are. Raises StreamError."""
+    reader = StreamReader(page_size=page_size)
     buffer = memoryview(bytearray(PIECE))
     kept = 0
     while not reader.finished:
@@ -114,7 +157,10 @@ def whole_stream(stream: BinaryIO) -> Iterator[memoryview]:
             reader.close()
             yield buffer[:kept]
             return
-        _, done = reader.parse(buffer[: kept + count])
+        found, done = reader.parse(buffer[: kept + count])
+        for event in found:
+            if isinstance(event, events.RamBlocks) and any(block.mapped for block in event.blocks):
+                raise from_a_pipe(event)
         yield buffer[:done]
         rest = bytes(buffer[done : kept + count])
         buffer[: len(rest)] = rest

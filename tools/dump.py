@@ -55,12 +55,17 @@ def read_events(stream: BinaryIO, page_size: int = 4096) -> Iterator[events.Even
         kept = len(rest)
 
 
+def from_a_pipe(listed: events.RamBlocks) -> UnsupportedError:
+    """What is wrong with a mapped-ram stream that cannot be sought in."""
+    message = "a mapped-ram stream is read from a file, not from a pipe"
+    return UnsupportedError(message, offset=listed.offset, section=SECTION_NAME)
+
+
 def _mapped_pages(
     stream: BinaryIO, start: int | None, listed: events.RamBlocks
 ) -> Iterator[events.Event]:
     if start is None:
-        message = "a mapped-ram stream is read from a file, not from a pipe"
-        raise UnsupportedError(message, offset=listed.offset, section=SECTION_NAME)
+        raise from_a_pipe(listed)
     first, behind = start, stream.tell()
 
     def read_at(position: int, size: int) -> bytes:
