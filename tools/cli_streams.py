@@ -13,11 +13,11 @@ import click
 from ..protocol.errors import StreamError
 from . import diff as diff_command
 from . import dump as dump_command
-from . import dump_container, dump_devices
+from . import dump_container, dump_devices, dump_page
 from . import verify as verify_command
-from .dump import read_events
 from .opening import opened_stream, page_size_option
 from .rebuild import RebuiltGuest, rebuild
+from .stream_events import read_events
 
 
 @click.command()
@@ -63,7 +63,7 @@ def dump(
             dump_devices.print_devices(summary, devices)
         else:
             dump_container.print_container(opened)
-            dump_command.print_summary(summary, devices=devices is not None)
+            dump_page.print_summary(summary, devices=devices is not None)
 
 
 @click.command()

@@ -20,10 +20,10 @@ from ..protocol.configuration import MAPPED_RAM
 from ..protocol.reader import StreamReader
 from ..protocol.writer import StreamWriter
 from .containers import MAX_XML, Opened, SaveImage
-from .dump import PIECE, from_a_pipe, read_events
 from .failure import CommandError
 from .mapped_stream import MappedFile, plain_events
 from .staged import Staged
+from .stream_events import PIECE, from_a_pipe, read_events
 
 FRAME = 1 << 20
 """Bytes of stream in a zstd frame: `vmferry receive` decompresses frames of this size at once."""

@@ -3,100 +3,71 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from os import SEEK_CUR
 from typing import Any, BinaryIO
 
 import click
 import numpy as np
 
-from ..guest.sizes import format_size
 from ..protocol import events
-from ..protocol.errors import UnsupportedError
-from ..protocol.mapped_pages import read_pages
-from ..protocol.ram import SECTION_NAME
-from ..protocol.reader import StreamReader
-from ..protocol.stream import CommandType, SectionType
-from .readable import table
-
-PIECE = 4 << 20
+from ..protocol.stream import SectionType
+from .rounds import Rounds
+from .stream_events import read_events
 
 PAGE_KINDS = ("plain", "zero", "xbzrle", "compressed")
 """How pages may be sent."""
 
 
-def read_events(stream: BinaryIO, page_size: int = 4096) -> Iterator[events.Event]:
-    """All events of a stream; page data is valid until the next one is asked for.
-
-    The pages of a mapped-ram file come behind the list of RAM blocks. `page_size`: bytes, where the
-    stream does not say before its pages come.
-    """
-    reader = StreamReader(page_size=page_size)
-    start = stream.tell() if stream.seekable() else None
-    buffer = memoryview(bytearray(PIECE))
-    kept = 0
-    while not reader.finished:
-        if start is not None and reader.to_skip:
-            stream.seek(reader.to_skip, SEEK_CUR)
-            reader.skip(reader.to_skip)
-        count = stream.readinto(buffer[kept:])  # type: ignore[attr-defined]
-        if not count:
-            yield from reader.close()
-            return
-        found, done = reader.parse(buffer[: kept + count])
-        for event in found:
-            yield event
-            if isinstance(event, events.RamBlocks) and any(b.mapped for b in event.blocks):
-                yield from _mapped_pages(stream, start, event)
-        rest = bytes(buffer[done : kept + count])
-        buffer[: len(rest)] = rest
-        kept = len(rest)
-
-
-def from_a_pipe(listed: events.RamBlocks) -> UnsupportedError:
-    """What is wrong with a mapped-ram stream that cannot be sought in."""
-    message = "a mapped-ram stream is read from a file, not from a pipe"
-    return UnsupportedError(message, offset=listed.offset, section=SECTION_NAME)
-
-
-def _mapped_pages(
-    stream: BinaryIO, start: int | None, listed: events.RamBlocks
-) -> Iterator[events.Event]:
-    if start is None:
-        raise from_a_pipe(listed)
-    first, behind = start, stream.tell()
-
-    def read_at(position: int, size: int) -> bytes:
-        stream.seek(first + position)
-        return stream.read(size)
-
-    yield from read_pages(listed, read_at)
-    stream.seek(behind)
-
-
 @dataclass
-class BlockSummary:
-    """Pages of one RAM block, by kind."""
+class PageCount:
+    """How many pages came, by kind."""
 
-    name: str
-    length: int
     plain: int = 0
     zero: int = 0
     xbzrle: int = 0
     compressed: int = 0
 
+    def add(self, kind: str, count: int) -> None:
+        """So many more of one of PAGE_KINDS."""
+        setattr(self, kind, getattr(self, kind) + count)
+
+    def row(self) -> list[int]:
+        """In the order of PAGE_KINDS."""
+        return [getattr(self, kind) for kind in PAGE_KINDS]
+
+
+@dataclass
+class BlockSummary:
+    """Pages of one RAM block. `may_be_absent`: see RamBlock."""
+
+    name: str
+    length: int
+    may_be_absent: bool
+    pages: PageCount
+
+    @property
+    def absent(self) -> bool:
+        """It is shared, and was left out."""
+        return self.may_be_absent and not any(self.pages.row())
+
+    def as_json(self) -> dict[str, Any]:
+        """Keys: name, length, absent, and how many pages of each of PAGE_KINDS."""
+        known = {"name": self.name, "length": self.length, "absent": self.absent}
+        return {**known, **asdict(self.pages)}
+
 
 @dataclass
 class SectionSummary:
-    """An iterative section other than `ram`. `known`: what it holds was read."""
+    """An iterative section: `pieces` of `size` bytes together. `known`: what it holds was read."""
 
     name: str
     section_id: int
     instance_id: int
     version: int
     pieces: int = 0
+    size: int = 0
     known: bool = True
 
 
@@ -114,17 +85,20 @@ class Summary:
     devices: list[events.DeviceSection] = field(default_factory=list)
     configuration: events.Configuration | None = None
     description: events.Description | None = None
+    rounds: list[PageCount] = field(default_factory=list)
+    """See `rounds`; none where pages have places of their own (mapped-ram)."""
     sections: dict[int, SectionSummary] = field(default_factory=dict)
     """By section id."""
-    last: SectionSummary | None = None
-    """The one whose piece came last."""
+    piece: tuple[SectionSummary, int] | None = None
+    """The section whose piece came last, and where in the stream that begins."""
     footers: bool = True
     unsplit: int = 0
     """Bytes of device sections that cannot be told apart."""
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: machine, page_size, capabilities, size, ram_parts, commands, blocks, sections,
-        devices, unsplit_devices, footers, description."""
+        """Keys: machine, page_size, capabilities, size, ram_parts, commands, blocks (see
+        BlockSummary), rounds (of each, pages by kind), sections (see SectionSummary), devices (see
+        device_as_json), unsplit_devices (bytes), footers, description (whether there are any)."""
         return {
             "machine": self.machine,
             "page_size": self.page_size,
@@ -132,7 +106,8 @@ class Summary:
             "size": self.size,
             "ram_parts": self.ram_parts,
             "commands": self.commands,
-            "blocks": [asdict(block) for block in self.blocks],
+            "blocks": [block.as_json() for block in self.blocks],
+            "rounds": [asdict(pages) for pages in self.rounds],
             "sections": [asdict(section) for section in self.sections.values()],
             "devices": [self.device_as_json(device) for device in self.devices],
             "unsplit_devices": self.unsplit,
@@ -205,11 +180,10 @@ def summarise(
 
     Raises StreamError.
     """
-    summary = Summary(page_size=page_size)
+    summary, rounds = Summary(page_size=page_size), Rounds()
     for event in read_events(stream, page_size):
         if isinstance(event, (events.PageRun, events.EncodedRun)):
-            block = summary.blocks[event.block_index]
-            setattr(block, _kind(event), getattr(block, _kind(event)) + len(event.offsets))
+            _count(summary, event, rounds)
             if on_pages is not None:
                 for pages in split_run(event, summary.page_size):
                     on_pages(pages)
@@ -218,8 +192,26 @@ def summarise(
     return summary
 
 
+def _count(summary: Summary, run: events.PageRun | events.EncodedRun, rounds: Rounds) -> None:
+    kind = _kind(run)
+    pages = summary.blocks[run.block_index].pages
+    pages.add(kind, len(run.offsets))
+    if isinstance(run, events.MappedRun):
+        pages.zero -= len(run.offsets)
+        return
+    numbers = (run.offsets // np.uint64(summary.page_size)).astype(np.intp)
+    for number, count in rounds.split(run.block_index, numbers):
+        if number == len(summary.rounds):
+            summary.rounds.append(PageCount())
+        summary.rounds[number].add(kind, count)
+
+
 def _note(summary: Summary, event: events.Event) -> None:
     summary.size = max(summary.size, event.offset)
+    if summary.piece is not None and isinstance(event, _BEHIND_A_PIECE):
+        section, start = summary.piece
+        section.size += event.offset - start
+        summary.piece = None
     note = _NOTES.get(type(event))
     if note is not None:
         note(summary, event)
@@ -233,11 +225,17 @@ def _note_configuration(summary: Summary, event: events.Configuration) -> None:
 
 def _note_ram(summary: Summary, event: events.RamSection) -> None:
     summary.ram_parts += event.kind == SectionType.PART
+    _note_piece(summary, event)
 
 
 def _note_blocks(summary: Summary, event: events.RamBlocks) -> None:
     summary.page_size = event.page_size
-    summary.blocks = [BlockSummary(block.name, block.length) for block in event.blocks]
+    for block in event.blocks:
+        # What a mapped-ram file has no page for is zero.
+        mapped = block.mapped is not None and block.mapped.present
+        pages = PageCount(zero=block.length // event.page_size if mapped else 0)
+        listed = BlockSummary(block.name, block.length, block.may_be_absent, pages)
+        summary.blocks.append(listed)
 
 
 def _note_piece(summary: Summary, event: events.IterativeSection) -> None:
@@ -246,12 +244,12 @@ def _note_piece(summary: Summary, event: events.IterativeSection) -> None:
         SectionSummary(event.name, event.section_id, event.instance_id, event.version),
     )
     section.pieces += 1
-    summary.last = section
+    summary.piece = section, event.offset
 
 
 def _note_opaque(summary: Summary, _: events.OpaquePiece) -> None:
-    assert summary.last is not None
-    summary.last.known = False
+    assert summary.piece is not None
+    summary.piece[0].known = False
 
 
 def _note_no_footers(summary: Summary, _: events.NoFooters) -> None:
@@ -271,6 +269,13 @@ def _note_description(summary: Summary, event: events.Description) -> None:
     summary.size = event.offset + 5 + len(event.text)
 
 
+_BEHIND_A_PIECE = (
+    events.IterativeSection,
+    events.DeviceSection,
+    events.UnsplitDevices,
+    events.Command,
+    events.EndOfStream,
+)
 _NOTES: dict[type, Callable[[Summary, Any], None]] = {
     events.Configuration: _note_configuration,
     events.RamSection: _note_ram,
@@ -284,55 +289,3 @@ _NOTES: dict[type, Callable[[Summary, Any], None]] = {
     events.EndOfStream: _note_end,
     events.Description: _note_description,
 }
-
-
-def print_summary(summary: Summary, *, devices: bool) -> None:
-    """For people."""
-    click.echo(f"machine      {summary.machine or 'not named'}")
-    click.echo(f"page size    {summary.page_size}")
-    click.echo(f"size         {format_size(summary.size)} ({summary.size} bytes)")
-    if summary.capabilities:
-        click.echo(f"capabilities {' '.join(summary.capabilities)}")
-    click.echo(f"ram parts    {summary.ram_parts}")
-    for section in summary.sections.values():
-        unknown = "" if section.known else ", of an unknown kind"
-        click.echo(f"section      {section.name}, {section.pieces} pieces{unknown}")
-    if summary.commands:
-        names = (CommandType(command).name for command in summary.commands)
-        click.echo(f"commands     {' '.join(names)}")
-    click.echo(f"devices      {len(summary.devices)} sections")
-    if not summary.footers:
-        click.echo("footers      no")
-    if summary.unsplit:
-        told = "without footers, their description does not tell them apart"
-        click.echo(f"unsplit      {summary.unsplit} bytes of devices: {told}")
-    click.echo(f"description  {'yes' if summary.description else 'no'}")
-    rows = [
-        (block.name, format_size(block.length), *(str(getattr(block, kind)) for kind in PAGE_KINDS))
-        for block in summary.blocks
-    ]
-    head = ("RAM block", "length", *(f"{kind} pages" for kind in PAGE_KINDS))
-    print_table([head, *rows])
-    if devices:
-        _list_devices(summary)
-
-
-def _list_devices(summary: Summary) -> None:
-    rows = [
-        (
-            str(section.section_id),
-            section.name,
-            str(section.instance_id),
-            str(section.version),
-            f"{section.payload_offset:#x}",
-            str(len(section.payload)),
-        )
-        for section in summary.devices
-    ]
-    print_table([("id", "device", "instance", "version", "offset", "bytes"), *rows])
-
-
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """See `table`; a step to the right."""
-    for line in table(rows):
-        click.echo(f" {line}")

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..protocol import events
 from ..protocol.fields import Decoder, Field
-from .dump import Summary, print_table
+from .dump import Summary
+from .dump_page import print_table
 from .failure import CommandError
 
 CONFIGURATION = "configuration"

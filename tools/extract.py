@@ -19,11 +19,11 @@ from ..protocol.errors import StreamError
 from ..protocol.memory_image import LIME_HEADER_SIZE, Region, elf_header, lime_header
 from .block_file import BlockFile, check_run
 from .disks import Disk, DiskFiles
-from .dump import read_events
 from .failure import CommandError
 from .main_ram import elf_machine, main_block, regions
 from .rebuild import absent_message
 from .staged import Staged
+from .stream_events import read_events
 
 FORMATS = ("raw", "elf", "lime")
 

@@ -13,8 +13,8 @@ from ..protocol.fields import Decoder
 from .block_file import BlockFile
 from .compare import STEP, PageRanges, differing
 from .diff import BlockDifference, compare_blocks
-from .dump import read_events
 from .rebuild import RebuildError, RebuiltGuest, absent_message, rebuild
+from .stream_events import read_events
 
 FIRST_PAGES = 8
 """How many differing pages are named."""

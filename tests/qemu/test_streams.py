@@ -25,8 +25,8 @@ from vmferry.protocol.return_path import shut
 from vmferry.protocol.stream import CommandType
 from vmferry.protocol.writer import StreamWriter
 from vmferry.tools.diff import compare_blocks
-from vmferry.tools.dump import read_events
 from vmferry.tools.rebuild import RebuiltGuest, rebuild
+from vmferry.tools.stream_events import read_events
 
 from tests.qemu.machine import (
     MANY_PAGES,

@@ -13,8 +13,8 @@ from vmferry.protocol import events
 from vmferry.protocol.stream import SectionType
 from vmferry.tools.compare import PageRanges
 from vmferry.tools.diff import compare_guests
-from vmferry.tools.dump import read_events
 from vmferry.tools.rebuild import rebuild
+from vmferry.tools.stream_events import read_events
 
 from tests.tools.test_damage import MEMORY, peak_of
 

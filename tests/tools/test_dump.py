@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from vmferry.guest.sizes import format_size
 from vmferry.protocol import events
 from vmferry.protocol.stream import SectionType
 
@@ -25,11 +27,12 @@ def test_text(streams: Any, vmferry: Any) -> None:
     words = [[word.strip() for word in line if word.strip()] for line in lines]
     assert ["machine", "pc-q35-7.2"] in words
     assert ["page size", "4096"] in words
-    assert ["devices", "4 sections"] in words
-    assert ["description", "yes"] in words
+    assert ["section", "ram, 4 pieces, 3 rounds, 141.8 KiB"] in words
+    assert ["devices", "4 sections, 1.1 KiB"] in words
+    assert ["description", f"yes, {len(streams.events[-1].text)} B"] in words
     assert ["capabilities events"] in words
-    assert ["pc.ram", "1.0 MiB", "33", "153", "3", "0"] in words
-    assert ["/rom@etc/acpi", "32.0 KiB", "2", "0", "0", "0"] in words
+    assert ["pc.ram", "1.0 MiB", "33", "153", "3"] in words
+    assert ["/rom@etc/acpi", "32.0 KiB", "2", "0", "0"] in words
     assert f"({len(streams.small)} bytes)" in result.stdout
 
 
@@ -38,6 +41,9 @@ def test_json_keys_are_stable(streams: Any, vmferry: Any) -> None:
     result = vmferry.call("dump", "--json", vmferry.write("stream", streams.small))
     found = json.loads(result.stdout)
     devices = found.pop("devices")
+    # From its first piece up to the first device behind it.
+    first, last = (streams.small.index(b"\x03ram"), streams.small.index(b"\x03cpu"))
+    ram_size = last - first
     assert found == {
         "container": {"layers": [], "libvirt": None},
         "machine": "pc-q35-7.2",
@@ -50,6 +56,7 @@ def test_json_keys_are_stable(streams: Any, vmferry: Any) -> None:
             {
                 "name": "pc.ram",
                 "length": 1 << 20,
+                "absent": False,
                 "plain": 33,
                 "zero": 153,
                 "xbzrle": 3,
@@ -58,13 +65,29 @@ def test_json_keys_are_stable(streams: Any, vmferry: Any) -> None:
             {
                 "name": "/rom@etc/acpi",
                 "length": 32 << 10,
+                "absent": False,
                 "plain": 2,
                 "zero": 0,
                 "xbzrle": 0,
                 "compressed": 0,
             },
         ],
-        "sections": [],
+        "rounds": [
+            {"plain": 25, "zero": 152, "xbzrle": 0, "compressed": 0},
+            {"plain": 10, "zero": 1, "xbzrle": 0, "compressed": 0},
+            {"plain": 0, "zero": 0, "xbzrle": 3, "compressed": 0},
+        ],
+        "sections": [
+            {
+                "name": "ram",
+                "section_id": 2,
+                "instance_id": 0,
+                "version": 4,
+                "pieces": 4,
+                "size": ram_size,
+                "known": True,
+            }
+        ],
         "unsplit_devices": 0,
         "footers": True,
         "description": True,
@@ -227,9 +250,24 @@ def test_other_sections_are_named(
     """Broken: nobody would learn that a stream holds more than RAM and devices."""
     found, text = _dumped(kind, vmferry)
     section = {"name": name, "section_id": 9, "instance_id": 0, "version": version}
-    assert found["sections"] == [{**section, "pieces": 3, "known": known}]
+    (other,) = [each for each in found["sections"] if each["name"] != "ram"]
+    size = other.pop("size")
+    assert other == {**section, "pieces": 3, "known": known}
+    # All pieces, with their headers and footers.
+    assert size == sum(len(raw) for raw in _pieces(kind, name))
     unknown = "" if known else ", of an unknown kind"
-    assert f"section      {name}, 3 pieces{unknown}\n" in text
+    assert f"section      {name}, 3 pieces, {format_size(size)}{unknown}\n" in text
+
+
+def _pieces(kind: str, name: str) -> Iterator[bytes]:
+    """Events of a section, as they are on the wire."""
+    inside = False
+    for event in KINDS[kind]:
+        if isinstance(event, events.IterativeSection):
+            inside = event.name == name
+        if inside:
+            yield to_bytes([event])
+        inside = inside and not isinstance(event, events.Footer)
 
 
 def test_what_cannot_be_known_is_said(vmferry: Any) -> None:

@@ -1,0 +1,65 @@
+"""The events of a stream that can be read: piece by piece, in constant memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from os import SEEK_CUR
+from typing import BinaryIO
+
+from ..protocol import events
+from ..protocol.errors import UnsupportedError
+from ..protocol.mapped_pages import read_pages
+from ..protocol.ram import SECTION_NAME
+from ..protocol.reader import StreamReader
+
+PIECE = 4 << 20
+"""Bytes that are read at once."""
+
+
+def read_events(stream: BinaryIO, page_size: int = 4096) -> Iterator[events.Event]:
+    """All events of a stream; page data is valid until the next one is asked for.
+
+    The pages of a mapped-ram file come behind the list of RAM blocks. `page_size`: bytes, where the
+    stream does not say before its pages come.
+    """
+    reader = StreamReader(page_size=page_size)
+    start = stream.tell() if stream.seekable() else None
+    buffer = memoryview(bytearray(PIECE))
+    kept = 0
+    while not reader.finished:
+        if start is not None and reader.to_skip:
+            stream.seek(reader.to_skip, SEEK_CUR)
+            reader.skip(reader.to_skip)
+        count = stream.readinto(buffer[kept:])  # type: ignore[attr-defined]
+        if not count:
+            yield from reader.close()
+            return
+        found, done = reader.parse(buffer[: kept + count])
+        for event in found:
+            yield event
+            if isinstance(event, events.RamBlocks) and any(b.mapped for b in event.blocks):
+                yield from _mapped_pages(stream, start, event)
+        rest = bytes(buffer[done : kept + count])
+        buffer[: len(rest)] = rest
+        kept = len(rest)
+
+
+def from_a_pipe(listed: events.RamBlocks) -> UnsupportedError:
+    """What is wrong with a mapped-ram stream that cannot be sought in."""
+    message = "a mapped-ram stream is read from a file, not from a pipe"
+    return UnsupportedError(message, offset=listed.offset, section=SECTION_NAME)
+
+
+def _mapped_pages(
+    stream: BinaryIO, start: int | None, listed: events.RamBlocks
+) -> Iterator[events.Event]:
+    if start is None:
+        raise from_a_pipe(listed)
+    first, behind = start, stream.tell()
+
+    def read_at(position: int, size: int) -> bytes:
+        stream.seek(first + position)
+        return stream.read(size)
+
+    yield from read_pages(listed, read_at)
+    stream.seek(behind)
