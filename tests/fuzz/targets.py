@@ -1,0 +1,133 @@
+"""What is fuzzed: each takes any bytes, and may raise nothing but StreamError.
+
+`python -m tests.fuzz TARGET` runs one under atheris; what was found stays in tests/protocol/corpus.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+
+import numpy as np
+from vmferry.protocol import compress, events, fields, xbzrle
+from vmferry.protocol.errors import StreamError
+from vmferry.protocol.reader import StreamReader
+from vmferry.protocol.writer import StreamWriter
+from vmferry.protocol.zstd import FrameWalker
+from vmferry.tools.containers import read_save_image
+from vmferry.tools.rebuild import rebuild
+from vmferry.tools.snapshots import Image, MachineState
+from vmferry.tools.stream_events import read_events
+from vmferry.tools.verify import check_devices, unseen_pages
+
+PAGE = 4096
+BLOCK = events.RamBlock("ram", PAGE)
+
+
+def fuzz_reader(data: bytes) -> None:
+    """Whole and in pieces, to the same end; what is accepted is written as it was."""
+    whole = _outcome(data, max(len(data), 1))
+    assert _outcome(data, 1 + len(data) // 7) == whole
+    assert not isinstance(whole, bytes) or data.startswith(whole)
+
+
+def _outcome(data: bytes, step: int) -> object:
+    """The bytes that are written again, or where and why the stream is refused."""
+    reader, written = StreamReader(), bytearray()
+    writer, mapped = StreamWriter(), False
+    try:
+        for start in range(0, len(data), step):
+            for event in reader.feed(data[start : start + step]):
+                mapped |= isinstance(event, events.RamBlocks) and _is_mapped(event)
+                written += b"" if mapped else writer.write(event)
+        for event in reader.close():
+            written += b"" if mapped else writer.write(event)
+    except StreamError as error:
+        return error.offset, error.message
+    return "mapped" if mapped else bytes(written)
+
+
+def _is_mapped(listed: events.RamBlocks) -> bool:
+    return any(block.mapped is not None for block in listed.blocks)
+
+
+def fuzz_verify(data: bytes) -> None:
+    """All that `verify` does: RAM is rebuilt, mapped-ram files too; devices are taken apart."""
+    with ExitStack() as stack:
+        guest = rebuild(read_events(io.BytesIO(data)), stack)
+        check_devices(guest)
+        unseen_pages(guest)
+
+
+def _run(kind: type[events.XbzrleRun] | type[events.CompressedRun], data: bytes) -> events.Event:
+    raw, nothing = np.frombuffer(data, np.uint8), np.zeros(1, np.intp)
+    sizes = np.array([len(data)], np.intp)
+    return kind(0, BLOCK, 0, np.zeros(1, np.uint64), raw, nothing, sizes)
+
+
+def fuzz_xbzrle(data: bytes) -> None:
+    """One encoding, applied to a page."""
+    run = _run(events.XbzrleRun, data)
+    assert isinstance(run, events.XbzrleRun)
+    page = np.zeros((1, PAGE), np.uint8)
+    xbzrle.apply(page, np.zeros(1, np.intp), run.data, xbzrle.read_run(run, PAGE))
+
+
+def fuzz_compress(data: bytes) -> None:
+    """One page of zlib data."""
+    run = _run(events.CompressedRun, data)
+    assert isinstance(run, events.CompressedRun)
+    assert compress.decompress(run, PAGE).shape == (1, PAGE)
+
+
+def fuzz_libvirt(data: bytes) -> None:
+    """What stands before the stream of a save image."""
+    read_save_image(io.BytesIO(data))
+
+
+def fuzz_zstd(data: bytes) -> None:
+    """Frames, walked in two pieces."""
+    walker = FrameWalker(1 << 20)
+    half = len(data) // 2
+    _, done = walker.parse(memoryview(data[:half]))
+    walker.parse(memoryview(data[done:]))
+    walker.close()
+
+
+def fuzz_qcow2(data: bytes) -> None:
+    """Its snapshots, and the first bytes of each state."""
+    image = Image(io.BytesIO(data))
+    for snapshot in image.snapshots[:4]:
+        if snapshot.state_size:
+            MachineState(image, snapshot).read(1 << 16)
+
+
+def fuzz_description(data: bytes) -> None:
+    """A payload, by the length that its first two bytes tell, and a structure that describes it."""
+    size = int.from_bytes(data[:2], "big")
+    payload, text = data[2 : 2 + size], data[2 + size :]
+    try:
+        structure = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    fields.decode(structure, payload, 0, "device")
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "reader": fuzz_reader,
+    "verify": fuzz_verify,
+    "xbzrle": fuzz_xbzrle,
+    "compress": fuzz_compress,
+    "libvirt": fuzz_libvirt,
+    "zstd": fuzz_zstd,
+    "qcow2": fuzz_qcow2,
+    "description": fuzz_description,
+}
+
+
+def harmless(target: str, data: bytes) -> None:
+    """Run it; a StreamError is an answer."""
+    with suppress(StreamError):
+        TARGETS[target](data)
