@@ -17,7 +17,7 @@ COMMANDS = {
     "ctl": "cli_ctl",
     "demo": "cli_migrate",
     "diff": "cli_streams",
-    "dump": "cli_streams",
+    "dump": "cli_dump",
     "extract": "cli_extract",
     "receive": "cli_migrate",
     "send": "cli_migrate",
