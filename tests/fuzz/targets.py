@@ -1,6 +1,6 @@
 """What is fuzzed: each takes any bytes, and may raise nothing but StreamError.
 
-`python -m tests.fuzz TARGET` runs one under atheris; what was found stays in tests/protocol/corpus.
+`python -m tests.fuzz TARGET` runs one under atheris. A failure is kept in tests/protocol/corpus.
 """
 
 from __future__ import annotations

@@ -422,3 +422,15 @@ def test_configuration() -> None:
     assert found[0].offset == 9
     (plain_bytes,) = Decoder(None).decode_configuration(configuration)
     assert (plain_bytes.type, plain_bytes.offset) == ("undescribed", 9)
+
+
+def test_an_array_told_by_its_null_pointer() -> None:
+    """Broken: devices of QEMU before 10.0 would be called wrong, where an array of pointers is told
+    by its first one, which leads nowhere."""
+    array = {"name": "css", "type": "struct", "struct": {}, "size": 1, "array_len": 4}
+    structure = {"name": "d", "instance_id": 0, "fields": [array]}
+    (found,) = decode(structure, b"00\1\2\3" + b"0", 7, "d")
+    assert (found.type, found.offset, found.value) == ("undescribed", 7, b"00\1\2\0030")
+    assert [field.value for field in decode(structure, b"0000", 7, "d")] == [None] * 4
+    with pytest.raises(StreamError):
+        decode({**structure, "fields": [{**array, "array_len": 1}]}, b"9", 7, "d")
