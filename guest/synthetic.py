@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
@@ -59,6 +60,8 @@ class SyntheticGuest(Guest):
         self._connection: Connection | None = None
         self._numbers = itertools.count(1)
         self._running = False
+        # A migration and whoever stops the guest meanwhile may ask at the same time.
+        self._lock = threading.RLock()
         # A controller that ends in an orderly way leaves no guest behind.
         atexit.register(self.close)
         if options.size:
@@ -98,18 +101,23 @@ class SyntheticGuest(Guest):
     def _command(self, name: str, *arguments: Any) -> Any:
         if self._connection is None:
             raise GuestError("synthetic: no guest here yet; give it a size, or receive one")
+        with self._lock:
+            answer = self._answer(self._connection, name, arguments)
+        if isinstance(answer, GuestError):
+            raise answer
+        return answer
+
+    def _answer(self, connection: Connection, name: str, arguments: tuple[Any, ...]) -> Any:
         number = next(self._numbers)
         try:
-            send_message(self._connection, (number, name, *arguments))
+            send_message(connection, (number, name, *arguments))
             answered = 0
             while answered != number:
                 # An answer to an older command: whoever asked was interrupted.
-                answered, answer = self._connection.recv()
+                answered, answer = connection.recv()
         except (EOFError, OSError) as error:
             self._running = False
             raise GuestError("synthetic: the guest process died") from error
-        if isinstance(answer, GuestError):
-            raise answer
         return answer
 
     @property

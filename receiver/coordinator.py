@@ -8,7 +8,6 @@ The guest starts only after all of it; anything else leaves it unstarted, with o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from ..transport.channel import Channel, ChannelError, Listener, listen
 from ..transport.crew import Crew, CrewError
 from ..transport.meter import Meter
 from ..transport.process import default_workers
+from ..transport.shared import Wakeup
 from ..transport.uri import UriError, parse_uri
 from .figures import Figures
 from .processes import Processes
@@ -116,8 +116,10 @@ class Receiver:
         self._parameters = parameters or ReceiveParameters()
         self.states = StateMachine()
         self._cancel_asked = False
-        self._cancel_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._crew = Crew(self._cancel_fd, self._check_cancel)
+        self.paused = self._parameters.paused
+        """Whether the guest shall not be resumed at the end; may change until then."""
+        self._wake = Wakeup()
+        self._crew = Crew(self._wake.fileno(), self._check_cancel)
         count = default_workers() if self._parameters.workers is None else self._parameters.workers
         self._processes = Processes(count, self._crew)
         self._listener: Listener | None = None
@@ -131,8 +133,7 @@ class Receiver:
     def cancel(self) -> None:
         """Stop as soon as may be; from any thread or signal handler. Too late once loaded."""
         self._cancel_asked = True
-        if self._cancel_fd >= 0:
-            os.eventfd_write(self._cancel_fd, 1)
+        self._wake.set()
 
     def run(
         self,
@@ -194,7 +195,7 @@ class Receiver:
         self._answering = True
         self._processes.command_transport(Answer())
         self._crew.wait_for(Answered)
-        self._guest.complete(running=not self._parameters.paused)
+        self._guest.complete(running=not self.paused)
         self.states.to(MigrationStatus.COMPLETED)
 
     def _check_cancel(self) -> None:
@@ -222,8 +223,7 @@ class Receiver:
         if self._channel is not None:
             self._channel.close()
         self._processes.close()
-        cancel_fd, self._cancel_fd = self._cancel_fd, -1
-        os.close(cancel_fd)
+        self._wake.close()
 
     def _tick(self) -> None:
         self._meter.window(self._processes.received("transferred"), 0)

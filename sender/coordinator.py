@@ -7,7 +7,6 @@ Whatever goes wrong before the destination has everything, the guest runs on whe
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ from ..protocol.states import MigrationStatus, StateMachine
 from ..transport.channel import Channel, ChannelError, connect
 from ..transport.crew import Crew, CrewError, DeathError
 from ..transport.process import default_workers, processors
-from ..transport.shared import wait_readable
+from ..transport.shared import Wakeup, wait_readable
 from ..transport.uri import UriError, parse_uri
 from . import stream
 from .compression import parse_compression
@@ -61,8 +60,13 @@ class Sender:
         self._total = sum(block.length for block in guest.blocks)
         cache = self._cache_pages(self._parameters.xbzrle_cache_size)
         self.states = StateMachine()
-        self._cancel_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._crew = Crew(self._cancel_fd, self._check_cancel)
+        self.on_round: Callable[[int], None] = lambda _: None
+        """Called with the number, from 1 on, of each round that begins."""
+        self.on_switchover: Callable[[], None] = lambda: None
+        """Called when the last round is due, before the guest is paused if it runs."""
+        self._wake = Wakeup()
+        self._proceed = Wakeup()
+        self._crew = Crew(self._wake.fileno(), self._check_cancel)
         self._compression = parse_compression(self._parameters.compress)
         self._processes = Processes(guest, self._workers(), self._crew, self._compression)
         self._processes.limits.set("max_bandwidth", self._parameters.max_bandwidth or 0)
@@ -82,8 +86,15 @@ class Sender:
     def cancel(self) -> None:
         """Stop as soon as may be; from any thread or signal handler. Too late once handed over."""
         self._cancel_asked = True
-        if self._cancel_fd >= 0:
-            os.eventfd_write(self._cancel_fd, 1)
+        self._wake.set()
+
+    def proceed(self) -> None:
+        """Go on from `pre-switchover`, in which `pause_before_switchover` stops."""
+        self._proceed.set()
+
+    def set_downtime_limit(self, seconds: float) -> None:
+        """Change the limit of the running migration."""
+        self._convergence.downtime_limit = seconds
 
     def set_max_bandwidth(self, limit: int | None) -> None:
         """Change the limit, in bytes a second (None: no limit), of the running migration."""
@@ -143,6 +154,7 @@ class Sender:
         # Workers have rings of their own: their first slot must not overtake this.
         self._processes.flush()
         self._report.meter.end("setup")
+        self.on_round(1)
         self.states.to(MigrationStatus.ACTIVE)
         self._send_ram()
         self._hand_over(return_path)
@@ -156,11 +168,16 @@ class Sender:
             self._adapt(self._send_round(tracked=True))
         self._report.note_downtime()
         self._report.meter.begin("downtime")
+        self.on_switchover()
         if self._guest.running:
             self._guest.pause()
             self._paused_here = True
             self._processes.limits.set("max_bandwidth", 0)
         self._release_guest()
+        if self._parameters.pause_before_switchover:
+            self.states.to(MigrationStatus.PRE_SWITCHOVER)
+            self._crew.wait_fd(self._proceed.fileno())
+            self.states.to(MigrationStatus.DEVICE)
         self._send_round(tracked=False)
 
     def _should_switch_over(self) -> bool:
@@ -172,6 +189,8 @@ class Sender:
         return self._report.meter.bandwidth
 
     def _send_round(self, *, tracked: bool) -> Round:
+        if self._report.round:
+            self.on_round(self._report.round + 1)
         self._report.round_begins()
         self._processes.start_round(StartRound(self._report.round, tracked))
         self._crew.wait_for(RoundSent)
@@ -259,7 +278,7 @@ class Sender:
     def _give_up(self, error: BaseException) -> None:
         """Break the channel first, so that the other side cannot start, then let the guest run."""
         cancelled = isinstance(error, MigrationCancelledError)
-        if self.states.state in (MigrationStatus.SETUP, MigrationStatus.ACTIVE) and cancelled:
+        if self.states.state is not MigrationStatus.NONE and cancelled:
             self.states.to(MigrationStatus.CANCELLING)
         self._crew.stop()
         if self._channel is not None:
@@ -277,8 +296,8 @@ class Sender:
     def _release(self) -> None:
         self._crew.stop()
         self._processes.close()
-        cancel_fd, self._cancel_fd = self._cancel_fd, -1
-        os.close(cancel_fd)
+        self._wake.close()
+        self._proceed.close()
 
     def _release_guest(self) -> None:
         """Let it run at full speed again, wherever it runs."""

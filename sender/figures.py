@@ -104,6 +104,7 @@ class Figures:
     """One snapshot. Sizes in bytes, times in milliseconds, `mbps` in megabits a second.
 
     The meanings are those that QEMU's QMP reference gives for `MigrationInfo` and `MigrationStats`.
+    `precopy_bytes`: of those transferred, what was sent before the guest was paused.
     `remaining` is exact in the first round; later the pages that a round will find are forecast.
     `remaining_time`: forecast, of the whole migration, or in the first round of that alone; None:
     not known, or it would not end. `stall`: while rounds do not shrink.
@@ -112,6 +113,8 @@ class Figures:
     status: MigrationStatus
     total: int = 0
     transferred: int = 0
+    precopy_bytes: int = 0
+    pages_per_second: int = 0
     remaining: int = 0
     duplicate: int = 0
     normal: int = 0
@@ -156,6 +159,13 @@ class Figures:
                 "dirty-sync-count": self.dirty_sync_count,
                 "mbps": self.mbps,
                 "page-size": self.page_size,
+                "pages-per-second": self.pages_per_second,
+                "precopy-bytes": self.precopy_bytes,
+                "downtime-bytes": self.transferred - self.precopy_bytes,
+                "postcopy-bytes": 0,
+                "postcopy-requests": 0,
+                "multifd-bytes": 0,
+                "dirty-sync-missed-zero-copy": 0,
             },
         }
         if self.status is MigrationStatus.COMPLETED:

@@ -26,6 +26,7 @@ class SendParameters:
     `xbzrle`: send pages as differences, from a cache of `xbzrle_cache_size` bytes (None: 64 MiB, or
     all RAM where that is less). `compress`: `none`, `zstd[:LEVEL]` or `adaptive`.
     `auto_converge`: slow the guest down so while it dirties RAM faster than is sent; None: never.
+    `pause_before_switchover`: with the guest paused, wait for `Sender.proceed`.
     """
 
     max_bandwidth: int | None = None
@@ -37,3 +38,4 @@ class SendParameters:
     compress: str = "none"
     auto_converge: ThrottleParameters | None = None
     on_stall: OnStall = OnStall.CONTINUE
+    pause_before_switchover: bool = False

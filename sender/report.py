@@ -48,12 +48,14 @@ class Report:
         self._before = dict.fromkeys(("scanned", "found", "transferred", "busy_ns"), 0)
         self.throttle: AutoConverge | None = None
         self.stall: Stall | None = None
+        self._precopy_bytes: int | None = None
         self.round = 0
         self.meter = Meter()
 
     def window(self) -> None:
         """Close a window of the bandwidth."""
-        self.meter.window(self._processes.sent("transferred"), self._processes.sent("busy_ns"))
+        now = self._now()
+        self.meter.window(now["transferred"], now["busy_ns"], now["found"])
 
     def round_begins(self) -> None:
         """Another pass is about to be commanded."""
@@ -98,7 +100,11 @@ class Report:
         self._forecast = Forecast(self.round - 1, total)
 
     def note_downtime(self) -> None:
-        """Keep what the downtime is expected to be: the guest is about to be paused."""
+        """Keep what was sent by now, and what the downtime is expected to be.
+
+        The guest is about to be paused.
+        """
+        self._precopy_bytes = self._processes.sent("transferred")
         expected = self._convergence.expected_downtime(self.meter.bandwidth)
         self._forecast = Forecast(
             self._forecast.after_round, self._forecast.total_time, round(expected * 1000)
@@ -131,10 +137,13 @@ class Report:
     def figures(self, status: MigrationStatus) -> Figures:
         """The state of things now."""
         expected = self._convergence.expected_downtime(self.meter.bandwidth)
+        transferred = self._processes.sent("transferred")
         return Figures(
             status=status,
             total=self._total,
-            transferred=self._processes.sent("transferred"),
+            transferred=transferred,
+            precopy_bytes=transferred if self._precopy_bytes is None else self._precopy_bytes,
+            pages_per_second=round(self.meter.pages_per_second),
             remaining=self._remaining(status),
             duplicate=self._processes.scanned("duplicate"),
             normal=self._processes.scanned("normal"),

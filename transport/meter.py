@@ -16,11 +16,13 @@ class Meter:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._spans: dict[str, tuple[float, float | None]] = {}
-        self._last = (clock(), 0, 0)
+        self._last = (clock(), 0, 0, 0)
         self.bandwidth = 0.0
         """Bytes a second while sending, in the last window that sent anything."""
         self.mbps = 0.0
         """Megabits a second of the last window, idle time included."""
+        self.pages_per_second = 0.0
+        """The same in pages."""
 
     def begin(self, span: str) -> None:
         """Start the span of that name."""
@@ -39,13 +41,14 @@ class Meter:
         start, end = self._spans[span]
         return round(((self._clock() if end is None else end) - start) * 1000)
 
-    def window(self, transferred: int, busy_ns: int) -> None:
-        """Close a window: total bytes sent and total nanoseconds spent sending, so far."""
+    def window(self, transferred: int, busy_ns: int, pages: int = 0) -> None:
+        """Close a window: bytes sent, nanoseconds spent sending, and pages sent, so far."""
         now = self._clock()
-        then, sent, busy = self._last
+        then, sent, busy, pages_before = self._last
         if now <= then:
             return
-        self._last = (now, transferred, busy_ns)
+        self._last = (now, transferred, busy_ns, pages)
+        self.pages_per_second = (pages - pages_before) / (now - then)
         self.mbps = (transferred - sent) * 8 / (now - then) / 1e6
         if busy_ns > busy and transferred > sent:
             self.bandwidth = (transferred - sent) / (busy_ns - busy) * 1e9

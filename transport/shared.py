@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import select
+import threading
 from collections.abc import Iterable
 from multiprocessing import reduction
 from typing import Any
@@ -49,6 +50,30 @@ class SharedFd:
 
 def _receive(duplicate: Any) -> SharedFd:
     return SharedFd(duplicate.detach())
+
+
+class Wakeup:
+    """A descriptor that becomes readable, for good, when somebody calls `set`."""
+
+    def __init__(self) -> None:
+        self._event = SharedFd(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        # A signal handler may set it while its own thread holds the lock.
+        self._lock = threading.RLock()
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._event.fileno()
+
+    def set(self) -> None:
+        """From any thread or signal handler; once closed, nothing happens."""
+        with self._lock:
+            if self._event.fileno() >= 0:
+                os.eventfd_write(self._event.fileno(), 1)
+
+    def close(self) -> None:
+        """Close it; nobody waits any more."""
+        with self._lock:
+            self._event.close()
 
 
 def wait_readable(fds: Iterable[int], timeout: float | None = None) -> set[int]:

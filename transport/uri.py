@@ -11,6 +11,10 @@ class UriError(ValueError):
     """A URI that cannot be used; one line."""
 
 
+class UnknownSchemeError(UriError):
+    """It begins with nothing that is known."""
+
+
 @dataclass(frozen=True)
 class Tcp:
     """A TCP endpoint; an empty host means any address when listening. IPv6 in brackets."""
@@ -72,7 +76,7 @@ def parse_uri(text: str) -> Uri:
     scheme, colon, rest = text.partition(":")
     if not colon or scheme not in _PARSERS:
         known = " ".join(f"{name}:" for name in _PARSERS)
-        raise UriError(f"unknown migration URI {text!r}: it begins with none of {known}")
+        raise UnknownSchemeError(f"unknown migration URI {text!r}: it begins with none of {known}")
     if not rest:
         raise UriError(f"{text!r} says nothing behind {scheme}:")
     return _PARSERS[scheme](rest)
