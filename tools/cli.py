@@ -21,6 +21,7 @@ COMMANDS = {
     "extract": "cli_extract",
     "receive": "cli_migrate",
     "send": "cli_migrate",
+    "serve": "cli_serve",
     "verify": "cli_streams",
 }
 """Where each is defined. Nothing is imported but for the one that runs: it is there sooner."""

@@ -1,0 +1,63 @@
+"""Capabilities of migration under QEMU's names: which are on, and which cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from .errors import QmpError
+
+_NO_DISKS = "no disks are moved"
+_NO_POSTCOPY = "a guest runs at the destination only when all of it has arrived"
+
+CAPABILITIES: dict[str, str | None] = {
+    "xbzrle": None,
+    "rdma-pin-all": "there is no RDMA",
+    "auto-converge": None,
+    "zero-blocks": None,
+    "compress": "what QEMU calls so is not implemented",
+    "events": None,
+    "postcopy-ram": _NO_POSTCOPY,
+    "x-colo": "a guest runs in one place",
+    "release-ram": _NO_POSTCOPY,
+    "block": _NO_DISKS,
+    "return-path": None,
+    "pause-before-switchover": None,
+    "multifd": "a migration has one channel",
+    "dirty-bitmaps": _NO_DISKS,
+    "postcopy-blocktime": _NO_POSTCOPY,
+    "late-block-activate": _NO_DISKS,
+    "x-ignore-shared": "all RAM is sent",
+    "validate-uuid": "the guest itself says whether it takes a machine in",
+    "background-snapshot": "writes of the guest are not seen one by one",
+    "zero-copy-send": "pages are copied before they are sent",
+    "postcopy-preempt": _NO_POSTCOPY,
+}
+"""Those of QEMU 7.2, in its order; with the reason why one cannot be switched on.
+
+`zero-blocks` only concerns the disks that QEMU used to move, and is accepted as there.
+"""
+
+
+class Capabilities:
+    """All off at first."""
+
+    def __init__(self) -> None:
+        self._on: set[str] = set()
+
+    def __getitem__(self, name: str) -> bool:
+        return name in self._on
+
+    def set(self, wanted: Iterable[tuple[str, bool]]) -> None:
+        """Switch these on or off; all of them, or with a QmpError none."""
+        wanted = list(wanted)
+        for name, state in wanted:
+            reason = CAPABILITIES[name]
+            if state and reason is not None:
+                raise QmpError(f"Capability '{name}' cannot be switched on: {reason}")
+        for name, state in wanted:
+            (self._on.add if state else self._on.discard)(name)
+
+    def as_qmp(self) -> list[dict[str, Any]]:
+        """As `query-migrate-capabilities` lays them out."""
+        return [{"capability": name, "state": name in self._on} for name in CAPABILITIES]

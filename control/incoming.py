@@ -1,0 +1,146 @@
+"""The incoming migration of a service: at most one arrives, or the service ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+from ..guest.base import Guest
+from ..protocol.states import MigrationStatus
+from ..receiver.coordinator import MigrationError, ReceiveParameters, Receiver
+from ..transport.uri import Tcp, Unix, UriError, parse_uri
+from .capabilities import Capabilities
+from .descriptors import Descriptors
+from .errors import QmpError
+from .events import Events
+from .run_state import RunControl
+
+_S = MigrationStatus
+
+
+class Incoming:
+    """Waits for `migrate-incoming` or an URI, then for the guest.
+
+    In the loop's thread, `on_arrival` is called when the guest is here, and `on_failure` with one
+    line when it will not come.
+    """
+
+    def __init__(
+        self,
+        guest: Guest,
+        run: RunControl,
+        capabilities: Capabilities,
+        descriptors: Descriptors,
+        events: Events,
+    ) -> None:
+        self._guest = guest
+        self._run = run
+        self._capabilities = capabilities
+        self._descriptors = descriptors
+        self._events = events
+        self._receiver: Receiver | None = None
+        self._future: asyncio.Future[None] | None = None
+        self._status = _S.NONE
+        self._address: list[dict[str, Any]] = []
+        self.on_arrival: Callable[[], None] = lambda: None
+        self.on_failure: Callable[[str], None] = lambda _: None
+
+    @property
+    def started(self) -> bool:
+        """Whether a source may connect, or has."""
+        return self._receiver is not None
+
+    async def start(self, uri: str) -> str:
+        """Listen; the URI with its real port. Raises QmpError, and may be tried again then."""
+        if self._receiver is not None:
+            raise QmpError("The incoming migration has already been started")
+        try:
+            uri, fd = self._descriptors.resolve(uri)
+        except UriError as error:
+            raise QmpError(str(error)) from error
+        try:
+            return await self._listen(uri)
+        finally:
+            # The channel has a descriptor of its own.
+            if fd is not None:
+                os.close(fd)
+
+    async def _listen(self, uri: str) -> str:
+        loop = asyncio.get_running_loop()
+        listening: asyncio.Future[str] = loop.create_future()
+        parameters = ReceiveParameters(paused=not self._run.autostart)
+        receiver = self._receiver = Receiver(self._guest, uri, parameters)
+        receiver.states.add_listener(self._changed)
+
+        def heard(address: str) -> None:
+            loop.call_soon_threadsafe(listening.set_result, address)
+
+        self._change(_S.SETUP)
+        self._future = loop.run_in_executor(None, lambda: _receive(receiver, heard))
+        await asyncio.wait((self._future, listening), return_when=asyncio.FIRST_COMPLETED)
+        if not listening.done() and (error := self._future.exception()) is not None:
+            self._receiver, self._status = None, _S.NONE
+            raise QmpError(str(error)) from error
+        self._future.add_done_callback(self._ended)
+        address = await listening
+        self._address = _socket_address(address)
+        return address
+
+    def _ended(self, future: asyncio.Future[None]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            self.on_arrival()
+        elif isinstance(error, MigrationError):
+            self.on_failure(str(error))
+        else:
+            self.on_failure(f"{type(error).__name__}: {error}")
+
+    def _changed(self, _: MigrationStatus, new: MigrationStatus) -> None:
+        if new is _S.COMPLETED:
+            self._run.arrived()
+        if new is not _S.SETUP:
+            self._change(new)
+
+    def _change(self, new: MigrationStatus) -> None:
+        self._status = new
+        if self._capabilities["events"]:
+            self._events.emit("MIGRATION", status=str(new))
+
+    def set_autostart(self) -> None:
+        """`stop` and `cont` before it arrived."""
+        if self._receiver is not None:
+            self._receiver.paused = not self._run.autostart
+
+    def query(self) -> dict[str, Any]:
+        """As `query-migrate` lays it out."""
+        if self._status is _S.NONE:
+            return {}
+        answer: dict[str, Any] = {"status": str(self._status)}
+        if self._status in (_S.SETUP, _S.ACTIVE) and self._address:
+            answer["socket-address"] = self._address
+        return answer
+
+    async def finish(self) -> None:
+        """Cancel, and wait for the end."""
+        if self._receiver is not None and self._future is not None:
+            self._receiver.cancel()
+            await asyncio.wait((self._future,))
+
+
+def _receive(receiver: Receiver, heard: Callable[[str], None]) -> None:
+    receiver.run(on_listening=heard)
+
+
+def _socket_address(address: str) -> list[dict[str, Any]]:
+    """QEMU's `SocketAddress`, where there is a socket."""
+    uri = parse_uri(address)
+    if isinstance(uri, Tcp):
+        family = "ipv6" if ":" in uri.host else "ipv4"
+        return [{"type": "inet", "host": uri.host, "port": str(uri.port), family: True}]
+    if isinstance(uri, Unix):
+        return [{"type": "unix", "path": uri.path}]
+    return []

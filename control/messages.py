@@ -1,0 +1,148 @@
+"""QMP on the wire: JSON values one after another. No I/O here.
+
+Nothing has to stand between two values. Behind one that is broken, the next is looked for from the
+point where it cannot have a beginning any more: its last bracket, the end of the line within a
+string, or the byte 0xFF, which a client may send to be sure.
+Source: QEMU's documentation, docs/interop/qmp-spec.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from .errors import QmpError
+
+MAX_MESSAGE = 1 << 20
+"""Bytes of one message; no command comes near it."""
+MAX_DEPTH = 128
+"""Brackets within brackets."""
+
+_RESET = 0xFF
+_SPACE = b" \t\r\n"
+_OUTSIDE = re.compile(rb'[{}\[\]"\xff]')
+_IN_STRING = re.compile(rb'\\.|["\n\xff]', re.DOTALL)
+_WORD_ENDS = re.compile(rb'[{}\[\]"\xff\s]')
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """As QEMU writes it, one message a line."""
+    return json.dumps(message).encode() + b"\r\n"
+
+
+def decode(text: bytes) -> Any:
+    """The value. Raises QmpError."""
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise QmpError(f"JSON parse error, {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("duplicate key")
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"invalid keyword '{name}'")
+
+
+class MessageReader:
+    """Bytes in, whole values out; keeps no more than `MAX_MESSAGE` bytes."""
+
+    def __init__(self) -> None:
+        self._text = bytearray()
+        self._searched = 0
+        self._depth = 0
+        self._in_string = False
+        self._refused = False
+        """The rest of this value belongs to one that was answered already."""
+
+    def feed(self, data: bytes) -> list[Any]:
+        """Values that are complete now; a QmpError stands for one that is none."""
+        self._text += data
+        found: list[Any] = []
+        while self._step(found):
+            pass
+        if len(self._text) > MAX_MESSAGE:
+            self._refuse(found, "JSON token size limit exceeded")
+            if not self._depth and not self._in_string:
+                self._searched = len(self._text)
+                self._end()
+        if self._refused:
+            # A lone backslash at the end decides on what follows it.
+            del self._text[: self._searched]
+            self._searched = 0
+        return found
+
+    def _step(self, found: list[Any]) -> bool:
+        """Look at the next byte that matters; False: it is not here yet."""
+        if not self._depth and not self._in_string and not self._refused:
+            return self._begin(found)
+        pattern = _IN_STRING if self._in_string else _OUTSIDE
+        match = pattern.search(self._text, self._searched)
+        if match is None:
+            trailing = self._in_string and self._text.endswith(b"\\")
+            self._searched = len(self._text) - trailing
+            return False
+        self._searched = match.end()
+        token = match[0]
+        if token[0] == _RESET or token == b"\n":
+            self._refuse(found, f"JSON parse error, stray {bytes(self._text[:60])!r}")
+            self._end()
+        elif token == b'"':
+            self._in_string = not self._in_string
+            if not self._in_string and not self._depth:
+                self._complete(found)
+        elif token in (b"{", b"["):
+            self._depth += 1
+            if self._depth > MAX_DEPTH:
+                self._refuse(found, "JSON nesting depth limit exceeded")
+        elif token in (b"}", b"]"):
+            self._depth -= 1
+            if self._depth <= 0:
+                self._complete(found)
+        return True
+
+    def _begin(self, found: list[Any]) -> bool:
+        """The first byte of a value, or a word, which ends where it must."""
+        self._text = self._text.lstrip(_SPACE + b"\xff")
+        self._searched = 0
+        if not self._text:
+            return False
+        first = bytes(self._text[:1])
+        if first in (b"{", b"["):
+            self._depth, self._searched = 1, 1
+        elif first == b'"':
+            self._in_string, self._searched = True, 1
+        else:
+            end = 1 if first in (b"}", b"]") else None
+            if end is None:
+                match = _WORD_ENDS.search(self._text)
+                if match is None:
+                    return False
+                end = match.start()
+            self._searched = end
+            self._complete(found)
+        return True
+
+    def _complete(self, found: list[Any]) -> None:
+        if not self._refused:
+            try:
+                found.append(decode(bytes(self._text[: self._searched])))
+            except QmpError as error:
+                found.append(error)
+        self._end()
+
+    def _refuse(self, found: list[Any], reason: str) -> None:
+        if not self._refused:
+            found.append(QmpError(reason))
+            self._refused = True
+
+    def _end(self) -> None:
+        del self._text[: self._searched]
+        self._searched, self._depth = 0, 0
+        self._in_string = self._refused = False

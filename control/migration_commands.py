@@ -1,0 +1,69 @@
+"""Commands that begin, end, steer and show migrations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..protocol.states import MigrationStatus
+from .arguments import Argument, boolean, choice, string
+from .commands import Call, command
+from .errors import QmpError
+
+_STATES = tuple(status.value for status in MigrationStatus)
+
+
+@command(
+    "migrate",
+    Argument("uri", string),
+    Argument("blk", boolean, default=False),
+    Argument("inc", boolean, default=False),
+    Argument("detach", boolean, default=True),
+    Argument("resume", boolean, default=False),
+)
+def migrate(call: Call, uri: str, blk: bool, inc: bool, detach: bool, resume: bool) -> None:
+    """Move the guest out; `detach` has no meaning here, as in QEMU: the answer comes at once."""
+    del detach
+    if resume:
+        raise QmpError("Cannot resume if there is no paused migration")
+    call.service.outgoing.refuse_if_active()
+    if blk or inc:
+        raise QmpError("blk and inc: disks are not moved")
+    call.service.outgoing.start(uri)
+
+
+@command("migrate-incoming", Argument("uri", string))
+async def migrate_incoming(call: Call, uri: str) -> None:
+    """Wait for a guest, where `--incoming defer` left that to this command."""
+    incoming = call.service.incoming
+    if incoming is None:
+        raise QmpError("'-incoming' was not specified on the command line")
+    await incoming.start(uri)
+
+
+@command("migrate_cancel")
+def migrate_cancel(call: Call) -> None:
+    """Cancel the outgoing migration, if there is one."""
+    call.service.outgoing.cancel()
+
+
+@command("migrate-continue", Argument("state", choice(_STATES)))
+def migrate_continue(call: Call, state: str) -> None:
+    """Go on from `pre-switchover`."""
+    call.service.outgoing.proceed(state)
+
+
+@command("migrate-pause")
+def migrate_pause(_: Call) -> None:
+    """Only postcopy can be paused."""
+    raise QmpError("migrate-pause is currently only supported during postcopy-active state")
+
+
+@command("query-migrate")
+def query_migrate(call: Call) -> Any:
+    """The migration now, or the last one."""
+    service = call.service
+    answer = service.incoming.query() if service.incoming is not None else {}
+    answer |= service.outgoing.query()
+    if service.guest.blockers:
+        answer["blocked-reasons"] = list(service.guest.blockers)
+    return answer

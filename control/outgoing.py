@@ -1,0 +1,218 @@
+"""Outgoing migrations of one guest, one after another, each in a thread of its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from ..guest.base import Guest, GuestError
+from ..protocol.states import MigrationStatus
+from ..sender.compression import CompressionError
+from ..sender.coordinator import MigrationError, Sender
+from ..sender.page_cache import CacheSizeError
+from ..sender.parameters import SendParameters
+from ..sender.throttle import ThrottleParameters
+from ..transport.uri import UnknownSchemeError, UriError, parse_uri
+from .capabilities import Capabilities
+from .descriptors import Descriptors
+from .errors import QmpError
+from .events import Events
+from .parameters import Parameters
+from .run_state import RunControl, RunState
+
+_S = MigrationStatus
+_OVER = (_S.NONE, _S.COMPLETED, _S.FAILED, _S.CANCELLED)
+_OUR_OWN = ("remaining-time", "forecast", "stall", "compression", "cpu-throttle-highest")
+"""Figures that QEMU does not have."""
+
+
+class Outgoing:
+    """What `migrate`, `query-migrate` and the commands between them work on.
+
+    A status that ends a migration is only seen when all that belonged to it is gone.
+    """
+
+    def __init__(
+        self,
+        guest: Guest,
+        run: RunControl,
+        settings: tuple[Capabilities, Parameters],
+        descriptors: Descriptors,
+        events: Events,
+    ) -> None:
+        self._guest = guest
+        self._run = run
+        self._capabilities, self._parameters = settings
+        self._descriptors = descriptors
+        self._events = events
+        self._status = _S.NONE
+        self._sender: Sender | None = None
+        self._thread: threading.Thread | None = None
+        self._passes = 0
+        self._fd: int | None = None
+        self._answer: dict[str, Any] = {}
+        """The figures of the migration that is over."""
+
+    @property
+    def status(self) -> MigrationStatus:
+        """Of this migration, or of the last one."""
+        return self._status
+
+    @property
+    def active(self) -> bool:
+        """Whether one is under way."""
+        return self._status not in _OVER
+
+    def refuse_if_active(self) -> None:
+        """Raises QmpError while a migration is under way."""
+        if self.active:
+            raise QmpError("There's a migration process in progress")
+
+    def start(self, uri: str) -> None:
+        """Begin one. Raises QmpError where it cannot even be tried."""
+        self.refuse_if_active()
+        if self._run.state is RunState.INMIGRATE:
+            raise QmpError("Guest is waiting for an incoming migration")
+        if self._run.state is RunState.POSTMIGRATE:
+            raise QmpError("Can't migrate the vm that was paused due to previous migration")
+        if self._guest.blockers:
+            raise QmpError(self._guest.blockers[0])
+        self._change(_S.SETUP)
+        try:
+            uri, self._fd = self._descriptors.resolve(uri)
+            parse_uri(uri)
+            self._sender = self._new_sender(uri)
+        except (UriError, GuestError, CacheSizeError, CompressionError) as error:
+            self._close_fd()
+            message = str(error)
+            if isinstance(error, UnknownSchemeError):
+                message = f"Parameter 'uri' expects a valid migration protocol: {error}"
+            self._over(_S.FAILED, {"error-desc": message})
+            raise QmpError(message) from error
+        self._thread = threading.Thread(target=self._migrate, args=(self._sender,))
+        self._thread.start()
+
+    def _new_sender(self, uri: str) -> Sender:
+        value, on = self._parameters, self._capabilities
+        total = sum(block.length for block in self._guest.blocks)
+        throttle = ThrottleParameters(
+            value["cpu-throttle-initial"],
+            value["cpu-throttle-increment"],
+            value["max-cpu-throttle"],
+            value["throttle-trigger-threshold"],
+        )
+        parameters = SendParameters(
+            max_bandwidth=value["max-bandwidth"] or None,
+            downtime_limit=value["downtime-limit"] / 1000,
+            return_path=on["return-path"],
+            xbzrle=on["xbzrle"],
+            xbzrle_cache_size=min(value["xbzrle-cache-size"], total) or None,
+            auto_converge=throttle if on["auto-converge"] else None,
+            pause_before_switchover=on["pause-before-switchover"],
+        )
+        sender = Sender(self._guest, uri, parameters)
+        sender.on_round = self._round_begins
+        sender.on_switchover = self._run.switchover
+        sender.states.add_listener(self._changed)
+        return sender
+
+    def _migrate(self, sender: Sender) -> None:
+        """The thread: one migration from beginning to end."""
+        try:
+            figures = sender.run()
+        except MigrationError as error:
+            cancelled = sender.states.state is _S.CANCELLED
+            self._ended(_S.CANCELLED if cancelled else _S.FAILED, {"error-desc": str(error)})
+        except Exception as error:
+            # A fault in the program costs the migration, not the guest.
+            self._ended(_S.FAILED, {"error-desc": f"{type(error).__name__}: {error}"})
+            raise
+        else:
+            self._ended(_S.COMPLETED, self._laid_out(figures.as_qmp()))
+
+    def _ended(self, status: MigrationStatus, answer: dict[str, Any]) -> None:
+        self._close_fd()
+        if status is _S.COMPLETED:
+            self._run.left()
+        else:
+            self._run.stayed()
+        self._over(status, {} if status is _S.CANCELLED else answer)
+
+    def _over(self, status: MigrationStatus, answer: dict[str, Any]) -> None:
+        self._answer = answer
+        self._change(status)
+
+    def _changed(self, _: MigrationStatus, new: MigrationStatus) -> None:
+        """The sender's own state; where it ends is told by `_ended`."""
+        if new is not _S.SETUP:
+            # Connected, or never will be: the channel has a descriptor of its own.
+            self._close_fd()
+        if new not in (_S.SETUP, *_OVER):
+            self._change(new)
+
+    def _change(self, new: MigrationStatus) -> None:
+        self._status = new
+        if self._capabilities["events"]:
+            self._events.emit("MIGRATION", status=str(new))
+
+    def _round_begins(self, number: int) -> None:
+        self._passes = number
+        if self._capabilities["events"]:
+            self._events.emit("MIGRATION_PASS", **{"pass": number})
+
+    def _close_fd(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def cancel(self) -> None:
+        """Cancel it, if there is one, and not too late."""
+        if self.active and self._sender is not None:
+            self._sender.cancel()
+
+    def proceed(self, state: str) -> None:
+        """Go on from `state`. Raises QmpError."""
+        if state != self._status:
+            raise QmpError(f"Migration not in expected state: {self._status}")
+        if self._status is _S.PRE_SWITCHOVER:
+            assert self._sender is not None
+            self._sender.proceed()
+
+    def apply_parameters(self) -> None:
+        """Limits that were changed hold for the running migration, too. Raises CacheSizeError."""
+        if not self.active or self._sender is None:
+            return
+        value = self._parameters
+        if self._run.state is not RunState.FINISH_MIGRATE:
+            self._sender.set_max_bandwidth(value["max-bandwidth"] or None)
+        self._sender.set_downtime_limit(value["downtime-limit"] / 1000)
+        total = sum(block.length for block in self._guest.blocks)
+        self._sender.set_xbzrle_cache_size(min(value["xbzrle-cache-size"], total))
+
+    def query(self) -> dict[str, Any]:
+        """As `query-migrate` lays it out."""
+        status = self._status
+        if status is _S.NONE:
+            return {}
+        answer = {"status": str(status)}
+        if status in _OVER:
+            return self._answer | answer
+        if status is _S.SETUP:
+            return answer
+        return self.figures() | answer
+
+    def figures(self) -> dict[str, Any]:
+        """All figures of the running migration that QEMU has."""
+        assert self._sender is not None
+        return self._laid_out(self._sender.figures().as_qmp())
+
+    def _laid_out(self, figures: dict[str, Any]) -> dict[str, Any]:
+        figures["ram"]["dirty-sync-count"] = self._passes
+        return {name: value for name, value in figures.items() if name not in _OUR_OWN}
+
+    def finish(self) -> None:
+        """Cancel, and wait for the end."""
+        self.cancel()
+        if self._thread is not None:
+            self._thread.join()

@@ -1,0 +1,89 @@
+"""The service: one guest, what is set for its migrations, and the migrations themselves.
+
+Commands work on it in the event loop's thread; a migration runs in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from ..guest.base import Guest
+from .capabilities import Capabilities
+from .descriptors import Descriptors
+from .errors import QmpError
+from .events import Events
+from .incoming import Incoming
+from .outgoing import Outgoing
+from .parameters import Parameters
+from .run_state import RunControl
+
+
+class ServiceError(Exception):
+    """The service has nothing left to do: the guest did not arrive; one line."""
+
+
+class Service:
+    """Make it in a running event loop. The guest is the caller's, to close when `run` is over.
+
+    `incoming`: a URI to receive from, `defer` to be told by `migrate-incoming`, or None: the guest
+    is here. `paused`: it shall not run before a command lets it.
+    Python code listens with `events.add_listener`.
+    """
+
+    def __init__(self, guest: Guest, incoming: str | None = None, *, paused: bool = False) -> None:
+        self.guest = guest
+        self.events = Events(asyncio.get_running_loop())
+        self.capabilities = Capabilities()
+        self.parameters = Parameters()
+        self.descriptors = Descriptors()
+        self.run_control = RunControl(guest, incoming=incoming is not None, paused=paused)
+        self.outgoing = Outgoing(
+            guest,
+            self.run_control,
+            (self.capabilities, self.parameters),
+            self.descriptors,
+            self.events,
+        )
+        self.incoming: Incoming | None = None
+        if incoming is not None:
+            self.incoming = Incoming(
+                guest, self.run_control, self.capabilities, self.descriptors, self.events
+            )
+            self.incoming.on_failure = self.fail
+        self._uri = incoming
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        guest.add_listener(lambda event: self.events.emit(event.upper()))
+
+    async def run(self) -> None:
+        """Until `quit`. Raises ServiceError when a guest was to arrive and did not."""
+        try:
+            if self.incoming is not None and self._uri != "defer":
+                await self._start_incoming(self._uri or "")
+            await self._end
+        finally:
+            await self._finish()
+
+    async def _start_incoming(self, uri: str) -> None:
+        assert self.incoming is not None
+        try:
+            await self.incoming.start(uri)
+        except QmpError as error:
+            raise ServiceError(error.description) from error
+
+    async def _finish(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self.outgoing.finish)
+        if self.incoming is not None:
+            await self.incoming.finish()
+        self.events.deliver()
+        self.descriptors.close()
+
+    def quit(self, reason: str) -> None:
+        """End the service; `reason` is that of the event SHUTDOWN."""
+        if not self._end.done():
+            self.events.emit("SHUTDOWN", guest=False, reason=reason)
+            self._end.set_result(None)
+
+    def fail(self, message: str) -> None:
+        """End the service with a ServiceError."""
+        if not self._end.done():
+            self._end.set_exception(ServiceError(message))

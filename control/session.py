@@ -1,0 +1,81 @@
+"""One client's conversation: greeting, negotiation, commands and answers. No I/O here."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+from ..guest.base import GuestError
+from . import (  # noqa: F401
+    guest_commands,
+    migration_commands,
+    monitor_commands,
+    setting_commands,
+)
+from .arguments import Argument, array, check_arguments, choice
+from .commands import Call, execute
+from .errors import CommandNotFoundError, QmpError
+from .monitor_commands import VERSION
+
+GREETING: dict[str, Any] = {"QMP": {"version": VERSION, "capabilities": []}}
+_NEGOTIATE = "qmp_capabilities"
+_ENABLE = (Argument("enable", array(choice(())), default=None),)
+_MEMBERS = {"execute": str, "arguments": dict, "id": object}
+
+
+class Session:
+    """Answers the messages of one client, in order."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self.negotiated = False
+        """Whether events are told, and commands done."""
+
+    async def answer(self, message: Any) -> dict[str, Any]:
+        """The answer to one message, which may be a QmpError found in place of one."""
+        answer: dict[str, Any] = {}
+        if isinstance(message, dict) and "id" in message:
+            answer["id"] = message["id"]
+        try:
+            answer["return"] = await self._do(message)
+        except QmpError as error:
+            answer["error"] = {"class": error.error_class, "desc": error.description}
+        except GuestError as error:
+            answer["error"] = {"class": QmpError.error_class, "desc": str(error)}
+        except Exception as error:
+            # A fault in a command must not cost the service.
+            traceback.print_exc()
+            description = f"internal error: {type(error).__name__}: {error}"
+            answer["error"] = {"class": QmpError.error_class, "desc": description}
+        return answer
+
+    async def _do(self, message: Any) -> Any:
+        name, arguments = _taken_apart(message)
+        if self.negotiated:
+            if name == _NEGOTIATE:
+                what = "Capabilities negotiation is already complete, command ignored"
+                raise CommandNotFoundError(what)
+            return await execute(self._call, name, arguments)
+        if name != _NEGOTIATE:
+            what = f"Expecting capabilities negotiation with '{_NEGOTIATE}'"
+            raise CommandNotFoundError(what)
+        check_arguments(_ENABLE, arguments)
+        self.negotiated = True
+        return {}
+
+
+def _taken_apart(message: Any) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of a command. Raises QmpError."""
+    if isinstance(message, QmpError):
+        raise message
+    if not isinstance(message, dict):
+        raise QmpError("QMP input must be a JSON object")
+    for member, value in message.items():
+        if member not in _MEMBERS:
+            raise QmpError(f"QMP input member '{member}' is unexpected")
+        if not isinstance(value, _MEMBERS[member]):
+            kind = "a string" if member == "execute" else "an object"
+            raise QmpError(f"QMP input member '{member}' must be {kind}")
+    if "execute" not in message:
+        raise QmpError("QMP input lacks member 'execute'")
+    return message["execute"], message.get("arguments", {})

@@ -1,0 +1,57 @@
+"""The command that serves: a guest and the QMP service beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import click
+
+from ..control.server import Server, ServerError, address_of, close_socket, open_socket
+from ..control.service import Service, ServiceError
+from ..guest.base import Guest, GuestError
+from ..guest.open import open_guest
+from .failure import describe, fail
+
+
+@click.command()
+@click.option("--guest", "guest_text", required=True, help="dir:PATH or synthetic:SIZE[,...]")
+@click.option(
+    "--qmp",
+    "addresses",
+    required=True,
+    multiple=True,
+    metavar="unix:PATH|tcp:HOST:PORT",
+    help="where clients connect; again for more",
+)
+@click.option("--incoming", metavar="URI|defer", help="the guest comes from there, or when told")
+@click.option("--paused", is_flag=True, help="the guest does not run before it is told to")
+def serve(guest_text: str, addresses: tuple[str, ...], incoming: str | None, paused: bool) -> None:
+    """Keep a guest, and send or receive it when a QMP client says so."""
+    try:
+        guest = open_guest(guest_text)
+        try:
+            asyncio.run(_serve(guest, addresses, incoming, paused))
+        finally:
+            guest.close()
+    except (GuestError, ServerError, ServiceError, OSError) as error:
+        fail(describe(error))
+
+
+async def _serve(
+    guest: Guest, addresses: tuple[str, ...], incoming: str | None, paused: bool
+) -> None:
+    sockets = []
+    try:
+        for address in addresses:
+            sockets.append(open_socket(address))
+        service = Service(guest, incoming, paused=paused)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, service.quit, "host-signal")
+        for sock in sockets:
+            click.echo(f"QMP on {address_of(sock)}", err=True)
+        await Server(service, sockets).run()
+    finally:
+        for sock in sockets:
+            close_socket(sock)
