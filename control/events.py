@@ -32,7 +32,9 @@ class Events:
         self._listeners.remove(listener)
 
     def emit(self, name: str, **data: Any) -> None:
-        """Make an event; from any thread."""
+        """Make an event; from any thread. Nobody hears it when the loop is closed."""
+        if self._loop.is_closed():
+            return
         seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
         event: Event = {"timestamp": {"seconds": seconds, "microseconds": microseconds}}
         event["event"] = name

@@ -9,6 +9,7 @@ Source: QEMU's documentation, docs/interop/qmp-spec.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -19,11 +20,12 @@ MAX_MESSAGE = 1 << 20
 MAX_DEPTH = 128
 """Brackets within brackets."""
 
+_TOO_LONG = "JSON token size limit exceeded"
 _RESET = 0xFF
 _SPACE = b" \t\r\n"
 _OUTSIDE = re.compile(rb'[{}\[\]"\xff]')
-_IN_STRING = re.compile(rb'\\.|["\n\xff]', re.DOTALL)
-_WORD_ENDS = re.compile(rb'[{}\[\]"\xff\s]')
+_IN_STRING = re.compile(rb'\\[^\n\xff]|["\n\xff]')
+_WORD_ENDS = re.compile(rb'[{}\[\]"\xff \t\r\n]')
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -34,7 +36,12 @@ def encode(message: dict[str, Any]) -> bytes:
 def decode(text: bytes) -> Any:
     """The value. Raises QmpError."""
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+        return json.loads(
+            text.decode(),
+            object_pairs_hook=_object,
+            parse_float=_number,
+            parse_constant=_no_constant,
+        )
     except (ValueError, RecursionError) as error:
         raise QmpError(f"JSON parse error, {error}") from None
 
@@ -43,6 +50,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         raise ValueError("duplicate key")
+    return value
+
+
+def _number(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"number {digits[:40]} is too large")
     return value
 
 
@@ -68,12 +82,11 @@ class MessageReader:
         while self._step(found):
             pass
         if len(self._text) > MAX_MESSAGE:
-            self._refuse(found, "JSON token size limit exceeded")
+            self._refuse(found, _TOO_LONG)
             if not self._depth and not self._in_string:
                 self._searched = len(self._text)
                 self._end()
         if self._refused:
-            # A lone backslash at the end decides on what follows it.
             del self._text[: self._searched]
             self._searched = 0
         return found
@@ -85,13 +98,15 @@ class MessageReader:
         pattern = _IN_STRING if self._in_string else _OUTSIDE
         match = pattern.search(self._text, self._searched)
         if match is None:
-            trailing = self._in_string and self._text.endswith(b"\\")
-            self._searched = len(self._text) - trailing
+            # A backslash at the end decides on what is still to come.
+            waits = len(self._text) > self._searched and self._text.endswith(b"\\")
+            self._searched = len(self._text) - (self._in_string and waits)
             return False
         self._searched = match.end()
         token = match[0]
         if token[0] == _RESET or token == b"\n":
-            self._refuse(found, f"JSON parse error, stray {bytes(self._text[:60])!r}")
+            stray = bytes(self._text[: self._searched][:60])
+            self._refuse(found, f"JSON parse error, stray {stray!r}")
             self._end()
         elif token == b'"':
             self._in_string = not self._in_string
@@ -130,6 +145,8 @@ class MessageReader:
         return True
 
     def _complete(self, found: list[Any]) -> None:
+        if self._searched > MAX_MESSAGE:
+            self._refuse(found, _TOO_LONG)
         if not self._refused:
             try:
                 found.append(decode(bytes(self._text[: self._searched])))

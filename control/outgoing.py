@@ -78,6 +78,7 @@ class Outgoing:
             raise QmpError("Can't migrate the vm that was paused due to previous migration")
         if self._guest.blockers:
             raise QmpError(self._guest.blockers[0])
+        self._sender, self._passes = None, 0
         self._change(_S.SETUP)
         try:
             uri, self._fd = self._descriptors.resolve(uri)

@@ -75,6 +75,7 @@ class Client:
         self._unsent = bytearray()
         self._stirred = asyncio.Event()
         self._sent = asyncio.Event()
+        self._lost = False
 
     def take_fd(self) -> int | None:
         """A descriptor that it passed; None: it passed none."""
@@ -83,25 +84,24 @@ class Client:
     async def serve(self) -> None:
         """Until it goes away, or the task is cancelled."""
         self._service.events.add_listener(self._tell)
-        writing = asyncio.create_task(self._write())
         self._send(encode(GREETING))
-        reading = asyncio.create_task(self._read())
+        tasks = (asyncio.create_task(self._read()), asyncio.create_task(self._write()))
         try:
-            await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._service.events.remove_listener(self._tell)
-            await self._end(reading, writing)
+            await self._end(tasks)
 
-    async def _end(self, reading: asyncio.Task[None], writing: asyncio.Task[None]) -> None:
-        """What was answered still goes out, if the client reads."""
-        if not writing.done():
-            await asyncio.wait((asyncio.create_task(self._sent.wait()), writing), timeout=1)
-        for task in (reading, writing):
-            task.cancel()
-        await asyncio.gather(reading, writing, return_exceptions=True)
-        for fd in self._fds:
-            os.close(fd)
-        self._socket.close()
+    async def _end(self, tasks: tuple[asyncio.Task[None], ...]) -> None:
+        try:
+            for task in tasks:
+                task.cancel()
+            # An OSError among what they raise says that the client is gone, which is no news.
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            for fd in self._fds:
+                os.close(fd)
+            self._socket.close()
 
     async def _read(self) -> None:
         """Until the client goes away (or OSError)."""
@@ -112,19 +112,18 @@ class Client:
                 self._service.events.deliver()
                 self._send(encode(answer))
                 await self._sent.wait()
+                # One that asks on and on does not keep the others waiting.
+                await asyncio.sleep(0)
 
     async def _receive(self) -> bytes:
         """What is there, at least a byte; empty at the end. Descriptors are put aside."""
-        loop = asyncio.get_running_loop()
-        if self._socket.family != socket.AF_UNIX:
-            return await loop.sock_recv(self._socket, _READ)
         while True:
             try:
                 data, fds, _, _ = socket.recv_fds(
                     self._socket, _READ, _MAX_FDS, socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
-                await _readable(self._socket)
+                await _ready(self._socket, write=False)
                 continue
             if fds:
                 # Those that came before and that nobody took are not meant any more.
@@ -140,18 +139,29 @@ class Client:
     def _send(self, data: bytes) -> None:
         self._unsent += data
         self._sent.clear()
-        self._stirred.set()
+        self._push()
+
+    def _push(self) -> None:
+        """As much as the client takes now; one that is gone, or sleeps for too long, is lost."""
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent)]
+            self._sent.set()
+        except BlockingIOError:
+            self._lost = len(self._unsent) > MAX_UNREAD
+            self._stirred.set()
+        except OSError:
+            self._lost = True
+            self._stirred.set()
 
     async def _write(self) -> None:
-        """Until the client does not take any more (or OSError)."""
-        loop = asyncio.get_running_loop()
-        while len(self._unsent) <= MAX_UNREAD:
+        """What it did not take at once, until it is lost."""
+        while not self._lost:
             await self._stirred.wait()
             self._stirred.clear()
-            data, self._unsent = self._unsent, bytearray()
-            await loop.sock_sendall(self._socket, data)
-            if not self._unsent:
-                self._sent.set()
+            if not self._lost:
+                await _ready(self._socket, write=True)
+                self._push()
 
 
 class Server:
@@ -184,11 +194,15 @@ class Server:
             task.add_done_callback(self._tasks.discard)
 
 
-async def _readable(sock: socket.socket) -> None:
+async def _ready(sock: socket.socket, *, write: bool) -> None:
+    """Wait until it can be read from, or written to."""
     loop = asyncio.get_running_loop()
+    add, remove = (
+        (loop.add_writer, loop.remove_writer) if write else (loop.add_reader, loop.remove_reader)
+    )
     ready = asyncio.Event()
-    loop.add_reader(sock, ready.set)
+    add(sock, ready.set)
     try:
         await ready.wait()
     finally:
-        loop.remove_reader(sock)
+        remove(sock)

@@ -1,0 +1,244 @@
+"""Whole services, driven by the QMP client that QEMU's own tests use."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.control.serving import SERVE, Monitor, Serving, play
+
+Serve = Callable[..., Serving]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Starts services, and ends them."""
+    started: list[Serving] = []
+
+    def start(guest: str, *options: str) -> Serving:
+        started.append(Serving(tmp_path / f"service{len(started)}", guest, *options))
+        return started[-1]
+
+    yield start
+    for service in started:
+        service.stop()
+
+
+def test_script(serve: Serve, tmp_path: Path) -> None:
+    """Broken: a client that drives QEMU could not drive two services from start to end."""
+    source = serve("synthetic:32M,dirty-rate=1M")
+    destination = serve("synthetic:", "--incoming", "defer")
+    seen = play(source, destination, f"unix:{tmp_path}/migrate")
+    assert seen.events == {
+        "failed": [("MIGRATION", "setup"), ("MIGRATION", "failed")],
+        "cancelled": [
+            ("MIGRATION", "setup"),
+            ("MIGRATION_PASS", None),
+            ("MIGRATION", "active"),
+            ("MIGRATION", "cancelling"),
+            ("MIGRATION", "cancelled"),
+        ],
+        "completed at source": [
+            ("MIGRATION", "setup"),
+            ("MIGRATION_PASS", None),
+            ("MIGRATION", "active"),
+            ("STOP", None),
+            ("MIGRATION", "pre-switchover"),
+            ("MIGRATION", "device"),
+            ("MIGRATION_PASS", None),
+            ("MIGRATION", "completed"),
+        ],
+        "completed at destination": [
+            ("MIGRATION", "setup"),
+            ("MIGRATION", "active"),
+            ("RESUME", None),
+            ("MIGRATION", "completed"),
+        ],
+        "continued": [("RESUME", None), ("STOP", None)],
+    }
+    assert seen.run_states == [
+        *("running", "running", "inmigrate", "finish-migrate"),
+        *("postmigrate", "running", "paused"),
+    ]
+    for service in (source, destination):
+        service.ask("quit")
+        assert service.qmp.pull_event(wait=5.0) is not None
+        assert service.wait() == (0, "")
+
+
+def test_back_and_forth(serve: Serve, tmp_path: Path) -> None:
+    """Broken: a guest that arrived could not leave again."""
+    there = serve("synthetic:", "--incoming", f"unix:{tmp_path}/one")
+    here = serve("synthetic:16M,dirty-rate=4M")
+    here.ask("migrate", uri=f"unix:{tmp_path}/one")
+    assert here.wait_until_over() == "completed"
+    back = serve("synthetic:", "--incoming", f"unix:{tmp_path}/two", "--paused")
+    there.wait_for("completed")
+    there.ask("migrate", uri=f"unix:{tmp_path}/two")
+    assert there.wait_until_over() == "completed"
+    back.wait_for("completed")
+    assert (there.run_state(), back.run_state()) == ("postmigrate", "paused")
+    assert back.ask("query-migrate") == {"status": "completed"}
+
+
+def test_cancel_at_any_moment(serve: Serve, tmp_path: Path) -> None:
+    """Law 5: a cancelled migration costs the guest, or the service could not migrate again."""
+    source = serve("synthetic:32M,dirty-rate=8M")
+    source.ask("migrate-set-parameters", max_bandwidth=64 << 20)
+    moments = random.Random(5)
+    ends = []
+    for number in range(20):
+        destination = None
+        uri = "exec:cat > /dev/null"
+        if number % 5 == 4:
+            uri = f"unix:{tmp_path}/to{number}"
+            destination = serve("synthetic:", "--incoming", uri)
+        source.ask("migrate", uri=uri)
+        time.sleep(moments.uniform(0, 0.8))
+        source.ask("migrate_cancel")
+        ends.append(source.wait_until_over())
+        if ends[-1] == "completed":
+            # Too late: it stands still here, until somebody says so.
+            assert source.run_state() == "postmigrate"
+            source.ask("cont")
+        elif destination is not None:
+            assert destination.wait()[0] == 1
+        assert source.run_state() == "running"
+    assert ends.count("cancelled") > 10, ends
+    destination = serve("synthetic:", "--incoming", f"unix:{tmp_path}/last")
+    source.ask("migrate", uri=f"unix:{tmp_path}/last")
+    assert source.wait_until_over() == "completed"
+    destination.wait_for("completed")
+    assert (source.run_state(), destination.run_state()) == ("postmigrate", "running")
+
+
+def test_limits_change_while_it_runs(serve: Serve) -> None:
+    """Broken: a speed or downtime that is set would only hold for the next migration."""
+    source = serve("synthetic:64M,dirty-rate=1M")
+    source.ask("migrate_set_speed", value=1 << 20)
+    source.ask("migrate", uri="exec:cat > /dev/null")
+    source.wait_for("active")
+    time.sleep(0.5)
+    assert source.ask("query-migrate")["ram"]["transferred"] < 8 << 20
+    source.ask("migrate_set_downtime", value=1.5)
+    assert source.ask("query-migrate")["expected-downtime"] == 1500
+    source.ask("migrate_set_speed", value=-5)
+    started = time.monotonic()
+    assert source.wait_until_over() == "completed"
+    assert time.monotonic() - started < 20
+    assert source.ask("query-migrate-parameters")["max-bandwidth"] == 0
+
+
+def test_stopped_guest_stays_stopped(serve: Serve) -> None:
+    """Broken: a guest that somebody stopped would run after a migration that failed."""
+    source = serve("synthetic:16M")
+    source.set(pause_before_switchover=True)
+    source.ask("stop")
+    source.ask("migrate", uri="exec:cat > /dev/null")
+    source.wait_for("pre-switchover")
+    source.ask("migrate_cancel")
+    assert source.wait_until_over() == "cancelled"
+    assert source.run_state() == "paused"
+    source.ask("cont")
+    assert source.run_state() == "running"
+
+
+def test_descriptor_by_name(serve: Serve) -> None:
+    """Broken: who opens the connections (libvirt does) could not hand them to either end."""
+    source, destination = serve("synthetic:16M"), serve("synthetic:", "--incoming", "defer")
+    near, far = socket.socketpair()
+    with near, far:
+        for side, end in ((source, near), (destination, far)):
+            side.qmp.send_fd_scm(end.fileno())
+            side.ask("getfd", fdname="wire")
+    destination.ask("migrate-incoming", uri="fd:wire")
+    source.ask("migrate", uri="fd:wire")
+    assert source.wait_until_over() == "completed"
+    destination.wait_for("completed")
+    assert "not found" in source.error("closefd", fdname="wire")
+
+
+def test_service_s_own_descriptors_are_no_channels(serve: Serve) -> None:
+    """Broken: a client could write a stream into the service's own files and sockets."""
+    source = serve("synthetic:1M")
+    descriptors = os.listdir(f"/proc/{source.process.pid}/fd")
+    assert len(descriptors) > 8
+    for name in descriptors:
+        if int(name) > 2:
+            assert "not been found" in source.error("migrate", uri=f"fd:{name}")
+    assert source.run_state() == "running"
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("exec:echo no stream", "not a migration stream"),
+        ("exec:true", "offset 0x0"),
+        ("tcp:127.0.0.1:x", "not tcp:HOST:PORT"),
+        ("nope:", "unknown migration URI"),
+    ],
+)
+def test_failed_incoming_ends_the_service(tmp_path: Path, uri: str, said: str) -> None:
+    """Broken: whoever waits for the guest would wait for ever."""
+    ended = subprocess.run(
+        [*SERVE, "--guest", "synthetic:", "--qmp", f"unix:{tmp_path}/qmp", "--incoming", uri],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    said_where, error = ended.stderr.splitlines()
+    assert (ended.returncode, said_where) == (1, f"QMP on unix:{tmp_path}/qmp")
+    assert error.startswith("vmferry: ")
+    assert said in error
+
+
+def test_incoming_may_be_tried_again(serve: Serve, tmp_path: Path) -> None:
+    """Broken: one wrong URI would cost the waiting service."""
+    service = serve("synthetic:", "--incoming", "defer")
+    assert "unknown migration URI" in service.error("migrate-incoming", uri="nope:1")
+    assert "No such file" in service.error("migrate-incoming", uri=f"unix:{tmp_path}/no/such")
+    service.ask("migrate-incoming", uri=f"unix:{tmp_path}/one")
+    address = service.ask("query-migrate")["socket-address"]
+    assert address == [{"type": "unix", "path": f"{tmp_path}/one"}]
+
+
+def test_several_clients(serve: Serve) -> None:
+    """Broken: a second client would wait, or miss what happens."""
+    service = serve("synthetic:1M")
+    other = Monitor(service.connect())
+    service.ask("stop")
+    assert other.events() == [("STOP", None)]
+    other.ask("cont")
+    assert service.events() == [("STOP", None), ("RESUME", None)]
+    other.qmp.close()
+    assert service.run_state() == "running"
+
+
+def test_signal_ends_it_as_quit_does(serve: Serve) -> None:
+    """Broken: a service that is told to end leaves its guest, or says nothing to its clients."""
+    service = serve("synthetic:1M")
+    service.process.terminate()
+    event = service.qmp.pull_event(wait=10.0)
+    assert event is not None
+    assert event["data"] == {"guest": False, "reason": "host-signal"}
+    assert service.wait() == (0, "")
+
+
+def test_quit_in_the_midst_of_a_migration(serve: Serve, tmp_path: Path) -> None:
+    """Broken: a service would not end while it sends, or leave a half guest at the other end."""
+    source = serve("synthetic:32M,dirty-rate=1M")
+    destination = serve("synthetic:", "--incoming", f"unix:{tmp_path}/migrate")
+    source.ask("migrate_set_speed", value=1 << 20)
+    source.ask("migrate", uri=f"unix:{tmp_path}/migrate")
+    source.wait_for("active")
+    source.ask("quit")
+    assert source.wait()[0] == 0
+    assert destination.wait()[0] == 1
