@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from tests.control.serving import Monitor, Played, Serving, play
@@ -17,25 +18,23 @@ KEYS = {
 
 def played_by_services(folder: Path) -> Played:
     folder.mkdir()
-    source = Serving(folder / "source", "synthetic:32M,dirty-rate=1M")
-    destination = Serving(folder / "destination", "synthetic:", "--incoming", "defer")
-    try:
+    with ExitStack() as stack:
+        source = Serving(folder / "source", "synthetic:32M,dirty-rate=1M")
+        stack.callback(source.stop)
+        destination = Serving(folder / "destination", "synthetic:", "--incoming", "defer")
+        stack.callback(destination.stop)
         return play(source, destination, f"unix:{folder}/migrate")
-    finally:
-        source.stop()
-        destination.stop()
 
 
 def played_by_qemu(version: str, folder: Path) -> Played:
     folder.mkdir()
-    source = Machine(version, folder / "source")
-    destination = Machine(version, folder / "destination", "-incoming", "defer")
-    try:
+    with ExitStack() as stack:
+        source = Machine(version, folder / "source")
+        stack.callback(source.stop)
+        destination = Machine(version, folder / "destination", "-incoming", "defer")
+        stack.callback(destination.stop)
         source.wait_for_beats()
         return play(Monitor(source.qmp), Monitor(destination.qmp), f"unix:{folder}/migrate")
-    finally:
-        source.stop()
-        destination.stop()
 
 
 def test_services_look_like_qemu(version: str, tmp_path: Path) -> None:
