@@ -27,6 +27,7 @@ def stop(call: Call) -> None:
 def cont(call: Call) -> None:
     """Let it run."""
     call.service.run_control.cont()
+    call.service.announce_if_running()
     _tell_incoming(call)
 
 

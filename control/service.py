@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 
 from ..guest.base import Guest
+from .announce import Interface
+from .announcing import Announcing
 from .capabilities import Capabilities
 from .descriptors import Descriptors
 from .errors import QmpError
@@ -15,7 +17,7 @@ from .events import Events
 from .incoming import Incoming
 from .outgoing import Outgoing
 from .parameters import Parameters
-from .run_state import RunControl
+from .run_state import RunControl, RunState
 
 
 class ServiceError(Exception):
@@ -26,16 +28,24 @@ class Service:
     """Make it in a running event loop. The guest is the caller's, to close when `run` is over.
 
     `incoming`: a URI to receive from, `defer` to be told by `migrate-incoming`, or None: the guest
-    is here. `paused`: it shall not run before a command lets it.
+    is here. `paused`: it shall not run before a command lets it. `announce`: where.
     Python code listens with `events.add_listener`.
     """
 
-    def __init__(self, guest: Guest, incoming: str | None = None, *, paused: bool = False) -> None:
+    def __init__(
+        self,
+        guest: Guest,
+        incoming: str | None = None,
+        *,
+        paused: bool = False,
+        announce: tuple[Interface, ...] = (),
+    ) -> None:
         self.guest = guest
         self.events = Events(asyncio.get_running_loop())
         self.capabilities = Capabilities()
         self.parameters = Parameters()
         self.descriptors = Descriptors()
+        self.announcing = Announcing(announce, self.parameters)
         self.run_control = RunControl(guest, incoming=incoming is not None, paused=paused)
         self.outgoing = Outgoing(
             guest,
@@ -50,9 +60,19 @@ class Service:
                 guest, self.run_control, self.capabilities, self.descriptors, self.events
             )
             self.incoming.on_failure = self.fail
+            self.incoming.on_arrival = self._arrived
         self._uri = incoming
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         guest.add_listener(lambda event: self.events.emit(event.upper()))
+
+    def _arrived(self) -> None:
+        self.announcing.arrived()
+        self.announce_if_running()
+
+    def announce_if_running(self) -> None:
+        """Where a guest that has come is reached, once it runs."""
+        if self.run_control.state is RunState.RUNNING:
+            self.announcing.runs()
 
     async def run(self) -> None:
         """Until `quit`. Raises ServiceError when a guest was to arrive and did not."""
@@ -74,6 +94,7 @@ class Service:
         await asyncio.get_running_loop().run_in_executor(None, self.outgoing.finish)
         if self.incoming is not None:
             await self.incoming.finish()
+        self.announcing.finish()
         self.events.deliver()
         self.descriptors.close()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..guest.base import GuestError
 from . import (  # noqa: F401
+    announcing,
     guest_commands,
     migration_commands,
     monitor_commands,

@@ -10,7 +10,7 @@ from functools import partial
 
 import click
 
-from ..control.announce import AnnounceError, Announcer, Interface, parse_interface
+from ..control.announce import AnnounceError, Announcer, Interface
 from ..guest.base import GuestError
 from ..guest.open import open_guest
 from ..guest.sizes import parse_size
@@ -28,6 +28,7 @@ from . import demo as demo_command
 from .bench import Variant
 from .bench_memory import CONTENTS, BenchError
 from .failure import describe, fail
+from .options import interface
 from .progress import Progress
 from .summary import summary
 
@@ -60,14 +61,6 @@ def _throttle(initial: int, increment: int, maximum: int) -> ThrottleParameters:
         return ThrottleParameters(initial, increment, maximum)
     except ThrottleError as error:
         raise click.UsageError(str(error)) from None
-
-
-def interface(text: str) -> Interface:
-    """From `IFACE[=MAC]`."""
-    try:
-        return parse_interface(text)
-    except AnnounceError as error:
-        raise click.BadParameter(str(error)) from None
 
 
 def _cancel_on_signals(cancel: Callable[[], None]) -> None:

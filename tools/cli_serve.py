@@ -7,11 +7,13 @@ import signal
 
 import click
 
+from ..control.announce import AnnounceError, Announcer, Interface
 from ..control.server import Server, ServerError, address_of, close_socket, open_socket
 from ..control.service import Service, ServiceError
 from ..guest.base import Guest, GuestError
 from ..guest.open import open_guest
 from .failure import describe, fail
+from .options import interface
 
 
 @click.command()
@@ -26,26 +28,46 @@ from .failure import describe, fail
 )
 @click.option("--incoming", metavar="URI|defer", help="the guest comes from there, or when told")
 @click.option("--paused", is_flag=True, help="the guest does not run before it is told to")
-def serve(guest_text: str, addresses: tuple[str, ...], incoming: str | None, paused: bool) -> None:
+@click.option(
+    "--announce",
+    "interfaces",
+    multiple=True,
+    type=interface,
+    metavar="IFACE[=MAC]",
+    help="where to tell that a guest which came runs here now (RARP); again for more",
+)
+def serve(
+    guest_text: str,
+    addresses: tuple[str, ...],
+    incoming: str | None,
+    paused: bool,
+    interfaces: tuple[Interface, ...],
+) -> None:
     """Keep a guest, and send or receive it when a QMP client says so."""
     try:
         guest = open_guest(guest_text)
         try:
-            asyncio.run(_serve(guest, addresses, incoming, paused))
+            # What is wrong with an interface is told now, not when the guest has come.
+            Announcer(interfaces).stop()
+            asyncio.run(_serve(guest, addresses, incoming, paused, interfaces))
         finally:
             guest.close()
-    except (GuestError, ServerError, ServiceError, OSError) as error:
+    except (GuestError, ServerError, ServiceError, AnnounceError, OSError) as error:
         fail(describe(error))
 
 
 async def _serve(
-    guest: Guest, addresses: tuple[str, ...], incoming: str | None, paused: bool
+    guest: Guest,
+    addresses: tuple[str, ...],
+    incoming: str | None,
+    paused: bool,
+    interfaces: tuple[Interface, ...],
 ) -> None:
     sockets = []
     try:
         for address in addresses:
             sockets.append(open_socket(address))
-        service = Service(guest, incoming, paused=paused)
+        service = Service(guest, incoming, paused=paused, announce=interfaces)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, service.quit, "host-signal")

@@ -77,13 +77,15 @@ class Monitor:
 
 
 class Serving(Monitor):
-    """`vmferry serve --guest GUEST OPTIONS`."""
+    """`vmferry serve --guest GUEST OPTIONS`, by way of the command `inside`."""
 
-    def __init__(self, folder: Path, guest: str, *options: str) -> None:
+    def __init__(
+        self, folder: Path, guest: str, *options: str, inside: tuple[str, ...] = ()
+    ) -> None:
         folder.mkdir()
         self.address = f"{folder}/qmp"
         self.process = subprocess.Popen(
-            [*SERVE, "--guest", guest, "--qmp", f"unix:{self.address}", *options],
+            [*inside, *SERVE, "--guest", guest, "--qmp", f"unix:{self.address}", *options],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

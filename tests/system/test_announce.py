@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from vmferry.protocol.rarp import announcement
 
+from tests.control.serving import Serving
 from tests.qemu.machine import VMFERRY, missing, vmferry
 from tests.system import capture
 from tests.system.link import run
@@ -35,10 +36,15 @@ class Cable:
             run(f"ip -n {end} link set wire up")
         self._capturing: subprocess.Popen[str] | None = None
 
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """What to put before a command of the near end."""
+        return ("ip", "netns", "exec", self._near)
+
     def near(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run at the near end, to its end."""
         return subprocess.run(
-            ["ip", "netns", "exec", self._near, *command],
+            [*self.inside, *command],
             capture_output=True,
             text=True,
             timeout=60,
@@ -166,3 +172,33 @@ def test_stop(cable: Cable) -> None:
     assert started < stopped / 2 < 30
     # A thousand without it: after the first each 0.4 s.
     assert 1 <= len(cable.heard()) < 100
+
+
+def test_of_a_service(cable: Cable, stream: str, tmp_path: Path) -> None:
+    """Broken: a guest that a service received would not be reached; or one that stands still."""
+    cable.listen()
+    options = ("--incoming", stream, "--paused", "--announce", "wire")
+    service = Serving(tmp_path / "service", "synthetic:", *options, inside=cable.inside)
+    try:
+        service.wait_for("completed")
+        assert cable.heard() == []
+        cable.listen()
+        service.ask("migrate-set-parameters", announce_rounds=3)
+        service.ask("cont")
+        time.sleep(1)
+        assert len(cable.heard()) == 3
+        cable.listen()
+        schedule = {"initial": 10, "max": 20, "rounds": 2, "step": 10}
+        service.ask("announce-self", **schedule)
+        assert "not one that the service" in service.error(
+            "announce-self", **schedule, interfaces=["wier"]
+        )
+        assert "announce-rounds 1001" in service.error(
+            "announce-self", **(schedule | {"rounds": 1001})
+        )
+        time.sleep(1)
+        assert [frame for _, frame in cable.heard()] == [
+            announcement(bytes.fromhex(OWN.replace(":", "")))
+        ] * 2
+    finally:
+        service.stop()

@@ -1,0 +1,70 @@
+"""When a service announces its guest: once it runs after it arrived, and on demand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .announce import AnnounceError, AnnounceParameters, Announcer, Interface
+from .arguments import Argument, array, integer, string
+from .commands import Call, command
+from .errors import QmpError
+from .parameters import Parameters
+
+
+class Announcing:
+    """On these interfaces. A guest that is stopped is not announced, as in QEMU."""
+
+    def __init__(self, interfaces: tuple[Interface, ...], parameters: Parameters) -> None:
+        self._interfaces = interfaces
+        self._parameters = parameters
+        self._due = False
+        self._begun: list[Announcer] = []
+
+    def arrived(self) -> None:
+        """The guest has come."""
+        self._due = True
+
+    def runs(self) -> None:
+        """It may run from now on."""
+        if self._due:
+            self._due = False
+            names = ("initial", "max", "rounds", "step")
+            values = {name: self._parameters[f"announce-{name}"] for name in names}
+            self.announce(self._interfaces, AnnounceParameters(**values))
+
+    def announce(self, interfaces: tuple[Interface, ...], parameters: AnnounceParameters) -> None:
+        """Begin; what cannot be sent is left out. Raises AnnounceError."""
+        self._begun.append(Announcer(interfaces, parameters))
+        self._begun[-1].start()
+
+    def chosen(self, names: list[str] | None) -> tuple[Interface, ...]:
+        """Those of these names. Raises QmpError."""
+        known = {interface.name for interface in self._interfaces}
+        for name in names or ():
+            if name not in known:
+                raise QmpError(f"Interface '{name}' is not one that the service was given")
+        return tuple(each for each in self._interfaces if not names or each.name in names)
+
+    def finish(self) -> None:
+        """No round any more."""
+        for announcer in self._begun:
+            announcer.stop()
+
+
+@command(
+    "announce-self",
+    Argument("initial", integer),
+    Argument("max", integer),
+    Argument("rounds", integer),
+    Argument("step", integer),
+    Argument("interfaces", array(string), None),
+    Argument("id", string, None),
+)
+def announce_self(call: Call, interfaces: list[str] | None, **given: Any) -> None:
+    """Announce the guest now; `id` has no meaning where all goes out at once."""
+    del given["id"]
+    announcing = call.service.announcing
+    try:
+        announcing.announce(announcing.chosen(interfaces), AnnounceParameters(**given))
+    except AnnounceError as error:
+        raise QmpError(str(error)) from error
