@@ -29,6 +29,10 @@ STALE = 10.0
 """Seconds until it is forgotten anyway."""
 SHARE = 0.03
 """Of the time, at most, may be lost by trying levels that turn out not to help."""
+UNEXPLAINED = 1.2
+"""What passes beyond this many times what the link takes is not the link's."""
+FORGET = 0.9
+"""With each sample, what remains of the strain on the processors that was seen once."""
 PATIENCE = 1.0
 """Seconds, at least, until what did not help is tried again."""
 
@@ -88,6 +92,9 @@ class Pipeline(Protocol):
     def times(self, work: float, cost: float, wire: float) -> tuple[float, float]:
         """Of a slot: before the link, and on it. The longer one is what it takes."""
 
+    def cost(self, work: float, passed: float) -> float:
+        """Of compression, where a slot takes `passed` before the link."""
+
 
 @dataclass(frozen=True)
 class Ring:
@@ -100,6 +107,10 @@ class Ring:
         """See Pipeline."""
         return work + cost, wire * self.processes
 
+    def cost(self, work: float, passed: float) -> float:
+        """See Pipeline."""
+        return max(0.0, passed - work)
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -111,6 +122,11 @@ class Pool:
     def times(self, work: float, cost: float, wire: float) -> tuple[float, float]:
         """See Pipeline."""
         return cost / self.threads, work + wire
+
+    def cost(self, work: float, passed: float) -> float:
+        """See Pipeline; `work` goes on meanwhile."""
+        del work
+        return passed * self.threads
 
 
 class Adaptive:
@@ -125,6 +141,7 @@ class Adaptive:
         self._window: list[SlotTimes] = []
         self._settling = 0
         self._time = 0.0
+        self._strain = 1.0
         self._sample_at = 0.0
         self._probe_at = PATIENCE
         self.wants: int | None = None
@@ -140,6 +157,7 @@ class Adaptive:
         assert self.wants is not None
         self._sample_at = self._time + max(seconds / SHARE, WINDOW)
         self._known[self.wants] = Known(seconds / raw, size / raw)
+        self._strain = 1 + (self._strain - 1) * FORGET
         self.wants = None
 
     def sent(self, slot: SlotTimes, link: Link) -> None:
@@ -151,15 +169,32 @@ class Adaptive:
             return
         raw = sum(slot.raw for slot in self._window)
         work = sum(slot.work for slot in self._window) / raw
-        if self.level != NONE:
-            compress = sum(slot.compress for slot in self._window) / raw
-            remains = sum(slot.sent for slot in self._window) / raw
-            self._known[self.level] = Known(compress, remains)
+        compress = sum(slot.compress for slot in self._window) / raw
+        remains = sum(slot.sent for slot in self._window) / raw
         self._settling -= len(self._window)
         self._window = []
+        if self.level != NONE:
+            self._known[self.level] = Known(compress, remains)
         if self._settling <= 0:
             self._see_link(max(link.seconds, link.limit))
+            self._see_cost(work, passed / raw)
             self._choose(work, raw, trusted=link.total >= TRUST)
+
+    def _see_cost(self, work: float, passed: float) -> None:
+        """A byte took `passed` seconds in all, at a level that compresses.
+
+        Where that is more than it takes on the link, processors are what is scarce; and where they
+        are shared with others, compression costs more than the time that it was seen to take.
+        """
+        if self.level == NONE:
+            return
+        cost = self._pipeline.cost(work, passed)
+        strain = max(1.0, cost / max(self._known[self.level].cost, 1e-15))
+        if passed > self._times(work, self.level)[1] * UNEXPLAINED:
+            self._strain = strain
+        else:
+            # It took so long on the link: in that time it was compressed, too.
+            self._strain = min(self._strain, strain)
 
     def _see_link(self, seconds: float) -> None:
         """A byte takes so long on the wire at the present level."""
@@ -211,7 +246,8 @@ class Adaptive:
         if measured is None or self._time - measured.time > STALE:
             measured = self._wire[self.level]
         known = self._known[level]
-        return self._pipeline.times(work, known.cost, measured.seconds * known.remains)
+        cost = known.cost * self._strain
+        return self._pipeline.times(work, cost, measured.seconds * known.remains)
 
     def _forecast(self, work: float, level: int) -> float:
         """Seconds that a byte would take in all."""
