@@ -36,22 +36,27 @@ def make_link() -> Iterator[Callable[[Quality], Link]]:
 
 def migrate(link: Link, saved: Path, *options: str) -> dict[str, Any]:
     """A busy guest from the near end into a directory at the far end; the sender's figures."""
-    receiving = subprocess.Popen(
+    # On a busy machine the link may be slower than the guest.
+    options = ("--json", "--on-stall", "switchover", *options)
+    guest = "synthetic:32M,dirty-rate=10M,hot=8M,zero=10%,pattern=text"
+    with subprocess.Popen(
         [*link.far, *VMFERRY, "receive", f"tcp:{FAR}:0", "--guest", f"dir:{saved}"],
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert receiving.stderr is not None
-    address = receiving.stderr.readline().removeprefix("listening on ").strip()
-    guest = "synthetic:32M,dirty-rate=10M,hot=8M,zero=10%,pattern=text"
-    sent = subprocess.run(
-        [*link.near, *VMFERRY, "send", address, "--guest", guest, "--json", *options],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    errors = receiving.communicate(timeout=60)[1]
+    ) as receiving:
+        try:
+            assert receiving.stderr is not None
+            address = receiving.stderr.readline().removeprefix("listening on ").strip()
+            sent = subprocess.run(
+                [*link.near, *VMFERRY, "send", address, "--guest", guest, *options],
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+            errors = receiving.communicate(timeout=60)[1]
+        finally:
+            receiving.kill()
     assert (sent.returncode, receiving.returncode) == (0, 0), sent.stderr + errors
     figures: dict[str, Any] = json.loads(sent.stdout)
     return figures
