@@ -136,11 +136,18 @@ def stored(content: memoryview) -> list[memoryview]:
 
 
 def stored_size(head: memoryview) -> int | None:
-    """Bytes that a frame holds that begins with `head`, if `stored` may have made it."""
-    if len(head) < _STORED_HEADER.size:
+    """Bytes that a frame holds that begins with `head`, if it begins as `stored` lays it out.
+
+    Other encoders begin frames so, too, where the first block is not worth compressing.
+    """
+    first = _STORED_HEADER.size + BLOCK_HEADER_SIZE
+    if len(head) < first:
         return None
     magic, descriptor, size = _STORED_HEADER.unpack_from(head)
-    return size if (magic, descriptor) == (MAGIC, _STORED_DESCRIPTOR) and size else None
+    block = min(size, MAX_BLOCK)
+    expected = (block << 3 | RAW << 1 | (block == size)).to_bytes(BLOCK_HEADER_SIZE, "little")
+    begins = (magic, descriptor) == (MAGIC, _STORED_DESCRIPTOR)
+    return size if begins and size and head[first - BLOCK_HEADER_SIZE : first] == expected else None
 
 
 def join_stored(frame: memoryview, out: memoryview) -> int:

@@ -1,7 +1,8 @@
 """A stored zstd frame read straight from the channel into a slot: nothing is copied on the way.
 
 Where its blocks end is known beforehand, if they are as `protocol.zstd.stored` lays them out; the
-block headers go aside, and are compared when all is there.
+block headers go aside, and are compared as they come: a frame that is laid out otherwise may be
+shorter, and must not be waited for.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class StoredFrame:
         """Bytes on the wire."""
         self.missing = list(self._wire)
         """What is still to be filled, in order."""
+        self.fits = True
+        """As far as can be seen."""
         self._put(arrived)
 
     def _put(self, data: memoryview) -> None:
@@ -49,14 +52,21 @@ class StoredFrame:
             first = self.missing[0]
             if count < len(first):
                 self.missing[0] = first[count:]
-                return
+                break
             count -= len(first)
             del self.missing[0]
+        done = (len(self._wire) - len(self.missing) + 1) // 2
+        self.fits = self._headers[:done] == self._expected[:done]
+
+    @property
+    def awaited(self) -> bool:
+        """More of it is to come, if it is laid out as expected."""
+        return bool(self.missing) and self.fits
 
     @property
     def good(self) -> bool:
         """All is there, and laid out as expected."""
-        return not self.missing and self._headers == self._expected
+        return not self.missing and self.fits
 
     def arrived(self) -> bytes:
         """What is there, as it was on the wire."""

@@ -142,7 +142,7 @@ class Transport:
                     inflater.end_stored(frame)
                     if inflater.ended:
                         return
-                    if frame.missing:
+                    if not frame.good:
                         break
                     # Not more than tells whether the next one is stored, too.
                     inflater.filled(self._fill(inflater.space[:STORED_HEAD], STORED_HEAD))
@@ -155,8 +155,8 @@ class Transport:
             inflater.stop()
 
     def _fill_frame(self, frame: StoredFrame) -> None:
-        """Read all of it, if it comes."""
-        while frame.missing:
+        """Read all of it, if it comes and is what it looks like."""
+        while frame.awaited:
             if self._connection.fileno() in self._input.ready(None):
                 raise EOFError
             count = self._channel.recv_into(*frame.missing)

@@ -219,10 +219,10 @@ def inflate_at_once(stream: bytes, step: int) -> tuple[Taken, int]:
         inflater.filled(used)
         while (frame := inflater.begin_stored()) is not None:
             straight += 1
-            while frame.missing and (count := source.readinto(frame.missing[0][:step])):
+            while frame.awaited and (count := source.readinto(frame.missing[0][:step])):
                 frame.filled(count)
             inflater.end_stored(frame)
-            if frame.missing:
+            if not frame.good:
                 break
             inflater.filled(source.readinto(inflater.space[:12]))
     inflater.close()
@@ -239,7 +239,33 @@ def test_stored_frames_are_read_straight(step: int) -> None:
     stream = b"".join(make(content) for make, content in made)
     taken, straight = inflate_at_once(stream, step)
     assert taken.data == b"".join(content for _, content in made)
-    assert straight > 10
+    assert straight >= 5
+
+
+@pytest.mark.parametrize("noise", [0, 130_000, 140_000, 270_000])
+def test_only_stored_frames_are_waited_for(noise: int) -> None:
+    """Broken: a frame that begins like a stored one, and is shorter, would be waited for for ever.
+
+    What zstd makes of noise are raw blocks, and its header is the same.
+    """
+    content = random.Random(10).randbytes(noise) + bytes(300_000)
+    frame = compressed(content)
+    taken = Taken()
+    inflater = Inflater(0, taken.take)
+    put(inflater, frame[:12])
+    found = inflater.begin_stored()
+    if found is not None:
+        rest = io.BytesIO(frame[12:])
+        while found.awaited:
+            count = rest.readinto(found.missing[0])
+            assert count, "it waits for more than there is"
+            found.filled(count)
+        inflater.end_stored(found)
+        put(inflater, rest.read())
+    else:
+        put(inflater, frame[12:])
+    inflater.close()
+    assert taken.data == content
 
 
 def test_a_stored_frame_that_ends_early() -> None:
