@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MAX_SIZE = (1 << 63) - 1
-_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?(?:/s)?", re.IGNORECASE)
+_PATTERN = re.compile(r"(\d+)(?:\.(\d+))?\s*([KMGT]?)(?:i?B)?(?:/s)?", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
@@ -15,7 +14,10 @@ def parse_size(text: str) -> int:
     match = _PATTERN.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a size such as 512M")
-    value = int(Fraction(match[1]) * _UNITS[match[2].upper()])
+    unit = _UNITS[match[3].upper()]
+    fraction = match[2] or "0"
+    parts: int = 10 ** len(fraction)
+    value = int(match[1]) * unit + int(fraction) * unit // parts
     if value > MAX_SIZE:
         raise ValueError(f"{text!r} is more than a file can hold")
     return value

@@ -14,7 +14,8 @@ import construct as c  # type: ignore[import-untyped]
 
 from .cursor import Cursor, decode_name
 from .errors import StreamError
-from .stream import SectionType, Str8
+from .marks import SectionType
+from .stream import Str8
 
 SECTION_NAME = "block"
 SECTION_VERSION = 1

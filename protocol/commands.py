@@ -9,7 +9,7 @@ from typing import Any
 
 from . import stream
 from .errors import StreamError, UnsupportedError
-from .stream import CommandType
+from .marks import CommandType
 
 _LENGTHS = {
     CommandType.OPEN_RETURN_PATH: 0,

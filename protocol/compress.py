@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from .errors import StreamError
 from .events import CompressedRun
-from .ram import SECTION_NAME, RamFlag
+from .marks import RamFlag
+from .ram import SECTION_NAME
 
 MAX_RUN_BYTES = 16 << 20
 """What the records of one event decompress to, at most."""

@@ -7,9 +7,8 @@ from typing import Any
 from . import events, stream
 from .cursor import Cursor, decode_name
 from .errors import StreamError, UnsupportedError
-from .stream import SectionType
+from .marks import CAPABILITIES, MAX_PAGE_BITS, MIN_PAGE_BITS, PAGE_BITS, UUID, SectionType
 
-MIN_PAGE_BITS, MAX_PAGE_BITS = 10, 16
 IGNORE_SHARED = "x-ignore-shared"
 """Capability: RAM blocks are listed with their addresses; pages of shared ones do not come."""
 MAPPED_RAM = "mapped-ram"
@@ -33,13 +32,13 @@ def read_configuration(cursor: Cursor) -> events.Configuration:
             message = f"subsection {header.name!r} version {header.version} here"
             raise UnsupportedError(message, offset=at, section=_SECTION)
         values[header.name] = cursor.take(body, _MAX_CONFIGURATION)
-    capabilities = values.get(stream.CAPABILITIES)
+    capabilities = values.get(CAPABILITIES)
     return events.Configuration(
         start,
         machine,
-        page_size=_page_size(values.get(stream.PAGE_BITS), start),
+        page_size=_page_size(values.get(PAGE_BITS), start),
         capabilities=None if capabilities is None else _capabilities(capabilities, start),
-        uuid=values.get(stream.UUID),
+        uuid=values.get(UUID),
     )
 
 

@@ -9,15 +9,19 @@ docs/devel/migration/main.rst, and the descriptions of captured streams.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from . import stream
+from .marks import CAPABILITIES, PAGE_BITS
 
 MAX_NUMBER = 1 << 32
 """No size, length, version or instance id reaches it."""
 
 MAX_DEPTH = 32
 """Structures, or subsections, in each other."""
+
+_SUBSECTION_HEADER_SIZE = 1 + 1 + 4
+"""Bytes of a `stream.SubsectionHeader` beside its name."""
 
 Structure: TypeAlias = Mapping[str, Any]
 """A device, a structure or a subsection."""
@@ -57,15 +61,12 @@ def extent(entry: Entry) -> tuple[int, int]:
     return number(entry, "array_len", 1), number(entry, "size")
 
 
-def subsection_header(subsection: Structure) -> bytes:
-    """The bytes before a subsection's fields. Raises DescriptionError."""
-    header = {"name": text(subsection, "vmsd_name").encode(), "version": 0}
-    header["version"] = number(subsection, "version")
-    try:
-        built: bytes = stream.SubsectionHeader.build(header)
-    except stream.DeclarationError:
-        raise DescriptionError("a subsection's name is too long") from None
-    return built
+def subsection_ids(subsection: Structure) -> tuple[bytes, int]:
+    """Name, as on the wire, and version of a subsection. Raises DescriptionError."""
+    name = text(subsection, "vmsd_name").encode()
+    if len(name) > 255:
+        raise DescriptionError("a subsection's name is too long")
+    return name, number(subsection, "version")
 
 
 def number(entry: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -96,11 +97,11 @@ def with_capabilities(description: dict[str, Any], names: Sequence[str]) -> dict
     kept = [
         subsection
         for subsection in subsections_of(structure)
-        if subsection.get("vmsd_name") != stream.CAPABILITIES.decode()
+        if subsection.get("vmsd_name") != CAPABILITIES.decode()
     ]
     if names:
         # They stand behind the page size and before the UUID.
-        first = kept[:1] if kept and kept[0].get("vmsd_name") == stream.PAGE_BITS.decode() else []
+        first = kept[:1] if kept and kept[0].get("vmsd_name") == PAGE_BITS.decode() else []
         kept = [*first, _capabilities(names), *kept[len(first) :]]
     changed = {key: value for key, value in structure.items() if key != "subsections"}
     return {**description, "configuration": {**changed, **({"subsections": kept} if kept else {})}}
@@ -111,4 +112,41 @@ def _capabilities(names: Sequence[str]) -> Structure:
     for index, name in enumerate(names):
         entry = {"name": "capabilities", "type": "capability", "size": 1 + len(name)}
         fields.append({**entry, "index": index} if len(names) > 1 else entry)
-    return {"vmsd_name": stream.CAPABILITIES.decode(), "version": 1, "fields": fields}
+    return {"vmsd_name": CAPABILITIES.decode(), "version": 1, "fields": fields}
+
+
+@dataclass(frozen=True)
+class Length:
+    """A payload's bytes by the description.
+
+    Not `exact`: it has arrays described by their first element, and the others may differ.
+    """
+
+    size: int
+    exact: bool
+
+
+def described_lengths(description: dict[str, Any]) -> dict[tuple[str, int], Length]:
+    """Payload lengths by name and instance id. Raises DescriptionError."""
+    lengths: dict[tuple[str, int], Length] = {}
+    for key, device in devices_of(description):
+        size, exact = _size_of(device)
+        lengths[key] = Length(size, exact and key not in lengths)
+    return lengths
+
+
+def _size_of(structure: Structure, depth: int = 0) -> tuple[int, bool]:
+    """Bytes of the fields (a field's size includes what is nested in it) and subsections."""
+    if depth > MAX_DEPTH:
+        raise DescriptionError(f"more than {MAX_DEPTH} subsections in each other")
+    total, exact = 0, True
+    for entry in fields_of(structure):
+        count, size = extent(entry)
+        total += count * size
+        # A structure's size was measured with all that is in it: only an array's may mislead.
+        exact = exact and "array_len" not in entry
+    for entry in subsections_of(structure):
+        size, exact_inside = _size_of(entry, depth + 1)
+        total += _SUBSECTION_HEADER_SIZE + len(subsection_ids(entry)[0]) + size
+        exact = exact and exact_inside
+    return total, exact

@@ -11,22 +11,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from . import events, stream
 from .cursor import Cursor, Incomplete, decode_name
-from .description import (
-    MAX_DEPTH,
-    DescriptionError,
-    Structure,
-    devices_of,
-    extent,
-    fields_of,
-    subsection_header,
-    subsections_of,
-)
+from .description import Length, described_lengths
 from .errors import StreamError
-from .stream import CommandType, SectionType
+from .marks import MAX_DEVICE_VERSION, MAX_SECTION_ID, CommandType, SectionType
 
 
 @dataclass
@@ -67,7 +57,7 @@ def _may_follow(cursor: Cursor, known: Known) -> bool:
         return not known.open_ids and _is_end(cursor, known)
     if kind in (SectionType.START, SectionType.FULL):
         header = cursor.take(stream.SectionHeader)
-        sane = header.section_id < 1 << 24 and header.version < 1 << 16
+        sane = header.section_id < MAX_SECTION_ID and header.version < MAX_DEVICE_VERSION
         return sane and header.section_id not in known.ids and decode_name(header.name) is not None
     if kind in (SectionType.PART, SectionType.END):
         header = cursor.take(stream.SectionContinuation)
@@ -85,43 +75,6 @@ def _is_end(cursor: Cursor, known: Known) -> bool:
         return False
     header = cursor.take(stream.DescriptionHeader)
     return header.length <= known.max_description and cursor.peek() == ord("{")
-
-
-@dataclass(frozen=True)
-class Length:
-    """A payload's bytes by the description.
-
-    Not `exact`: it has arrays described by their first element, and the others may differ.
-    """
-
-    size: int
-    exact: bool
-
-
-def described_lengths(description: dict[str, Any]) -> dict[tuple[str, int], Length]:
-    """Payload lengths by name and instance id. Raises DescriptionError."""
-    lengths: dict[tuple[str, int], Length] = {}
-    for key, device in devices_of(description):
-        size, exact = _size_of(device)
-        lengths[key] = Length(size, exact and key not in lengths)
-    return lengths
-
-
-def _size_of(structure: Structure, depth: int = 0) -> tuple[int, bool]:
-    """Bytes of the fields (a field's size includes what is nested in it) and subsections."""
-    if depth > MAX_DEPTH:
-        raise DescriptionError(f"more than {MAX_DEPTH} subsections in each other")
-    total, exact = 0, True
-    for entry in fields_of(structure):
-        count, size = extent(entry)
-        total += count * size
-        # A structure's size was measured with all that is in it: only an array's may mislead.
-        exact = exact and "array_len" not in entry
-    for entry in subsections_of(structure):
-        size, exact_inside = _size_of(entry, depth + 1)
-        total += len(subsection_header(entry)) + size
-        exact = exact and exact_inside
-    return total, exact
 
 
 def settle(

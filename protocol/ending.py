@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from . import devices, events
-from .description import DescriptionError
+from .description import DescriptionError, described_lengths
 from .errors import StreamError
 from .writer import StreamWriter
 
@@ -48,7 +48,7 @@ class Ending:
         """The events held, with sections as long as described. Raises StreamError."""
         raw = b"".join(StreamWriter().write(event) for event in self.held[:-1])
         try:
-            lengths = devices.described_lengths(description.json)
+            lengths = described_lengths(description.json)
         except DescriptionError as error:
             message = f"a device is described without sense: {error}"
             raise StreamError(message, offset=description.offset) from None

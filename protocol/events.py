@@ -17,9 +17,9 @@ from .block_section import DiskEvent
 from .dirty_bitmap import BitmapChunk
 from .htab import HtabEvent
 from .mapped_ram import MappedRam
+from .marks import SectionType
 from .ram import COMPRESSED_HEAD_SIZE, RECORD_HEADER_SIZE, XBZRLE_HEAD_SIZE
 from .storage_attributes import StorageAttributes
-from .stream import SectionType
 
 
 @dataclass(frozen=True)

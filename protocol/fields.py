@@ -18,7 +18,7 @@ import construct as c  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 
-from . import events
+from . import events, stream
 from .description import (
     MAX_DEPTH,
     DescriptionError,
@@ -28,7 +28,7 @@ from .description import (
     extent,
     fields_of,
     number,
-    subsection_header,
+    subsection_ids,
     subsections_of,
     text,
 )
@@ -210,7 +210,8 @@ def _numbers(kind: str, count: int) -> c.Construct:
 
 
 def _declare_subsection(subsection: Structure, depth: int) -> _Declared:
-    header = subsection_header(subsection)
+    name, version = subsection_ids(subsection)
+    header = stream.SubsectionHeader.build({"name": name, "version": version})
     inside = _declare_structure(subsection, depth + 1)
     behind_header = c.FocusedSeq("fields", c.Const(header), "fields" / inside.construct)
     placed = _Placed(behind_header, text(subsection, "vmsd_name"), "subsection")

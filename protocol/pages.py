@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .ram import RECORD_HEADER_SIZE, RamFlag
+from .marks import RamFlag
+from .ram import RECORD_HEADER_SIZE
 
 Buffer: TypeAlias = memoryview | npt.NDArray[np.uint8]
 

@@ -6,10 +6,9 @@ begins with a be64, `address | flags`: the address is a multiple of the page siz
 
 from __future__ import annotations
 
-from enum import IntFlag
-
 import construct as c  # type: ignore[import-untyped]
 
+from .marks import RamFlag
 from .stream import Str8
 
 SECTION_NAME = "ram"
@@ -18,20 +17,6 @@ SECTION_VERSION = 4
 
 XBZRLE_ENCODING = 1
 """The only one that there is."""
-
-
-class RamFlag(IntFlag):
-    """The low bits of a record's be64."""
-
-    ZERO = 0x02
-    MEM_SIZE = 0x04
-    PAGE = 0x08
-    EOS = 0x10
-    CONTINUE = 0x20
-    XBZRLE = 0x40
-    HOOK = 0x80
-    COMPRESS_PAGE = 0x100
-    MULTIFD_FLUSH = 0x200
 
 
 RecordHeader = c.Int64ub

@@ -12,8 +12,8 @@ from . import compress, events, pages, ram, xbzrle
 from .block_list import BlockListReader
 from .cursor import Cursor, Incomplete
 from .errors import StreamError, UnsupportedError
-from .ram import RamFlag
-from .stream import SectionFooter, SectionType, Str8, section_footer, section_part
+from .marks import RamFlag, SectionType
+from .stream import SectionFooter, Str8, section_footer, section_part
 
 # Plain numbers: enum's operators cost more than reading a record does.
 _PAGE = int(RamFlag.PAGE)

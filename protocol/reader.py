@@ -21,9 +21,9 @@ from .configuration import IGNORE_SHARED, MAPPED_RAM, checked_page_size, read_co
 from .cursor import Cursor, Incomplete, decode_name
 from .ending import Ending, check_page_size, read_description
 from .errors import StreamError, UnsupportedError
+from .marks import MAGIC, VERSION, CommandType, SectionType
 from .ram_reader import RamReader
 from .sections import SectionReader, reader_of
-from .stream import CommandType, SectionType
 from .writer import StreamWriter
 
 _Step = Callable[[Cursor], Sequence[events.Event]]
@@ -145,9 +145,9 @@ class StreamReader:
     def _header(self, cursor: Cursor) -> list[events.Event]:
         start = cursor.offset
         header = cursor.take(stream.FileHeader)
-        if header.magic != stream.MAGIC:
+        if header.magic != MAGIC:
             raise StreamError("not a migration stream: no QEVM at its start", offset=start)
-        if header.version != stream.VERSION:
+        if header.version != VERSION:
             raise UnsupportedError(f"stream version {header.version}", offset=start + 4)
         self._step = self._configuration
         return [events.Header(start, header.version)]

@@ -11,7 +11,7 @@ from typing import Protocol
 from . import block_section, devices, dirty_bitmap, events, htab, storage_attributes
 from .cursor import Cursor, Incomplete
 from .errors import StreamError, UnsupportedError
-from .stream import SectionType
+from .marks import SectionType
 
 
 class SectionReader(Protocol):

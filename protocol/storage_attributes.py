@@ -13,7 +13,7 @@ import construct as c  # type: ignore[import-untyped]
 
 from .cursor import Cursor
 from .errors import StreamError
-from .stream import SectionType
+from .marks import SectionType
 
 SECTION_NAME = "s390-storage_attributes"
 SECTION_VERSION = 0

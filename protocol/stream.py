@@ -5,45 +5,9 @@ Source: QEMU's documentation, docs/devel/migration/main.rst ("Stream structure")
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 import construct as c  # type: ignore[import-untyped]
 
-MAGIC = 0x5145564D
-"""The characters QEVM."""
-VERSION = 3
-
-
-class SectionType(IntEnum):
-    """The byte that begins each part of a stream."""
-
-    EOF = 0x00
-    START = 0x01
-    PART = 0x02
-    END = 0x03
-    FULL = 0x04
-    SUBSECTION = 0x05
-    VMDESCRIPTION = 0x06
-    CONFIGURATION = 0x07
-    COMMAND = 0x08
-    FOOTER = 0x7E
-
-
-class CommandType(IntEnum):
-    """What a COMMAND says."""
-
-    OPEN_RETURN_PATH = 1
-    PING = 2
-    POSTCOPY_ADVISE = 3
-    POSTCOPY_LISTEN = 4
-    POSTCOPY_RUN = 5
-    POSTCOPY_RAM_DISCARD = 6
-    PACKAGED = 7
-    ENABLE_COLO = 8
-    POSTCOPY_RESUME = 9
-    RECV_BITMAP = 10
-    SWITCHOVER_START = 11
-
+from .marks import CAPABILITIES, PAGE_BITS, UUID, SectionType
 
 DeclarationError = c.ConstructError
 """What parsing by a declaration raises for bytes that are something else."""
@@ -63,9 +27,6 @@ SubsectionHeader = c.Struct(
     "version" / c.Int32ub,
 )
 
-PAGE_BITS = b"configuration/target-page-bits"
-CAPABILITIES = b"configuration/capabilities"
-UUID = b"configuration/uuid"
 CONFIGURATION_SUBSECTIONS: dict[bytes, c.Construct] = {
     PAGE_BITS: c.Int32ub,
     CAPABILITIES: c.PrefixedArray(c.Int32ub, Str8),

@@ -16,7 +16,7 @@ from . import (
     storage_attributes,
     stream,
 )
-from .stream import SectionType
+from .marks import CAPABILITIES, MAGIC, PAGE_BITS, UUID, RamFlag, SectionType
 
 
 class StreamWriter:
@@ -28,15 +28,15 @@ class StreamWriter:
 
 
 def _header(event: events.Header) -> bytes:
-    return _build(stream.FileHeader, magic=stream.MAGIC, version=event.version)
+    return _build(stream.FileHeader, magic=MAGIC, version=event.version)
 
 
 def _configuration(event: events.Configuration) -> bytes:
     capabilities = event.capabilities
     values = {
-        stream.PAGE_BITS: None if event.page_size is None else event.page_size.bit_length() - 1,
-        stream.CAPABILITIES: None if capabilities is None else [n.encode() for n in capabilities],
-        stream.UUID: event.uuid,
+        PAGE_BITS: None if event.page_size is None else event.page_size.bit_length() - 1,
+        CAPABILITIES: None if capabilities is None else [n.encode() for n in capabilities],
+        UUID: event.uuid,
     }
     pieces = [_build(stream.ConfigurationHeader, machine=event.machine.encode())]
     for name, body in stream.CONFIGURATION_SUBSECTIONS.items():
@@ -99,22 +99,20 @@ def _xbzrle_run(event: events.XbzrleRun) -> bytes:
     def head(size: int) -> bytes:
         return _build(ram.XbzrleHead, encoding=ram.XBZRLE_ENCODING, length=size)
 
-    return _encoded_run(event, ram.RamFlag.XBZRLE, head)
+    return _encoded_run(event, RamFlag.XBZRLE, head)
 
 
 def _compressed_run(event: events.CompressedRun) -> bytes:
-    return _encoded_run(event, ram.RamFlag.COMPRESS_PAGE, ram.CompressedHead.build)
+    return _encoded_run(event, RamFlag.COMPRESS_PAGE, ram.CompressedHead.build)
 
 
-def _encoded_run(
-    event: events.EncodedRun, flag: ram.RamFlag, head: Callable[[int], bytes]
-) -> bytes:
+def _encoded_run(event: events.EncodedRun, flag: RamFlag, head: Callable[[int], bytes]) -> bytes:
     pieces: list[bytes] = []
     for index, address in enumerate(event.offsets.tolist()):
         start, size = int(event.starts[index]), int(event.sizes[index])
         flags, name = flag, b""
         if index or event.continued:
-            flags |= ram.RamFlag.CONTINUE
+            flags |= RamFlag.CONTINUE
         else:
             name = stream.Str8.build(event.block.name.encode())
         encoding = event.data[start : start + size].tobytes()

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from .errors import StreamError
 from .events import XbzrleRun
+from .marks import RamFlag
 from .pages import Buffer
-from .ram import RECORD_HEADER_SIZE, SECTION_NAME, XBZRLE_ENCODING, RamFlag
+from .ram import RECORD_HEADER_SIZE, SECTION_NAME, XBZRLE_ENCODING
 
 Bytes = npt.NDArray[np.uint8]
 Indexes = npt.NDArray[np.intp]

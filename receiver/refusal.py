@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..protocol import events
 from ..protocol.configuration import IGNORE_SHARED, MAPPED_RAM
 from ..protocol.errors import UnsupportedError
+from ..protocol.marks import CommandType
 from ..protocol.ram import SECTION_NAME
-from ..protocol.stream import CommandType
 
 _CAPABILITIES = frozenset({IGNORE_SHARED, MAPPED_RAM})
 _COMMANDS = frozenset(

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from ..protocol import events
 from ..protocol.errors import StreamError
+from ..protocol.marks import CommandType, SectionType
 from ..protocol.reader import StreamReader
 from ..protocol.return_path import pong, shut
-from ..protocol.stream import CommandType, SectionType
 from ..protocol.zstd import is_compressed
 from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters

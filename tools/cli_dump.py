@@ -1,15 +1,21 @@
-"""The command that shows what a stream holds: options in, exit status out."""
+"""The command that shows what a stream holds: options in, exit status out.
+
+An ordinary stream in a file is shown by its outline (see `outline`), before what reads all other
+streams (see `dump_whole`), and is slow to load, would be there.
+"""
 
 from __future__ import annotations
 
 import json
-from functools import partial
+import mmap
+import os
 
 import click
 
-from . import dump as dump_command
-from . import dump_container, dump_devices, dump_page
-from .opening import opened_stream, page_size_option
+from ..protocol.outline import PAGE_SIZE, NotOrdinary, outline
+from . import dump_page
+from .dump_summary import Summary, from_outline
+from .sizes import page_size_option
 
 
 @click.command()
@@ -39,20 +45,29 @@ def dump(
         stream, devices = devices, ""
     if not stream:
         raise click.UsageError("Missing argument 'STREAM'.")
-    show = dump_command.print_pages_as_json if as_json else dump_command.print_pages
-    list_snapshots = partial(dump_container.print_snapshots, as_json=as_json)
-    with opened_stream(stream, list_snapshots) as opened:
-        if xml:
-            dump_container.print_xml(opened, as_json=as_json)
-            return
-        summary = dump_command.summarise(opened.stream, page_size, show if pages else None)
-        if as_json:
-            found = {"container": opened.as_json(), **summary.as_json()}
-            if devices is not None:
-                found |= dump_devices.devices_as_json(summary, devices)
-            click.echo(json.dumps(found, indent=None if pages else 2))
-        elif devices:
-            dump_devices.print_devices(summary, devices)
-        else:
-            dump_container.print_container(opened)
-            dump_page.print_summary(summary, devices=devices is not None)
+    fields = bool(devices) or (as_json and devices is not None)
+    summary = None if pages or xml or fields else _outlined(stream, page_size)
+    if summary is None:
+        from .dump_whole import dump_whole  # noqa: PLC0415 - only where it is needed
+
+        dump_whole(
+            stream, as_json=as_json, pages=pages, devices=devices, xml=xml, page_size=page_size
+        )
+    elif as_json:
+        found = {"container": {"layers": [], "libvirt": None}, **summary.as_json()}
+        click.echo(json.dumps(found, indent=2))
+    else:
+        dump_page.print_summary(summary, devices=devices is not None)
+
+
+def _outlined(name: str, page_size: int) -> Summary | None:
+    """None: not an ordinary stream, or not in a file of its own."""
+    if page_size != PAGE_SIZE or name == "-" or not os.path.isfile(name):
+        return None
+    try:
+        with open(name, "rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return from_outline(outline(data))
+    except (OSError, ValueError, NotOrdinary):
+        # What is wrong, if anything is, others say.
+        return None

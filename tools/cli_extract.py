@@ -12,8 +12,9 @@ from ..guest.sizes import format_size
 from . import convert as convert_command
 from . import extract as extract_command
 from .extract import Report
-from .opening import opened_stream, page_size_option, size_option
+from .opening import opened_stream
 from .rebuild import absent_message
+from .sizes import page_size_option, size_option
 
 
 def _report_extracted(report: Report) -> None:

@@ -12,8 +12,9 @@ import click
 from ..protocol.errors import StreamError
 from . import diff as diff_command
 from . import verify as verify_command
-from .opening import opened_stream, page_size_option
+from .opening import opened_stream
 from .rebuild import RebuiltGuest, rebuild
+from .sizes import page_size_option
 from .stream_events import read_events
 
 

@@ -12,120 +12,26 @@ import click
 import numpy as np
 
 from ..protocol import events
-from ..protocol.stream import SectionType
+from ..protocol.marks import SectionType
+from ..protocol.outline import Device
+from .dump_summary import BlockSummary, PageCount, SectionSummary, Summary
 from .rounds import Rounds
 from .stream_events import read_events
 
-PAGE_KINDS = ("plain", "zero", "xbzrle", "compressed")
-"""How pages may be sent."""
-
 
 @dataclass
-class PageCount:
-    """How many pages came, by kind."""
+class WithDevices(Summary):
+    """And what the fields of its devices are decoded from."""
 
-    plain: int = 0
-    zero: int = 0
-    xbzrle: int = 0
-    compressed: int = 0
-
-    def add(self, kind: str, count: int) -> None:
-        """So many more of one of PAGE_KINDS."""
-        setattr(self, kind, getattr(self, kind) + count)
-
-    def row(self) -> list[int]:
-        """In the order of PAGE_KINDS."""
-        return [getattr(self, kind) for kind in PAGE_KINDS]
-
-
-@dataclass
-class BlockSummary:
-    """Pages of one RAM block. `may_be_absent`: see RamBlock."""
-
-    name: str
-    length: int
-    may_be_absent: bool
-    pages: PageCount
-
-    @property
-    def absent(self) -> bool:
-        """It is shared, and was left out."""
-        return self.may_be_absent and not any(self.pages.row())
-
-    def as_json(self) -> dict[str, Any]:
-        """Keys: name, length, absent, and how many pages of each of PAGE_KINDS."""
-        known = {"name": self.name, "length": self.length, "absent": self.absent}
-        return {**known, **asdict(self.pages)}
-
-
-@dataclass
-class SectionSummary:
-    """An iterative section: `pieces` of `size` bytes together. `known`: what it holds was read."""
-
-    name: str
-    section_id: int
-    instance_id: int
-    version: int
-    pieces: int = 0
-    size: int = 0
-    known: bool = True
-
-
-@dataclass
-class Summary:
-    """What `dump` tells of a stream."""
-
-    machine: str | None = None
-    page_size: int = 4096
-    capabilities: list[str] = field(default_factory=list)
-    size: int = 0
-    ram_parts: int = 0
-    commands: list[int] = field(default_factory=list)
-    blocks: list[BlockSummary] = field(default_factory=list)
-    devices: list[events.DeviceSection] = field(default_factory=list)
     configuration: events.Configuration | None = None
-    description: events.Description | None = None
-    rounds: list[PageCount] = field(default_factory=list)
-    """See `rounds`; none where pages have places of their own (mapped-ram)."""
-    sections: dict[int, SectionSummary] = field(default_factory=dict)
-    """By section id."""
-    piece: tuple[SectionSummary, int] | None = None
-    """The section whose piece came last, and where in the stream that begins."""
-    footers: bool = True
-    unsplit: int = 0
-    """Bytes of device sections that cannot be told apart."""
+    sections_of_devices: list[events.DeviceSection] = field(default_factory=list)
+    described: events.Description | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """Keys: machine, page_size, capabilities, size, ram_parts, commands, blocks (see
-        BlockSummary), rounds (of each, pages by kind), sections (see SectionSummary), devices (see
-        device_as_json), unsplit_devices (bytes), footers, description (whether there are any)."""
-        return {
-            "machine": self.machine,
-            "page_size": self.page_size,
-            "capabilities": self.capabilities,
-            "size": self.size,
-            "ram_parts": self.ram_parts,
-            "commands": self.commands,
-            "blocks": [block.as_json() for block in self.blocks],
-            "rounds": [asdict(pages) for pages in self.rounds],
-            "sections": [asdict(section) for section in self.sections.values()],
-            "devices": [self.device_as_json(device) for device in self.devices],
-            "unsplit_devices": self.unsplit,
-            "footers": self.footers,
-            "description": self.description is not None,
-        }
 
-    @staticmethod
-    def device_as_json(device: events.DeviceSection) -> dict[str, Any]:
-        """Keys: name, section_id, instance_id, version, offset (of its payload), size (bytes)."""
-        return {
-            "name": device.name,
-            "section_id": device.section_id,
-            "instance_id": device.instance_id,
-            "version": device.version,
-            "offset": device.payload_offset,
-            "size": len(device.payload),
-        }
+def device_of(section: events.DeviceSection) -> Device:
+    """What a summary tells of it."""
+    ids = (section.name, section.section_id, section.instance_id, section.version)
+    return Device(*ids, section.payload_offset, len(section.payload))
 
 
 @dataclass(frozen=True)
@@ -175,12 +81,12 @@ def print_pages_as_json(pages: Pages) -> None:
 
 def summarise(
     stream: BinaryIO, page_size: int = 4096, on_pages: Callable[[Pages], None] | None = None
-) -> Summary:
+) -> WithDevices:
     """Read all of it, and tell `on_pages` of every range of pages; `page_size` as in `read_events`.
 
     Raises StreamError.
     """
-    summary, rounds = Summary(page_size=page_size), Rounds()
+    summary, rounds = WithDevices(page_size=page_size), Rounds()
     for event in read_events(stream, page_size):
         if isinstance(event, (events.PageRun, events.EncodedRun)):
             _count(summary, event, rounds)
@@ -206,7 +112,7 @@ def _count(summary: Summary, run: events.PageRun | events.EncodedRun, rounds: Ro
         summary.rounds[number].add(kind, count)
 
 
-def _note(summary: Summary, event: events.Event) -> None:
+def _note(summary: WithDevices, event: events.Event) -> None:
     summary.size = max(summary.size, event.offset)
     if summary.piece is not None and isinstance(event, _BEHIND_A_PIECE):
         section, start = summary.piece
@@ -217,7 +123,12 @@ def _note(summary: Summary, event: events.Event) -> None:
         note(summary, event)
 
 
-def _note_configuration(summary: Summary, event: events.Configuration) -> None:
+def _note_device(summary: WithDevices, event: events.DeviceSection) -> None:
+    summary.devices.append(device_of(event))
+    summary.sections_of_devices.append(event)
+
+
+def _note_configuration(summary: WithDevices, event: events.Configuration) -> None:
     summary.configuration = event
     summary.machine = event.machine
     summary.capabilities = list(event.capabilities or ())
@@ -264,8 +175,9 @@ def _note_end(summary: Summary, event: events.EndOfStream) -> None:
     summary.size = event.offset + 1
 
 
-def _note_description(summary: Summary, event: events.Description) -> None:
-    summary.description = event
+def _note_description(summary: WithDevices, event: events.Description) -> None:
+    summary.described = event
+    summary.description = len(event.text)
     summary.size = event.offset + 5 + len(event.text)
 
 
@@ -276,7 +188,7 @@ _BEHIND_A_PIECE = (
     events.Command,
     events.EndOfStream,
 )
-_NOTES: dict[type, Callable[[Summary, Any], None]] = {
+_NOTES: dict[type, Callable[[WithDevices, Any], None]] = {
     events.Configuration: _note_configuration,
     events.RamSection: _note_ram,
     events.RamBlocks: _note_blocks,
@@ -284,7 +196,7 @@ _NOTES: dict[type, Callable[[Summary, Any], None]] = {
     events.OpaquePiece: _note_opaque,
     events.NoFooters: _note_no_footers,
     events.UnsplitDevices: _note_unsplit,
-    events.DeviceSection: lambda summary, event: summary.devices.append(event),
+    events.DeviceSection: _note_device,
     events.Command: lambda summary, event: summary.commands.append(event.command),
     events.EndOfStream: _note_end,
     events.Description: _note_description,

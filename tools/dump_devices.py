@@ -10,7 +10,7 @@ import numpy as np
 
 from ..protocol import events
 from ..protocol.fields import Decoder, Field
-from .dump import Summary
+from .dump import WithDevices, device_of
 from .dump_page import print_table
 from .failure import CommandError
 
@@ -25,13 +25,13 @@ class NoDeviceError(CommandError):
     """The stream has no device of that name; one line."""
 
 
-def print_devices(summary: Summary, name: str) -> None:
+def print_devices(summary: WithDevices, name: str) -> None:
     """All fields of the devices called NAME or NAME#INSTANCE, for people.
 
     Raises NoDeviceError, and StreamError where a device is not as described.
     """
     sections, configuration = _choose(summary, name)
-    decoder = Decoder(summary.description)
+    decoder = Decoder(summary.described)
     if configuration is not None:
         fields = decoder.decode_configuration(configuration)
         click.echo(f"{CONFIGURATION}  {sum(field.size for field in fields)} bytes")
@@ -44,11 +44,13 @@ def print_devices(summary: Summary, name: str) -> None:
 
 
 def _choose(
-    summary: Summary, name: str
+    summary: WithDevices, name: str
 ) -> tuple[list[events.DeviceSection], events.Configuration | None]:
     """The devices of that name, every one if it is empty; the configuration if it is meant."""
     configuration = summary.configuration if name in ("", CONFIGURATION) else None
-    chosen = [d for d in summary.devices if name in ("", d.name, f"{d.name}#{d.instance_id}")]
+    chosen = [
+        d for d in summary.sections_of_devices if name in ("", d.name, f"{d.name}#{d.instance_id}")
+    ]
     if name and not chosen and configuration is None:
         raise NoDeviceError(f"no device {name!r} in the stream (--devices lists them)")
     return chosen, configuration
@@ -84,7 +86,7 @@ def _format_number(value: int, kind: str) -> str:
     return f"{value:#x}" if kind.startswith("u") else str(value)
 
 
-def devices_as_json(summary: Summary, name: str = "") -> dict[str, Any]:
+def devices_as_json(summary: WithDevices, name: str = "") -> dict[str, Any]:
     """The devices called NAME or NAME#INSTANCE (every one if it is empty), with their fields.
 
     Keys: devices, each as in Summary.as_json and with `fields`; configuration, null where it is not
@@ -97,7 +99,7 @@ def devices_as_json(summary: Summary, name: str = "") -> dict[str, Any]:
     Raises NoDeviceError, and StreamError where a device is not as described.
     """
     sections, configuration = _choose(summary, name)
-    decoder = Decoder(summary.description)
+    decoder = Decoder(summary.described)
     found: dict[str, Any] = {CONFIGURATION: None}
     if configuration is not None:
         fields = decoder.decode_configuration(configuration)
@@ -106,7 +108,7 @@ def devices_as_json(summary: Summary, name: str = "") -> dict[str, Any]:
         found[CONFIGURATION] = {"offset": fields[0].offset, "size": size, "fields": listed}
     found["devices"] = [
         {
-            **summary.device_as_json(section),
+            **device_of(section)._asdict(),
             "fields": [_field_as_json(field) for field in decoder.decode(section)],
         }
         for section in sections

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import click
 
 from ..guest.sizes import format_size
-from ..protocol.stream import CommandType
-from .dump import PAGE_KINDS, PageCount, Summary
+from ..protocol.marks import CommandType
+from .dump_summary import PAGE_KINDS, PageCount, Summary
 from .readable import table
 
 MOST_ROUNDS = 12
@@ -44,7 +44,7 @@ def _lines(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "section", f"{section.name}, {pieces}{rounds}, {size}{unknown}"
     if summary.commands:
         yield "commands", " ".join(CommandType(command).name for command in summary.commands)
-    state = sum(len(device.payload) for device in summary.devices)
+    state = sum(device.size for device in summary.devices)
     yield "devices", f"{len(summary.devices)} sections, {format_size(state)}"
     if not summary.footers:
         yield "footers", "no"
@@ -52,7 +52,7 @@ def _lines(summary: Summary) -> Iterator[tuple[str, str]]:
         told = "without footers, their description does not tell them apart"
         yield "unsplit", f"{summary.unsplit} bytes of devices: {told}"
     description = summary.description
-    told = "no" if description is None else f"yes, {format_size(len(description.text))}"
+    told = "no" if description is None else f"yes, {format_size(description)}"
     yield "description", told
 
 
@@ -98,8 +98,8 @@ def _devices(summary: Summary) -> Iterator[list[str]]:
             section.name,
             str(section.instance_id),
             str(section.version),
-            f"{section.payload_offset:#x}",
-            str(len(section.payload)),
+            f"{section.offset:#x}",
+            str(section.size),
         ]
 
 

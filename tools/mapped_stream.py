@@ -18,7 +18,7 @@ from ..protocol import events, mapped_ram
 from ..protocol.configuration import IGNORE_SHARED, MAPPED_RAM
 from ..protocol.description import with_capabilities
 from ..protocol.mapped_pages import list_pieces
-from ..protocol.stream import CommandType, SectionType
+from ..protocol.marks import CommandType, SectionType
 from ..protocol.writer import StreamWriter, block_entry
 from .block_file import BlockFile
 from .failure import CommandError

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vmferry.protocol import compress, ram
 from vmferry.protocol.errors import StreamError
-from vmferry.protocol.ram import RamFlag
+from vmferry.protocol.marks import RamFlag
 
 PAGE = 4096
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.devices import Length, described_lengths
+from vmferry.protocol.description import Length, described_lengths
 from vmferry.protocol.errors import StreamError
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.stream import section_footer

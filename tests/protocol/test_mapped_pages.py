@@ -13,8 +13,8 @@ from vmferry.protocol import events, mapped_ram
 from vmferry.protocol.errors import StreamError, UnsupportedError
 from vmferry.protocol.mapped_pages import ReadAt, list_pieces, read_pages
 from vmferry.protocol.mapped_ram import MappedRam
+from vmferry.protocol.marks import SectionType
 from vmferry.protocol.reader import StreamReader
-from vmferry.protocol.stream import SectionType
 
 from tests.protocol.kinds import mapped
 

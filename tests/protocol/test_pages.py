@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vmferry.protocol import pages, ram
-from vmferry.protocol.ram import RamFlag
+from vmferry.protocol.marks import RamFlag
 
 SIZES = st.sampled_from([1024, 4096])
 NUMBERS = st.lists(st.integers(0, (1 << 40) - 1), min_size=1, max_size=40)

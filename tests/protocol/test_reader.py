@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vmferry.protocol import events, ram, stream
 from vmferry.protocol.errors import StreamError, UnsupportedError
+from vmferry.protocol.marks import SectionType
 from vmferry.protocol.reader import StreamReader
-from vmferry.protocol.stream import SectionType
 
 
 def _read(data: bytes, **options: Any) -> list[events.Event]:

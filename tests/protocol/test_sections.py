@@ -9,8 +9,8 @@ import pytest
 from vmferry.protocol import events, stream
 from vmferry.protocol.dirty_bitmap import BitmapChunk
 from vmferry.protocol.errors import StreamError, UnsupportedError
+from vmferry.protocol.marks import CommandType, SectionType
 from vmferry.protocol.reader import StreamReader
-from vmferry.protocol.stream import CommandType, SectionType
 
 from tests.protocol.kinds import DEVICES, KINDS, piece
 

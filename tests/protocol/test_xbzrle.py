@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vmferry.protocol import ram, xbzrle
-from vmferry.protocol.ram import RamFlag
+from vmferry.protocol.marks import RamFlag
 from vmferry.protocol.xbzrle import RECORD_HEAD, Delta, XbzrleError
 
 PAGE = 512

@@ -20,9 +20,9 @@ from vmferry.protocol.dirty_bitmap import BitmapBits, BitmapChunk, BitmapStart
 from vmferry.protocol.htab import HtabChunk, HtabHeader
 from vmferry.protocol.mapped_pages import list_pieces
 from vmferry.protocol.mapped_ram import lay_out
+from vmferry.protocol.marks import CommandType
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.return_path import shut
-from vmferry.protocol.stream import CommandType
 from vmferry.protocol.writer import StreamWriter
 from vmferry.tools.diff import compare_blocks
 from vmferry.tools.rebuild import RebuiltGuest, rebuild

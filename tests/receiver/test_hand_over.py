@@ -11,10 +11,10 @@ from contextlib import suppress
 import pytest
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol import events
+from vmferry.protocol.marks import CommandType
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.return_path import ReturnPathReader, Shut
 from vmferry.protocol.states import MigrationStatus
-from vmferry.protocol.stream import CommandType
 from vmferry.protocol.writer import StreamWriter
 from vmferry.receiver.coordinator import MigrationError, Receiver
 from vmferry.sender.coordinator import Sender

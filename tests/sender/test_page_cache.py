@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from vmferry.guest.base import RamBlock, map_block
 from vmferry.guest.tracker import DigestTracker
 from vmferry.protocol import events, pages, xbzrle
+from vmferry.protocol.marks import SectionType
 from vmferry.protocol.pages import Buffer
 from vmferry.protocol.reader import StreamReader
-from vmferry.protocol.stream import SectionType
 from vmferry.protocol.writer import StreamWriter
 from vmferry.sender.page_cache import LIFETIME, CacheSizeError, PageCache, cache_pages
 from vmferry.sender.worker import (

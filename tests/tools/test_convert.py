@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 import pytest
 from vmferry.protocol import events, libvirt
 from vmferry.protocol.configuration import MAPPED_RAM
-from vmferry.protocol.stream import SectionType
+from vmferry.protocol.marks import SectionType
 from vmferry.tools.containers import Opened, unpack
 from vmferry.tools.convert import CONTAINERS, convert
 from vmferry.tools.stream_events import read_events

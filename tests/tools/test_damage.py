@@ -21,8 +21,8 @@ import zstandard
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol import events
 from vmferry.protocol.errors import StreamError
+from vmferry.protocol.marks import SectionType
 from vmferry.protocol.reader import StreamReader
-from vmferry.protocol.stream import SectionType
 from vmferry.sender.coordinator import Sender
 from vmferry.tools.dump import summarise
 from vmferry.tools.rebuild import RebuildError

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.stream import SectionType
+from vmferry.protocol.marks import SectionType
 from vmferry.tools.compare import PageRanges
 from vmferry.tools.diff import compare_guests
 from vmferry.tools.rebuild import rebuild

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from vmferry.protocol import events
 from vmferry.protocol.errors import StreamError
+from vmferry.protocol.marks import SectionType
 from vmferry.protocol.memory_image import (
     LIME_HEADER_SIZE,
     ElfHeader,
@@ -19,7 +20,6 @@ from vmferry.protocol.memory_image import (
     ProgramHeader,
     Region,
 )
-from vmferry.protocol.stream import SectionType
 from vmferry.tools.block_file import PAGES, BlockFile
 from vmferry.tools.extract import ExtractError, Wanted, extract
 from vmferry.tools.main_ram import LayoutError, main_block, regions

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from vmferry.protocol import events
 from vmferry.protocol.errors import UnsupportedError
-from vmferry.protocol.stream import SectionType
+from vmferry.protocol.marks import SectionType
 from vmferry.tools.rebuild import RebuiltGuest
 from vmferry.tools.verify import unseen_pages, verify
 

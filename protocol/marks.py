@@ -1,0 +1,68 @@
+"""The numbers and names by which parts of a stream, and records of its RAM, are told apart.
+
+Source: QEMU's documentation, docs/devel/migration/main.rst ("Stream structure").
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+MAGIC = 0x5145564D
+"""The characters QEVM."""
+VERSION = 3
+
+
+class SectionType(IntEnum):
+    """The byte that begins each part of a stream."""
+
+    EOF = 0x00
+    START = 0x01
+    PART = 0x02
+    END = 0x03
+    FULL = 0x04
+    SUBSECTION = 0x05
+    VMDESCRIPTION = 0x06
+    CONFIGURATION = 0x07
+    COMMAND = 0x08
+    FOOTER = 0x7E
+
+
+class CommandType(IntEnum):
+    """What a COMMAND says."""
+
+    OPEN_RETURN_PATH = 1
+    PING = 2
+    POSTCOPY_ADVISE = 3
+    POSTCOPY_LISTEN = 4
+    POSTCOPY_RUN = 5
+    POSTCOPY_RAM_DISCARD = 6
+    PACKAGED = 7
+    ENABLE_COLO = 8
+    POSTCOPY_RESUME = 9
+    RECV_BITMAP = 10
+    SWITCHOVER_START = 11
+
+
+class RamFlag(IntFlag):
+    """The low bits of the be64 that begins a record of `ram`."""
+
+    ZERO = 0x02
+    MEM_SIZE = 0x04
+    PAGE = 0x08
+    EOS = 0x10
+    CONTINUE = 0x20
+    XBZRLE = 0x40
+    HOOK = 0x80
+    COMPRESS_PAGE = 0x100
+    MULTIFD_FLUSH = 0x200
+
+
+PAGE_BITS = b"configuration/target-page-bits"
+CAPABILITIES = b"configuration/capabilities"
+UUID = b"configuration/uuid"
+
+MIN_PAGE_BITS, MAX_PAGE_BITS = 10, 16
+
+MAX_SECTION_ID = 1 << 24
+MAX_DEVICE_VERSION = 1 << 16
+"""Neither is reached by any device section."""
