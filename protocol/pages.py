@@ -120,17 +120,17 @@ def _records(
 
 
 def parse_plain(
-    data: npt.NDArray[np.uint8], position: int, page_size: int
+    data: npt.NDArray[np.uint8], position: int, page_size: int, first: int
 ) -> npt.NDArray[np.uint64]:
-    """Page offsets of the whole PAGE|CONTINUE records that follow each other from `position`."""
-    return _parse(data, position, page_size, None)
+    """Page offsets of a run: `first`, and of the whole PAGE|CONTINUE records from `position` on."""
+    return _parse(data, position, page_size, first, None)
 
 
 def parse_zero(
-    data: npt.NDArray[np.uint8], position: int, page_size: int, fill: int
+    data: npt.NDArray[np.uint8], position: int, page_size: int, first: int, fill: int
 ) -> npt.NDArray[np.uint64]:
-    """Page offsets of the ZERO|CONTINUE records with this `fill` that follow each other."""
-    return _parse(data, position, page_size, fill)
+    """As `parse_plain`, of ZERO|CONTINUE records with this `fill`."""
+    return _parse(data, position, page_size, first, fill)
 
 
 def plain_pages(
@@ -142,34 +142,40 @@ def plain_pages(
 
 
 def _parse(
-    data: npt.NDArray[np.uint8], position: int, page_size: int, fill: int | None
+    data: npt.NDArray[np.uint8], position: int, page_size: int, first: int, fill: int | None
 ) -> npt.NDArray[np.uint64]:
     """`fill` None: plain records."""
     flags, stride = _ZERO, ZERO_STRIDE
     if fill is None:
         flags, stride = _PLAIN, RECORD_HEADER_SIZE + page_size
     mask, view = page_size - 1, data.data
-    left = max(0, (len(data) - position) // stride)
+    left = max(0, (len(view) - position) // stride)
 
-    def matches(index: int) -> bool:
+    def offset_of(index: int) -> int:
+        """Of a record; negative where it is none of the run."""
         start = position + index * stride
         value = int.from_bytes(view[start : start + RECORD_HEADER_SIZE], "big")
-        return value & mask == flags and (fill is None or view[start + RECORD_HEADER_SIZE] == fill)
+        same = value & mask == flags and (fill is None or view[start + RECORD_HEADER_SIZE] == fill)
+        return value ^ flags if same else -1
 
-    count = 0
-    while count < min(left, _LOOK_SINGLY) and matches(count):
-        count += 1
-    if count == _LOOK_SINGLY:
-        # The last record of what is likely the run; whether all before it belong is seen below.
-        count = bisect_left(range(left), True, lo=count, key=lambda index: not matches(index))
+    singly = [first]
+    for index in range(min(left, _LOOK_SINGLY)):
+        offset = offset_of(index)
+        if offset < 0:
+            break
+        singly.append(offset)
+    if len(singly) <= _LOOK_SINGLY:
+        return np.array(singly, np.uint64)
+    # The last record of what is likely the run; whether all before it belong is seen below.
+    count = bisect_left(range(left), True, lo=_LOOK_SINGLY, key=lambda index: offset_of(index) < 0)
     headers: npt.NDArray[np.uint64] = np.ndarray(
-        (count,), ">u8", data, offset=position if count else 0, strides=(stride,)
+        (count,), ">u8", data, offset=position, strides=(stride,)
     )
-    values = headers.astype(np.uint64)
-    if count > _LOOK_SINGLY:
-        same = (values & np.uint64(mask)) == np.uint64(flags)
-        if fill is not None:
-            same &= data[position + RECORD_HEADER_SIZE : position + count * stride : stride] == fill
-        if not same.all():
-            values = values[: int(same.argmin())]
-    return values ^ np.uint64(flags)
+    offsets = np.empty(count + 1, np.uint64)
+    offsets[0], offsets[1:] = first, headers
+    behind = offsets[1:]
+    same = (behind & np.uint64(mask)) == np.uint64(flags)
+    if fill is not None:
+        same &= data[position + RECORD_HEADER_SIZE : position + count * stride : stride] == fill
+    behind ^= np.uint64(flags)
+    return offsets if same.all() else offsets[: 1 + int(same.argmin())]

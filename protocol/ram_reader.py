@@ -168,12 +168,9 @@ class RamReader:
             raise Incomplete
         fill = 0 if plain else cursor.view[first]
         if plain:
-            behind = pages.parse_plain(cursor.data, first + size, self.page_size)
+            offsets = pages.parse_plain(cursor.data, first + size, self.page_size, address)
         else:
-            behind = pages.parse_zero(cursor.data, first + size, self.page_size, fill)
-        offsets = np.empty(len(behind) + 1, np.uint64)
-        offsets[0] = address
-        offsets[1:] = behind
+            offsets = pages.parse_zero(cursor.data, first + size, self.page_size, address, fill)
         stride = ram.RECORD_HEADER_SIZE + size
         self._block = block
         count = len(offsets)
@@ -273,9 +270,8 @@ class RamReader:
         return block
 
     def _check_inside(self, run: events.PageRun | events.EncodedRun) -> None:
-        outside = run.offsets >= run.block.length
-        if outside.any():
-            index = int(outside.argmax())
+        if run.offsets.max() >= run.block.length:
+            index = int((run.offsets >= run.block.length).argmax())
             message = f"a page at {int(run.offsets[index]):#x} of block {run.block.name}"
             raise self._error(f"{message}, outside its RAM", run.record_offset(index))
 

@@ -103,10 +103,10 @@ def test_a_run_is_found_to_its_end(
     whole = other == "end" or (other == "fill" and fill is None)
     view = np.frombuffer(out, np.uint8)[:size]
     if fill is None:
-        found = pages.parse_plain(view, 0, page_size)
+        found = pages.parse_plain(view, 0, page_size, 7 * page_size)
     else:
-        found = pages.parse_zero(view, 0, page_size, fill)
-    assert found.tolist() == offsets[: count + whole].tolist()
+        found = pages.parse_zero(view, 0, page_size, 7 * page_size, fill)
+    assert found.tolist() == [7 * page_size, *offsets[: count + whole].tolist()]
 
 
 def test_pages_of_a_run_are_a_view() -> None:
@@ -136,6 +136,6 @@ def test_parsing_a_run_costs_less_than_copying_it(count: int) -> None:
     pages.pack_plain(out, None, _offsets(list(range(count)), 4096), data)
     declared = ram.plain_record(4096, continued=True)
     whole = bytes(out)
-    parse = _best(lambda: pages.parse_plain(out, 0, 4096))
+    parse = _best(lambda: pages.parse_plain(out, 0, 4096, 0))
     one_by_one = _best(lambda: [declared.parse(whole[i : i + 4104]) for i in range(0, 20520, 4104)])
     assert parse * 5 < one_by_one / 5 * count
