@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain, compress, count
 from mmap import mmap
@@ -56,6 +57,8 @@ _COLUMNS = (
     bytes(range(0, 256, 16)) * 256,
 )
 """These bytes of the pages of a group, in order."""
+_STEP = 32 << 20
+"""Bytes of pages that are passed at once, at most, and after which that is told."""
 _FEWEST = 16
 """Pages that are looked at together at first."""
 
@@ -115,13 +118,14 @@ class Outline:
     description: int = 0
 
 
-def outline(data: bytes | mmap) -> Outline:
+def outline(data: bytes | mmap, on_passed: Callable[[int, int], None] | None = None) -> Outline:
     """The outline of the stream that `data` is, from its first byte to its last.
 
-    Raises NotOrdinary.
+    `on_passed`: told every so often of bytes (from, to) that will not be looked at again, so that
+    a mapped file need not stay in memory. Raises NotOrdinary.
     """
     try:
-        return _Walk(data).run()
+        return _Walk(data, on_passed or (lambda *_: None)).run()
     except (struct.error, IndexError, ValueError, RecursionError):
         raise NotOrdinary from None
 
@@ -129,8 +133,10 @@ def outline(data: bytes | mmap) -> Outline:
 class _Walk:
     """One pass over a stream. Besides NotOrdinary, it may raise what `outline` turns into it."""
 
-    def __init__(self, data: bytes | mmap) -> None:
+    def __init__(self, data: bytes | mmap, on_passed: Callable[[int, int], None]) -> None:
         self._data = data
+        self._on_passed = on_passed
+        self._passed = 0
         self._position = 0
         self._found = Outline(len(data))
         self._block: Block | None = None
@@ -206,13 +212,17 @@ class _Walk:
             many = 1 + self._next_pages(layout, value | _CONTINUE)
             self._position += (many - 1) * layout.size
             self._count(value // PAGE_SIZE, many, kind)
+            if self._position - self._passed >= _STEP:
+                self._on_passed(self._passed, self._position)
+                self._passed = self._position
 
     def _next_pages(self, layout: struct.Struct, value: int) -> int:
         """How many records of pages in order follow the one of this be64."""
         left = (len(self._data) - self._position) // layout.size
         if layout.size > PAGE_SIZE:
             # Far apart from each other, each is better looked at once.
-            return self._in_order_singly(self._position, layout, value + PAGE_SIZE, left)
+            many = min(left, _STEP // PAGE_SIZE)
+            return self._in_order_singly(self._position, layout, value + PAGE_SIZE, many)
         found, limit, growth = 0, _FEWEST, 4
         while left > found:
             following = value + (found + 1) * PAGE_SIZE

@@ -67,7 +67,13 @@ def _outlined(name: str, page_size: int) -> Summary | None:
     try:
         with open(name, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return from_outline(outline(data))
+
+        def forget(start: int, end: int) -> None:
+            """What was passed, else a big stream would take as much memory."""
+            start -= start % mmap.PAGESIZE
+            data.madvise(mmap.MADV_DONTNEED, start, end - start)
+
+        return from_outline(outline(data, forget))
     except (OSError, ValueError, NotOrdinary):
         # What is wrong, if anything is, others say.
         return None

@@ -6,6 +6,7 @@ import io
 import random
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,17 @@ def test_zero_pages_in_order_are_looked_at_together(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(_Walk, "_in_order_singly", counted)
     assert _if_ordinary(_of_runs([(1, 8000, 0, True)]))
     assert sum(singly) < 800
+
+
+def test_what_was_passed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: a stream would take as much memory as it has bytes."""
+    step = 16 * PAGE
+    monkeypatch.setattr("vmferry.protocol.outline._STEP", step)
+    stream, passed = _of_runs([(0, 40, None, False)] * 4 + [(0, 5000, 0, False)]), [(0, 0)]
+    assert outline(stream, lambda start, end: passed.append((start, end))).size == len(stream)
+    assert all(before[1] == after[0] for before, after in pairwise(passed))
+    assert max(end - start for start, end in passed) < 3 * step
+    assert passed[-1][1] > 160 * PAGE
 
 
 def test_an_ordinary_stream_is_shown_without_slow_libraries(tmp_path: Path) -> None:
