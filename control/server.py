@@ -174,13 +174,19 @@ class Server:
 
     async def run(self) -> None:
         """Until the service ends; raises what it raises."""
-        accepting = [asyncio.create_task(self._accept(sock)) for sock in self._sockets]
+        accepting: list[asyncio.Task[None]] = []
+
+        def ready() -> None:
+            # A client that is greeted may tell a source to connect.
+            accepting.extend(asyncio.create_task(self._accept(sock)) for sock in self._sockets)
+
         try:
-            await self._service.run()
+            await self._service.run(ready)
         finally:
-            for task in (*accepting, *self._tasks):
+            tasks = (*accepting, *self._tasks)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*accepting, *self._tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _accept(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()

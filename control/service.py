@@ -6,6 +6,7 @@ Commands work on it in the event loop's thread; a migration runs in a thread of 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from ..guest.base import Guest
 from .announce import Interface
@@ -74,11 +75,15 @@ class Service:
         if self.run_control.state is RunState.RUNNING:
             self.announcing.runs()
 
-    async def run(self) -> None:
-        """Until `quit`. Raises ServiceError when a guest was to arrive and did not."""
+    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Until `quit`. Raises ServiceError when a guest was to arrive and did not.
+
+        `ready` is called once a source may connect to the URI given.
+        """
         try:
             if self.incoming is not None and self._uri != "defer":
                 await self._start_incoming(self._uri or "")
+            ready()
             await self._end
         finally:
             await self._finish()

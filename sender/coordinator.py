@@ -13,11 +13,12 @@ from collections.abc import Callable
 from ..guest.base import Guest, GuestError
 from ..protocol.return_path import ReturnPathReader, Shut
 from ..protocol.states import MigrationStatus, StateMachine
-from ..transport.channel import Channel, ChannelError, connect
+from ..transport.channel import Channel, ChannelError
+from ..transport.connecting import Connecting
 from ..transport.crew import Crew, CrewError, DeathError
 from ..transport.process import default_workers, processors
 from ..transport.shared import Wakeup, wait_readable
-from ..transport.uri import UriError, parse_uri
+from ..transport.uri import Uri, UriError, parse_uri
 from . import stream
 from .compression import parse_compression
 from .convergence import Convergence, Round
@@ -142,7 +143,7 @@ class Sender:
             raise MigrationError(f"the guest cannot migrate: {'; '.join(blockers)}")
         uri = parse_uri(self._uri)
         self.states.to(MigrationStatus.SETUP)
-        self._channel = connect(uri)
+        self._channel = self._connect(uri)
         return_path = self._parameters.return_path and self._channel.bidirectional
         # Ids, names and what goes before RAM do not change while the guest runs.
         state = self._guest.save_devices()
@@ -161,6 +162,16 @@ class Sender:
         self._report.meter.end("downtime")
         self._report.meter.end("total")
         self.states.to(MigrationStatus.COMPLETED)
+
+    def _connect(self, uri: Uri) -> Channel:
+        """A cancel does not wait for a peer that does not answer."""
+        connecting = Connecting(uri)
+        try:
+            self._crew.wait_fd(connecting.fileno())
+        except BaseException:
+            connecting.abandon()
+            raise
+        return connecting.result()
 
     def _send_ram(self) -> None:
         """Rounds while the guest runs, then the last one on a paused guest."""

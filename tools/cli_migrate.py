@@ -28,7 +28,7 @@ from . import demo as demo_command
 from .bench import Variant
 from .bench_memory import CONTENTS, BenchError
 from .failure import describe, fail
-from .options import interface
+from .options import announce_option, guest_option, paused_option
 from .progress import Progress
 from .summary import summary
 
@@ -70,7 +70,7 @@ def _cancel_on_signals(cancel: Callable[[], None]) -> None:
 
 @click.command()
 @click.argument("uri")
-@click.option("--guest", "guest_text", required=True, help="dir:PATH or synthetic:SIZE[,...]")
+@guest_option()
 @click.option("--max-bandwidth", type=size, help="bytes a second, as 100M; default: no limit")
 @click.option(
     "--downtime-limit", type=click.IntRange(0, MAX_DOWNTIME), default=300, help="ms; default: 300"
@@ -157,17 +157,10 @@ def send(
 
 @click.command()
 @click.argument("uri")
-@click.option("--guest", "guest_text", required=True, help="dir:PATH or synthetic:")
+@guest_option(incoming=True)
 @click.option("--workers", type=click.IntRange(0, 64), help="beside the one that reads")
-@click.option("--paused", is_flag=True, help="do not resume the guest")
-@click.option(
-    "--announce",
-    "interfaces",
-    multiple=True,
-    type=interface,
-    metavar="IFACE[=MAC]",
-    help="tell its switches at the end that the guest is here (RARP); may be repeated",
-)
+@paused_option
+@announce_option
 @click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
 def receive(
     uri: str,

@@ -12,12 +12,13 @@ from ..control.server import Server, ServerError, address_of, close_socket, open
 from ..control.service import Service, ServiceError
 from ..guest.base import Guest, GuestError
 from ..guest.open import open_guest
+from ..transport.process import start_early
 from .failure import describe, fail
-from .options import interface
+from .options import announce_option, guest_option, paused_option
 
 
 @click.command()
-@click.option("--guest", "guest_text", required=True, help="dir:PATH or synthetic:SIZE[,...]")
+@guest_option()
 @click.option(
     "--qmp",
     "addresses",
@@ -27,15 +28,8 @@ from .options import interface
     help="where clients connect; again for more",
 )
 @click.option("--incoming", metavar="URI|defer", help="the guest comes from there, or when told")
-@click.option("--paused", is_flag=True, help="the guest does not run before it is told to")
-@click.option(
-    "--announce",
-    "interfaces",
-    multiple=True,
-    type=interface,
-    metavar="IFACE[=MAC]",
-    help="where to tell that a guest which came runs here now (RARP); again for more",
-)
+@paused_option
+@announce_option
 def serve(
     guest_text: str,
     addresses: tuple[str, ...],
@@ -47,6 +41,7 @@ def serve(
     try:
         guest = open_guest(guest_text)
         try:
+            start_early()
             # What is wrong with an interface is told now, not when the guest has come.
             Announcer(interfaces).stop()
             asyncio.run(_serve(guest, addresses, incoming, paused, interfaces))

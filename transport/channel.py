@@ -138,7 +138,11 @@ def _tuned(fd: int) -> socket.socket:
 def connect(uri: Uri) -> Channel:
     """Open a channel to send into. Raises ChannelError."""
     try:
-        return _connect(uri)
+        channel = _connect(uri)
+        if stat.S_ISFIFO(os.fstat(channel.fileno()).st_mode):
+            # It takes what it has room for, and `send` can be told to stop.
+            os.set_blocking(channel.fileno(), False)
+        return channel
     except (OSError, UnicodeError, OverflowError) as error:
         raise _refused(uri, error) from error
 
@@ -166,7 +170,8 @@ def _connect(uri: Uri) -> Channel:
         return Channel(os.dup(uri.number), name)
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (0 if uri.offset else os.O_TRUNC)
     fd = os.open(uri.path, flags, 0o600)
-    os.lseek(fd, uri.offset, os.SEEK_SET)
+    if uri.offset:
+        os.lseek(fd, uri.offset, os.SEEK_SET)
     return Channel(fd, name)
 
 
@@ -252,6 +257,9 @@ def _listen(uri: Uri) -> Listener:
         return Listener(uri, _run(uri, sending=False), None)
     if isinstance(uri, Fd):
         return Listener(uri, Channel(os.dup(uri.number), str(uri)), None)
-    fd = os.open(uri.path, os.O_RDONLY | os.O_CLOEXEC)
-    os.lseek(fd, uri.offset, os.SEEK_SET)
+    # A named pipe that nobody writes to is waited for by the listener.
+    fd = os.open(uri.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    os.set_blocking(fd, True)
+    if uri.offset:
+        os.lseek(fd, uri.offset, os.SEEK_SET)
     return Listener(uri, Channel(fd, str(uri)), None)

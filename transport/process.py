@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from multiprocessing import reduction
+from multiprocessing import forkserver, reduction
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
@@ -31,6 +31,11 @@ def preload(*modules: str) -> None:
     """Import these once, in the process that children are forked from; before the first start."""
     _preloaded.extend(modules)
     _CONTEXT.set_forkserver_preload(_preloaded)
+
+
+def start_early() -> None:
+    """Start that process now, which takes most of a second, and not with the first child."""
+    forkserver.ensure_running()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import contextlib
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,9 @@ class Serving(Monitor):
         if self.process.poll() is None:
             self.process.terminate()
         self.process.communicate(timeout=LIMIT)
+
+
+Serve = Callable[..., Serving]
 
 
 def keys(answer: dict[str, Any]) -> set[str]:
