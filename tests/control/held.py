@@ -1,0 +1,142 @@
+"""A migration held in each of its states, so that a client can look at it; for any QMP end."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from tests.control.serving import Monitor, keys
+
+HOLD = 0.3
+"""Seconds that a state must last to be held."""
+
+
+class Wire:
+    """What a migration writes into; taken away, or not, as the test says."""
+
+    def __init__(self, *, socketpair: bool = False) -> None:
+        if socketpair:
+            ours, theirs = socket.socketpair()
+            self.near, self._far = ours.detach(), theirs.detach()
+        else:
+            self._far, self.near = os.pipe()
+            fcntl.fcntl(self.near, fcntl.F_SETPIPE_SZ, 4096)
+        self._stop = os.eventfd(0)
+        self._thread: threading.Thread | None = None
+
+    def flow(self) -> None:
+        """From now on all is taken."""
+        self._thread = threading.Thread(target=self._take)
+        self._thread.start()
+
+    def _take(self) -> None:
+        while self._stop not in select.select([self._far, self._stop], [], [])[0]:
+            if not os.read(self._far, 1 << 20):
+                return
+
+    def hold(self) -> None:
+        """From now on nothing is."""
+        if self._thread is not None:
+            os.eventfd_write(self._stop, 1)
+            self._thread.join()
+            os.eventfd_read(self._stop)
+            self._thread = None
+
+    def close(self) -> None:
+        """The end that takes it is gone."""
+        self.hold()
+        os.close(self._far)
+        os.close(self._stop)
+
+    def migrate(self, source: Monitor) -> None:
+        """Into this."""
+        source.qmp.send_fd_scm(self.near)
+        os.close(self.near)
+        source.ask("getfd", fdname="wire")
+        source.ask("migrate", uri="fd:wire")
+
+
+class Look:
+    """What `query-migrate` says in each state."""
+
+    def __init__(self, source: Monitor) -> None:
+        self._source = source
+        self.keys: dict[str, set[str]] = {}
+        self.run_states: dict[str, str] = {}
+
+    def at(self, status: str, case: str | None = None) -> None:
+        """The source must come to this status, and stay there when it is not an end."""
+        self._source.wait_for(status)
+        time.sleep(HOLD)
+        answer = self._source.ask("query-migrate")
+        assert answer["status"] == status, answer
+        self.keys[case or status] = keys(answer)
+        self.run_states[case or status] = self._source.run_state()
+
+
+def look_everywhere(source: Monitor, frozen: Callable[[], AbstractContextManager[None]]) -> Look:
+    """A running source in every state but those that take a destination.
+
+    `frozen`: its processes do nothing meanwhile, where a full pipe does not do that.
+    """
+    look = Look(source)
+    source.set(xbzrle=True)
+    _cancelling(look, source, frozen)
+    _device(look, source)
+    # The last one, since QEMU 10.0 begins no other afterwards.
+    _setup(look, source)
+    return look
+
+
+def _setup(look: Look, source: Monitor) -> None:
+    """The destination takes no connection."""
+    with socket.socket() as listening, socket.socket() as first:
+        listening.bind(("127.0.0.1", 0))
+        # The one that fills the queue is never accepted, and the next one does not get in.
+        listening.listen(0)
+        first.connect(listening.getsockname())
+        source.ask("migrate", uri=f"tcp:127.0.0.1:{listening.getsockname()[1]}")
+        look.at("setup")
+        source.ask("migrate_cancel")
+        listening.accept()[0].close()
+        look.at("cancelled", "cancelled from setup")
+
+
+def _cancelling(
+    look: Look, source: Monitor, frozen: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Nobody takes what is written."""
+    source.ask("migrate-set-parameters", max_bandwidth=400_000)
+    wire = Wire()
+    wire.flow()
+    wire.migrate(source)
+    look.at("active")
+    wire.hold()
+    source.ask("migrate-set-parameters", max_bandwidth=0)
+    time.sleep(HOLD)
+    with frozen():
+        source.ask("migrate_cancel")
+        look.at("cancelling")
+    wire.flow()
+    look.at("cancelled")
+    wire.close()
+
+
+def _device(look: Look, source: Monitor) -> None:
+    """The device state has gone, and the destination does not answer, and then goes away."""
+    source.set(pause_before_switchover=True, return_path=True)
+    source.ask("migrate-set-parameters", max_bandwidth=0)
+    wire = Wire(socketpair=True)
+    wire.flow()
+    wire.migrate(source)
+    look.at("pre-switchover")
+    source.ask("migrate-continue", state="pre-switchover")
+    look.at("device")
+    wire.close()
+    look.at("failed", "failed behind device")
