@@ -125,8 +125,11 @@ class Guest(ABC):
         """
 
     @abstractmethod
-    def save_devices(self) -> DeviceState:
-        """State of all devices; on a running guest only ids and `early` are final."""
+    def save_devices(self, *, running: bool = True) -> DeviceState:
+        """State of all devices; on a running guest only ids and `early` are final.
+
+        `running`: it shall run on where it arrives; otherwise it was stopped before it migrated.
+        """
 
     @abstractmethod
     def commit(self) -> None:
@@ -146,7 +149,7 @@ class Guest(ABC):
 
     @abstractmethod
     def complete(self, *, running: bool) -> None:
-        """The incoming guest is whole; `running`: let it execute."""
+        """The incoming guest is whole; `running`: let it execute, unless its state says not to."""
 
     @abstractmethod
     def abort_incoming(self) -> None:

@@ -128,8 +128,9 @@ class DirectoryGuest(Guest):
     def throttle(self, percentage: int) -> None:
         """Nothing to do."""
 
-    def save_devices(self) -> DeviceState:
-        """The sections as they arrived."""
+    def save_devices(self, *, running: bool = True) -> DeviceState:
+        """The sections as they arrived, which say themselves whether it ran."""
+        del running
         if self._state is None:
             raise GuestError(f"{self._path}: no guest here (no guest.json)")
         return self._state

@@ -60,6 +60,7 @@ class SyntheticGuest(Guest):
         self._connection: Connection | None = None
         self._numbers = itertools.count(1)
         self._running = False
+        self._runs_on = True
         # A migration and whoever stops the guest meanwhile may ask at the same time.
         self._lock = threading.RLock()
         # A controller that ends in an orderly way leaves no guest behind.
@@ -162,9 +163,9 @@ class SyntheticGuest(Guest):
         """See Guest."""
         self._command("commit")
 
-    def save_devices(self) -> DeviceState:
-        """One section: the table of sequence numbers."""
-        payload: bytes = self._command("save")
+    def save_devices(self, *, running: bool = True) -> DeviceState:
+        """One section: whether it runs on, and the table of sequence numbers."""
+        payload: bytes = self._command("save", running)
         section = DeviceSection(RAM_SECTION_ID + 1, DEVICE_NAME, 0, 1, payload)
         device = {
             "name": DEVICE_NAME,
@@ -197,14 +198,14 @@ class SyntheticGuest(Guest):
         names = [(s.name, s.version) for s in (*state.early, *state.sections)]
         if names != [(DEVICE_NAME, 1)]:
             raise GuestError(f"synthetic: device sections {names} are not a synthetic guest's")
-        self._command("load", (*state.early, *state.sections)[0].payload)
+        self._runs_on = self._command("load", (*state.early, *state.sections)[0].payload)
 
     def invalidate_caches(self) -> None:
         """Nothing is cached."""
 
     def complete(self, *, running: bool) -> None:
         """See Guest."""
-        if running:
+        if running and self._runs_on:
             self.resume()
 
     def abort_incoming(self) -> None:

@@ -22,9 +22,12 @@ from .base import GuestError, RamBlock, map_block
 from .synthetic_memory import BATCH, PAGE_SIZE, PATTERNS, BadPage, Memory
 from .synthetic_options import Options
 
-_STATE = struct.Struct("<QQQQQQ")
-"""Version, counter, hot pages, dirty rate, seed, pattern; then the table as little-endian u32."""
-_STATE_VERSION = 2
+_STATE = struct.Struct("<QQQQQQQ")
+"""Version, whether it runs on, counter, hot pages, dirty rate, seed, pattern.
+
+Then the table as little-endian u32.
+"""
+_STATE_VERSION = 3
 
 _BEAT = 0.1
 _TICK = 0.005
@@ -120,22 +123,24 @@ class Process:
     def _commit(self) -> None:
         self._ours = False
 
-    def _save(self) -> bytes:
+    def _save(self, running: bool = True) -> bytes:
         pattern = PATTERNS.index(self._memory.pattern)
-        figures = (self._counter, self._hot, self._rate, self._seed, pattern)
+        figures = (running, self._counter, self._hot, self._rate, self._seed, pattern)
         head = _STATE.pack(_STATE_VERSION, *figures)
         return head + self._memory.table.astype("<u4").tobytes()
 
-    def _load(self, state: bytes) -> None:
+    def _load(self, state: bytes) -> bool:
+        """Whether the guest ran before it was stopped to migrate."""
         pages = len(self._memory.table)
         if len(state) != _STATE.size + 4 * pages:
             raise GuestError(f"synthetic: device state of {len(state)} bytes for {pages} pages")
-        version, *figures, pattern = _STATE.unpack_from(state)
+        version, running, *figures, pattern = _STATE.unpack_from(state)
         if version != _STATE_VERSION or pattern >= len(PATTERNS):
             raise GuestError(f"synthetic: device state has version {version}, pattern {pattern}")
         self._counter, self._hot, self._rate, self._seed = figures
         self._memory.use(PATTERNS[pattern], self._seed)
         self._memory.table[:] = np.frombuffer(state, "<u4", offset=_STATE.size)
+        return bool(running)
 
     def _write_due(self) -> None:
         """The pages that the rate asks for by now; no longer than a tick, or until a command."""

@@ -234,7 +234,7 @@ class Sender:
 
     def _hand_over(self, return_path: bool) -> None:
         """Device state and the end of the stream; from `commit` on, the guest may run there."""
-        state = self._guest.save_devices()
+        state = self._guest.save_devices(running=self._paused_here)
         self._processes.write(stream.ram_end(state))
         self._processes.write(stream.devices(state))
         self._processes.flush()

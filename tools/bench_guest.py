@@ -41,8 +41,9 @@ class StillGuest(Guest):
     def throttle(self, percentage: int) -> None:
         """It does not run."""
 
-    def save_devices(self) -> DeviceState:
+    def save_devices(self, *, running: bool = True) -> DeviceState:
         """None."""
+        del running
         return DeviceState((), (), DESCRIPTION, RAM_SECTION_ID)
 
     def commit(self) -> None:

@@ -251,3 +251,24 @@ def _complete(seen: Played, source: Monitor, destination: Monitor, uri: str) -> 
     source.ask("stop")
     seen.heard("continued", source)
     seen.run_states.append(source.run_state())
+
+
+def play_stopped(source: Monitor, destination: Monitor, uri: str) -> Played:
+    """A guest that was stopped migrates to where guests run on, and runs there when told to."""
+    seen = Played()
+    for side in (source, destination):
+        side.set(events=True)
+    source.ask("stop")
+    destination.ask("migrate-incoming", uri=uri)
+    source.ask("migrate", uri=uri)
+    source.wait_for("completed")
+    destination.wait_for("completed")
+    # How many passes there are without a running guest, and through which states, differs.
+    stops = [event for event in source.events() if event[0] in ("STOP", "RESUME")]
+    seen.events["stopped source"] = stops
+    seen.heard("destination of it", destination)
+    seen.run_states += [source.run_state(), destination.run_state()]
+    destination.ask("cont")
+    seen.heard("continued", destination)
+    seen.run_states.append(destination.run_state())
+    return seen

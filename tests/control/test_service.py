@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.serving import SERVE, Monitor, Serve, play
+from tests.control.serving import SERVE, Monitor, Serve, play, play_stopped
 
 
 def test_script(serve: Serve, tmp_path: Path) -> None:
@@ -99,6 +99,13 @@ def test_stopped_guest_stays_stopped(serve: Serve) -> None:
     assert source.run_state() == "paused"
     source.ask("cont")
     assert source.run_state() == "running"
+
+
+def test_stopped_guest_stays_stopped_where_it_arrives(serve: Serve, tmp_path: Path) -> None:
+    """Broken: a guest that somebody stopped would run at the destination."""
+    source, destination = serve("synthetic:8M"), serve("synthetic:", "--incoming", "defer")
+    seen = play_stopped(source, destination, f"unix:{tmp_path}/migrate")
+    assert seen.run_states == ["postmigrate", "paused", "running"]
 
 
 def test_descriptor_by_name(serve: Serve) -> None:

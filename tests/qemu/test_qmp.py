@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.control.held import look_everywhere
-from tests.control.serving import Monitor, Played, Serving, play
+from tests.control.serving import Monitor, Played, Serving, play, play_stopped
 from tests.qemu.machine import Machine
 
 KEYS = {
@@ -32,25 +33,28 @@ LOOKS = {
 """The same of the states that migrations are held in."""
 
 
-def played_by_services(folder: Path) -> Played:
+Script = Callable[[Monitor, Monitor, str], Played]
+
+
+def played_by_services(folder: Path, script: Script = play, *options: str) -> Played:
     folder.mkdir()
     with ExitStack() as stack:
         source = Serving(folder / "source", "synthetic:32M,dirty-rate=1M")
         stack.callback(source.stop)
-        destination = Serving(folder / "destination", "synthetic:", "--incoming", "defer")
+        destination = Serving(folder / "destination", "synthetic:", "--incoming", "defer", *options)
         stack.callback(destination.stop)
-        return play(source, destination, f"unix:{folder}/migrate")
+        return script(source, destination, f"unix:{folder}/migrate")
 
 
-def played_by_qemu(version: str, folder: Path) -> Played:
+def played_by_qemu(version: str, folder: Path, script: Script = play, *options: str) -> Played:
     folder.mkdir()
     with ExitStack() as stack:
         source = Machine(version, folder / "source")
         stack.callback(source.stop)
-        destination = Machine(version, folder / "destination", "-incoming", "defer")
+        destination = Machine(version, folder / "destination", "-incoming", "defer", *options)
         stack.callback(destination.stop)
         source.wait_for_beats()
-        return play(Monitor(source.qmp), Monitor(destination.qmp), f"unix:{folder}/migrate")
+        return script(Monitor(source.qmp), Monitor(destination.qmp), f"unix:{folder}/migrate")
 
 
 def test_services_look_like_qemu(version: str, tmp_path: Path) -> None:
@@ -64,6 +68,17 @@ def test_services_look_like_qemu(version: str, tmp_path: Path) -> None:
         (state, name) for state, names in ours.keys.items() for name in names ^ stock.keys[state]
     }
     assert differences == KEYS[version]
+
+
+@pytest.mark.parametrize(("option", "ours_is"), [((), ()), (("-S",), ("--paused",))])
+def test_stopped_guest_stays_stopped(
+    version: str, tmp_path: Path, option: tuple[str, ...], ours_is: tuple[str, ...]
+) -> None:
+    """Broken: a guest that somebody stopped would run at the destination."""
+    stock = played_by_qemu(version, tmp_path / "stock", play_stopped, *option)
+    ours = played_by_services(tmp_path / "ours", play_stopped, *ours_is)
+    assert ours.events == stock.events
+    assert ours.run_states == stock.run_states == ["postmigrate", "paused", "running"]
 
 
 @contextmanager
