@@ -8,7 +8,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-EVENTS = ("MIGRATION", "MIGRATION_PASS", "RESUME", "SHUTDOWN", "STOP")
+from .extensions import STALL_EVENT
+
+EVENTS = ("MIGRATION", "MIGRATION_PASS", "RESUME", "SHUTDOWN", "STOP", STALL_EVENT)
 
 Event = dict[str, Any]
 """As a client sees it: `event`, `timestamp`, and `data` where it has any."""

@@ -10,21 +10,30 @@ from ..guest.base import Guest, GuestError
 from ..protocol.states import MigrationStatus
 from ..sender.compression import CompressionError
 from ..sender.coordinator import MigrationError, Sender
+from ..sender.figures import Figures
 from ..sender.page_cache import CacheSizeError
-from ..sender.parameters import SendParameters
+from ..sender.parameters import OnStall, SendParameters
+from ..sender.stall import Stall
 from ..sender.throttle import ThrottleParameters
 from ..transport.uri import UnknownSchemeError, UriError, parse_uri
 from .capabilities import Capabilities
 from .descriptors import Descriptors
 from .errors import QmpError
 from .events import Events
+from .extensions import (
+    AUTO,
+    COMPRESS,
+    ON_STALL,
+    STALL_EVENT,
+    WORKERS,
+    stall_as_qmp,
+    under_own_names,
+)
 from .parameters import Parameters
 from .run_state import RunControl, RunState
 
 _S = MigrationStatus
 _OVER = (_S.NONE, _S.COMPLETED, _S.FAILED, _S.CANCELLED)
-_OUR_OWN = ("remaining-time", "forecast", "stall", "compression", "cpu-throttle-highest")
-"""Figures that QEMU does not have."""
 
 
 class Outgoing:
@@ -50,6 +59,7 @@ class Outgoing:
         self._sender: Sender | None = None
         self._thread: threading.Thread | None = None
         self._passes = 0
+        self._stall: Stall | None = None
         self._fd: int | None = None
         self._answer: dict[str, Any] = {}
         """The figures of the migration that is over."""
@@ -78,7 +88,7 @@ class Outgoing:
             raise QmpError("Can't migrate the vm that was paused due to previous migration")
         if self._guest.blockers:
             raise QmpError(self._guest.blockers[0])
-        self._sender, self._passes = None, 0
+        self._sender, self._passes, self._stall = None, 0, None
         self._change(_S.SETUP)
         try:
             uri, self._fd = self._descriptors.resolve(uri)
@@ -106,10 +116,13 @@ class Outgoing:
         parameters = SendParameters(
             max_bandwidth=value["max-bandwidth"] or None,
             downtime_limit=value["downtime-limit"] / 1000,
+            workers=None if value[WORKERS] == AUTO else value[WORKERS],
             return_path=on["return-path"],
             xbzrle=on["xbzrle"],
             xbzrle_cache_size=min(value["xbzrle-cache-size"], total) or None,
+            compress=value[COMPRESS],
             auto_converge=throttle if on["auto-converge"] else None,
+            on_stall=OnStall(value[ON_STALL]),
             pause_before_switchover=on["pause-before-switchover"],
         )
         sender = Sender(self._guest, uri, parameters)
@@ -121,7 +134,7 @@ class Outgoing:
     def _migrate(self, sender: Sender) -> None:
         """The thread: one migration from beginning to end."""
         try:
-            figures = sender.run()
+            figures = sender.run(self._look)
         except MigrationError as error:
             cancelled = sender.states.state is _S.CANCELLED
             self._ended(_S.CANCELLED if cancelled else _S.FAILED, {"error-desc": str(error)})
@@ -130,7 +143,7 @@ class Outgoing:
             self._ended(_S.FAILED, {"error-desc": f"{type(error).__name__}: {error}"})
             raise
         else:
-            self._ended(_S.COMPLETED, self._laid_out(figures.as_qmp()))
+            self._ended(_S.COMPLETED, self._laid_out(figures))
 
     def _ended(self, status: MigrationStatus, answer: dict[str, Any]) -> None:
         self._close_fd()
@@ -138,7 +151,9 @@ class Outgoing:
             self._run.left()
         else:
             self._run.stayed()
-        self._over(status, {} if status is _S.CANCELLED else answer)
+        # It may be why.
+        cancelled = under_own_names({}, self._stall)
+        self._over(status, cancelled if status is _S.CANCELLED else answer)
 
     def _over(self, status: MigrationStatus, answer: dict[str, Any]) -> None:
         self._answer = answer
@@ -161,6 +176,12 @@ class Outgoing:
         self._passes = number
         if self._capabilities["events"]:
             self._events.emit("MIGRATION_PASS", **{"pass": number})
+
+    def _look(self, figures: Figures) -> None:
+        """Tell of a stall, once, when it begins."""
+        before, self._stall = self._stall, figures.stall
+        if before is None and figures.stall is not None and self._capabilities["events"]:
+            self._events.emit(STALL_EVENT, **stall_as_qmp(figures.stall))
 
     def _close_fd(self) -> None:
         fd, self._fd = self._fd, None
@@ -188,6 +209,7 @@ class Outgoing:
         if self._run.state is not RunState.FINISH_MIGRATE:
             self._sender.set_max_bandwidth(value["max-bandwidth"] or None)
         self._sender.set_downtime_limit(value["downtime-limit"] / 1000)
+        self._sender.on_stall = OnStall(value[ON_STALL])
         total = sum(block.length for block in self._guest.blocks)
         self._sender.set_xbzrle_cache_size(min(value["xbzrle-cache-size"], total))
 
@@ -204,13 +226,17 @@ class Outgoing:
         return self.figures() | answer
 
     def figures(self) -> dict[str, Any]:
-        """All figures of the running migration that QEMU has."""
+        """All figures of the running migration."""
         assert self._sender is not None
-        return self._laid_out(self._sender.figures().as_qmp())
+        return self._laid_out(self._sender.figures())
 
-    def _laid_out(self, figures: dict[str, Any]) -> dict[str, Any]:
-        figures["ram"]["dirty-sync-count"] = self._passes
-        return {name: value for name, value in figures.items() if name not in _OUR_OWN}
+    def _laid_out(self, figures: Figures) -> dict[str, Any]:
+        answer = under_own_names(figures.as_qmp(), figures.stall)
+        answer["ram"]["dirty-sync-count"] = self._passes
+        if not answer.get("cpu-throttle-percentage"):
+            # QEMU only speaks of it while the guest is slowed down.
+            answer.pop("cpu-throttle-percentage", None)
+        return answer
 
     def finish(self) -> None:
         """Cancel, and wait for the end."""

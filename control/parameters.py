@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..sender.parameters import OnStall
+from . import extensions
 from .arguments import Argument, Type, boolean, integer, string, unsigned
 from .errors import QmpError
 
@@ -89,9 +91,12 @@ PARAMETERS = {
         _fixed("multifd-zlib-level", _u8, 1),
         _fixed("multifd-zstd-level", _u8, 1),
         _fixed("max-postcopy-bandwidth", _size, 0),
+        Parameter(extensions.COMPRESS, extensions.compress, "none"),
+        Parameter(extensions.ON_STALL, extensions.on_stall, OnStall.CONTINUE.value),
+        Parameter(extensions.WORKERS, extensions.workers, extensions.AUTO),
     )
 }
-"""Those of QEMU 7.2 by name, with its defaults but for `max-bandwidth`."""
+"""Those of QEMU 7.2 by name, with its defaults but for `max-bandwidth`; and our own."""
 
 ARGUMENTS = tuple(
     Argument(parameter.name, parameter.type, default=None) for parameter in PARAMETERS.values()

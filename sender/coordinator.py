@@ -83,6 +83,8 @@ class Sender:
         if self._parameters.auto_converge is not None:
             self._report.throttle = AutoConverge(self._parameters.auto_converge)
         self._stall = StallDetector()
+        self.on_stall = self._parameters.on_stall
+        """What to do then; may change while it runs."""
 
     def cancel(self) -> None:
         """Stop as soon as may be; from any thread or signal handler. Too late once handed over."""
@@ -192,7 +194,7 @@ class Sender:
         self._send_round(tracked=False)
 
     def _should_switch_over(self) -> bool:
-        forced = self._parameters.on_stall is OnStall.SWITCHOVER and self._stall.stalled
+        forced = self.on_stall is OnStall.SWITCHOVER and self._stall.stalled
         return forced or self._convergence.should_switch_over(self._bandwidth)
 
     @property
@@ -226,11 +228,12 @@ class Sender:
     def _tell_stall(self) -> None:
         if not self._stall.stalled or self._convergence.should_switch_over(self._bandwidth):
             self._report.stall = None
-        elif self._report.stall is None:
+            return
+        if self._report.stall is None:
             self._report.stall = self._report.explain_stall()
             self._on_progress(self.figures())
-            if self._parameters.on_stall is OnStall.CANCEL:
-                raise MigrationCancelledError(f"cancelled: {self._report.stall.reason}")
+        if self.on_stall is OnStall.CANCEL:
+            raise MigrationCancelledError(f"cancelled: {self._report.stall.reason}")
 
     def _hand_over(self, return_path: bool) -> None:
         """Device state and the end of the stream; from `commit` on, the guest may run there."""

@@ -16,7 +16,9 @@ from typing import Any, TypeAlias, TypeVar
 
 from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
 
-from ..sender.figures import ThrottleFigures
+from ..control.extensions import PREFIX
+from ..sender.figures import CompressionFigures, ThrottleFigures
+from ..sender.stall import Stall
 from ..transport.uri import Tcp, Unix, UriError, parse_uri
 from .progress import Progress
 
@@ -135,7 +137,7 @@ async def _watch(qmp: QMPClient, progress: Progress) -> dict[str, Any]:
 class Watched:
     """Figures out of an answer of `query-migrate`, as `Progress` shows them.
 
-    A QEMU that takes a guest in has no `ram`.
+    A QEMU that takes a guest in has no `ram`, and none has what stands under our own names.
     """
 
     status: str
@@ -145,6 +147,9 @@ class Watched:
     mbps: float = 0.0
     dirty_sync_count: int | None = None
     throttle: ThrottleFigures | None = None
+    remaining_time: int | None = None
+    stall: Stall | None = None
+    compression: CompressionFigures | None = None
 
     @classmethod
     def of(cls, answer: dict[str, Any]) -> Watched:
@@ -161,12 +166,32 @@ class Watched:
             _number(ram, "mbps"),
             _number(ram, "dirty-sync-count"),
             ThrottleFigures(throttle, throttle),
+            _number(answer, f"{PREFIX}remaining-time"),
+            _stall(answer.get(f"{PREFIX}stall")),
+            _compression(answer.get(f"{PREFIX}compression")),
         )
 
 
 def _number(figures: dict[str, Any], name: str) -> Any:
     value = figures.get(name)
     return value if isinstance(value, (int, float)) else 0
+
+
+def _stall(told: Any) -> Stall | None:
+    """None where the peer says nothing of the kind."""
+    advice = told.get("advice") if isinstance(told, dict) else None
+    if not isinstance(advice, list):
+        return None
+    return Stall(str(told.get("reason")), tuple(map(str, advice)))
+
+
+def _compression(told: Any) -> CompressionFigures | None:
+    """The same."""
+    levels = told.get("levels") if isinstance(told, dict) else None
+    if not levels or not all(isinstance(level, int) for level in levels):
+        return None
+    sizes = (_number(told, name) for name in ("raw-size", "compressed-size"))
+    return CompressionFigures(str(told.get("method")), tuple(levels), *sizes)
 
 
 def _run(session: Coroutine[Any, Any, T]) -> T:

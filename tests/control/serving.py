@@ -12,6 +12,7 @@ from typing import Any
 
 from qemu.qmp.legacy import QEMUMonitorProtocol
 from qemu.qmp.qmp_client import ExecuteError
+from vmferry.control.extensions import PREFIX
 
 SERVE = [sys.executable, "-m", "vmferry.tools.cli", "serve"]
 LIMIT = 60.0
@@ -122,7 +123,8 @@ Serve = Callable[..., Serving]
 
 
 def keys(answer: dict[str, Any]) -> set[str]:
-    """Names of all members, those of inner objects with the outer name before."""
+    """Names of all members, those of inner objects with the outer name before; not our own."""
+    answer = {name: value for name, value in answer.items() if not name.startswith(PREFIX)}
     found = set(answer)
     for name, value in answer.items():
         if isinstance(value, dict):

@@ -1,0 +1,77 @@
+"""What vmferry has and QEMU has not, under names that QEMU leaves to others.
+
+Parameters, members of `query-migrate` and an event. Source of the form of the names: QEMU's
+documentation, docs/devel/qapi-code-gen, on downstream extensions (`__RFQDN_name`); vmferry has no
+domain, so its own name stands there.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ..sender.compression import CompressionError, parse_compression
+from ..sender.parameters import OnStall
+from ..sender.stall import Stall
+from .arguments import Type, choice, string, unsigned
+from .errors import QmpError
+
+PREFIX = "__vmferry_"
+COMPRESS = f"{PREFIX}compress"
+ON_STALL = f"{PREFIX}on-stall"
+WORKERS = f"{PREFIX}workers"
+STALL_EVENT = f"{PREFIX}MIGRATION_STALL"
+AUTO = "auto"
+"""Workers: as many as the machine bears."""
+MAX_WORKERS = 64
+
+on_stall: Type = choice([action.value for action in OnStall])
+_OPTION = re.compile(r"--([a-z-]+)")
+_OWN_FIGURES = ("remaining-time", "forecast", "stall", "compression", "cpu-throttle-highest")
+
+
+def compress(name: str, value: Any) -> str:
+    """A method as `send --compress` takes it."""
+    try:
+        parse_compression(string(name, value))
+    except CompressionError as error:
+        raise QmpError(f"Parameter '{name}': {error}") from error
+    return str(value)
+
+
+def workers(name: str, value: Any) -> int | str:
+    """How many, or AUTO."""
+    if value == AUTO:
+        return AUTO
+    count: int = unsigned(8, "a number of workers, or 'auto'")(name, value)
+    if count > MAX_WORKERS:
+        raise QmpError(f"Parameter '{name}' expects at most {MAX_WORKERS}")
+    return count
+
+
+def stall_as_qmp(stall: Stall) -> dict[str, Any]:
+    """Reason and advice; this names options of the command line as parameters and capabilities."""
+    own = (COMPRESS, ON_STALL)
+    names = {name.removeprefix(PREFIX): name for name in own}
+    advice = [
+        _OPTION.sub(lambda match: names.get(match[1], match[1]), line) for line in stall.advice
+    ]
+    return {"reason": stall.reason, "advice": advice}
+
+
+def under_own_names(figures: dict[str, Any], stall: Stall | None) -> dict[str, Any]:
+    """Figures with those that QEMU has not under our prefix; what is not known is left out."""
+    answer = {name: value for name, value in figures.items() if name not in _OWN_FIGURES}
+    for name in _OWN_FIGURES:
+        known = _known(figures.get(name))
+        if known not in (None, {}):
+            answer[PREFIX + name] = known
+    if stall is not None:
+        answer[f"{PREFIX}stall"] = stall_as_qmp(stall)
+    return answer
+
+
+def _known(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: inner for name, inner in value.items() if inner is not None}

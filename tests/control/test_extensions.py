@@ -1,0 +1,165 @@
+"""What QEMU has not: compression, workers, stalls and forecasts over QMP."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from vmferry.control.extensions import PREFIX, stall_as_qmp, under_own_names
+from vmferry.sender.stall import Stall
+from vmferry.tools.ctl import Watched
+
+from tests.control.serving import Serve, Serving
+
+STALLING = "synthetic:24M,dirty-rate=40M,hot=16M,zero=0,pattern=sparse"
+"""Writes 40 MiB/s to 16 MiB, a little in each page."""
+STALL = f"{PREFIX}MIGRATION_STALL"
+
+
+def own(answer: dict[str, Any]) -> dict[str, Any]:
+    """The members that QEMU has not."""
+    return {
+        name.removeprefix(PREFIX): value
+        for name, value in answer.items()
+        if name.startswith(PREFIX)
+    }
+
+
+def change(service: Serving, **values: Any) -> None:
+    """Our own parameters, with `_` for `-`."""
+    wanted = {PREFIX + name.replace("_", "-"): value for name, value in values.items()}
+    service.qmp.cmd("migrate-set-parameters", **wanted)
+
+
+def stalling(serve: Serve) -> Serving:
+    """A service with a guest that writes more than may be sent."""
+    source = serve(STALLING)
+    source.set(events=True)
+    source.ask("migrate-set-parameters", max_bandwidth=20 << 20, downtime_limit=100)
+    return source
+
+
+WRONG = (
+    *(("compress", "lzop"), ("compress", "zstd:99"), ("compress", 1)),
+    *(("workers", -1), ("workers", 65), ("workers", True), ("workers", "many")),
+    ("on-stall", "panic"),
+)
+
+
+def test_wrong_values(serve: Serve) -> None:
+    """Broken: a migration would fail later, or ignore what was asked for."""
+    service = serve("synthetic:1M")
+    before = service.ask("query-migrate-parameters")
+    for name, value in WRONG:
+        said = service.error("migrate-set-parameters", **{PREFIX + name: value})
+        assert said.startswith("GenericError: ")
+        assert f"'{PREFIX}{name}'" in said
+    assert service.ask("query-migrate-parameters") == before
+
+
+def test_compression_and_forecast(serve: Serve, tmp_path: Path) -> None:
+    """Broken: what is set would not be done; or nobody could see what it came to."""
+    source = serve("synthetic:32M,dirty-rate=4M,pattern=text")
+    destination = serve("synthetic:", "--incoming", f"unix:{tmp_path}/migrate")
+    change(source, compress="zstd:1", workers=1)
+    parameters = source.ask("query-migrate-parameters")
+    assert own(parameters) == {"compress": "zstd:1", "workers": 1, "on-stall": "continue"}
+    source.ask("migrate", uri=f"unix:{tmp_path}/migrate")
+    assert source.wait_until_over() == "completed"
+    destination.wait_for("completed")
+    answer = source.ask("query-migrate")
+    told = own(answer)
+    assert told["compression"]["method"] == "zstd:1"
+    # One worker: one level.
+    assert told["compression"]["levels"] == [1]
+    assert told["compression"]["compression-rate"] > 1.2
+    assert answer["ram"]["transferred"] < answer["ram"]["normal-bytes"]
+    assert told["forecast"].keys() <= {"after-round", "total-time", "downtime"}
+    assert told["forecast"]["downtime"] >= 0
+
+
+def test_stall_is_told_and_ended(serve: Serve) -> None:
+    """Broken: a migration without end would look like any other, and no setting could end it."""
+    source = stalling(serve)
+    source.ask("migrate", uri="exec:cat > /dev/null")
+    told = source.qmp.pull_event(wait=20.0)
+    while told is not None and told["event"] != STALL:
+        told = source.qmp.pull_event(wait=20.0)
+    assert told is not None
+    advice = "\n".join(told["data"]["advice"])
+    assert re.search(r"^max-bandwidth of more than", advice)
+    assert re.search(r"^xbzrle: \d+% of these bytes", advice, re.MULTILINE)
+    assert f"or {PREFIX}on-stall switchover" in advice
+    assert "--" not in advice
+    assert own(source.ask("query-migrate"))["stall"] == told["data"]
+    change(source, on_stall="switchover")
+    assert source.wait_until_over() == "completed"
+
+
+def test_stall_cancels(serve: Serve) -> None:
+    """Broken: the guest would be migrated for ever; or nobody would learn why it was cancelled."""
+    source = stalling(serve)
+    change(source, on_stall="cancel")
+    source.ask("migrate", uri="exec:cat > /dev/null")
+    assert source.wait_until_over() == "cancelled"
+    answer = source.ask("query-migrate")
+    assert "rounds do not shrink" in own(answer)["stall"]["reason"]
+    names = [name for name, _ in source.events()]
+    assert names.count(STALL) == 1
+    assert source.run_state() == "running"
+
+
+def test_watch_shows_them(serve: Serve) -> None:
+    """Broken: who watches would not see what helps."""
+    source = stalling(serve)
+    source.ask("migrate", uri="exec:cat > /dev/null")
+    command = [sys.executable, "-m", "vmferry.tools.cli", "ctl", source.address, "watch"]
+    watching = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert watching.stderr is not None
+    said = []
+    try:
+        for line in watching.stderr:
+            said.append(line)
+            if "what would help: xbzrle" in line:
+                break
+    finally:
+        watching.terminate()
+        watching.communicate()
+    assert "what would help: xbzrle" in said[-1], said
+    assert any(line.startswith("migrating: rounds do not shrink") for line in said)
+
+
+def test_watched_figures() -> None:
+    """Broken: level and forecast would not be shown, or a peer that says nonsense end it."""
+    answer = {
+        "status": "active",
+        "ram": {"total": 1},
+        f"{PREFIX}remaining-time": 1500,
+        f"{PREFIX}compression": {"method": "adaptive", "levels": [0, 3], "raw-size": 2},
+        f"{PREFIX}stall": {"reason": "no end", "advice": ["xbzrle: 1%"]},
+    }
+    watched = Watched.of(answer)
+    assert watched.remaining_time == 1500
+    assert watched.stall == Stall("no end", ("xbzrle: 1%",))
+    assert watched.compression is not None
+    assert watched.compression.levels == (0, 3)
+    for nonsense in (None, 1, [], {}, {"advice": 1, "levels": "1"}, {"levels": [None]}):
+        own = {f"{PREFIX}{name}": nonsense for name in ("compression", "stall")}
+        silent = Watched.of(answer | own)
+        assert (silent.compression, silent.stall) == (None, None)
+
+
+def test_words() -> None:
+    """Broken: the advice would name options of the command line, or a null be sent."""
+    stall = Stall(
+        "it does not end", ("--compress zstd: 60%", "--downtime-limit 9, or --on-stall x")
+    )
+    assert stall_as_qmp(stall)["advice"] == [
+        f"{PREFIX}compress zstd: 60%",
+        f"downtime-limit 9, or {PREFIX}on-stall x",
+    ]
+    figures = {"ram": {}, "remaining-time": None, "forecast": {"downtime": None, "total-time": 0}}
+    assert under_own_names(figures, None) == {"ram": {}, f"{PREFIX}forecast": {"total-time": 0}}
