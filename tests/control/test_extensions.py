@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,31 @@ def test_words() -> None:
     ]
     figures = {"ram": {}, "remaining-time": None, "forecast": {"downtime": None, "total-time": 0}}
     assert under_own_names(figures, None) == {"ram": {}, f"{PREFIX}forecast": {"total-time": 0}}
+
+
+def test_auto_converge(serve: Serve, tmp_path: Path) -> None:
+    """Broken: a client could not have a busy guest slowed down, nor see by how much."""
+    source = serve("synthetic:32M,dirty-rate=60M,hot=24M,zero=0")
+    destination = serve("synthetic:", "--incoming", f"unix:{tmp_path}/migrate")
+    source.set(auto_converge=True, events=True)
+    source.ask(
+        "migrate-set-parameters",
+        max_bandwidth=20 << 20,
+        downtime_limit=200,
+        cpu_throttle_initial=50,
+        cpu_throttle_increment=40,
+    )
+    source.ask("migrate", uri=f"unix:{tmp_path}/migrate")
+    seen = [0]
+    while (answer := source.ask("query-migrate"))["status"] in ("setup", "active"):
+        throttled = answer.get("cpu-throttle-percentage", 0)
+        # Not there while the guest runs at full speed.
+        assert throttled or "cpu-throttle-percentage" not in answer
+        if throttled != seen[-1]:
+            seen.append(throttled)
+        time.sleep(0.02)
+    assert seen[:2] == [0, 50]
+    assert answer["status"] == "completed"
+    destination.wait_for("completed")
+    assert answer[f"{PREFIX}cpu-throttle-highest"] == max(seen)
+    assert (source.run_state(), destination.run_state()) == ("postmigrate", "running")
