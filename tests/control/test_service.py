@@ -51,7 +51,10 @@ def test_script(serve: Serve, tmp_path: Path) -> None:
     ]
     for service in (source, destination):
         service.ask("quit")
-        assert service.qmp.pull_event(wait=5.0) is not None
+        event = service.qmp.pull_event(wait=5.0)
+        assert event is not None
+        assert event["event"] == "SHUTDOWN"
+        assert event["data"] == {"guest": False, "reason": "host-qmp-quit"}
         assert service.wait() == (0, "")
 
 

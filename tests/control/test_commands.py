@@ -1,0 +1,205 @@
+"""Commands one by one: values that are clamped or refused, and what a refusal leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+from vmferry.control.capabilities import CAPABILITIES
+from vmferry.control.commands import Call
+from vmferry.control.messages import MessageReader
+from vmferry.control.parameters import MAX_DOWNTIME
+from vmferry.control.service import Service
+from vmferry.control.session import Session
+from vmferry.guest.synthetic import SyntheticGuest
+
+Ask = Callable[..., Awaitable[Any]]
+
+
+class Nobody:
+    """A client that passes no descriptors."""
+
+    def take_fd(self) -> int | None:
+        return None
+
+
+@pytest.fixture
+def guest() -> Iterator[SyntheticGuest]:
+    guest = SyntheticGuest.parse("8M")
+    yield guest
+    guest.close()
+
+
+def play(guest: SyntheticGuest, script: Callable[[Service, Ask], Awaitable[None]]) -> None:
+    """Run a script on a service: `ask` gives a result, or the text of an error."""
+
+    async def run() -> None:
+        service = Service(guest)
+        session = Session(Call(service, Nobody()))
+
+        async def ask(name: str, **arguments: Any) -> Any:
+            message = json.dumps({"execute": name, "arguments": arguments}).encode()
+            (given,) = MessageReader().feed(message)
+            answer = await session.answer(given)
+            return answer["return"] if "return" in answer else answer["error"]["desc"]
+
+        await ask("qmp_capabilities")
+        try:
+            await script(service, ask)
+        finally:
+            await asyncio.get_running_loop().run_in_executor(None, service.outgoing.finish)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("command", "value", "parameter", "becomes"),
+    [
+        ("migrate_set_speed", -1, "max-bandwidth", 0),
+        ("migrate_set_speed", -(1 << 63), "max-bandwidth", 0),
+        ("migrate_set_speed", (1 << 63) - 1, "max-bandwidth", (1 << 63) - 1),
+        ("migrate_set_downtime", -0.5, "downtime-limit", 0),
+        ("migrate_set_downtime", 0.0015, "downtime-limit", 1),
+        ("migrate_set_downtime", 3, "downtime-limit", 3000),
+        ("migrate_set_downtime", 1e300, "downtime-limit", MAX_DOWNTIME),
+        ("migrate-set-cache-size", 5000, "xbzrle-cache-size", 4096),
+        ("migrate-set-cache-size", 1 << 20, "xbzrle-cache-size", 1 << 20),
+    ],
+)
+def test_clamped(
+    guest: SyntheticGuest, command: str, value: float, parameter: str, becomes: int
+) -> None:
+    """Broken: an old client's value would be refused, or set to something that it is not."""
+
+    async def script(_: Service, ask: Ask) -> None:
+        assert await ask(command, value=value) == {}
+        assert (await ask("query-migrate-parameters"))[parameter] == becomes
+        if parameter == "xbzrle-cache-size":
+            assert await ask("query-migrate-cache-size") == becomes
+
+    play(guest, script)
+
+
+@pytest.mark.parametrize(
+    ("command", "value", "said"),
+    [
+        ("migrate_set_speed", 1 << 63, "expects int64"),
+        ("migrate_set_speed", "1M", "expected: integer"),
+        # JSON has no such number; Python's client would write it all the same.
+        ("migrate_set_downtime", float("nan"), "invalid keyword 'NaN'"),
+        ("migrate_set_downtime", "1", "expected: number"),
+        ("migrate-set-cache-size", 0, "Parameter 'value' is wrong"),
+        ("migrate-set-cache-size", -4096, "Parameter 'value' is wrong"),
+        ("migrate-set-cache-size", 4095, "Parameter 'value' is wrong"),
+        ("migrate-set-cache-size", 1 << 62, "Parameter 'value' is wrong"),
+    ],
+)
+def test_refused(guest: SyntheticGuest, command: str, value: object, said: str) -> None:
+    """Broken: nonsense would be set; or its refusal would change what was set before."""
+
+    async def script(_: Service, ask: Ask) -> None:
+        before = await ask("query-migrate-parameters")
+        assert said in await ask(command, value=value)
+        assert await ask("query-migrate-parameters") == before
+
+    play(guest, script)
+
+
+@pytest.mark.parametrize("name", CAPABILITIES)
+def test_each_capability(guest: SyntheticGuest, name: str) -> None:
+    """Broken: one could be switched on that does nothing, or is refused without a reason."""
+
+    async def script(_: Service, ask: Ask) -> None:
+        for state in (False, True):
+            wanted = [{"capability": name, "state": state}]
+            answer = await ask("migrate-set-capabilities", capabilities=wanted)
+            reason = CAPABILITIES[name] if state else None
+            shown = await ask("query-migrate-capabilities")
+            assert {"capability": name, "state": state and reason is None} in shown
+            if reason is None:
+                assert answer == {}
+            else:
+                assert answer == f"Capability '{name}' cannot be switched on: {reason}"
+
+    play(guest, script)
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("foo:bar", "Parameter 'uri' expects a valid migration protocol"),
+        ("rdma:host:1", "Parameter 'uri' expects a valid migration protocol"),
+        ("nothing", "Parameter 'uri' expects a valid migration protocol"),
+        ("tcp:nocolon", "'tcp:nocolon' is not tcp:HOST:PORT"),
+        ("tcp:host:99999", "is not tcp:HOST:PORT"),
+        ("unix:", "says nothing"),
+        ("fd:nope", "File descriptor named 'nope' has not been found"),
+        ("file:x,offset=y", "not a number of bytes"),
+    ],
+)
+def test_wrong_uri(guest: SyntheticGuest, uri: str, said: str) -> None:
+    """Broken: a client would wait for a migration that never began, or could begin no other."""
+
+    async def script(service: Service, ask: Ask) -> None:
+        statuses = []
+        service.events.add_listener(lambda event: statuses.append(event["data"]["status"]))
+        on = [{"capability": "events", "state": True}]
+        await ask("migrate-set-capabilities", capabilities=on)
+        error = await ask("migrate", uri=uri)
+        assert said in error
+        # As in QEMU 7.2.
+        assert await ask("query-migrate") == {"status": "failed", "error-desc": error}
+        service.events.deliver()
+        assert statuses == ["setup", "failed"]
+        assert (await ask("query-status"))["status"] == "running"
+        assert await ask("migrate", uri="exec:cat > /dev/null") == {}
+
+    play(guest, script)
+
+
+def test_not_while_one_is_under_way(guest: SyntheticGuest) -> None:
+    """Broken: a migration would change under way, or two would send one guest."""
+
+    async def script(service: Service, ask: Ask) -> None:
+        await ask("migrate_set_speed", value=100_000)
+        await ask("migrate", uri="exec:cat > /dev/null")
+        # In setup by now, or active.
+        off = [{"capability": "xbzrle", "state": True}]
+        for command, arguments in (
+            ("migrate-set-capabilities", {"capabilities": off}),
+            ("migrate", {"uri": "exec:cat > /dev/null"}),
+        ):
+            in_progress = "There's a migration process in progress"
+            assert await ask(command, **arguments) == in_progress
+        assert service.outgoing.active
+        assert await ask("migrate_cancel") == {}
+        assert await ask("migrate_cancel") == {}
+
+    play(guest, script)
+
+
+def test_disks_are_not_moved(guest: SyntheticGuest) -> None:
+    """Broken: who asks for disks would believe that they had come."""
+
+    async def script(_: Service, ask: Ask) -> None:
+        for name in ("blk", "inc"):
+            assert "disks are not moved" in await ask("migrate", uri="exec:true", **{name: True})
+            assert await ask("query-migrate") == {}
+
+    play(guest, script)
+
+
+def test_lists_and_version(guest: SyntheticGuest) -> None:
+    """Broken: a client that asks what there is would be told something else than there is."""
+
+    async def script(_: Service, ask: Ask) -> None:
+        version = await ask("query-version")
+        assert version["qemu"] == {"major": 7, "minor": 2, "micro": 0}
+        assert version["package"].startswith("vmferry-")
+        events = {event["name"] for event in await ask("query-events")}
+        assert {"MIGRATION", "MIGRATION_PASS", "STOP", "RESUME", "SHUTDOWN"} <= events
+
+    play(guest, script)
