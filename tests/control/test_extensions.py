@@ -65,17 +65,17 @@ def test_compression_and_forecast(serve: Serve, tmp_path: Path) -> None:
     """Broken: what is set would not be done; or nobody could see what it came to."""
     source = serve("synthetic:32M,dirty-rate=4M,pattern=text")
     destination = serve("synthetic:", "--incoming", f"unix:{tmp_path}/migrate")
-    change(source, compress="zstd:1", workers=1)
+    change(source, compress="zstd:1", workers=2)
     parameters = source.ask("query-migrate-parameters")
-    assert own(parameters) == {"compress": "zstd:1", "workers": 1, "on-stall": "continue"}
+    assert own(parameters) == {"compress": "zstd:1", "workers": 2, "on-stall": "continue"}
     source.ask("migrate", uri=f"unix:{tmp_path}/migrate")
     assert source.wait_until_over() == "completed"
     destination.wait_for("completed")
     answer = source.ask("query-migrate")
     told = own(answer)
     assert told["compression"]["method"] == "zstd:1"
-    # One worker: one level.
-    assert told["compression"]["levels"] == [1]
+    # One of each worker.
+    assert told["compression"]["levels"] == [1, 1]
     assert told["compression"]["compression-rate"] > 1.2
     assert answer["ram"]["transferred"] < answer["ram"]["normal-bytes"]
     assert told["forecast"].keys() <= {"after-round", "total-time", "downtime"}
@@ -96,8 +96,10 @@ def test_stall_is_told_and_ended(serve: Serve) -> None:
     assert f"or {PREFIX}on-stall switchover" in advice
     assert "--" not in advice
     assert own(source.ask("query-migrate"))["stall"] == told["data"]
-    change(source, on_stall="switchover")
-    assert source.wait_until_over() == "completed"
+    time.sleep(0.3)
+    change(source, on_stall="cancel")
+    assert source.wait_until_over() == "cancelled"
+    assert STALL not in [name for name, _ in source.events()]
 
 
 def test_stall_cancels(serve: Serve) -> None:
