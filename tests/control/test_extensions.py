@@ -149,9 +149,10 @@ def test_watched_figures() -> None:
     assert watched.stall == Stall("no end", ("xbzrle: 1%",))
     assert watched.compression is not None
     assert watched.compression.levels == (0, 3)
+    nonsense: object
     for nonsense in (None, 1, [], {}, {"advice": 1, "levels": "1"}, {"levels": [None]}):
-        own = {f"{PREFIX}{name}": nonsense for name in ("compression", "stall")}
-        silent = Watched.of(answer | own)
+        odd: dict[str, Any] = dict.fromkeys((f"{PREFIX}compression", f"{PREFIX}stall"), nonsense)
+        silent = Watched.of(answer | odd)
         assert (silent.compression, silent.stall) == (None, None)
 
 
