@@ -12,6 +12,7 @@ from ..guest.sizes import format_size
 from . import convert as convert_command
 from . import extract as extract_command
 from .extract import Report
+from .memory_file import FORMATS
 from .opening import opened_stream
 from .rebuild import absent_message
 from .sizes import page_size_option, size_option
@@ -35,9 +36,11 @@ def _report_extracted(report: Report) -> None:
 @click.command()
 @click.argument("stream", metavar="STREAM")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="of the RAM; --all: a folder")
-@click.option("--block", metavar="NAME", help="this RAM block; default: the guest's memory")
+@click.option(
+    "--block", "blocks", multiple=True, metavar="NAME", help="this RAM block; may be repeated"
+)
 @click.option("--all", "everything", is_flag=True, help="every RAM block, each in a file")
-@click.option("--format", "kind", type=click.Choice(extract_command.FORMATS), default="raw")
+@click.option("--format", "kind", type=click.Choice(FORMATS), default="raw")
 @click.option("--devices", type=click.Path(path_type=Path), help="a folder for devices' state")
 @click.option("--disks", type=click.Path(path_type=Path), help="a folder for disks (`block`)")
 @click.option(
@@ -52,7 +55,7 @@ def _report_extracted(report: Report) -> None:
 def extract(
     stream: str,
     output: Path | None,
-    block: str | None,
+    blocks: tuple[str, ...],
     everything: bool,
     kind: str,
     devices: Path | None,
@@ -65,19 +68,24 @@ def extract(
     """Take a guest's RAM out of STREAM (as in dump): an image, sparse where it is zero.
 
     The guest's memory is the block with the name that its machine gives it (pc.ram, microvm.ram,
-    mach-virt.ram), else the largest that is neither firmware nor of a device. ELF cores and LiME
-    tell where the guest sees it, around the PCI hole.
+    mach-virt.ram), else the one that is neither firmware nor of a device. Of a guest with NUMA
+    nodes, it is several: in the order of libvirt's names (ram-node0), or of the addresses that
+    x-ignore-shared brings; where neither tells, name them by --block, node by node. What was
+    plugged in (pc-dimm) is not among them. ELF cores and LiME tell where the guest sees it, around
+    the PCI hole.
 
     Of disks (block migration) come raw images, sparse too. The stream has no word of a disk's
     size: an image ends with the last block of 1 MiB, which may reach behind the disk's end.
     """
     if output is None and devices is None and disks is None:
         raise click.UsageError("nothing to extract: give -o FILE, --devices or --disks FOLDER")
-    if everything and (block is not None or kind != "raw"):
+    if everything and (blocks or kind != "raw"):
         raise click.UsageError("--all extracts raw images of every block")
+    if len(set(blocks)) < len(blocks):
+        raise click.UsageError("--block: a block comes twice")
     wanted = extract_command.Wanted(
         out=output,
-        block=block,
+        blocks=blocks,
         everything=everything,
         format=kind,
         devices=devices,

@@ -8,7 +8,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
@@ -20,7 +20,7 @@ from ..protocol.configuration import MAPPED_RAM
 from ..protocol.reader import StreamReader
 from ..protocol.writer import StreamWriter
 from .containers import MAX_XML, Opened, SaveImage
-from .failure import CommandError
+from .failure import CommandError, named
 from .mapped_stream import MappedFile, plain_events
 from .staged import Staged
 from .stream_events import PIECE, from_a_pipe, read_events
@@ -102,13 +102,12 @@ def convert(
         head = _save_image_head(_described(opened, xml), name)
     compressor = COMPRESSORS[name]()
     size = 0
-    with _output(out) as file:
-        file.write(head)
+    with _output(out) as write:
+        write(head)
         for piece in plain_stream(opened.stream, page_size):
-            file.write(compressor.compress(piece))
+            write(compressor.compress(piece))
             size += len(piece)
-        file.write(compressor.flush())
-        file.flush()
+        write(compressor.flush())
     return size
 
 
@@ -119,8 +118,10 @@ def _to_mapped_ram(opened: Opened, out: Path, page_size: int) -> int:
         with os.fdopen(staged.file(out), "r+b") as file:
             mapped = MappedFile(file.fileno())
             for event in read_events(opened.stream, page_size):
-                mapped.take(event)
-            size = mapped.finish()
+                with named(out):
+                    mapped.take(event)
+            with named(out):
+                size = mapped.finish()
         staged.keep()
     return size
 
@@ -168,15 +169,27 @@ def whole_stream(stream: BinaryIO, page_size: int) -> Iterator[memoryview]:
 
 
 @contextmanager
-def _output(path: Path) -> Iterator[BinaryIO]:
-    if str(path) == "-":
-        with click.open_file("-", "wb") as output:
-            yield cast(BinaryIO, output)
-        return
-    with Staged() as staged:
-        with os.fdopen(staged.file(path), "wb") as file:
-            yield file
-        staged.keep()
+def _output(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """What writes the next bytes of the file, or of standard output."""
+    with ExitStack() as stack:
+        staged: Staged | None = None
+        if str(path) == "-":
+            output = stack.enter_context(click.open_file("-", "wb"))
+            # Nothing may wait in a buffer: it would fail again when the command ends.
+            file, what = getattr(output, "raw", output), "standard output"
+        else:
+            staged, what = stack.enter_context(Staged()), str(path)
+            file = stack.enter_context(os.fdopen(staged.file(path), "wb", buffering=0))
+
+        def write(data: bytes) -> None:
+            view = memoryview(data)
+            with named(what):
+                while view:
+                    view = view[file.write(view) :]
+
+        yield write
+        if staged is not None:
+            staged.keep()
 
 
 def _described(opened: Opened, xml: str | None) -> SaveImage:

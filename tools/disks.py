@@ -16,6 +16,7 @@ from typing import Any
 from ..guest.file_names import file_name
 from ..protocol.block_section import BLOCK_SIZE, SECTION_NAME, DiskBlock
 from ..protocol.errors import StreamError
+from .failure import named
 
 SECTOR = 512
 MAX_DISKS = 256
@@ -59,23 +60,27 @@ class DiskFiles:
         if start + BLOCK_SIZE > MAX_SIZE:
             message = f"disk {block.device} reaches {start + BLOCK_SIZE} bytes"
             raise StreamError(message, offset=block.offset, section=SECTION_NAME)
-        if start + BLOCK_SIZE > disk.size:
-            disk.size = start + BLOCK_SIZE
-            os.ftruncate(fd, disk.size)
-        if block.data is not None:
-            _write(fd, memoryview(block.data), start)
-        elif _has_data(fd, start):
-            _write(fd, memoryview(bytes(BLOCK_SIZE)), start)
+        with named(disk.file):
+            if start + BLOCK_SIZE > disk.size:
+                disk.size = start + BLOCK_SIZE
+                os.ftruncate(fd, disk.size)
+            if block.data is not None:
+                _write(fd, memoryview(block.data), start)
+            elif _has_data(fd, start):
+                _write(fd, memoryview(bytes(BLOCK_SIZE)), start)
 
     def _open(self, block: DiskBlock) -> None:
         number = len(self._files)
         if number == MAX_DISKS:
             message = f"more than {MAX_DISKS} disks"
             raise StreamError(message, offset=block.offset, section=SECTION_NAME)
-        path = self._folder / file_name(number, block.device)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        name = file_name(number, block.device)
+        shown = str(self._shown / name)
+        with named(shown):
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            fd = os.open(self._folder / name, flags, 0o600)
         self._stack.callback(os.close, fd)
-        self._files[block.device] = (fd, Disk(block.device, str(self._shown / path.name)))
+        self._files[block.device] = (fd, Disk(block.device, shown))
 
 
 def _write(fd: int, piece: memoryview, place: int) -> None:

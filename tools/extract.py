@@ -16,16 +16,15 @@ from ..guest.file_names import file_name
 from ..protocol import events
 from ..protocol.block_section import DiskBlock
 from ..protocol.errors import StreamError
-from ..protocol.memory_image import LIME_HEADER_SIZE, Region, elf_header, lime_header
+from ..protocol.memory_image import Region
 from .block_file import BlockFile, check_run
 from .disks import Disk, DiskFiles
-from .failure import CommandError
-from .main_ram import elf_machine, main_block, regions
+from .failure import CommandError, named
+from .main_ram import memory_blocks
+from .memory_file import MemoryFile, lay_out
 from .rebuild import absent_message
 from .staged import Staged
 from .stream_events import read_events
-
-FORMATS = ("raw", "elf", "lime")
 
 
 class ExtractError(CommandError):
@@ -34,7 +33,8 @@ class ExtractError(CommandError):
 
 @dataclass(frozen=True)
 class Wanted:
-    """`block`: by name; None: the guest's memory. `everything`: all blocks, into a folder.
+    """`blocks`: by name, one behind the other; none: the guest's memory. `everything`: all blocks,
+    into a folder.
 
     `out`: of the RAM; `devices`: a folder for the devices' state; `disks`: one for disks.
     `max_below_4g`: see main_ram. `partial`: keep what there is where the stream is damaged.
@@ -42,7 +42,7 @@ class Wanted:
     """
 
     out: Path | None
-    block: str | None = None
+    blocks: tuple[str, ...] = ()
     everything: bool = False
     format: str = "raw"
     devices: Path | None = None
@@ -116,6 +116,7 @@ class _Extraction:
         self._page_size = wanted.page_size
         self._files: dict[str, BlockFile] = {}
         self._paths: dict[str, Path] = {}
+        self._shown: dict[str, Path] = {}
         self._devices: list[dict[str, Any]] = []
         self._folder = None if wanted.devices is None else staged.folder(wanted.devices)
         self._disks: DiskFiles | None = None
@@ -141,13 +142,14 @@ class _Extraction:
         elif isinstance(event, events.DeviceSection):
             self._device(event)
         elif isinstance(event, events.Description) and self._folder is not None:
-            (self._folder / "description.json").write_bytes(event.text)
+            self._write("description.json", event.text)
 
     def _pages(self, run: events.PageRun | events.EncodedRun) -> None:
         self._absent.discard(run.block.name)
         file = self._files.get(run.block.name)
         if file is not None:
-            file.take(run)
+            with named(self._shown[run.block.name]):
+                file.take(run)
         else:
             check_run(run, self._page_size)
 
@@ -160,7 +162,7 @@ class _Extraction:
         self._leave_out_absent()
         if self._folder is not None:
             text = json.dumps(self._devices, indent=1)
-            (self._folder / "devices.json").write_text(text)
+            self._write("devices.json", text.encode())
         return self.report
 
     def _leave_out_absent(self) -> None:
@@ -179,68 +181,47 @@ class _Extraction:
         out, wanted = self._wanted.out, self._wanted
         if out is None:
             return
-        if wanted.everything:
-            folder = self._staged.folder(out)
-            for number, block in enumerate(blocks):
-                path = folder / file_name(number, block.name)
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                self._paths[block.name] = path
-                self._add(block, fd, out / path.name)
+        if not wanted.everything:
+            chosen = self._chosen(blocks)
+            memory = lay_out(wanted.format, self._machine, chosen, wanted.max_below_4g)
+            self._make(self._staged.file(out), memory, out)
             return
-        block = self._chosen(blocks)
-        fd = self._staged.file(out)
-        self._add(block, fd, out, *self._headers(block))
+        folder = self._staged.folder(out)
+        for number, block in enumerate(blocks):
+            path = folder / file_name(number, block.name)
+            self._paths[block.name] = path
+            with named(out / path.name):
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            memory = lay_out(wanted.format, self._machine, [block], wanted.max_below_4g)
+            self._make(fd, memory, out / path.name)
 
-    def _chosen(self, blocks: tuple[events.RamBlock, ...]) -> events.RamBlock:
-        name = self._wanted.block
-        if name is None:
-            return main_block(blocks, alone=self._wanted.format != "raw")
-        for block in blocks:
-            if block.name == name:
-                return block
-        names = ", ".join(block.name for block in blocks)
-        raise ExtractError(f"no RAM block {name!r} in the stream; it has {names}")
-
-    def _headers(
-        self, block: events.RamBlock
-    ) -> tuple[list[Region] | None, list[tuple[int, bytes]], int]:
-        """Where the guest sees the block; headers and their places in the output; the first
-        byte of RAM there."""
-        if self._wanted.format == "raw":
-            return None, [], 0
-        found = regions(self._machine, block, self._wanted.max_below_4g)
-        if self._wanted.format == "elf":
-            head = elf_header(found, elf_machine(self._machine))
-            return found, [(0, head)], len(head)
-        places = [region.start + i * LIME_HEADER_SIZE for i, region in enumerate(found)]
-        headers = [lime_header(region) for region in found]
-        return found, list(zip(places, headers, strict=True)), LIME_HEADER_SIZE
-
-    def _add(
-        self,
-        block: events.RamBlock,
-        fd: int,
-        path: Path,
-        found: list[Region] | None = None,
-        headers: list[tuple[int, bytes]] | None = None,
-        first: int = 0,
-    ) -> None:
+    def _make(self, fd: int, memory: MemoryFile, shown: Path) -> None:
+        """The file of some blocks; `shown`: its name, when it is complete."""
         self._stack.callback(os.close, fd)
-        # Only LiME has a header before each region.
-        gap = LIME_HEADER_SIZE if self._wanted.format == "lime" else 0
-        parts = found or [Region(0, block.length, 0)]
-        places = [(part.start, first + part.start + i * gap) for i, part in enumerate(parts)]
-        os.ftruncate(fd, places[-1][1] + parts[-1].length)
-        for place, header in headers or []:
-            os.pwrite(fd, header, place)
-        self._files[block.name] = BlockFile(fd, block.length, self._page_size, places)
-        self.report.blocks.append(Extracted(block.name, str(path), block.length, found))
+        with named(shown):
+            os.ftruncate(fd, memory.size)
+            for place, header in memory.headers:
+                os.pwrite(fd, header, place)
+        for block, regions, places in memory.parts:
+            self._files[block.name] = BlockFile(fd, block.length, self._page_size, places)
+            self.report.blocks.append(Extracted(block.name, str(shown), block.length, regions))
+            self._shown[block.name] = shown
+
+    def _chosen(self, blocks: tuple[events.RamBlock, ...]) -> list[events.RamBlock]:
+        if not self._wanted.blocks:
+            return memory_blocks(blocks)
+        found = {block.name: block for block in blocks}
+        for name in self._wanted.blocks:
+            if name not in found:
+                names = ", ".join(found)
+                raise ExtractError(f"no RAM block {name!r} in the stream; it has {names}")
+        return [found[name] for name in self._wanted.blocks]
 
     def _device(self, section: events.DeviceSection) -> None:
         if self._folder is None:
             return
         name = file_name(len(self._devices), section.name)
-        (self._folder / name).write_bytes(section.payload)
+        self._write(name, section.payload)
         self._devices.append(
             {
                 "file": name,
@@ -252,3 +233,10 @@ class _Extraction:
             }
         )
         self.report.devices += 1
+
+    def _write(self, name: str, data: bytes) -> None:
+        """A file in the folder for devices."""
+        assert self._folder is not None
+        assert self._wanted.devices is not None
+        with named(self._wanted.devices / name):
+            (self._folder / name).write_bytes(data)

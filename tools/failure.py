@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -24,3 +27,12 @@ def describe(error: Exception, name: str | None = None) -> str:
     if isinstance(error, OSError) and error.strerror:
         what, message = error.filename or name, error.strerror
     return message if what is None else f"{click.format_filename(what)}: {message}"
+
+
+@contextmanager
+def named(what: Path | str) -> Iterator[None]:
+    """An OSError from within says that it concerns this, as the user knows it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(what)) from None

@@ -1,4 +1,4 @@
-"""Which RAM block of a stream is the guest's memory, and where the guest sees it.
+"""Which RAM blocks of a stream are the guest's memory, and where the guest sees them.
 
 The stream hardly says either; both follow from the machine's type. The layouts were read off QEMU
 7.2 and 10.0 (`info mtree -f`).
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import itemgetter
 
 from ..protocol.events import RamBlock
 from ..protocol.memory_image import EM_AARCH64, EM_X86_64, Region
@@ -25,6 +27,8 @@ DEFAULT_NAMES = ("pc.ram", "microvm.ram", "mach-virt.ram")
 FIRMWARE = frozenset(
     {"pc.bios", "pc.rom", "virt.flash0", "virt.flash1", "system.flash0", "system.flash1"}
 )
+NODE_NAME = re.compile(r"(?:/objects/)?ram-node(\d{1,4})")
+"""Of the memory of a NUMA node, as libvirt calls it."""
 
 
 class LayoutError(CommandError):
@@ -41,44 +45,75 @@ def candidates(blocks: Sequence[RamBlock]) -> list[RamBlock]:
     for block in blocks:
         if block.name in DEFAULT_NAMES:
             return [block]
-    found = [
-        block
-        for block in blocks
-        if block.name not in FIRMWARE and "/" not in block.name.removeprefix("/objects/")
-    ]
-    return sorted(found, key=lambda block: -block.length)
+    return sorted(filter(_is_memory, blocks), key=lambda block: -block.length)
 
 
-def main_block(blocks: Sequence[RamBlock], *, alone: bool) -> RamBlock:
-    """The likeliest; `alone`: there must be no other. Raises LayoutError."""
+def _is_memory(block: RamBlock) -> bool:
+    """By its name."""
+    return block.name not in FIRMWARE and "/" not in block.name.removeprefix("/objects/")
+
+
+def memory_blocks(blocks: Sequence[RamBlock]) -> list[RamBlock]:
+    """Those that are the guest's memory, in their order there: with NUMA, one for each node.
+
+    The stream lists blocks by their size. The order of nodes is known where blocks carry addresses
+    (x-ignore-shared: with nodes, where a block begins in the whole memory), or libvirt's names
+    (`ram-node0`). Raises LayoutError where it is not.
+    """
     found = candidates(blocks)
     if not found:
         names = ", ".join(block.name for block in blocks) or "none"
         raise LayoutError(f"none of the RAM blocks is the guest's memory: {names}")
-    if alone and len(found) > 1:
+    ordered = found if len(found) == 1 else _by_address(found) or _by_node(found)
+    if not ordered:
         names = ", ".join(block.name for block in found)
         message = f"memory is in several blocks ({names}), and their order is not known"
-        raise LayoutError(f"{message}; extract them one by one, as raw images")
-    return found[0]
+        options = " ".join(f"--block {block.name}" for block in found[:2])
+        raise LayoutError(f"{message}; name those of the guest's memory in order: {options} ...")
+    return ordered
 
 
-def regions(machine: str, block: RamBlock, max_below_4g: int | None = None) -> list[Region]:
-    """Where the guest sees its memory, `block`.
+def _by_address(blocks: Sequence[RamBlock]) -> list[RamBlock]:
+    """In the order of their addresses, where one follows the other; else none."""
+    if any(block.address is None for block in blocks):
+        return []
+    ordered = sorted(blocks, key=lambda block: block.address or 0)
+    starts = accumulate((block.length for block in ordered[:-1]), initial=0)
+    fits = all(block.address == start for block, start in zip(ordered, starts, strict=True))
+    return ordered if fits else []
 
-    By the machine's type, around the holes that it has; where the stream says an address
-    (x-ignore-shared) that is not where that type has its memory, there. `max_below_4g`: what the
+
+def _by_node(blocks: Sequence[RamBlock]) -> list[RamBlock]:
+    """Those with libvirt's names for memory of a node, in order; others are plugged in."""
+    named = [(NODE_NAME.fullmatch(block.name), block) for block in blocks]
+    nodes = [(int(match[1]), block) for match, block in named if match]
+    return [block for _, block in sorted(nodes, key=itemgetter(0))]
+
+
+def regions(
+    machine: str, blocks: Sequence[RamBlock], max_below_4g: int | None = None
+) -> list[Region]:
+    """Where the guest sees its memory: `blocks`, one behind the other.
+
+    By the machine's type, around the holes that it has; a single block where the stream says that
+    it is (x-ignore-shared), if that is not where that type has its memory. `max_below_4g`: what the
     machine was given as max-ram-below-4g. Raises LayoutError.
     """
+    length = sum(block.length for block in blocks)
+    address = blocks[0].address if len(blocks) == 1 else None
+    if not address and any(not _is_memory(block) for block in blocks):
+        names = ", ".join(block.name for block in blocks if not _is_memory(block))
+        raise LayoutError(f"where the guest sees RAM block {names} is not known: extract it as raw")
     try:
-        found = _layout(machine, block.length, max_below_4g)
+        found = _layout(machine, length, max_below_4g)
     except LayoutError:
-        if block.address is None:
+        if address is None:
             raise
         found = []
-    if block.address is not None and (not found or found[0].address != block.address):
-        if block.address + block.length > 1 << 64:
-            raise LayoutError(f"RAM block {block.name} at {block.address:#x}: no such address")
-        return [Region(0, block.length, block.address)]
+    if address is not None and (not found or found[0].address != address):
+        if address + length > 1 << 64:
+            raise LayoutError(f"RAM block {blocks[0].name} at {address:#x}: no such address")
+        return [Region(0, length, address)]
     return found
 
 

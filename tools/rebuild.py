@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..protocol import events
 from .block_file import BlockFile, Run, check_run
-from .failure import CommandError
+from .failure import CommandError, named
 
 
 class RebuildError(CommandError):
@@ -89,7 +89,8 @@ class RebuiltGuest:
         for name, block in self.blocks.items():
             self.seen[name] = np.zeros(block.length // self.page_size, np.bool_)
             if self._wanted is None or name in self._wanted:
-                self.images[name] = new_image(block.length, self.page_size)
+                with named(f"RAM block {name}, in memory"):
+                    self.images[name] = new_image(block.length, self.page_size)
                 self._stack.callback(os.close, self.images[name].fd)
 
     def _take_pages(self, run: Run) -> None:
@@ -99,7 +100,8 @@ class RebuiltGuest:
         self.seen[name][(run.offsets // np.uint64(self.page_size)).astype(np.intp)] = True
         image = self.images.get(name)
         if image is not None:
-            image.take(run)
+            with named(f"RAM block {name}, in memory"):
+                image.take(run)
         else:
             check_run(run, self.page_size)
 

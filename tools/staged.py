@@ -6,10 +6,10 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+
+from .failure import named
 
 
 class Staged:
@@ -41,7 +41,7 @@ class Staged:
         if path.exists() and not path.is_file():
             raise FileExistsError(errno.EEXIST, "exists, and is no file", str(path))
         temporary = _beside(path)
-        with _named(path):
+        with named(path):
             fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._waiting.append((temporary, path))
         return fd
@@ -54,7 +54,7 @@ class Staged:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FileExistsError(errno.EEXIST, "exists already", str(path))
         temporary = _beside(path)
-        with _named(path):
+        with named(path):
             temporary.mkdir(0o700)
         self._waiting.append((temporary, path))
         return temporary
@@ -63,17 +63,9 @@ class Staged:
         """Give everything its name."""
         while self._waiting:
             temporary, path = self._waiting[-1]
-            temporary.replace(path)
+            with named(path):
+                temporary.replace(path)
             self._waiting.pop()
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """An error names what the user did."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _beside(path: Path) -> Path:

@@ -22,7 +22,8 @@ from vmferry.protocol.memory_image import (
 )
 from vmferry.tools.block_file import PAGES, BlockFile
 from vmferry.tools.extract import ExtractError, Wanted, extract
-from vmferry.tools.main_ram import LayoutError, main_block, regions
+from vmferry.tools.main_ram import LayoutError, memory_blocks, regions
+from vmferry.tools.memory_file import lay_out
 from vmferry.tools.verify import verify
 
 from tests.tools.test_damage import Damage
@@ -170,18 +171,20 @@ MIB = 1 << 20
 def test_layouts(machine: str, mib: int, limit: int | None, below: int) -> None:
     """Broken: addresses would differ from those that the machine has."""
     length, split = mib * MIB, below * MIB
-    found = regions(machine, events.RamBlock("ram", length), None if limit is None else limit * MIB)
+    found = regions(
+        machine, [events.RamBlock("ram", length)], None if limit is None else limit * MIB
+    )
     expected = [Region(0, split, 0), Region(split, length - split, 4 * GIB)]
     assert found == (expected if length > split else expected[:1])
 
 
 def test_other_layouts() -> None:
     """Broken: an address would be made up where it is not known."""
-    assert regions("virt-10.0", events.RamBlock("ram", 8 * GIB)) == [Region(0, 8 * GIB, GIB)]
+    assert regions("virt-10.0", [events.RamBlock("ram", 8 * GIB)]) == [Region(0, 8 * GIB, GIB)]
     with pytest.raises(LayoutError, match=r"pseries-7\.2 is not known"):
-        regions("pseries-7.2", events.RamBlock("ram", GIB))
+        regions("pseries-7.2", [events.RamBlock("ram", GIB)])
     with pytest.raises(LayoutError, match="1 TiB"):
-        regions("pc-q35-7.2", events.RamBlock("ram", 1100 * GIB))
+        regions("pc-q35-7.2", [events.RamBlock("ram", 1100 * GIB)])
 
 
 @pytest.mark.parametrize(
@@ -195,17 +198,73 @@ def test_other_layouts() -> None:
 def test_main_block(names: list[str], chosen: str) -> None:
     """Broken: firmware or a device's memory would be taken for the guest's."""
     blocks = [events.RamBlock(name, (10 - n) * MIB) for n, name in enumerate(names)]
-    assert main_block(blocks, alone=True).name == chosen
+    assert [block.name for block in memory_blocks(blocks)] == [chosen]
 
 
 def test_no_main_block() -> None:
-    """Broken: a part of memory would be given out for all of it."""
-    nodes = [events.RamBlock("node0", MIB), events.RamBlock("node1", 2 * MIB)]
-    assert main_block(nodes, alone=False).name == "node1"
-    with pytest.raises(LayoutError, match="several blocks"):
-        main_block(nodes, alone=True)
+    """Broken: a part of memory would be given out for all of it, or for one in another order."""
+    nodes = [events.RamBlock("node1", 2 * MIB), events.RamBlock("node0", MIB)]
+    with pytest.raises(
+        LayoutError, match=r"order is not known.*--block node1 --block node0 \.\.\."
+    ):
+        memory_blocks(nodes)
+    apart = [events.RamBlock("a", MIB, address=0), events.RamBlock("b", MIB, address=2 * MIB)]
+    with pytest.raises(LayoutError, match="order is not known"):
+        memory_blocks(apart)
     with pytest.raises(LayoutError, match="none of the RAM blocks"):
-        main_block([events.RamBlock("pc.bios", MIB)], alone=False)
+        memory_blocks([events.RamBlock("pc.bios", MIB)])
+
+
+@pytest.mark.parametrize(
+    ("blocks", "order"),
+    [
+        ({"ram-node10": None, "mem-dimm0": None, "ram-node2": None}, ["ram-node2", "ram-node10"]),
+        ({"/objects/ram-node1": None, "/objects/ram-node0": None}, ["node0", "node1"]),
+        # Addresses come before names.
+        ({"ram-node0": MIB, "ram-node1": 0}, ["node1", "node0"]),
+        ({"b": 2 * MIB, "a": MIB, "c": 0}, ["c", "a", "b"]),
+    ],
+)
+def test_nodes(blocks: dict[str, int | None], order: list[str]) -> None:
+    """Broken: memory of NUMA nodes would stand in another order than the guest sees it in."""
+    listed = [events.RamBlock(name, MIB, address=at) for name, at in blocks.items()]
+    found = [block.name for block in memory_blocks(listed)]
+    assert len(found) == len(order)
+    assert all(name.endswith(end) for name, end in zip(found, order, strict=True))
+
+
+def test_devices_memory_has_no_place() -> None:
+    """Broken: an address would be made up for memory that the guest sees elsewhere, or nowhere."""
+    for address in (None, 0):
+        video = events.RamBlock("0000:00:02.0/vga.vram", MIB, address=address)
+        with pytest.raises(LayoutError, match="where the guest sees RAM block 0000"):
+            regions("pc-q35-7.2", [video])
+    video = events.RamBlock("0000:00:02.0/vga.vram", MIB, address=0xFD000000)
+    assert regions("pc-q35-7.2", [video]) == [Region(0, MIB, 0xFD000000)]
+
+
+@pytest.mark.parametrize("kind", ["raw", "elf", "lime"])
+def test_memory_of_several_blocks(kind: str) -> None:
+    """Broken: a block's bytes would stand at the addresses of another one, or of the hole."""
+    nodes = [events.RamBlock(str(n), size * GIB) for n, size in enumerate((1, 3, 1))]
+    found = lay_out(kind, "pc-q35-7.2", nodes, None)
+    assert [part.block for part in found.parts] == nodes
+    first, second, third = (part.places for part in found.parts)
+    if kind == "raw":
+        assert (first, second, third) == ([(0, 0)], [(0, GIB)], [(0, 4 * GIB)])
+        assert (found.size, found.headers) == (5 * GIB, [])
+        return
+    head = len(found.headers[0][1])
+    behind_hole = head if kind == "elf" else 2 * head
+    assert first == [(0, head)]
+    assert second == [(0, head + GIB), (GIB, behind_hole + 2 * GIB)]
+    assert third == [(0, behind_hole + 4 * GIB)]
+    assert found.size == behind_hole + 5 * GIB
+    assert [part.regions for part in found.parts] == [
+        [Region(0, GIB, 0)],
+        [Region(0, GIB, GIB), Region(GIB, 2 * GIB, 4 * GIB)],
+        [Region(0, GIB, 6 * GIB)],
+    ]
 
 
 def test_failure_leaves_nothing(vmferry: Any, streams: Any) -> None:
