@@ -113,9 +113,10 @@ def extract(
 def convert(stream: str, out: Path, container: str, xml: TextIO | None, page_size: int) -> None:
     """Put the stream IN (as in dump) into another container, OUT (- for standard output).
 
-    What comes out is for QEMU (-incoming; compressed: by way of zstd -dc or gzip -dc), a libvirt
+    What comes out is for QEMU (-incoming; compressed: by way of zstd -dc, gzip -dc ...), a libvirt
     image for virsh restore. It keeps the domain's XML of a libvirt image. A mapped-ram file is for
-    QEMU's capability of that name (9.0 on), and -incoming file:OUT.
+    QEMU's capability of that name (9.0 on), and -incoming file:OUT; libvirt:sparse (libvirt 11 on)
+    is such a file with libvirt's header, and was tried with QEMU alone.
     """
     if xml is not None and not container.startswith("libvirt"):
         raise click.UsageError("--xml is for --to libvirt")

@@ -29,6 +29,8 @@ FRAME = 1 << 20
 """Bytes of stream in a zstd frame: `vmferry receive` decompresses frames of this size at once."""
 LEVEL = 3
 """Of zstd; its own default."""
+SPARSE_IMAGE = "libvirt:sparse"
+"""A mapped-ram file behind libvirt's header."""
 
 
 class ConvertError(CommandError):
@@ -76,13 +78,13 @@ COMPRESSORS: dict[str, Callable[[], Compressor]] = {
 """By their names in a libvirt image."""
 CONTAINERS = {
     "plain": "raw",
-    "zstd": "zstd",
-    "gzip": "gzip",
+    **{name: name for name in COMPRESSORS if name != "raw"},
     **{f"libvirt:{name}": name for name in COMPRESSORS},
     "libvirt": "raw",
-    MAPPED_RAM: "raw",
+    SPARSE_IMAGE: "sparse",
+    MAPPED_RAM: "sparse",
 }
-"""What a stream can be put into, and how it is compressed there."""
+"""What a stream can be put into, and its format there, by its name in a libvirt image."""
 
 
 def convert(
@@ -94,12 +96,12 @@ def convert(
     `read_events`. A file is there only when all went well. Raises StreamError, CommandError,
     OSError.
     """
-    if container == MAPPED_RAM:
-        return _to_mapped_ram(opened, out, page_size)
     name = CONTAINERS[container]
     head = b""
     if container.startswith("libvirt"):
         head = _save_image_head(_described(opened, xml), name)
+    if name == "sparse":
+        return _to_mapped_ram(opened, out, head, page_size)
     compressor = COMPRESSORS[name]()
     size = 0
     with _output(out) as write:
@@ -111,12 +113,13 @@ def convert(
     return size
 
 
-def _to_mapped_ram(opened: Opened, out: Path, page_size: int) -> int:
+def _to_mapped_ram(opened: Opened, out: Path, head: bytes, page_size: int) -> int:
     if str(out) == "-":
         raise ConvertError("a mapped-ram file is written at any place: it needs a file")
     with Staged() as staged:
         with os.fdopen(staged.file(out), "r+b") as file:
-            mapped = MappedFile(file.fileno())
+            with named(out):
+                mapped = MappedFile(file.fileno(), head)
             for event in read_events(opened.stream, page_size):
                 with named(out):
                     mapped.take(event)

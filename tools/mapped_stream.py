@@ -36,16 +36,21 @@ class MappedError(CommandError):
 
 
 class MappedFile:
-    """Puts the events of a stream into a mapped-ram file, empty up to now, given by descriptor."""
+    """Puts the events of a stream into a mapped-ram file, given by descriptor.
 
-    def __init__(self, fd: int) -> None:
+    `head`: what stands before the stream; nothing else is there up to now.
+    """
+
+    def __init__(self, fd: int, head: bytes = b"") -> None:
         self._fd = fd
+        self._start = len(head)
         self._at = 0
         self._files: dict[str, BlockFile] = {}
         self._listed: events.RamBlocks | None = None
         self._capabilities: tuple[str, ...] = ()
         self._skipped = False
         """Within a piece of `ram` of which nothing but its pages is kept."""
+        self._put(0, head)
 
     def take(self, event: events.Event) -> None:
         """The next event. Raises MappedError, StreamError, OSError."""
@@ -68,13 +73,13 @@ class MappedFile:
             self._write(event)
 
     def finish(self) -> int:
-        """The stream has ended: its bitmaps follow. Bytes of the file."""
+        """The stream has ended: its bitmaps follow. Bytes of the stream."""
         if self._listed is None:
             raise MappedError("the stream has no RAM")
         for block in self._listed.blocks:
             if block.mapped is not None and block.mapped.present:
                 self._write_bitmap(block.mapped, self._files[block.name])
-        return self._at
+        return self._at - self._start
 
     def _write(self, event: events.Event) -> None:
         if not self._skipped:
@@ -99,7 +104,7 @@ class MappedFile:
         """The list, with a place for each block."""
         if not self._capabilities:
             raise MappedError("a mapped-ram file needs a configuration, the stream has none")
-        offset, at, blocks = self._at, self._at + 8, []
+        offset, at, blocks = self._at - self._start, self._at + 8, []
         for block in listed.blocks:
             mapped = self._lay_out(block, listed.page_size, at)
             blocks.append(replace(block, page_size=None, mapped=mapped))
@@ -112,7 +117,7 @@ class MappedFile:
                 )
         self._listed = replace(listed, offset=offset, blocks=tuple(blocks))
         for place, piece in list_pieces(self._listed):
-            self._put(place, piece)
+            self._put(self._start + place, piece)
         os.ftruncate(self._fd, at)
         self._at = at
 

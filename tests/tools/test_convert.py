@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import shutil
 import subprocess
@@ -13,7 +15,6 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 from vmferry.protocol import events, libvirt
-from vmferry.protocol.configuration import MAPPED_RAM
 from vmferry.protocol.marks import SectionType
 from vmferry.tools.containers import Opened, unpack
 from vmferry.tools.convert import CONTAINERS, convert
@@ -21,15 +22,14 @@ from vmferry.tools.stream_events import read_events
 
 from tests.protocol.conftest import to_bytes
 from tests.protocol.kinds import KINDS, mapped
-
-XML = "<domain type='qemu'><name>guest</name></domain>"
+from tests.tools.conversions import MAPPED, XML, check_conversion
 
 
 def _unpacked(data: bytes) -> Opened:
     return unpack(io.BytesIO(data), None)
 
 
-@pytest.mark.parametrize("container", [name for name in CONTAINERS if name != MAPPED_RAM])
+@pytest.mark.parametrize("container", [name for name in CONTAINERS if name not in MAPPED])
 def test_comes_back(vmferry: Any, streams: Any, container: str) -> None:
     """Broken: a stream would differ, or not be found, behind a container that we made."""
     stream = vmferry.write("stream", streams.small)
@@ -201,21 +201,42 @@ def test_a_described_configuration(vmferry: Any) -> None:
     assert "mapped-ram" in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("kind", "told"),
-    [
-        ("postcopy", "a postcopy's stream does not fit"),
-        ("shared", "only a mapped-ram file says which RAM is left out"),
-        ("no-footers", "needs a configuration"),
-    ],
-)
-def test_what_no_mapped_ram_file_can_hold(vmferry: Any, kind: str, told: str) -> None:
-    """Broken: a file would be made that QEMU misreads."""
-    path = vmferry.write("stream", to_bytes(KINDS[kind]))
-    out = vmferry.folder / "out"
-    ran = vmferry.run("convert", path, str(out), "--to", "mapped-ram")
-    assert told in ran.error
-    assert not out.exists()
+STREAMS = {kind: to_bytes(made) for kind, made in KINDS.items()}
+STREAMS["mapped-ram"] = mapped({"ram": [1, 5], "rom": []})[0]
+STREAMS["large pages"] = mapped({"ram": [1, 5]}, page_size=65536)[0]
+NOT_MAPPED = {
+    "postcopy": "a postcopy's stream does not fit",
+    "shared": "only a mapped-ram file says which RAM is left out",
+    "no-footers": "needs a configuration",
+    "nothing-told": "needs a configuration",
+}
+"""Streams that no mapped-ram file can hold."""
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_every_kind_into_every_container(kind: str, tmp_path: Path) -> None:
+    """Broken: something of a stream would be lost, or changed, in another container; or a file be
+    made that QEMU misreads."""
+    source = tmp_path / "stream"
+    source.write_bytes(STREAMS[kind])
+    for container in CONTAINERS:
+        told = check_conversion(source, container, tmp_path / "out")
+        if container in MAPPED and kind in NOT_MAPPED:
+            assert told is not None
+            assert NOT_MAPPED[kind] in told
+        else:
+            assert told is None, (container, told)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_from_every_container(pack: Any, streams: Any, tmp_path: Path) -> None:
+    """Broken: what was compressed, or stood in a libvirt image, could not become anything else."""
+    source, first = tmp_path / "stream", tmp_path / "first"
+    source.write_bytes(pack(streams.whole))
+    for one in ("plain", "libvirt:zstd", "libvirt:sparse"):
+        assert check_conversion(source, one, first) is None
+        for container in CONTAINERS:
+            assert check_conversion(first, container, tmp_path / "out") is None, (one, container)
 
 
 def test_a_mapped_ram_file_needs_a_file(vmferry: Any) -> None:

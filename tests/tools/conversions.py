@@ -1,0 +1,76 @@
+"""What `convert` makes of a stream, beside the stream itself."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from vmferry.protocol import events
+from vmferry.protocol.block_section import DiskBlock
+from vmferry.protocol.dirty_bitmap import BitmapChunk
+from vmferry.protocol.htab import HtabChunk
+from vmferry.protocol.storage_attributes import StorageAttributes
+from vmferry.tools.containers import open_stream
+from vmferry.tools.convert import CONTAINERS, convert
+from vmferry.tools.diff import compare_blocks
+from vmferry.tools.failure import CommandError
+from vmferry.tools.rebuild import RebuiltGuest
+from vmferry.tools.stream_events import read_events
+from vmferry.tools.verify import verify
+
+XML = "<domain type='qemu'><name>guest</name></domain>"
+MAPPED = [name for name, kind in CONTAINERS.items() if kind == "sparse"]
+"""Containers in which RAM is laid out anew."""
+BESIDE_RAM = (
+    events.OpaquePiece,
+    events.UnsplitDevices,
+    *(DiskBlock, BitmapChunk, HtabChunk, StorageAttributes),
+)
+
+
+def check_conversion(source: Path | str, container: str, out: Path) -> str | None:
+    """Put the stream into a container, and hold what came out against it.
+
+    None, or the one line by which it was refused; then there is no file.
+    """
+    out.unlink(missing_ok=True)
+    with open_stream(str(source)) as opened:
+        try:
+            convert(opened, out, container, XML)
+        except CommandError as error:
+            assert not list(out.parent.glob(f"*{out.name}*")), "something was left behind"
+            return str(error)
+    with ExitStack() as stack:
+        guests, beside = zip(*(_read(path, stack) for path in (str(source), str(out))), strict=True)
+        assert list(compare_blocks(*guests)) == []
+        assert guests[0].absent == guests[1].absent
+        assert beside[0] == beside[1]
+    with open_stream(str(out)) as opened:
+        verify(opened.stream, {})
+    if container not in MAPPED and not _is_mapped(guests[0]):
+        assert _content(source) == _content(out)
+    return None
+
+
+def _read(path: str, stack: ExitStack) -> tuple[RebuiltGuest, list[events.Event]]:
+    """The guest, and all but its RAM, wherever in the stream it stands."""
+    guest = RebuiltGuest(stack)
+    beside: list[events.Event] = []
+    with open_stream(path) as opened:
+        for event in read_events(opened.stream):
+            guest.take(event)
+            if isinstance(event, events.DeviceSection):
+                beside.append(replace(event, offset=0, payload_offset=0))
+            elif isinstance(event, BESIDE_RAM):
+                beside.append(replace(event, offset=0))
+    return guest, beside
+
+
+def _is_mapped(guest: RebuiltGuest) -> bool:
+    return any(block.mapped is not None for block in guest.blocks.values())
+
+
+def _content(path: Path | str) -> bytes:
+    with open_stream(str(path)) as opened:
+        return opened.stream.read()
