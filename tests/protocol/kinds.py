@@ -10,9 +10,10 @@ from vmferry.protocol.block_section import DiskBlock, DiskProgress, EndOfDisks
 from vmferry.protocol.dirty_bitmap import BitmapBits, BitmapChunk, BitmapFlag, BitmapStart
 from vmferry.protocol.htab import HtabChunk, HtabHeader
 from vmferry.protocol.mapped_pages import list_pieces
-from vmferry.protocol.mapped_ram import HEADER_SIZE, lay_out
-from vmferry.protocol.marks import CommandType, SectionType
+from vmferry.protocol.mapped_ram import HEADER_SIZE, MappedRam, lay_out
 from vmferry.protocol.storage_attributes import AttributeFlag, StorageAttributes
+from vmferry.protocol.marks import CommandType, SectionType
+from vmferry.protocol.writer import block_entry
 
 from tests.protocol.conftest import (
     BLOCKS,
@@ -201,25 +202,36 @@ def _nothing_told() -> list[events.Event]:
 
 
 def mapped(
-    pages: dict[str, list[int]], *, page_size: int = PAGE, file_offset: int = 0, count: int = 700
+    pages: dict[str, list[int]],
+    *,
+    page_size: int = PAGE,
+    file_offset: int = 0,
+    count: int = 700,
+    shared: str | None = None,
 ) -> tuple[bytes, dict[str, bytes]]:
     """A mapped-ram stream, at `file_offset` of its file, and its RAM.
 
     `pages`: numbers of the pages that are not zero, by the name of the block of `count` pages.
+    `shared`: the name of one more block, the first, which is left out (x-ignore-shared).
     """
+    capable = ("mapped-ram",) if shared is None else ("mapped-ram", "x-ignore-shared")
+    address = None if shared is None else 0
     head: list[events.Event] = [
         events.Header(0),
-        events.Configuration(0, "pc", page_size, ("mapped-ram",)),
+        events.Configuration(0, "pc", page_size, capable),
         events.RamSection(0, START, 2),
     ]
     data, length = bytearray(to_bytes(head)), count * page_size
     offset = at = len(data)
     at += 8
     blocks, images, areas = [], {}, []
+    if shared is not None:
+        blocks.append(events.RamBlock(shared, length, None, 0, MappedRam(page_size, 0, 0)))
+        at += len(block_entry(blocks[0]))
     for number, (name, present) in enumerate(pages.items()):
-        behind_header = at + 1 + len(name) + 8 + HEADER_SIZE
+        behind_header = at + 1 + len(name) + 8 + (0 if shared is None else 8) + HEADER_SIZE
         place = lay_out(length, page_size, file_offset + behind_header)
-        blocks.append(events.RamBlock(name, length, mapped=place))
+        blocks.append(events.RamBlock(name, length, None, address, place))
         bits, image = np.zeros(-(-count // 64) * 64, np.uint8), np.zeros((count, page_size), "u1")
         bits[present] = 1
         image[present] = np.random.default_rng(number).integers(1, 256, (len(present), page_size))
@@ -227,7 +239,7 @@ def mapped(
         areas.append((behind_header, np.packbits(bits, bitorder="little").tobytes()))
         areas.append((place.pages_offset - file_offset, images[name]))
         at = place.pages_offset - file_offset + length
-    listed = events.RamBlocks(offset, length * len(pages), tuple(blocks), page_size)
+    listed = events.RamBlocks(offset, length * len(blocks), tuple(blocks), page_size)
     for start, piece_of_list in [*list_pieces(listed), *areas]:
         data += bytes(max(0, start + len(piece_of_list) - len(data)))
         data[start : start + len(piece_of_list)] = piece_of_list

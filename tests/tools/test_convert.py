@@ -203,6 +203,7 @@ def test_a_described_configuration(vmferry: Any) -> None:
 
 STREAMS = {kind: to_bytes(made) for kind, made in KINDS.items()}
 STREAMS["mapped-ram"] = mapped({"ram": [1, 5], "rom": []})[0]
+STREAMS["mapped-ram, shared"] = mapped({"rom": [7]}, shared="ram")[0]
 STREAMS["large pages"] = mapped({"ram": [1, 5]}, page_size=65536)[0]
 NOT_MAPPED = {
     "postcopy": "a postcopy's stream does not fit",

@@ -69,6 +69,26 @@ def test_a_shared_block_is_not_extracted(vmferry: Any) -> None:
     assert not list(out.iterdir())
 
 
+def test_a_block_that_a_mapped_ram_file_lacks(vmferry: Any) -> None:
+    """Broken: shared memory, which such a file leaves out, would be shown as zeros."""
+    data, images = mapped({"rom": [7]}, shared="pc.ram")
+    path, out = vmferry.write("stream", data), vmferry.folder / "out"
+    told = "RAM block pc.ram is not in the stream: it is shared (x-ignore-shared)"
+    listed = json.loads(vmferry.call("dump", "--json", path).stdout)["blocks"]
+    assert [block["absent"] for block in listed] == [True, False]
+    assert f"{told}\n" in vmferry.call("verify", path).stdout
+    assert vmferry.run("verify", path, f"--ram=pc.ram={path}").error == f"{path}: {told}"
+    assert vmferry.run("extract", path, "-o", str(out)).error == f"{path}: {told}"
+    assert f"not compared: {told}\n" in vmferry.call("diff", path, path).stdout
+    result = vmferry.call("extract", path, "--all", "-o", str(out))
+    assert result.stdout.splitlines()[-1] == told
+    assert [file.read_bytes() for file in out.iterdir()] == [images["rom"]]
+    for container in ("plain", "mapped-ram"):
+        again = str(vmferry.folder / container)
+        assert vmferry.call("convert", path, again, "--to", container).exit_code == 0
+        assert f"{told}\n" in vmferry.call("verify", again).stdout
+
+
 def test_an_address_in_the_stream(vmferry: Any) -> None:
     """Broken: memory of a machine that nobody knows would have no address, or a wrong one."""
     block = events.RamBlock("ram", 4 * PAGE, address=0x8000_0000)
