@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import construct as c  # type: ignore[import-untyped]
 
 ET_CORE = 4
-PT_LOAD = 1
+PT_LOAD, PT_NOTE = 1, 4
 EM_X86_64, EM_AARCH64 = 62, 183
 ALL_ACCESS = 7
 """Of a segment: read, write, execute."""
-ALIGNMENT = 4096
-"""Of segments in the ELF file."""
+ELF_HEAD_SIZE = 4 << 20
+"""Bytes before the memory in an ELF core: room for notes of 5000 processors. A stream brings these
+behind its RAM, but `crash` wants notes before it."""
 
 ElfHeader = c.Struct(
     "identification" / c.Const(b"\x7fELF\x02\x01\x01" + bytes(9)),
@@ -44,8 +45,9 @@ ProgramHeader = c.Struct(
     "physical_address" / c.Int64ul,
     "file_size" / c.Int64ul,
     "memory_size" / c.Int64ul,
-    "alignment" / c.Int64ul,
+    "alignment" / c.Const(0, c.Int64ul),
 )
+"""`alignment`: none; by that `crash` tells a core of a whole machine from one that kdump made."""
 
 LimeHeader = c.Struct(
     "magic" / c.Const(0x4C694D45, c.Int32ul),
@@ -68,11 +70,16 @@ class Region:
     address: int
 
 
-def elf_header(regions: Sequence[Region], machine: int) -> bytes:
-    """All that stands before the memory itself, which follows in one piece, region by region.
+def elf_head(regions: Sequence[Region], machine: int, notes: bytes = b"") -> bytes:
+    """What an ELF core begins with; at ELF_HEAD_SIZE memory follows in one piece, region by region.
 
-    Each region's virtual address is its physical one: a debugger then finds it there.
+    Each region's virtual address is its physical one: a debugger then finds it there. Raises
+    ValueError where there is no room for the notes.
     """
+    count = 1 + len(regions)
+    behind = ElfHeader.sizeof() + count * ProgramHeader.sizeof()
+    if behind + len(notes) > ELF_HEAD_SIZE:
+        raise ValueError(f"{len(notes)} bytes of notes")
     head: bytes = ElfHeader.build(
         {
             "type": ET_CORE,
@@ -80,26 +87,29 @@ def elf_header(regions: Sequence[Region], machine: int) -> bytes:
             "program_headers": ElfHeader.sizeof(),
             "header_size": ElfHeader.sizeof(),
             "program_header_size": ProgramHeader.sizeof(),
-            "program_header_count": len(regions),
+            "program_header_count": count,
         }
     )
-    size = len(head) + len(regions) * ProgramHeader.sizeof()
-    at = -(-size // ALIGNMENT) * ALIGNMENT
+    head += _program_header(PT_NOTE, behind, len(notes))
     for region in regions:
-        head += ProgramHeader.build(
-            {
-                "type": PT_LOAD,
-                "flags": ALL_ACCESS,
-                "offset": at,
-                "virtual_address": region.address,
-                "physical_address": region.address,
-                "file_size": region.length,
-                "memory_size": region.length,
-                "alignment": ALIGNMENT,
-            }
-        )
-        at += region.length
-    return head.ljust(-(-size // ALIGNMENT) * ALIGNMENT, b"\0")
+        place = ELF_HEAD_SIZE + region.start
+        head += _program_header(PT_LOAD, place, region.length, region.address)
+    return head + notes
+
+
+def _program_header(kind: int, offset: int, size: int, address: int = 0) -> bytes:
+    header: bytes = ProgramHeader.build(
+        {
+            "type": kind,
+            "flags": ALL_ACCESS if kind == PT_LOAD else 0,
+            "offset": offset,
+            "virtual_address": address,
+            "physical_address": address,
+            "file_size": size,
+            "memory_size": size if kind == PT_LOAD else 0,
+        }
+    )
+    return header
 
 
 def lime_header(region: Region) -> bytes:

@@ -29,6 +29,8 @@ def _report_extracted(report: Report) -> None:
         click.echo(absent_message(name))
     for disk in report.disks:
         click.echo(f"{disk.device}  {format_size(disk.size)}, up to its last block  {disk.file}")
+    if report.processors:
+        click.echo(f"registers of {report.processors} processors")
     if report.devices:
         click.echo(f"{report.devices} device sections")
 
@@ -72,7 +74,7 @@ def extract(
     nodes, it is several: in the order of libvirt's names (ram-node0), or of the addresses that
     x-ignore-shared brings; where neither tells, name them by --block, node by node. What was
     plugged in (pc-dimm) is not among them. ELF cores and LiME tell where the guest sees it, around
-    the PCI hole.
+    the PCI hole; an ELF core also has the registers of x86 processors.
 
     Of disks (block migration) come raw images, sparse too. The stream has no word of a disk's
     size: an image ends with the last block of 1 MiB, which may reach behind the disk's end.

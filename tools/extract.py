@@ -16,11 +16,12 @@ from ..guest.file_names import file_name
 from ..protocol import events
 from ..protocol.block_section import DiskBlock
 from ..protocol.errors import StreamError
-from ..protocol.memory_image import Region
+from ..protocol.memory_image import Region, elf_head
+from . import cpu_notes
 from .block_file import BlockFile, check_run
 from .disks import Disk, DiskFiles
 from .failure import CommandError, named
-from .main_ram import memory_blocks
+from .main_ram import elf_machine, memory_blocks
 from .memory_file import MemoryFile, lay_out
 from .rebuild import absent_message
 from .staged import Staged
@@ -68,20 +69,23 @@ class Extracted:
 
 @dataclass
 class Report:
-    """What was extracted; `absent`: names of blocks that the stream does not bring."""
+    """What was extracted; `absent`: names of blocks that the stream does not bring; `processors`:
+    how many have their registers in the ELF core."""
 
     blocks: list[Extracted] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     devices: int = 0
+    processors: int = 0
     disks: list[Disk] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: blocks (see Extracted), absent (names), devices (how many sections), disks (see
-        Disk)."""
+        """Keys: blocks (see Extracted), absent (names), devices (how many sections), processors
+        (how many have their registers in the ELF core), disks (see Disk)."""
         return {
             "blocks": [block.as_json() for block in self.blocks],
             "absent": self.absent,
             "devices": self.devices,
+            "processors": self.processors,
             "disks": [disk.as_json() for disk in self.disks],
         }
 
@@ -124,6 +128,7 @@ class _Extraction:
             self._disks = DiskFiles(staged.folder(wanted.disks), wanted.disks, stack)
         self._absent: set[str] = set()
         self._listed = False
+        self._core: _Core | None = None
         self.report = Report()
 
     def take(self, event: events.Event) -> None:
@@ -141,8 +146,8 @@ class _Extraction:
             self.report.disks = self._disks.disks
         elif isinstance(event, events.DeviceSection):
             self._device(event)
-        elif isinstance(event, events.Description) and self._folder is not None:
-            self._write("description.json", event.text)
+        elif isinstance(event, events.Description):
+            self._describe(event)
 
     def _pages(self, run: events.PageRun | events.EncodedRun) -> None:
         self._absent.discard(run.block.name)
@@ -184,7 +189,10 @@ class _Extraction:
         if not wanted.everything:
             chosen = self._chosen(blocks)
             memory = lay_out(wanted.format, self._machine, chosen, wanted.max_below_4g)
-            self._make(self._staged.file(out), memory, out)
+            fd = self._staged.file(out)
+            if wanted.format == "elf":
+                self._core = _Core(fd, out, self._machine, memory.regions)
+            self._make(fd, memory, out)
             return
         folder = self._staged.folder(out)
         for number, block in enumerate(blocks):
@@ -217,7 +225,15 @@ class _Extraction:
                 raise ExtractError(f"no RAM block {name!r} in the stream; it has {names}")
         return [found[name] for name in self._wanted.blocks]
 
+    def _describe(self, description: events.Description) -> None:
+        if self._folder is not None:
+            self._write("description.json", description.text)
+        if self._core is not None:
+            self.report.processors = self._core.add_registers(description)
+
     def _device(self, section: events.DeviceSection) -> None:
+        if self._core is not None and section.name == cpu_notes.SECTION_NAME:
+            self._core.processors.append(section)
         if self._folder is None:
             return
         name = file_name(len(self._devices), section.name)
@@ -240,3 +256,25 @@ class _Extraction:
         assert self._wanted.devices is not None
         with named(self._wanted.devices / name):
             (self._folder / name).write_bytes(data)
+
+
+@dataclass
+class _Core:
+    """An ELF core, whose `processors` come behind its memory."""
+
+    fd: int
+    shown: Path
+    machine: str
+    regions: list[Region]
+    processors: list[events.DeviceSection] = field(default_factory=list)
+
+    def add_registers(self, description: events.Description) -> int:
+        """Of how many processors there are some. Raises StreamError, ExtractError, OSError."""
+        notes = cpu_notes.register_notes(self.processors, description)
+        try:
+            head = elf_head(self.regions, elf_machine(self.machine), b"".join(notes))
+        except ValueError as error:
+            raise ExtractError(f"an ELF core has no room for {error}") from None
+        with named(self.shown):
+            os.pwrite(self.fd, head, 0)
+        return len(notes)

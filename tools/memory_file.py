@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from ..protocol.events import RamBlock
-from ..protocol.memory_image import LIME_HEADER_SIZE, Region, elf_header, lime_header
+from ..protocol.memory_image import ELF_HEAD_SIZE, LIME_HEADER_SIZE, Region, elf_head, lime_header
 from .main_ram import elf_machine, regions
 
 FORMATS = ("raw", "elf", "lime")
@@ -30,9 +30,13 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class MemoryFile:
-    """A file of `size` bytes; `headers`: what stands beside memory, and where."""
+    """A file of `size` bytes; `headers`: what stands beside memory, and where.
+
+    `regions`: where the guest sees the memory, all of it.
+    """
 
     size: int
+    regions: list[Region]
     headers: list[tuple[int, bytes]]
     parts: list[Part]
 
@@ -46,9 +50,8 @@ def lay_out(
         return _file(blocks, whole, [], [0], told=False)
     found = regions(machine, blocks, max_below_4g)
     if kind == "elf":
-        head = elf_header(found, elf_machine(machine))
-        places = [len(head) + region.start for region in found]
-        return _file(blocks, found, [(0, head)], places)
+        places = [ELF_HEAD_SIZE + region.start for region in found]
+        return _file(blocks, found, [(0, elf_head(found, elf_machine(machine)))], places)
     starts = [region.start + i * LIME_HEADER_SIZE for i, region in enumerate(found)]
     headers = [lime_header(region) for region in found]
     places = [start + LIME_HEADER_SIZE for start in starts]
@@ -72,7 +75,7 @@ def _file(
         seen = [region for region, _ in inside]
         shown = [(region.start, place) for region, place in inside]
         parts.append(Part(block, seen if told else None, shown))
-    return MemoryFile(places[-1] + found[-1].length, headers, parts)
+    return MemoryFile(places[-1] + found[-1].length, found, headers, parts)
 
 
 def _cut(region: Region, place: int, begin: int, length: int) -> tuple[Region, int] | None:

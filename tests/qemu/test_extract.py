@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vmferry.protocol.core_notes import Note
+from vmferry.protocol.memory_image import PT_NOTE, ProgramHeader
 
 from tests.qemu.machine import (
     Machine,
@@ -129,6 +132,59 @@ def _in_core(core: Path, address: int, size: int) -> bytes:
                     file.seek(offset + address - start)
                     return file.read(size)
     raise AssertionError(f"{address:#x} is in no segment: {listed}")
+
+
+def test_registers(version: str, tmp_path: Path) -> None:
+    """Broken: a debugger would see other registers than in the core that QEMU itself writes."""
+    stream, core, dump = (tmp_path / name for name in ("stream", "core", "dump"))
+    guest = Machine(version, tmp_path / "guest", "-smp", "3")
+    try:
+        guest.wait_for_beats()
+        guest.ask("stop")
+        guest.ask("dump-guest-memory", paging=False, protocol=f"file:{dump}")
+        guest.migrate(f"exec:cat > {stream}")
+    finally:
+        guest.stop()
+    ran = vmferry("extract", str(stream), "-o", str(core), "--format", "elf", "--json")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["processors"] == 3
+    # What QEMU calls NT_PRSTATUS is that of a 32-bit guest here.
+    ours, theirs = ([note for note in _notes(path) if note[0] == b"QEMU"] for path in (core, dump))
+    assert len(ours) == 3
+    assert ours == theirs
+
+
+def _notes(path: Path) -> list[tuple[bytes, bytes]]:
+    """Names and contents of the notes of an ELF core."""
+    with path.open("rb") as file:
+        head = file.read(1 << 20)
+    # QEMU's has section headers too.
+    notes = ProgramHeader.parse(head[int.from_bytes(head[32:40], "little") :])
+    assert notes.type == PT_NOTE
+    raw = io.BytesIO(head[notes.offset : notes.offset + notes.file_size])
+    found = []
+    while raw.tell() < notes.file_size:
+        note = Note.parse_stream(raw)
+        found.append((note.name, note.content))
+    return found
+
+
+def test_debugger(version: str, tmp_path: Path) -> None:
+    """Broken: gdb would not read the core, or find other registers or memory in it."""
+    if shutil.which("gdb") is None:
+        missing("gdb")
+    stream, core = saved_stream(version, tmp_path), tmp_path / "core"
+    ran = vmferry("extract", str(stream), "-o", str(core), "--format", "elf")
+    assert ran.returncode == 0, ran.stderr
+    # The boot sector stands where the BIOS put it, and is what the guest runs.
+    commands = ("print $rip >= 0x7c00 && $rip < 0x7e00", "x/1xh 0x7dfe", "info threads")
+    options = [option for command in commands for option in ("-ex", command)]
+    shown = subprocess.run(
+        ["gdb", "-nx", "-batch", *options, "-c", core], capture_output=True, text=True, check=True
+    ).stdout
+    assert "$1 = 1\n" in shown
+    assert "0x7dfe:\t0xaa55\n" in shown
+    assert "* 1    LWP 1" in shown
 
 
 def test_named_backend_is_the_memory(version: str, tmp_path: Path) -> None:
