@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -11,6 +16,7 @@ import click
 from ..guest.sizes import format_size
 from . import convert as convert_command
 from . import extract as extract_command
+from .containers import split
 from .extract import Report
 from .memory_file import FORMATS
 from .opening import opened_stream
@@ -33,6 +39,34 @@ def _report_extracted(report: Report) -> None:
         click.echo(f"registers of {report.processors} processors")
     if report.devices:
         click.echo(f"{report.devices} device sections")
+
+
+def _check_output(stream: str, out: Path | None) -> None:
+    """The stream itself must not be replaced by what is made of it."""
+    source = 0 if stream == "-" else split(stream)[0]
+    try:
+        same = out is not None and os.path.samestat(os.stat(source), os.stat(out))
+    except OSError:
+        # Either is not there: no news here.
+        return
+    if same:
+        raise click.UsageError(f"{click.format_filename(str(out))} is the stream itself")
+
+
+@contextmanager
+def _ended_cleanly() -> Iterator[None]:
+    """A command that is told to end removes what is half written."""
+
+    def end(*_: object) -> None:
+        # Once is enough: what it removes must not be interrupted.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.command()
@@ -85,6 +119,9 @@ def extract(
         raise click.UsageError("--all extracts raw images of every block")
     if len(set(blocks)) < len(blocks):
         raise click.UsageError("--block: a block comes twice")
+    if str(output) == "-":
+        raise click.UsageError("an image is written at any place: -o needs a file")
+    _check_output(stream, output)
     wanted = extract_command.Wanted(
         out=output,
         blocks=blocks,
@@ -96,7 +133,7 @@ def extract(
         disks=disks,
         page_size=page_size,
     )
-    with opened_stream(stream) as opened:
+    with _ended_cleanly(), opened_stream(stream) as opened:
         report = extract_command.extract(opened.stream, wanted)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
@@ -122,8 +159,9 @@ def convert(stream: str, out: Path, container: str, xml: TextIO | None, page_siz
     """
     if xml is not None and not container.startswith("libvirt"):
         raise click.UsageError("--xml is for --to libvirt")
+    _check_output(stream, out)
     text = None if xml is None else _xml_text(xml)
-    with opened_stream(stream) as opened:
+    with _ended_cleanly(), opened_stream(stream) as opened:
         convert_command.convert(opened, out, container, text, page_size)
 
 

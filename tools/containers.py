@@ -85,13 +85,13 @@ class Opened:
 @contextmanager
 def open_stream(name: str) -> Iterator[Opened]:
     """Raises StreamError for what is wrong with what the stream stands in; OSError."""
-    path, snapshot = _split(name)
+    path, snapshot = split(name)
     with click.open_file(path, "rb") as file:
         yield unpack(cast(BinaryIO, file), snapshot)
 
 
-def _split(name: str) -> tuple[str, str | None]:
-    """Path, and a snapshot. A file may have a # in its own name."""
+def split(name: str) -> tuple[str, str | None]:
+    """Path, and a snapshot, that a name means. A file may have a # in its own name."""
     path, sign, snapshot = name.rpartition("#")
     if sign and not os.path.exists(name) and os.path.exists(path):
         return path, snapshot

@@ -40,7 +40,7 @@ class Staged:
         """
         if path.exists() and not path.is_file():
             raise FileExistsError(errno.EEXIST, "exists, and is no file", str(path))
-        temporary = _beside(path)
+        temporary = self._beside(path)
         with named(path):
             fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._waiting.append((temporary, path))
@@ -53,21 +53,29 @@ class Staged:
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FileExistsError(errno.EEXIST, "exists already", str(path))
-        temporary = _beside(path)
+        temporary = self._beside(path)
         with named(path):
             temporary.mkdir(0o700)
         self._waiting.append((temporary, path))
         return temporary
+
+    def _beside(self, path: Path) -> Path:
+        """A name in the same folder, so that it can be renamed there. Raises OSError where another
+        output will be."""
+        if any(_real(path) == _real(other) for _, other in self._waiting):
+            raise FileExistsError(errno.EEXIST, "two outputs of this name", str(path))
+        real = _real(path)
+        return real.with_name(f".{real.name[:200]}.{secrets.token_hex(4)}.part")
 
     def keep(self) -> None:
         """Give everything its name."""
         while self._waiting:
             temporary, path = self._waiting[-1]
             with named(path):
-                temporary.replace(path)
+                temporary.replace(_real(path))
             self._waiting.pop()
 
 
-def _beside(path: Path) -> Path:
-    """A name in the same folder, so that it can be renamed there."""
-    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
+def _real(path: Path) -> Path:
+    """Where it is: what a link leads to is replaced, not the link."""
+    return Path(os.path.realpath(path))

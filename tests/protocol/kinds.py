@@ -11,8 +11,8 @@ from vmferry.protocol.dirty_bitmap import BitmapBits, BitmapChunk, BitmapFlag, B
 from vmferry.protocol.htab import HtabChunk, HtabHeader
 from vmferry.protocol.mapped_pages import list_pieces
 from vmferry.protocol.mapped_ram import HEADER_SIZE, MappedRam, lay_out
-from vmferry.protocol.storage_attributes import AttributeFlag, StorageAttributes
 from vmferry.protocol.marks import CommandType, SectionType
+from vmferry.protocol.storage_attributes import AttributeFlag, StorageAttributes
 from vmferry.protocol.writer import block_entry
 
 from tests.protocol.conftest import (

@@ -60,15 +60,15 @@ def test_what_libvirt_said_is_kept(vmferry: Any, streams: Any) -> None:
         + b"<c/>".ljust(100, b"\0")
     )
     path = vmferry.write("image", data + streams.small)
-    out = vmferry.folder / "out"
     for container in ("libvirt:zstd", "libvirt"):
+        out = vmferry.folder / container
         ran = vmferry.call("convert", path, str(out), "--to", container)
         assert ran.exit_code == 0, ran.output
         image = _unpacked(out.read_bytes()).image
         assert image is not None
         assert (image.xml, image.cookie, image.was_running) == (XML, "<c/>", False)
         path = str(out)
-    other = XML.replace("guest", "other")
+    other, out = XML.replace("guest", "other"), vmferry.folder / "out"
     ran = vmferry.call(
         "convert", path, str(out), "--to", "libvirt", "--xml", vmferry.write("xml", other.encode())
     )

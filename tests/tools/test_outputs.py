@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from vmferry.protocol.marks import SectionType
 
 from tests.protocol.conftest import to_bytes
 from tests.protocol.kinds import KINDS
 
+VMFERRY = [sys.executable, "-m", "vmferry.tools.cli"]
 LIMIT = 256 << 10
 """Bytes of the largest file: less than the RAM of the guest, more than its stream."""
 
@@ -33,7 +38,7 @@ CONVERSIONS = {
 def run_limited(arguments: list[str], feed: bytes, size: int) -> subprocess.CompletedProcess[bytes]:
     """`vmferry`, which may write no file of more than `size` bytes."""
     return subprocess.run(
-        [sys.executable, "-m", "vmferry.tools.cli", *arguments],
+        [*VMFERRY, *arguments],
         input=feed,
         capture_output=True,
         timeout=60,
@@ -80,7 +85,7 @@ def test_full_standard_output(vmferry: Any, streams: Any, kind: str) -> None:
     xml = ["--xml", vmferry.write("xml", b"<domain/>")] if kind == "libvirt" else []
     with open("/dev/full", "wb") as full:
         ran = subprocess.run(
-            [sys.executable, "-m", "vmferry.tools.cli", "convert", "-", "-", "--to", kind, *xml],
+            [*VMFERRY, "convert", "-", "-", "--to", kind, *xml],
             input=streams.whole,
             stdout=full,
             stderr=subprocess.PIPE,
@@ -89,3 +94,84 @@ def test_full_standard_output(vmferry: Any, streams: Any, kind: str) -> None:
         )
     told = "vmferry: standard output: No space left on device\n"
     assert (ran.returncode, ran.stderr.decode()) == (1, told)
+
+
+@pytest.mark.parametrize("name", ["stream", "link", "hard", "-"])
+@pytest.mark.parametrize("command", ["extract", "convert"])
+def test_the_stream_is_not_replaced(vmferry: Any, streams: Any, command: str, name: str) -> None:
+    """Broken: a slip of the hand would cost the stream itself."""
+    path = vmferry.write("stream", streams.whole)
+    (vmferry.folder / "link").symlink_to(path)
+    (vmferry.folder / "hard").hardlink_to(path)
+    out = path if name == "-" else str(vmferry.folder / name)
+    options = ["-o", out] if command == "extract" else [out, "--to", "zstd"]
+    source = "-" if name == "-" else path
+    with open(path, "rb") as stdin:
+        ran = subprocess.run(
+            [*VMFERRY, command, source, *options], stdin=stdin, capture_output=True, check=False
+        )
+    assert ran.returncode == 2
+    assert f"{out} is the stream itself" in ran.stderr.decode()
+    assert Path(path).read_bytes() == streams.whole
+
+
+@pytest.mark.parametrize("options", [["-o", "{out}"], ["-o", "{out}", "--all"]])
+def test_two_outputs_of_one_name(vmferry: Any, streams: Any, options: list[str]) -> None:
+    """Broken: one output would take the place of another, and the command fail when it ends."""
+    out = vmferry.folder / "out"
+    words = [word.format(out=out) for word in options]
+    feed = streams.whole
+    ran = vmferry.run("extract", "-", *words, "--devices", f"{out.parent}/./out", feed=feed)
+    assert ran.error == f"{out}: two outputs of this name"
+    assert not out.exists()
+
+
+def test_a_link_leads_to_the_output(vmferry: Any, streams: Any) -> None:
+    """Broken: a link would be replaced, and the file that it leads to stay as it was."""
+    target, link = vmferry.folder / "folder" / "target", vmferry.folder / "link"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    ran = vmferry.call("convert", "-", str(link), "--to", "plain", feed=streams.whole)
+    assert ran.exit_code == 0, ran.output
+    assert link.is_symlink()
+    assert target.read_bytes() == streams.whole
+    assert os.listdir(target.parent) == ["target"]
+
+
+def test_no_image_in_standard_output(vmferry: Any, streams: Any) -> None:
+    """Broken: a file named - would be there, and nobody find it."""
+    ran = vmferry.call("extract", "-", "-o", "-", feed=streams.whole)
+    assert ran.exit_code == 2
+    assert "-o needs a file" in ran.output
+
+
+def test_nothing_is_left_when_it_is_told_to_end(streams: Any, tmp_path: Path) -> None:
+    """Broken: a part of an image, as large as the guest, would stay in a hidden file."""
+    pages = streams.piece(SectionType.PART, streams.pages(0, range(256)))
+    begun = streams.to_bytes([*streams.opening(), *(event for _ in range(6) for event in pages)])
+    with subprocess.Popen(
+        [*VMFERRY, "extract", "-", "-o", tmp_path / "out"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(begun)
+        deadline = time.monotonic() + 30
+        while not os.listdir(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        begun_files = os.listdir(tmp_path)
+        status = _terminate(process)
+    assert len(begun_files) == 1
+    assert status == 128 + signal.SIGTERM
+    assert os.listdir(tmp_path) == []
+
+
+def _terminate(process: subprocess.Popen[bytes]) -> int:
+    """Its exit status. A signal that comes just before it waits for input is seen only behind it;
+    the next one is not."""
+    for _ in range(10):
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(3)
+    process.kill()
+    raise TimeoutError("it does not end")
