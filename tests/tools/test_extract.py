@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.core_notes import GENERAL, SEGMENTS, Note, PrStatus, QemuState
 from vmferry.protocol.errors import StreamError
 from vmferry.protocol.marks import SectionType
 from vmferry.protocol.memory_image import (
@@ -23,7 +20,6 @@ from vmferry.protocol.memory_image import (
     PT_NOTE,
     ElfHeader,
     LimeHeader,
-    ProgramHeader,
     Region,
 )
 from vmferry.tools.block_file import PAGES, BlockFile
@@ -32,6 +28,7 @@ from vmferry.tools.main_ram import LayoutError, memory_blocks, regions
 from vmferry.tools.memory_file import lay_out
 from vmferry.tools.verify import verify
 
+from tests.tools.test_cpu_notes import program_headers
 from tests.tools.test_damage import Damage
 
 GIB = 1 << 30
@@ -83,7 +80,7 @@ def test_elf_core(vmferry: Any, streams: Any) -> None:
     assert ran.exit_code == 0, ran.output
     data = out.read_bytes()
     header = ElfHeader.parse(data)
-    note, load = _program_headers(data)
+    note, load = program_headers(data)
     assert (header.type, header.machine) == (4, 62)
     assert (note.type, load.type) == (PT_NOTE, PT_LOAD)
     assert note.file_size == 0
@@ -92,88 +89,6 @@ def test_elf_core(vmferry: Any, streams: Any) -> None:
     assert load.offset % 4096 == 0
     # With any other `crash` would look for what kdump leaves in a core, and die of it.
     assert (note.alignment, load.alignment) == (0, 0)
-
-
-def _program_headers(data: bytes) -> list[Any]:
-    header = ElfHeader.parse(data)
-    size, count = ProgramHeader.sizeof(), header.program_header_count
-    starts = range(header.program_headers, header.program_headers + count * size, size)
-    return [ProgramHeader.parse(data[start:]) for start in starts]
-
-
-REGISTERS = {"env.regs": (8, 16), "env.eip": (8, 1), "env.eflags": (8, 1)}
-SEGMENT = {"selector": (4, 1), "base": (8, 1), "limit": (4, 1), "flags": (4, 1)}
-
-
-def _processor() -> tuple[events.DeviceSection, list[dict[str, Any]]]:
-    """One as QEMU's of x86-64, whose registers hold numbers from 1 on; its described fields."""
-    counter = itertools.count(1)
-    payload = b""
-
-    def entries(fields: dict[str, tuple[int, int]]) -> list[dict[str, Any]]:
-        nonlocal payload
-        found = []
-        for name, (size, count) in fields.items():
-            payload += b"".join(next(counter).to_bytes(size, "big") for _ in range(count))
-            array = {"array_len": count} if count > 1 else {}
-            found.append({"name": name, "type": f"uint{size * 8}", "size": size, **array})
-        return found
-
-    fields = entries(REGISTERS)
-    for name in [*["env.segs"] * 6, "env.ldt", "env.tr", "env.gdt", "env.idt"]:
-        inner = {"vmsd_name": "segment", "version": 1, "fields": entries(SEGMENT)}
-        fields.append({"name": name, "type": "struct", "size": 20, "struct": inner})
-    fields += entries({f"env.cr[{number}]": (8, 1) for number in (0, 2, 3, 4)})
-    fields += entries({"env.kernelgsbase": (8, 1)})
-    return events.DeviceSection(0, 3, "cpu", 0, 1, payload), fields
-
-
-def _core_of(
-    vmferry: Any, streams: Any, cpu: events.DeviceSection, fields: list[dict[str, Any]]
-) -> tuple[bytes, int]:
-    """The ELF core of a guest with this processor; of how many registers are told."""
-    device = {"name": "cpu", "instance_id": 0, "vmsd_name": "cpu", "version": 1, "fields": fields}
-    value = {"page_size": 4096, "devices": [device]}
-    described = events.Description(0, json.dumps(value).encode(), value)
-    made = [*streams.opening(), *streams.piece(SectionType.END), cpu]
-    feed = streams.to_bytes([*made, events.EndOfStream(0), described])
-    out = vmferry.folder / "core"
-    ran = vmferry.call("extract", "-", "-o", str(out), "--format", "elf", "--json", feed=feed)
-    assert ran.exit_code == 0, ran.output
-    return out.read_bytes(), json.loads(ran.stdout)["processors"]
-
-
-def test_registers(vmferry: Any, streams: Any) -> None:
-    """Broken: a debugger would show a register's value as that of another."""
-    data, count = _core_of(vmferry, streams, *_processor())
-    assert count == 1
-    note = _program_headers(data)[0]
-    raw = io.BytesIO(data[note.offset : note.offset + note.file_size])
-    status, state = (Note.parse_stream(raw) for _ in range(2))
-    assert raw.read() == b""
-    assert [(each.name, each.type) for each in (status, state)] == [(b"CORE", 1), (b"QEMU", 0)]
-    shown, whole = PrStatus.parse(status.content), QemuState.parse(state.content)
-    assert len(status.content) == 336
-    for found in (shown, whole):
-        assert [found[name] for name in GENERAL] == [*range(1, 17)]
-        assert (found.rip, found.rflags) == (17, 18)
-    assert [shown[name] for name in SEGMENTS] == [*range(19, 43, 4)]
-    assert (shown.fs_base, shown.gs_base, shown.process) == (36, 40, 1)
-    names = [*SEGMENTS, "ldt", "tr", "gdt", "idt"]
-    for name, first in zip(names, range(19, 59, 4), strict=True):
-        found = [whole[name][key] for key in ("selector", "base", "limit", "flags")]
-        assert found == [*range(first, first + 4)]
-    assert (list(whole.cr), whole.kernel_gs_base) == ([59, 0, 60, 61, 62], 63)
-
-
-@pytest.mark.parametrize("change", [{"name": "env.pc"}, {"type": "buffer"}, {"type": "int64"}])
-def test_no_registers(vmferry: Any, streams: Any, change: dict[str, Any]) -> None:
-    """Broken: a processor that is not x86-64, or a lying description, would end the command."""
-    cpu, fields = _processor()
-    fields[-1] = {**fields[-1], **change}
-    # All bits set: a negative number, where it is signed.
-    cpu = replace(cpu, payload=b"\xff" * len(cpu.payload))
-    assert _core_of(vmferry, streams, cpu, fields)[1] == 0
 
 
 def test_lime(vmferry: Any, streams: Any) -> None:
@@ -223,7 +138,7 @@ def test_around_the_hole(vmferry: Any, streams: Any, kind: str) -> None:
 
 def _elf_places(file: Any) -> dict[int, int]:
     """Where in the file each segment stands, by its address."""
-    headers = _program_headers(file.read(4096))
+    headers = program_headers(file.read(4096))
     return {each.physical_address: each.offset for each in headers if each.type == PT_LOAD}
 
 

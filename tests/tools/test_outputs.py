@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -69,6 +70,21 @@ def test_disk_too_large(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_full_disk(vmferry: Any, streams: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: an error that comes in the middle of an image would be told of the input."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = vmferry.folder / "folder"
+    folder.mkdir()
+    path = vmferry.write("stream", streams.whole)
+    monkeypatch.setattr(os, "pwrite", full)
+    ran = vmferry.call("extract", path, "-o", str(folder / "out"))
+    assert ran.output == f"vmferry: {folder}/out: No space left on device\n"
+    assert os.listdir(folder) == []
+
+
 @pytest.mark.parametrize("command", ["verify", "diff"])
 def test_memory_too_small(vmferry: Any, streams: Any, command: str) -> None:
     """Broken: what is wrong with our own memory would be told of the stream."""
@@ -83,11 +99,15 @@ def test_memory_too_small(vmferry: Any, streams: Any, command: str) -> None:
 def test_full_standard_output(vmferry: Any, streams: Any, kind: str) -> None:
     """Broken: an error of the output would be told of the input, or told twice."""
     xml = ["--xml", vmferry.write("xml", b"<domain/>")] if kind == "libvirt" else []
+    # It fits into a buffer.
+    feed = streams.to_bytes([*streams.opening(), *streams.closing()])
+    environment = {name: v for name, v in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "wb") as full:
         ran = subprocess.run(
             [*VMFERRY, "convert", "-", "-", "--to", kind, *xml],
-            input=streams.whole,
+            input=feed,
             stdout=full,
+            env=environment,
             stderr=subprocess.PIPE,
             timeout=60,
             check=False,
