@@ -103,7 +103,8 @@ class BlockReader:
 
 
 def _device_name(raw: bytes, offset: int) -> str:
-    name = decode_name(raw)
+    # A disk that QEMU knows by its node alone has no name here.
+    name = decode_name(raw) if raw else ""
     if name is None:
         raise StreamError(f"a disk named {raw!r}", offset=offset, section=SECTION_NAME)
     return name

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..guest.file_names import file_name
 from ..protocol.block_section import BLOCK_SIZE, SECTION_NAME, DiskBlock
-from ..protocol.errors import StreamError
+from ..protocol.errors import StreamError, UnsupportedError
 from .failure import named
 
 SECTOR = 512
@@ -71,6 +71,9 @@ class DiskFiles:
 
     def _open(self, block: DiskBlock) -> None:
         number = len(self._files)
+        if not block.device:
+            message = "a disk without a name: there may be several, which cannot be told apart"
+            raise UnsupportedError(message, offset=block.offset, section=SECTION_NAME)
         if number == MAX_DISKS:
             message = f"more than {MAX_DISKS} disks"
             raise StreamError(message, offset=block.offset, section=SECTION_NAME)

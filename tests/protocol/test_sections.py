@@ -38,7 +38,7 @@ BEGUN = b"\x1c" + NAMES + b"\0\0\x10\0\x01"
         ("block", b"", bytes(8), "is no record"),
         ("block", b"", b"\0\0\0\0\0\0\2\2", "is no record"),
         ("block", b"", bytes(7) + b"\x03\x05disk0", "is no record"),
-        ("block", b"", bytes(7) + b"\x01\0", "a disk named b''"),
+        ("block", b"", bytes(7) + b"\x01\1\n", "a disk named b'\\\\n'"),
         ("dirty-bitmap", b"", b"\0", "flags 0x0 are no chunk"),
         ("dirty-bitmap", b"", b"\x81\x01", "flags 0x101 are no chunk"),
         ("dirty-bitmap", b"", b"\x30", "flags 0x30 are no chunk"),

@@ -127,6 +127,15 @@ def test_disks(vmferry: Any) -> None:
     assert "exists already" in again.error
 
 
+def test_disks_without_names(vmferry: Any) -> None:
+    """Broken: such a stream would be unreadable, or blocks of several disks be mixed in one."""
+    made = STREAMS["block"].replace(b"\x05disk0", b"\0").replace(b"\x05disk1", b"\0")
+    path, out = vmferry.write("stream", made), vmferry.folder / "disks"
+    assert vmferry.call("dump", path).exit_code == 0
+    assert "a disk without a name" in vmferry.run("extract", path, "--disks", str(out)).error
+    assert not out.exists()
+
+
 def test_a_block_that_becomes_zero_again(vmferry: Any) -> None:
     """Broken: a disk would keep what the guest wrote over."""
     data = STREAMS["block"]
