@@ -69,6 +69,8 @@ class Look:
         self._source = source
         self.keys: dict[str, set[str]] = {}
         self.run_states: dict[str, str] = {}
+        self.refused: list[str] = []
+        """What a second migration, and a change of capabilities, is told while one is cancelled."""
 
     def at(self, status: str, case: str | None = None) -> None:
         """The source must come to this status, and stay there when it is not an end."""
@@ -123,6 +125,9 @@ def _cancelling(
     with frozen():
         source.ask("migrate_cancel")
         look.at("cancelling")
+        look.refused.append(source.error("migrate", uri="exec:cat > /dev/null"))
+        wanted = [{"capability": "xbzrle", "state": False}]
+        look.refused.append(source.error("migrate-set-capabilities", capabilities=wanted))
     wire.flow()
     look.at("cancelled")
     wire.close()

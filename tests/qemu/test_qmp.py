@@ -107,6 +107,7 @@ def test_every_state_looks_like_qemu(version: str, tmp_path: Path) -> None:
         ours = look_everywhere(service, lambda: suspended(service))
     assert set(stock.keys) == set(STATES)
     assert ours.run_states == stock.run_states
+    assert ours.refused == stock.refused
     differences = {
         (state, name) for state, names in ours.keys.items() for name in names ^ stock.keys[state]
     }
