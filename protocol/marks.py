@@ -61,7 +61,7 @@ PAGE_BITS = b"configuration/target-page-bits"
 CAPABILITIES = b"configuration/capabilities"
 UUID = b"configuration/uuid"
 
-MIN_PAGE_BITS, MAX_PAGE_BITS = 10, 16
+MIN_PAGE_BITS, MAX_PAGE_BITS = 8, 16
 
 MAX_SECTION_ID = 1 << 24
 MAX_DEVICE_VERSION = 1 << 16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -24,16 +25,18 @@ def missing(what: str) -> None:
     pytest.skip(f"{what} is not installed")
 
 
-def qemu_command(version: str) -> tuple[list[str], dict[str, str]]:
+def qemu_command(version: str, target: str = "x86_64") -> tuple[list[str], dict[str, str]]:
+    """The beginning of a command line, and its environment; no such QEMU: skips, or fails."""
+    program = f"qemu-system-{target}"
     if version == "7.2":
-        if shutil.which("qemu-system-x86_64") is None:
-            missing("qemu-system-x86_64")
-        return ["qemu-system-x86_64"], {}
+        if shutil.which(program) is None:
+            missing(program)
+        return [program], {}
     folder = os.environ.get("VMFERRY_QEMU10", "")
-    if not folder or not Path(folder, "usr/bin/qemu-system-x86_64").exists():
-        missing("QEMU 10 (in the folder that VMFERRY_QEMU10 names)")
+    if not folder or not Path(folder, "usr/bin", program).exists():
+        missing(f"{program} 10 (in the folder that VMFERRY_QEMU10 names)")
     data = [f"{folder}/usr/share/qemu", f"{folder}/usr/share/seabios"]
-    command = [f"{folder}/usr/bin/qemu-system-x86_64", "-L", data[0], "-L", data[1]]
+    command = [f"{folder}/usr/bin/{program}", "-L", data[0], "-L", data[1]]
     return command, {"LD_LIBRARY_PATH": f"{folder}/usr/lib/x86_64-linux-gnu"}
 
 
@@ -81,15 +84,52 @@ MANY_PAGES = bytes.fromhex(
 )
 
 
-def _boot_options(machine: str) -> tuple[str, ...]:
+# AArch64 code for the machine `virt` that does as MANY_PAGES, from 16 MiB of its RAM on.
+MANY_PAGES_OF_ARM = struct.pack(
+    "<15I",
+    0xD2A12003,  # mov x3, #0x9000000
+    0x52800904,  # mov w4, #'H'
+    0xD2A82000,  # mov x0, #0x41000000      <- next
+    0xD2808001,  # mov x1, #1024
+    0x91000442,  # add x2, x2, #1
+    0x927D2045,  # and x5, x2, #0xff8
+    0xF9000002,  # str x2, [x0]             <- page
+    0xF8256802,  # str x2, [x0, x5]
+    0x91400400,  # add x0, x0, #0x1000
+    0xF1000421,  # subs x1, x1, #1
+    0x54FFFF81,  # b.ne page
+    0xF2400C5F,  # tst x2, #0xf
+    0x54FFFEC1,  # b.ne next
+    0xB9000064,  # str w4, [x3]
+    0x17FFFFF4,  # b next
+)
+
+# Firmware that puts what stands behind it where a BIOS puts a boot sector, and jumps there.
+_LOADER = bytes.fromhex(
+    "fafc31c08ec0"  # cli; cld; xor ax, ax; mov es, ax
+    "b800f08ed8"  # mov ax, 0xf000; mov ds, ax
+    "be0001bf007cb90002f3a4"  # mov si, 0x100; mov di, 0x7c00; mov cx, 0x200; rep movsb
+    "ea007c0000"  # jmp 0:0x7c00
+)
+_RESET = bytes.fromhex("ea000000f0")  # jmp 0xf000:0
+_FIRMWARE_SIZE = 1 << 16
+
+
+def _boot_options(machine: str, code: bytes, folder: Path) -> tuple[str, ...]:
+    """What makes a machine run this code."""
+    image = folder / "boot.img"
+    if machine.startswith("virt"):
+        image.write_bytes(code)
+        loader = f"loader,file={image},addr=0x40100000,force-raw=on,cpu-num=0"
+        return ("-cpu", "cortex-a57", "-device", loader)
     if machine.startswith("microvm"):
-        return ("-device", "virtio-blk-device,drive=boot")
-    return ("-device", "VGA")
-
-
-def _boot_bus(machine: str) -> str:
-    kinds = {"microvm": "none", "q35": "ide"}
-    return next((bus for kind, bus in kinds.items() if machine.startswith(kind)), "floppy")
+        # The firmware of 7.2 does not boot from the disks of a microvm.
+        start = _LOADER.ljust(0x100, b"\0") + code
+        image.write_bytes(start.ljust(_FIRMWARE_SIZE - 16, b"\0") + _RESET.ljust(16, b"\0"))
+        return ("-bios", str(image))
+    bus, size = ("ide", 2 << 20) if "q35" in machine else ("floppy", 1440 << 10)
+    image.write_bytes((code.ljust(510, b"\0") + b"\x55\xaa").ljust(size, b"\0"))
+    return ("-device", "VGA", "-drive", f"file={image},format=raw,id=boot,if={bus}")
 
 
 class BareMachine:
@@ -154,14 +194,23 @@ class BareMachine:
             assert time.monotonic() < deadline, answer
             time.sleep(0.05)
 
+    def shared_memory(self) -> Path:
+        """What a `memory-backend-memfd` of this QEMU holds, at this moment."""
+        for path in Path(f"/proc/{self._process.pid}/fd").iterdir():
+            if path.readlink().name.startswith("memfd:memory-backend"):
+                return path
+        raise AssertionError("no memory of this QEMU is a memfd")
+
     def stop(self) -> None:
-        self.qmp.close()
-        self._process.terminate()
-        self._process.wait(20)
+        try:
+            self.qmp.close()
+        finally:
+            self._process.terminate()
+            self._process.wait(20)
 
 
 class Machine(BareMachine):
-    """A QEMU with a boot-sector guest that writes its memory and a heartbeat."""
+    """A QEMU with a guest of a few instructions that writes its memory and a heartbeat."""
 
     def __init__(
         self,
@@ -173,15 +222,13 @@ class Machine(BareMachine):
         pass_fds: tuple[int, ...] = (),
     ) -> None:
         folder.mkdir()
-        image = folder / "boot.img"
-        image.write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1474560 - 512))
         self.serial = folder / "serial"
-        command, environment = qemu_command(version)
+        target = "aarch64" if machine.startswith("virt") else "x86_64"
+        command, environment = qemu_command(version, target)
         super().__init__(
             command,
             folder,
-            *("-machine", machine, "-m", "32", *_boot_options(machine)),
-            *("-drive", f"file={image},format=raw,id=boot,if={_boot_bus(machine)}"),
+            *("-machine", machine, "-m", "32", *_boot_options(machine, code, folder)),
             *("-serial", f"file:{self.serial}"),
             *options,
             environment=environment,

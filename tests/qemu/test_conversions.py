@@ -24,7 +24,9 @@ from tests.qemu.machine import (
     stock_ram,
     vmferry,
 )
-from tests.qemu.test_streams import Sink, made, send_slowly
+from tests.qemu.sink import Sink
+from tests.qemu.test_every_stream import live
+from tests.qemu.test_streams import made
 from tests.tools.conversions import MAPPED, XML, check_conversion
 
 FEW = ("plain", "zstd", "libvirt", *MAPPED)
@@ -55,8 +57,7 @@ def _slowly(*capabilities: str) -> Send:
 
     def send(source: Machine, stream: Path) -> None:
         source.enable(*capabilities)
-        send_slowly(source, f"exec:cat > {stream}", 0.3)
-        source.wait_for("completed")
+        live(source, f"exec:cat > {stream}")
 
     return send
 
