@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import zlib
 
 import zstandard
+from vmferry.protocol.libvirt import FORMATS
 
 from tests.fuzz.targets import PAGE
 from tests.protocol.conftest import to_bytes
-from tests.protocol.kinds import KINDS, mapped
-from tests.tools.test_containers import save_image
+from tests.protocol.kinds import KINDS, closely, mapped
+from tests.tools.test_containers import ALONE, save_image
 from tests.tools.test_snapshots import Layout
 
 
@@ -27,10 +30,24 @@ def _description() -> bytes:
 
 
 _STREAMS = [to_bytes(made) for made in KINDS.values()]
+_MAPPED = [
+    mapped({"ram": [0, 2], "rom": [1]}, page_size=256, count=3, place_of=closely)[0],
+    mapped({"ram": list(range(9)), "rom": []}, page_size=1024, count=9, place_of=closely)[0],
+]
+_SMALL = to_bytes(KINDS["nothing-told"])
 
 SEEDS: dict[str, list[bytes]] = {
-    "reader": [*_STREAMS, mapped({"ram": [1]}, count=2)[0]],
-    "verify": [*_STREAMS, mapped({"ram": [1]}, count=2)[0]],
+    "reader": [*_STREAMS, *_MAPPED],
+    "verify": [*_STREAMS, *_MAPPED],
+    "mapped-pages": _MAPPED,
+    "container": [
+        *(compress(_SMALL) for compress in ALONE.values()),
+        save_image(_SMALL),
+        *(save_image(ALONE[name](_SMALL), format=FORMATS.index(name)) for name in ALONE),
+        Layout(_SMALL).build(),
+        Layout(_SMALL, extended=True, bits=14).build(),
+        gzip.compress(save_image(bz2.compress(_SMALL), format=2)),
+    ],
     "xbzrle": [b"\x05\x03abc\x09\x01d", b"\0\x01a"],
     "compress": [zlib.compress(bytes(PAGE))],
     "libvirt": [save_image(b"")],

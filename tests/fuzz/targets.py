@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from vmferry.protocol.errors import StreamError
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.writer import StreamWriter
 from vmferry.protocol.zstd import FrameWalker
-from vmferry.tools.containers import read_save_image
+from vmferry.tools.containers import ChooseSnapshotError, read_save_image, unpack
 from vmferry.tools.rebuild import rebuild
 from vmferry.tools.snapshots import Image, MachineState
 from vmferry.tools.stream_events import read_events
@@ -59,6 +60,39 @@ def fuzz_verify(data: bytes) -> None:
         guest = rebuild(read_events(io.BytesIO(data)), stack)
         check_devices(guest)
         unseen_pages(guest)
+
+
+def fuzz_container(data: bytes) -> None:
+    """Whatever a stream stands in is taken off, and RAM built of it."""
+    # Readers of the run before are in cycles, with windows of up to 128 MiB for what was in zstd.
+    gc.collect(1)
+    try:
+        opened = unpack(io.BytesIO(data), None)
+    except ChooseSnapshotError as several:
+        if not several.snapshots:
+            raise
+        opened = unpack(io.BytesIO(data), several.snapshots[0].name)
+    with ExitStack() as stack:
+        rebuild(read_events(opened.stream), stack)
+
+
+def fuzz_mapped_pages(data: bytes) -> None:
+    """Of a mapped-ram file: the pages come in order, each once, and as they stand in the file."""
+    listed: events.RamBlocks | None = None
+    last = (-1, -1)
+    for event in read_events(io.BytesIO(data)):
+        if isinstance(event, events.RamBlocks):
+            listed = event
+        if not isinstance(event, events.MappedRun):
+            continue
+        assert listed is not None
+        assert event.data is not None
+        assert listed.blocks[event.block_index] == event.block
+        for index, offset in enumerate(event.offsets.tolist()):
+            assert (event.block_index, offset) > last
+            last = (event.block_index, offset)
+            start, size = event.record_offset(index), listed.page_size
+            assert event.data[index].tobytes() == data[start : start + size]
 
 
 def _run(kind: type[events.XbzrleRun] | type[events.CompressedRun], data: bytes) -> events.Event:
@@ -118,6 +152,8 @@ def fuzz_description(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "reader": fuzz_reader,
     "verify": fuzz_verify,
+    "mapped-pages": fuzz_mapped_pages,
+    "container": fuzz_container,
     "xbzrle": fuzz_xbzrle,
     "compress": fuzz_compress,
     "libvirt": fuzz_libvirt,

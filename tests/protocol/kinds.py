@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 from vmferry.protocol import events, stream
@@ -10,7 +11,7 @@ from vmferry.protocol.block_section import DiskBlock, DiskProgress, EndOfDisks
 from vmferry.protocol.dirty_bitmap import BitmapBits, BitmapChunk, BitmapFlag, BitmapStart
 from vmferry.protocol.htab import HtabChunk, HtabHeader
 from vmferry.protocol.mapped_pages import list_pieces
-from vmferry.protocol.mapped_ram import HEADER_SIZE, MappedRam, lay_out
+from vmferry.protocol.mapped_ram import HEADER_SIZE, MappedRam, bitmap_size, lay_out
 from vmferry.protocol.marks import CommandType, SectionType
 from vmferry.protocol.storage_attributes import AttributeFlag, StorageAttributes
 from vmferry.protocol.writer import block_entry
@@ -201,6 +202,12 @@ def _nothing_told() -> list[events.Event]:
     return [*before, events.UnsplitDevices(0, unsplit), events.EndOfStream(0)]
 
 
+def closely(length: int, page_size: int, behind_header: int) -> MappedRam:
+    """A place in a mapped-ram file without the room that QEMU leaves."""
+    behind_bitmap = behind_header + bitmap_size(length, page_size)
+    return MappedRam(page_size, behind_header, behind_bitmap)
+
+
 def mapped(
     pages: dict[str, list[int]],
     *,
@@ -208,6 +215,7 @@ def mapped(
     file_offset: int = 0,
     count: int = 700,
     shared: str | None = None,
+    place_of: Callable[[int, int, int], MappedRam] = lay_out,
 ) -> tuple[bytes, dict[str, bytes]]:
     """A mapped-ram stream, at `file_offset` of its file, and its RAM.
 
@@ -230,7 +238,7 @@ def mapped(
         at += len(block_entry(blocks[0]))
     for number, (name, present) in enumerate(pages.items()):
         behind_header = at + 1 + len(name) + 8 + (0 if shared is None else 8) + HEADER_SIZE
-        place = lay_out(length, page_size, file_offset + behind_header)
+        place = place_of(length, page_size, file_offset + behind_header)
         blocks.append(events.RamBlock(name, length, None, address, place))
         bits, image = np.zeros(-(-count // 64) * 64, np.uint8), np.zeros((count, page_size), "u1")
         bits[present] = 1
