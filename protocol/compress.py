@@ -37,6 +37,7 @@ def parse_records(
     Of each: the page's offset in its block, and where its data begins and its bytes. Ends before
     whatever is no such record, or is longer than a page can become.
     """
+    # As in `xbzrle`: one loop for both kinds of heads would take half as long again a record.
     addresses: list[int] = []
     starts: list[int] = []
     sizes: list[int] = []

@@ -214,7 +214,8 @@ class FrameWalker:
         except Incomplete:
             pass
         except CompressedError as error:
-            self.error = error
+            # Without all that the frames of the traceback hold.
+            self.error = error.with_traceback(None)
         except c.ConstructError:
             self.error = CompressedError("not a zstd frame", offset=cursor.offset)
         if self._is_too_long(cursor):

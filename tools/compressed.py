@@ -161,15 +161,15 @@ class _Pieces:
 
     def _has_more(self) -> bool:
         while not self._found:
-            try:
-                if self._walker.error is not None:
-                    raise self._walker.error
-                data = self._source.read(CHUNK)
-                if not data and not self._walker.more:
+            if self._walker.error is not None:
+                raise self._moved(self._walker.error)
+            data = self._source.read(CHUNK)
+            if not data and not self._walker.more:
+                try:
                     self._walker.close()
-                    return False
-            except CompressedError as error:
-                raise CompressedError(error.message, offset=self._base + error.offset) from None
+                except CompressedError as error:
+                    raise self._moved(error) from None
+                return False
             view = memoryview(self._waiting + data)
             found, done = self._walker.parse(view)
             for part in found:
@@ -178,6 +178,9 @@ class _Pieces:
                 self._found.append((data, self._base + part.offset, last))
             self._waiting = bytes(view[done:])
         return True
+
+    def _moved(self, error: CompressedError) -> CompressedError:
+        return CompressedError(error.message, offset=self._base + error.offset)
 
 
 class Frames(io.RawIOBase):
