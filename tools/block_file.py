@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..protocol import compress, events, xbzrle
+from .failure import CommandError
 
 PAGES = 1024
 """Pages that are held at once."""
@@ -33,6 +34,16 @@ def check_run(run: Run, page_size: int) -> None:
             compress.decompress(some, page_size)
 
 
+def page_flags(count: int) -> npt.NDArray[np.bool_]:
+    """False for each page (n,), which takes memory only where that changes. Raises CommandError
+    where the machine does not promise that much: what says so is a lie, or a huge guest."""
+    try:
+        return np.zeros(count, np.bool_)
+    except MemoryError:
+        message = f"RAM of {count} pages is more than this machine can keep track of"
+        raise CommandError(message) from None
+
+
 class BlockFile:
     """A block of `length` bytes in pages of `page_size`.
 
@@ -48,7 +59,7 @@ class BlockFile:
         self.page_size = page_size
         self._starts = np.array([start for start, _ in places], np.int64)
         self._shifts = np.array([place - start for start, place in places], np.int64)
-        self._written = np.zeros(length // page_size, np.bool_)
+        self._written = page_flags(length // page_size)
 
     @property
     def written(self) -> npt.NDArray[np.bool_]:

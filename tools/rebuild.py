@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..protocol import events
-from .block_file import BlockFile, Run, check_run
+from .block_file import BlockFile, Run, check_run, page_flags
 from .failure import CommandError, named
 
 
@@ -87,7 +87,7 @@ class RebuiltGuest:
         self.check_blocks(self._wanted or ())
         self.absent = {block.name for block in listed.blocks if block.may_be_absent}
         for name, block in self.blocks.items():
-            self.seen[name] = np.zeros(block.length // self.page_size, np.bool_)
+            self.seen[name] = page_flags(block.length // self.page_size)
             if self._wanted is None or name in self._wanted:
                 with named(f"RAM block {name}, in memory"):
                     self.images[name] = new_image(block.length, self.page_size)

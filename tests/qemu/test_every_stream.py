@@ -187,6 +187,7 @@ def test_every_stream(name: str, version: str, tmp_path: Path) -> None:
     found = read(stream)
     row.shows(found)
     check_devices(found)
+    call("dump", str(stream))
     extracted = extract(stream, tmp_path / "extracted")
     check_rebuilt(row, version, stream, extracted, tmp_path)
 

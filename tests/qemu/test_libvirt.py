@@ -77,7 +77,8 @@ class Libvirt:
             **self._user,
         )
         assert ran.returncode == 0, ran.stderr
-        return ran.stdout
+        said: str = ran.stdout
+        return said
 
     def wait_for_beats(self) -> None:
         self._wait_for(self._folder / "serial", b"HHH")

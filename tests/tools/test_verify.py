@@ -384,3 +384,16 @@ def test_without_description(streams: Any, vmferry: Any) -> None:
     assert result.stdout.splitlines()[1:] == [told]
     listed = json.loads(vmferry.call("verify", "--json", result_path).stdout)
     assert listed["unchecked"] == [told.removeprefix("not checked: ")]
+
+
+@pytest.mark.parametrize("command", [("verify",), ("extract", "--all", "-o", "{}/out")])
+def test_ram_beyond_all_memory(vmferry: Any, streams: Any, command: tuple[str, ...]) -> None:
+    """Broken: a hundred bytes that tell of 64 TiB in the smallest pages would be a traceback."""
+    block, small = events.RamBlock("pc.ram", (1 << 46) - 256), 256
+    made = [events.Header(0), events.Configuration(0, "pc", small)]
+    made += streams.piece(SectionType.START, events.RamBlocks(0, block.length, (block,), small))
+    path = vmferry.write("huge", streams.to_bytes([*made, *streams.piece(SectionType.END)]))
+    words = [word.format(vmferry.folder) for word in command]
+    ran = vmferry.run(words[0], path, *words[1:])
+    assert ran.status == 1
+    assert "Traceback" not in ran.err
