@@ -60,10 +60,11 @@ COUNTER = bytes.fromhex(
 
 
 # The same with 1024 pages from 2 MiB on: two words of each page change in a pass, one of them in
-# another place each time. Beyond 1 MiB with a data segment that has no limit ("unreal mode").
+# another place each time. 64 pages behind them turn zero, and come back, one after the other.
+# Beyond 1 MiB with a data segment that has no limit ("unreal mode").
 MANY_PAGES = bytes.fromhex(
     "fa31c08ed8"  # cli; xor ax, ax; mov ds, ax
-    "660f0116707c"  # lgdt [0x7c70]
+    "660f0116a07c"  # lgdt [0x7ca0]
     "0f20c00c010f22c0"  # mov eax, cr0; or al, 1; mov cr0, eax
     "bb08008ec3"  # mov bx, 8; mov es, bx
     "24fe0f22c0"  # and al, 0xfe; mov cr0, eax
@@ -76,17 +77,23 @@ MANY_PAGES = bytes.fromhex(
     "6681c700100000"  # add edi, 0x1000
     "6681ff00006000"  # cmp edi, 0x600000
     "75d7"  # jne page
-    "f6c10f75ca"  # test cl, 0xf; jne next
+    "6689fb66c1eb08"  # mov ebx, edi; shr ebx, 8   <- zero
+    "6601cb6683e340"  # add ebx, ecx; and ebx, 0x40
+    "266766891f"  # mov es:[edi], ebx
+    "6681c700100000"  # add edi, 0x1000
+    "6681ff00006400"  # cmp edi, 0x640000
+    "75dd"  # jne zero
+    "f6c10f75a7"  # test cl, 0xf; jne next
     "b048baf803ee"  # mov al, 'H'; mov dx, 0x3f8; out dx, al
-    "ebc26690"  # jmp next
+    "eb9f669090909090909090909090909090"  # jmp next; nothing
     "0000000000000000ffff00000092cf00"  # descriptors: none; data, 4 GiB
-    "0f00607c0000"  # limit and place of the descriptors
+    "0f00907c0000"  # limit and place of the descriptors
 )
 
 
 # AArch64 code for the machine `virt` that does as MANY_PAGES, from 16 MiB of its RAM on.
 MANY_PAGES_OF_ARM = struct.pack(
-    "<15I",
+    "<22I",
     0xD2A12003,  # mov x3, #0x9000000
     0x52800904,  # mov w4, #'H'
     0xD2A82000,  # mov x0, #0x41000000      <- next
@@ -98,10 +105,17 @@ MANY_PAGES_OF_ARM = struct.pack(
     0x91400400,  # add x0, x0, #0x1000
     0xF1000421,  # subs x1, x1, #1
     0x54FFFF81,  # b.ne page
+    0xD348FC05,  # lsr x5, x0, #8           <- zero
+    0x8B0200A5,  # add x5, x5, x2
+    0x927A00A5,  # and x5, x5, #0x40
+    0xF9000005,  # str x5, [x0]
+    0x91400400,  # add x0, x0, #0x1000
+    0xF26E001F,  # tst x0, #0x40000
+    0x54FFFF40,  # b.eq zero
     0xF2400C5F,  # tst x2, #0xf
-    0x54FFFEC1,  # b.ne next
+    0x54FFFDE1,  # b.ne next
     0xB9000064,  # str w4, [x3]
-    0x17FFFFF4,  # b next
+    0x17FFFFED,  # b next
 )
 
 # Firmware that puts what stands behind it where a BIOS puts a boot sector, and jumps there.
