@@ -104,7 +104,8 @@ class Blocks(io.RawIOBase):
         try:
             content: bytes = self._lzo.decompress(data, size)
         except LZOError as error:
-            raise CompressedError(f"bad lzop data: {error}", offset=start) from None
+            # What may stand behind the kind of the error is all that was decompressed.
+            raise CompressedError(f"bad lzop data: {error.args[0]}", offset=start) from None
         if len(content) != size:
             message = f"an lzop block holds {len(content)} bytes, not {size}"
             raise CompressedError(message, offset=start)

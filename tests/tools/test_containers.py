@@ -161,6 +161,19 @@ def test_lzop_is_checked(streams: Any, at: int, said: str) -> None:
         unpack(io.BytesIO(data), None).stream.read()
 
 
+def test_lzop_that_goes_on() -> None:
+    """Broken: the error would hold all that a damaged block decompressed to."""
+    data = bytearray(lzop(bytes(4096)))
+    sizes = data.index((4096).to_bytes(4, "big")) + 4
+    packed = int.from_bytes(data[sizes : sizes + 4], "big")
+    behind = sizes + 16 + packed
+    body = bytes(data[behind - packed : behind]) + b"more"
+    data[sizes : sizes + 4] = (packed + 4).to_bytes(4, "big")
+    data[behind - packed - 4 : behind] = zlib.adler32(body).to_bytes(4, "big") + body
+    with pytest.raises(StreamError, match=r"bad lzop data: EResult.InputNotConsumed$"):
+        unpack(io.BytesIO(bytes(data)), None)
+
+
 def test_bad_xml_is_refused(streams: Any) -> None:
     """Broken: what is no XML would reach the terminal."""
     for bad in (b"\x1b[2J", b"\xff"):
