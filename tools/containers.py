@@ -19,7 +19,7 @@ import click
 from ..protocol import libvirt, qcow2
 from ..protocol.errors import StreamError, UnsupportedError
 from .compressed import FORMATS, format_of
-from .snapshots import Image, MachineState, Snapshot
+from .snapshots import Image, MachineState, Snapshot, names_of
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -37,7 +37,7 @@ class ChooseSnapshotError(StreamError):
     """A qcow2 image without a word which of its snapshots is meant."""
 
     def __init__(self, snapshots: tuple[Snapshot, ...]) -> None:
-        names = ", ".join(snapshot.name for snapshot in snapshots) or "none"
+        names = names_of(snapshots)
         message = f"a qcow2 image; name a snapshot in it as FILE#SNAPSHOT: it has {names}"
         super().__init__(message, offset=0)
         self.snapshots = snapshots

@@ -6,6 +6,7 @@ The state is kept as the disk is, by the snapshot's own tables, behind the end o
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -24,6 +25,10 @@ MIN_CLUSTER_BITS, MAX_CLUSTER_BITS = 9, 21
 """As in QEMU; as are the next ones."""
 MAX_SNAPSHOTS = 65536
 MAX_EXTRA = 1024
+MAX_NAME = 255
+"""Bytes of a snapshot's name, or of its id; QEMU keeps no more of them."""
+FIRST_NAMES = 4
+"""How many are told in a line of error."""
 _READ = qcow2.DIRTY | qcow2.CORRUPT | qcow2.COMPRESSION_TYPE | qcow2.EXTENDED_L2
 """Incompatible features that make no difference here, or are known."""
 _NOWHERE = -1
@@ -78,8 +83,8 @@ class Image:
             for snapshot in self.snapshots:
                 if getattr(snapshot, key) == wanted:
                     return snapshot
-        names = ", ".join(snapshot.name for snapshot in self.snapshots) or "none"
-        raise StreamError(f"no snapshot {wanted!r} in the qcow2 image; it has {names}", offset=0)
+        message = f"no snapshot {wanted!r} in the qcow2 image; it has {names_of(self.snapshots)}"
+        raise StreamError(message, offset=0)
 
     def read(self, offset: int, size: int) -> bytes:
         """All of these bytes."""
@@ -114,6 +119,9 @@ class Image:
         if head.extra_size > MAX_EXTRA:
             message = f"{head.extra_size} bytes of extra data in a snapshot"
             raise StreamError(message, offset=offset + qcow2.SNAPSHOT_HEAD_SIZE - 4)
+        if max(head.id_size, head.name_size) > MAX_NAME:
+            message = f"a snapshot's id of {head.id_size} bytes, its name of {head.name_size} bytes"
+            raise StreamError(message, offset=offset)
         size = qcow2.SNAPSHOT_HEAD_SIZE + head.extra_size + head.id_size + head.name_size
         data = self.read(offset, size)[qcow2.SNAPSHOT_HEAD_SIZE :]
         extra = c.Container(vm_state_size=head.vm_state_size, disk_size=self._disk_size)
@@ -131,6 +139,12 @@ class Image:
             offset,
         )
         return snapshot, size
+
+
+def names_of(snapshots: Sequence[Snapshot]) -> str:
+    """Those of the first ones, for a line of error."""
+    names = [snapshot.name for snapshot in snapshots[:FIRST_NAMES]] or ["none"]
+    return ", ".join([*names, "..."] if len(snapshots) > FIRST_NAMES else names)
 
 
 def _printable(raw: bytes) -> str:

@@ -200,6 +200,8 @@ SMALL = Layout(b"state" * 100)
         (replace(SMALL, head={"l1_table_offset": 1 << 50}), "ends early"),
         (replace(SMALL, head={"l1_table_offset": 1 << 63}), "an offset of"),
         (replace(SMALL, state=b""), "disks only"),
+        (replace(SMALL, head={"name_size": 256}), "its name of 256 bytes"),
+        (replace(SMALL, head={"id_size": 256}), "a snapshot's id of 256 bytes"),
     ],
 )
 def test_lies_are_refused(layout: Layout, said: str) -> None:
