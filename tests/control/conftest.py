@@ -1,4 +1,4 @@
-"""Services for a test, which end with it."""
+"""Guests and services for a test, which end with it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from vmferry.guest.synthetic import SyntheticGuest
 
 from tests.control.serving import Serve, Serving
+
+
+@pytest.fixture
+def guest() -> Iterator[SyntheticGuest]:
+    """A small one."""
+    guest = SyntheticGuest.parse("8M")
+    yield guest
+    guest.close()
 
 
 @pytest.fixture

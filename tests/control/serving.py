@@ -21,6 +21,14 @@ RUNNING = ("setup", "active", "pre-switchover", "device", "cancelling")
 Event = tuple[str, Any]
 
 
+class Nobody:
+    """A client that passes no descriptors."""
+
+    def take_fd(self) -> int | None:
+        """None."""
+        return None
+
+
 class Monitor:
     """A QMP client that remembers events."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -16,21 +16,9 @@ from vmferry.control.service import Service
 from vmferry.control.session import Session
 from vmferry.guest.synthetic import SyntheticGuest
 
+from tests.control.serving import Nobody
+
 Ask = Callable[..., Awaitable[Any]]
-
-
-class Nobody:
-    """A client that passes no descriptors."""
-
-    def take_fd(self) -> int | None:
-        return None
-
-
-@pytest.fixture
-def guest() -> Iterator[SyntheticGuest]:
-    guest = SyntheticGuest.parse("8M")
-    yield guest
-    guest.close()
 
 
 def play(guest: SyntheticGuest, script: Callable[[Service, Ask], Awaitable[None]]) -> None:

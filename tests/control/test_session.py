@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,7 @@ from vmferry.control.service import Service
 from vmferry.control.session import Session
 from vmferry.guest.synthetic import SyntheticGuest
 
-
-class Nobody:
-    """A client that passes no descriptors."""
-
-    def take_fd(self) -> int | None:
-        return None
-
-
-@pytest.fixture
-def guest() -> Iterator[SyntheticGuest]:
-    guest = SyntheticGuest.parse("8M")
-    yield guest
-    guest.close()
+from tests.control.serving import Nobody
 
 
 async def ask(session: Session, name: str, **arguments: Any) -> dict[str, Any]:
