@@ -218,11 +218,7 @@ class _Walk:
 
     def _next_pages(self, layout: struct.Struct, value: int) -> int:
         """How many records of pages in order follow the one of this be64."""
-        left = (len(self._data) - self._position) // layout.size
-        if layout.size > PAGE_SIZE:
-            # Far apart from each other, each is better looked at once.
-            many = min(left, _STEP // PAGE_SIZE)
-            return self._in_order_singly(self._position, layout, value + PAGE_SIZE, many)
+        left = min((len(self._data) - self._position) // layout.size, _STEP // PAGE_SIZE)
         found, limit, growth = 0, _FEWEST, 4
         while left > found:
             following = value + (found + 1) * PAGE_SIZE
