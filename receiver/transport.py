@@ -135,8 +135,7 @@ class Transport:
             inflater.space[:used] = head
             while used:
                 inflater.filled(used)
-                while not inflater.idle and not self._input.now():
-                    inflater.finish_one()
+                self._settle(inflater)
                 while (frame := inflater.begin_stored()) is not None:
                     self._fill_frame(frame)
                     inflater.end_stored(frame)
@@ -146,6 +145,7 @@ class Transport:
                         break
                     # Not more than tells whether the next one is stored, too.
                     inflater.filled(self._fill(inflater.space[:STORED_HEAD], STORED_HEAD))
+                self._settle(inflater)
                 if inflater.ended:
                     return
                 # Up to its end a frame may still turn out to be damaged.
@@ -153,6 +153,11 @@ class Transport:
             inflater.close()
         finally:
             inflater.stop()
+
+    def _settle(self, inflater: Inflater) -> None:
+        """Unless more has come, hand on what is under way: it may be the end, and nothing comes."""
+        while not inflater.idle and not self._input.now():
+            inflater.finish_one()
 
     def _fill_frame(self, frame: StoredFrame) -> None:
         """Read all of it, if it comes and is what it looks like."""

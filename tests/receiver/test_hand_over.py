@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
+import zstandard
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol import events
 from vmferry.protocol.marks import CommandType
@@ -16,7 +18,8 @@ from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.return_path import ReturnPathReader, Shut
 from vmferry.protocol.states import MigrationStatus
 from vmferry.protocol.writer import StreamWriter
-from vmferry.receiver.coordinator import MigrationError, Receiver
+from vmferry.protocol.zstd import stored_size
+from vmferry.receiver.coordinator import MigrationError, ReceiveParameters, Receiver
 from vmferry.sender.coordinator import Sender
 
 RESET = struct.pack("ii", 1, 0)
@@ -38,7 +41,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return data[:at] + wish + data[at:]
 
 
-def receive(source: Callable[[socket.socket], None]) -> SyntheticGuest:
+def receive(source: Callable[[socket.socket], None], workers: int = 0) -> SyntheticGuest:
     """The guest, which the caller closes, after `source` has sent what it likes."""
     guest = SyntheticGuest.parse("")
     threads: list[threading.Thread] = []
@@ -53,7 +56,7 @@ def receive(source: Callable[[socket.socket], None]) -> SyntheticGuest:
             source(connection)
 
     try:
-        receiver = Receiver(guest, "tcp:127.0.0.1:0")
+        receiver = Receiver(guest, "tcp:127.0.0.1:0", ReceiveParameters(workers=workers))
         receiver.run(on_listening=listening)
         assert receiver.states.state is MigrationStatus.COMPLETED
     except MigrationError:
@@ -81,6 +84,27 @@ def test_starts_when_the_source_closes(stream: bytes) -> None:
 
     guest = receive(source)
     assert guest.running
+    assert guest.verify() == []
+    guest.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_last_frame_that_only_begins_like_a_stored_one(stream: bytes, workers: int) -> None:
+    """Broken: both ends would wait for each other, and the guest would stay where it was.
+
+    The frame begins with raw blocks, as a stored one does; its last block is compressed.
+    """
+    first, last = zstandard.compress(stream[:-400_000]), zstandard.compress(stream[-400_000:])
+    assert stored_size(memoryview(last)) == 400_000 > len(last)
+
+    def source(connection: socket.socket) -> None:
+        connection.sendall(first + last[:500])
+        # So that its head alone is seen first.
+        time.sleep(0.3)
+        connection.sendall(last[500:])
+        wait_for_answer(connection)
+
+    guest = receive(source, workers)
     assert guest.verify() == []
     guest.close()
 
