@@ -33,6 +33,9 @@ from .marks import (
 PAGE_SIZE = 4096
 MAX_TOTAL_RAM = 1 << 38
 """Bytes. A byte is kept for each page of it."""
+MAX_BEHIND_RAM = 64 << 20
+"""Bytes that are held at once, as the reader does."""
+MAX_NAME = 255
 MAX_ROUNDS = 1000
 PLAIN, ZERO = 0, 1
 """Indexes of counts of pages."""
@@ -61,8 +64,6 @@ _STEP = 32 << 20
 """Bytes of pages that are passed at once, at most, and after which that is told."""
 _FEWEST = 16
 """Pages that are looked at together at first."""
-
-
 _COMMANDS = {
     int(CommandType.OPEN_RETURN_PATH): 0,
     int(CommandType.PING): 4,
@@ -126,7 +127,7 @@ def outline(data: bytes | mmap, on_passed: Callable[[int, int], None] | None = N
     """
     try:
         return _Walk(data, on_passed or (lambda *_: None)).run()
-    except (struct.error, IndexError, ValueError, RecursionError):
+    except (struct.error, IndexError, ValueError, OverflowError, RecursionError):
         raise NotOrdinary from None
 
 
@@ -208,7 +209,8 @@ class _Walk:
                 name = self._name(self._byte())
                 self._block = next((b for b in self._found.blocks if b.name == name), None)
             self._position += layout.size - _U64.size
-            self._expect(self._block is not None and self._position <= len(self._data))
+            self._expect(self._block is not None and value < self._block.length)
+            self._expect(self._position <= len(self._data))
             many = 1 + self._next_pages(layout, value | _CONTINUE)
             self._position += (many - 1) * layout.size
             self._count(value // PAGE_SIZE, many, kind)
@@ -288,6 +290,7 @@ class _Walk:
 
     def _description(self) -> dict[tuple[str, int], int]:
         """Bytes of each device by name and instance id, as the description at the end has it."""
+        self._expect(len(self._data) - self._position <= MAX_BEHIND_RAM)
         tail = self._data[self._position :]
         pattern = rb"\x00\x06(....)\{"
         for match in re.finditer(pattern, tail, re.DOTALL):
@@ -310,6 +313,7 @@ class _Walk:
         return self._take(_BYTE)[0]
 
     def _name(self, size: int) -> str:
+        self._expect(size <= MAX_NAME)
         raw = self._data[self._position : self._position + size]
         self._position += size
         name = raw.decode()

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vmferry.protocol import events
+from vmferry.protocol.description import Length, described_lengths
 from vmferry.protocol.errors import StreamError
 from vmferry.protocol.marks import SectionType
 from vmferry.protocol.outline import NotOrdinary, _Walk, outline
@@ -119,6 +120,7 @@ def test_damage_is_left_to_the_reader() -> None:
         lambda s: s.replace(b"\x06pc.ram", b"\x06pc\nram"),
         lambda s: s.replace(b'"page_size": 4096', b'"page_size": 8192'),
         lambda s: s.replace(b'"size": 20', b'"size": 21'),
+        lambda s: s.replace((8990 * PAGE | 0x22).to_bytes(8, "big"), b"\xff" * 6 + b"\xf0\x22"),
         lambda s: s.replace((8999 * PAGE | 0x22).to_bytes(8, "big"), b"\0\0\0\0\x02\x32\x80\x22"),
     ],
 )
@@ -143,6 +145,30 @@ def test_more_memory_than_can_be_kept_track_of() -> None:
     blocks = (events.RamBlock("pc.ram", 1 << 40),)
     listed = ram_piece(SectionType.START, events.RamBlocks(0, 1 << 40, blocks))
     assert not _if_ordinary(to_bytes([*OPENING, *listed, *closing(*DEVICES)]))
+
+
+def test_lengths_that_would_take_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: a length that lies, or what stands behind RAM, would be copied whatever its size."""
+    whole = _of_runs(RUNS_OF_ALL_KINDS)
+    named = whole.replace(b"\0\0\0\x0dpc-i440fx-7.2", b"\0\0\1\0" + b"m" * 256)
+    assert len(_told_by_the_reader(named)["machine"]) == 256
+    assert not _if_ordinary(named)
+    behind_ram = len(whole) - whole.index(b"\x04\0\0\0\3\5timer")
+    monkeypatch.setattr("vmferry.protocol.outline.MAX_BEHIND_RAM", behind_ram)
+    assert _if_ordinary(whole)
+    monkeypatch.setattr("vmferry.protocol.outline.MAX_BEHIND_RAM", behind_ram - 1)
+    assert not _if_ordinary(whole)
+
+
+def test_a_description_of_more_than_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: sizes without sense would end `dump` in a traceback."""
+    whole = _of_runs(RUNS_OF_ALL_KINDS)
+    monkeypatch.setattr(
+        "vmferry.protocol.outline.described_lengths",
+        lambda told: {key: Length(1 << 66, True) for key in described_lengths(told)},
+    )
+    with pytest.raises(NotOrdinary):
+        outline(whole)
 
 
 def test_zero_pages_in_order_are_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
