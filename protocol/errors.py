@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class StreamError(ValueError):
     """The stream is damaged, incomplete, or not a migration stream.
 
     `offset`: bytes from the start of the stream; `section`: name of the section it lies in.
+    `found`: the events that the reader took from the same piece of the stream before that place.
     """
 
     def __init__(self, message: str, *, offset: int, section: str | None = None) -> None:
         super().__init__(message, offset, section)
+        self.found: Sequence[Any] = ()
         self.message = message
         self.offset = offset
         self.section = section

@@ -87,7 +87,8 @@ class StreamReader:
         """The events in `view`, and how many of its bytes are done with.
 
         The caller presents the rest again, with more behind it; it is short: part of one page
-        record, or of one structure. Page data of the events are views on `view`.
+        record, or of one structure. Page data of the events are views on `view`. A StreamError
+        carries the events before it, as `found`.
         """
         cursor = Cursor(view, self._offset)
         found: list[events.Event] = []
@@ -101,6 +102,7 @@ class StreamReader:
             if error.section is None and self._section is not None:
                 error.section = self._section[2]
             if not self._ending.held or self._step == self._description:
+                error.found = found
                 raise
             self._doubt(cursor, error)
         resolved = self._resolve_tail(view, cursor.done)

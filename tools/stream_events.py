@@ -7,7 +7,7 @@ from os import SEEK_CUR
 from typing import BinaryIO
 
 from ..protocol import events
-from ..protocol.errors import UnsupportedError
+from ..protocol.errors import StreamError, UnsupportedError
 from ..protocol.mapped_pages import read_pages
 from ..protocol.ram import SECTION_NAME
 from ..protocol.reader import StreamReader
@@ -34,11 +34,17 @@ def read_events(stream: BinaryIO, page_size: int = 4096) -> Iterator[events.Even
         if not count:
             yield from reader.close()
             return
-        found, done = reader.parse(buffer[: kept + count])
+        failure: StreamError | None = None
+        try:
+            found, done = reader.parse(buffer[: kept + count])
+        except StreamError as error:
+            found, done, failure = list(error.found), 0, error
         for event in found:
             yield event
             if isinstance(event, events.RamBlocks) and any(b.mapped for b in event.blocks):
                 yield from _mapped_pages(stream, start, event)
+        if failure is not None:
+            raise failure
         rest = bytes(buffer[done : kept + count])
         buffer[: len(rest)] = rest
         kept = len(rest)

@@ -366,3 +366,15 @@ def test_every_encoded_record_of_a_run_is_checked(make: Any, which: int, kind: s
     with pytest.raises(StreamError, match="outside its RAM") as caught:
         _read(_records(make, make.to_bytes([run])))
     assert caught.value.offset == len(good)
+
+
+def test_what_comes_before_damage_is_kept(make: Any) -> None:
+    """Broken: damage would cost all that was read in the same piece of the stream before it."""
+    before = make.opening()
+    run = make.page_run(0, range(20))
+    part = [events.RamSection(0, SectionType.PART, 2), run]
+    data = make.to_bytes([*before, *part])
+    with pytest.raises(StreamError) as caught:
+        _read(data + bytes(100))
+    assert caught.value.offset == len(data)
+    assert make.plainly(caught.value.found) == make.plainly(StreamReader().feed(data))

@@ -287,6 +287,16 @@ def test_failure_leaves_nothing(vmferry: Any, streams: Any) -> None:
     assert (folder / "ram").stat().st_size == len(streams.ram["pc.ram"])
 
 
+def test_partial_keeps_what_comes_before_the_damage(vmferry: Any, streams: Any) -> None:
+    """Broken: damage would cost all that was read in the same piece of the stream before it."""
+    at = streams.small.index(b"cpu") - 6
+    out = vmferry.folder / "ram"
+    damaged = streams.small[:at] + bytes([0xFF]) + streams.small[at + 1 :]
+    ran = vmferry.call("extract", "-", "--partial", "-o", str(out), feed=damaged)
+    assert ran.exit_code == 1
+    assert out.read_bytes() == streams.ram["pc.ram"]
+
+
 def test_output_that_cannot_be(vmferry: Any, streams: Any) -> None:
     """Broken: the error would name a file that nobody asked for, or a folder would be replaced."""
     missing = vmferry.folder / "missing" / "ram"
