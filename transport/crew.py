@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .process import Child, ChildDied, start_child, stop_children
+from .process import Child, ChildDied, StartError, start_child, stop_children
 from .shared import wait_readable
 
 TICK = 0.1
@@ -56,8 +56,11 @@ class Crew:
         self.on_tick: Callable[[], None] = lambda: None
 
     def start(self, name: str, target: Callable[..., None], args: tuple[Any, ...]) -> Child:
-        """Start a child; `target` gets its connection and `args`."""
-        child = start_child(name, target, args)
+        """Start a child; `target` gets its connection and `args`. Raises CrewError."""
+        try:
+            child = start_child(name, target, args, wait=self.wait_fd)
+        except StartError as error:
+            raise CrewError(str(error)) from error
         self._children.append(child)
         return child
 
@@ -88,10 +91,10 @@ class Crew:
     def next_report(self, fds: tuple[int, ...], deadline: float | None) -> object:
         """One report, or None after a tick, at the deadline, or when one of `fds` is readable."""
         by_fd = {child.connection.fileno(): child for child in self._children}
-        sentinels = [child.process.sentinel for child in self._children]
+        pidfds = [child.pidfd for child in self._children]
         until = self._next_tick if deadline is None else min(self._next_tick, deadline)
         timeout = max(0.0, until - time.monotonic())
-        ready = wait_readable([*fds, *by_fd, *sentinels, self._wake_fd], timeout)
+        ready = wait_readable([*fds, *by_fd, *pidfds, self._wake_fd], timeout)
         self._check()
         if time.monotonic() >= self._next_tick:
             self._next_tick = time.monotonic() + TICK
@@ -100,15 +103,15 @@ class Crew:
             if fd in ready:
                 return self._receive(child)
         for child in self._children:
-            if child.process.sentinel in ready:
-                raise DeathError(f"process {child.process.name} died")
+            if child.pidfd in ready:
+                raise DeathError(f"process {child.name} died")
         return None
 
     def _receive(self, child: Child) -> object:
         try:
             report = child.connection.recv()
         except (EOFError, ConnectionError):
-            raise DeathError(f"process {child.process.name} died") from None
+            raise DeathError(f"process {child.name} died") from None
         if isinstance(report, ChildDied):
             raise CrewError(str(report))
         if isinstance(report, Failed):

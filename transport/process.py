@@ -1,49 +1,159 @@
 """Child processes: forked from a server process that has imported what they need; see `preload`.
 
-Whoever dies, the others are gone within 5 s.
+Whoever dies, the others are gone within 5 s, but for the server process (see `forkserver`): the
+children that it has forked live on without it, and a new one is started with the next child.
 
 A child learns of its parent's death by the end of its connection. A parent learns of a child's by
-the process's sentinel. The kernel's parent-death signal is not used: it fires when the *thread*
-that started the child ends, and a coordinator may run in a thread.
+the same, and by a pidfd that the child sends first. The kernel's parent-death signal is not used:
+it fires when the *thread* that started the child ends, and a coordinator may run in a thread.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import atexit
+import io
 import os
 import pickle
 import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver, reduction
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
+from multiprocessing import reduction
+from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from .channel import Channel
+from .shared import SharedFd, wait_readable
 
-_CONTEXT = multiprocessing.get_context("forkserver")
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask a command to end."""
+
+_SERVER_CODE = (
+    "import sys; sys.path[:] = sys.argv[3:]; "
+    f"from {__package__}.forkserver import main; main(int(sys.argv[1]), sys.argv[2])"
+)
+_SERVER_GRACE = 1.0
+"""Seconds that the server process may take to end when this process does."""
+
 _preloaded: list[str] = []
 
 
 def preload(*modules: str) -> None:
     """Import these once, in the process that children are forked from; before the first start."""
     _preloaded.extend(modules)
-    _CONTEXT.set_forkserver_preload(_preloaded)
+
+
+class StartError(OSError):
+    """A child could not be started; one line."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class _Server:
+    """The process that children are forked from, as its parent sees it."""
+
+    def __init__(self) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        path = (entry for entry in sys.path if isinstance(entry, str))
+        words = [str(theirs.fileno()), ",".join(_preloaded), *path]
+        # The server ignores these; until it can, they wait.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _SERVER_CODE, *words],
+                stdin=subprocess.DEVNULL,
+                # Whoever reads what the command prints does not wait for this process.
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+            )
+        except BaseException:
+            self._control.close()
+            raise
+        finally:
+            theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def fork(self, fd: int) -> bool:
+        """Ask for a child whose end of its connection is `fd`; False when this process is dead."""
+        try:
+            socket.send_fds(self._control, [b"\0"], [fd])
+        except ConnectionError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """End it; its children live on."""
+        self._control.close()
+        try:
+            self._process.wait(_SERVER_GRACE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+_server: _Server | None = None
+_server_lock = threading.Lock()
 
 
 def start_early() -> None:
-    """Start that process now, which takes most of a second, and not with the first child."""
-    forkserver.ensure_running()
+    """Start the server process now, which takes most of a second, and not with the first child.
+
+    Raises StartError.
+    """
+    with _server_lock:
+        _running_server()
+
+
+def _running_server() -> _Server:
+    global _server  # noqa: PLW0603
+    if _server is None:
+        try:
+            _server = _Server()
+        except OSError as error:
+            raise StartError(f"no process can be started: {error.strerror}") from error
+        atexit.register(_close_server)
+    return _server
+
+
+def _close_server() -> None:
+    global _server
+    server, _server = _server, None
+    atexit.unregister(_close_server)
+    if server is not None:
+        server.close()
+
+
+def _fork(fd: int) -> None:
+    with _server_lock:
+        if not _running_server().fork(fd):
+            _close_server()
+            if not _running_server().fork(fd):
+                raise StartError("no process can be started: the one that forks them died")
 
 
 @dataclass(frozen=True)
 class Child:
-    """A running child and the parent's end of its connection."""
+    """A running child: its pidfd, and the parent's end of its connection."""
 
-    process: ForkServerProcess
+    name: str
+    pid: int
+    pidfd: int
     connection: Connection
+
+    def wait(self, timeout: float | None) -> bool:
+        """Whether it ends within `timeout` seconds (None: wait for ever)."""
+        return bool(wait_readable([self.pidfd], timeout))
+
+    def kill(self) -> None:
+        """Kill it, if it is there."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -70,35 +180,70 @@ def default_workers() -> int:
     return max(0, processors() // 2 - 1)
 
 
+def _wait(fd: int) -> None:
+    wait_readable([fd])
+
+
 def start_child(
-    name: str, target: Callable[..., None], args: tuple[Any, ...], *, parent: bool = False
+    name: str,
+    target: Callable[..., None],
+    args: tuple[Any, ...],
+    *,
+    parent: bool = False,
+    wait: Callable[[int], None] = _wait,
 ) -> Child:
     """Run `target(connection, *args)` in a new process; both must be importable and picklable.
 
-    `parent`: the child will have children of its own.
+    `parent`: the child has children of its own; it ends by SystemExit when this process is gone.
+    `wait`: how to wait until a descriptor is readable; it may raise. Raises StartError.
     """
-    ours, theirs = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=_main, name=name, args=(target, theirs, args))
-    process.daemon = not parent
-    process.start()
-    theirs.close()
-    return Child(process, ours)
-
-
-def _main(target: Callable[..., None], connection: Connection, args: tuple[Any, ...]) -> None:
-    # Ctrl-C reaches the whole group; the coordinator decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ours, theirs = Pipe()
     try:
-        target(connection, *args)
-    except (EOFError, ConnectionError):
-        # The coordinator is gone, or wants no more.
-        return
-    except Exception as error:
-        name = multiprocessing.current_process().name
+        with theirs:
+            _fork(theirs.fileno())
+        wait(ours.fileno())
+        child = Child(name, ours.recv(), receive_fd(ours), ours)
         try:
-            send_message(connection, ChildDied(f"process {name}: {type(error).__name__}: {error}"))
-        except OSError:
-            raise error from None
+            _send_target(child, parent, target, args)
+        except BaseException:
+            os.close(child.pidfd)
+            raise
+    except (EOFError, ConnectionError):
+        ours.close()
+        message = f"process {name} died as it started, or the process that forks it did"
+        raise StartError(message) from None
+    except BaseException:
+        # If it comes into being yet, it ends at once.
+        ours.close()
+        raise
+    return child
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles a target and its arguments; the SharedFd objects in them go beside it, in `fds`."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.fds: list[int] = []
+
+    def persistent_id(self, obj: Any) -> int | None:
+        """Return the number of a descriptor, None for what is pickled as it is."""
+        if not isinstance(obj, SharedFd):
+            return None
+        self.fds.append(obj.fileno())
+        return len(self.fds) - 1
+
+
+def _send_target(
+    child: Child, parent: bool, target: Callable[..., None], args: tuple[Any, ...]
+) -> None:
+    data = io.BytesIO()
+    pickler = _Pickler(data)
+    pickler.dump((target, args))
+    send_message(child.connection, (child.name, parent, len(pickler.fds)))
+    for fd in pickler.fds:
+        send_fd(child.connection, fd)
+    child.connection.send_bytes(data.getvalue())
 
 
 def send_message(connection: Connection, message: object) -> None:
@@ -143,8 +288,7 @@ def stop_children(children: Iterable[Child], timeout: float = 5.0) -> None:
         child.connection.close()
     deadline = time.monotonic() + timeout
     for child in children:
-        child.process.join(max(0.0, deadline - time.monotonic()))
-        if child.process.is_alive():
-            child.process.kill()
-            child.process.join()
-        child.process.close()
+        if not child.wait(max(0.0, deadline - time.monotonic())):
+            child.kill()
+            child.wait(timeout)
+        os.close(child.pidfd)

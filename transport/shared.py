@@ -7,12 +7,10 @@ import os
 import select
 import threading
 from collections.abc import Iterable
-from multiprocessing import reduction
-from typing import Any
 
 
 class SharedFd:
-    """Owns a descriptor; pickled as an argument of a spawned Process, it arrives as a duplicate."""
+    """Owns a descriptor. In an argument of `process.start_child` it arrives as a duplicate."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -43,13 +41,6 @@ class SharedFd:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _receive, (reduction.DupFd(self._fd),)
-
-
-def _receive(duplicate: Any) -> SharedFd:
-    return SharedFd(duplicate.detach())
 
 
 class Wakeup:
@@ -87,10 +78,11 @@ def wait_readable(fds: Iterable[int], timeout: float | None = None) -> set[int]:
 class Readiness:
     """Which of some descriptors are readable, asked again and again at little cost."""
 
-    def __init__(self, *fds: int) -> None:
+    def __init__(self, *fds: int, events: int = select.POLLIN) -> None:
+        """`events`: what to look for; with 0, only whether the other end is gone."""
         self._poll = select.poll()
         for fd in fds:
-            self._poll.register(fd, select.POLLIN)
+            self._poll.register(fd, events)
 
     def ready(self, timeout: float | None = None) -> set[int]:
         """See `wait_readable`."""

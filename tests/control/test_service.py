@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.control.serving import SERVE, Monitor, Serve, play, play_stopped
@@ -203,6 +204,25 @@ def test_quit_in_the_midst_of_a_migration(serve: Serve, tmp_path: Path) -> None:
     source.ask("quit")
     assert source.wait()[0] == 0
     assert destination.wait()[0] == 1
+
+
+def test_fork_server_killed_between_two_migrations(serve: Serve, tmp_path: Path) -> None:
+    """Broken: a service that runs for months could not send its guest any more."""
+    source = serve("synthetic:16M")
+    source.ask("migrate", uri="exec:exit 1")
+    assert source.wait_until_over() == "failed"
+    (server,) = (
+        child
+        for child in psutil.Process(source.process.pid).children()
+        if "forkserver" in "".join(child.cmdline())
+    )
+    server.kill()
+    destination = serve("synthetic:", "--incoming", f"unix:{tmp_path}/migrate")
+    source.ask("migrate", uri=f"unix:{tmp_path}/migrate")
+    assert source.wait_until_over() == "completed"
+    destination.wait_for("completed")
+    source.ask("quit")
+    assert source.wait() == (0, "")
 
 
 def test_greeted_when_a_source_may_connect(serve: Serve, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def hand_over(source: SyntheticGuest, last: Callable[[Sender, socket.socket], No
 
 def transport(sender: Sender) -> psutil.Process:
     children: list[Child] = sender._crew._children
-    return psutil.Process(children[0].process.pid)
+    return psutil.Process(children[0].pid)
 
 
 def test_answer_ends_it(source: SyntheticGuest) -> None:

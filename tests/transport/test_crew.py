@@ -94,7 +94,7 @@ def test_bug(crew: Crew) -> None:
 def test_last_words(crew: Crew) -> None:
     """Broken: a migration would fail with "Broken pipe", and the guest end with it."""
     child = crew.start("child", die, ())
-    child.process.join(20)
+    assert child.wait(20)
     with pytest.raises(DeathError, match="process child died"), crew.reasons():
         send_message(child.connection, "command")
 

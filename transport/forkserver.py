@@ -1,0 +1,125 @@
+"""The process that children are forked from: it imports what they need once; see `process`.
+
+It has one end of a socket pair and its parent the other; each message asks for a child and brings
+the child's end of the connection to the parent. It ends when the parent is gone. Its death does
+nothing to the children that it has forked.
+
+multiprocessing's own fork server would not do. It listens in a temporary folder, which stays behind
+when it is killed; and it holds the pipes whose end says that a child died, so every child looks
+dead when it dies.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from multiprocessing.connection import Connection
+from types import FrameType
+from typing import Any
+
+from .process import ENDING, ChildDied, receive_fd, send_fd, send_message
+from .shared import Readiness, SharedFd
+
+
+def main(control_fd: int, modules: str) -> None:
+    """Serve until the parent is gone. `modules`: names to import first, separated by commas."""
+    for number in ENDING:
+        # They reach a whole group or service. The coordinator decides what they mean, and ends the
+        # others by closing their connections.
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    # The kernel reaps the children.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for name in filter(None, modules.split(",")):
+        # The child that needs it says that it is missing.
+        with suppress(ImportError):
+            import_module(name)
+    connection = _serve(socket.socket(fileno=control_fd))
+    if connection is not None:
+        status = 1
+        try:
+            status = _run(connection)
+        finally:
+            os._exit(status)
+
+
+def _serve(control: socket.socket) -> Connection | None:
+    """Fork a child a message; in the child, return its connection, and None at the end."""
+    with control:
+        while True:
+            message, fds, _, _ = socket.recv_fds(control, 1, 1, socket.MSG_CMSG_CLOEXEC)
+            if not message:
+                return None
+            if os.fork() == 0:
+                return Connection(fds[0])
+            os.close(fds[0])
+
+
+def _run(connection: Connection) -> int:
+    """Be a child: say which process this is, take the target and its arguments, and call it."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    name = "?"
+    try:
+        send_message(connection, os.getpid())
+        pidfd = os.pidfd_open(os.getpid())
+        send_fd(connection, pidfd)
+        os.close(pidfd)
+        name, parent, count = connection.recv()
+        fds = [receive_fd(connection) for _ in range(count)]
+        target, arguments = _Unpickler(connection.recv_bytes(), fds).load()
+        if parent:
+            _end_with(connection)
+        target(connection, *arguments)
+    except (EOFError, ConnectionError):
+        # The coordinator is gone, or wants no more.
+        return 0
+    except Exception as error:
+        died = ChildDied(f"process {name}: {type(error).__name__}: {error}")
+        try:
+            send_message(connection, died)
+        except OSError:
+            print(f"vmferry: {died}", file=sys.stderr)
+        return 1
+    return 0
+
+
+class _Unpickler(pickle.Unpickler):
+    """Loads a target and its arguments; each SharedFd in them is one of the `fds` that arrived."""
+
+    def __init__(self, data: bytes, fds: list[int]) -> None:
+        super().__init__(io.BytesIO(data))
+        self._fds = fds
+
+    def persistent_load(self, pid: Any) -> SharedFd:
+        """Return the descriptor of this number."""
+        return SharedFd(self._fds[pid])
+
+
+def _end_with(connection: Connection) -> None:
+    """End this process by an exception in its main thread once the other end is closed.
+
+    A child that has children of its own waits for them, and not for its parent.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    threading.Thread(target=_watch, args=(connection.fileno(), _terminate), daemon=True).start()
+
+
+def _watch(fd: int, then: Callable[[], None]) -> None:
+    Readiness(fd, events=0).ready()
+    then()
+
+
+def _terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
