@@ -19,9 +19,10 @@ from ..protocol import events, libvirt
 from ..protocol.configuration import MAPPED_RAM
 from ..protocol.reader import StreamReader
 from ..protocol.writer import StreamWriter
-from .containers import MAX_XML, Opened, SaveImage
+from .containers import Opened
 from .failure import CommandError, named
 from .mapped_stream import MappedFile, plain_events
+from .save_image import MAX_XML, SaveImage
 from .staged import Staged
 from .stream_events import PIECE, from_a_pipe, read_events
 
@@ -99,7 +100,7 @@ def convert(
     name = CONTAINERS[container]
     head = b""
     if container.startswith("libvirt"):
-        head = _save_image_head(_described(opened, xml), name)
+        head = _save_image_head(opened.image, _domain_xml(opened.image, xml), name)
     if name == "sparse":
         return _to_mapped_ram(opened, out, head, page_size)
     compressor = COMPRESSORS[name]()
@@ -195,22 +196,24 @@ def _output(path: Path) -> Iterator[Callable[[bytes], None]]:
             staged.keep()
 
 
-def _described(opened: Opened, xml: str | None) -> SaveImage:
-    """What a libvirt image is to say."""
-    old = opened.image
-    if xml is None and old is None:
+def _domain_xml(old: SaveImage | None, given: str | None) -> str:
+    """The XML of a libvirt image: as given, else as the image had it that was read."""
+    if given is None and old is None:
         raise ConvertError("a libvirt image needs the domain's XML: give --xml FILE")
-    text = old.xml if xml is None and old is not None else cast(str, xml)
-    if "<domain" not in text or "\0" in text:
+    found = old.xml if given is None and old is not None else given
+    if found is None:
+        assert old is not None
+        raise ConvertError(f"{old.xml_damage}; give the domain's XML: --xml FILE")
+    if "<domain" not in found or "\0" in found:
         raise ConvertError("this is not the XML of a domain")
-    running = old is None or old.was_running
-    return SaveImage(text, None if old is None else old.cookie, running, "", True)
+    return found
 
 
-def _save_image_head(image: SaveImage, name: str) -> bytes:
-    """All that stands before the stream of a libvirt image."""
-    xml = image.xml.encode() + b"\0"
-    cookie = b"" if image.cookie is None else image.cookie.encode() + b"\0"
+def _save_image_head(old: SaveImage | None, text: str, name: str) -> bytes:
+    """All that stands before the stream of a libvirt image; `old`: the one that was read."""
+    xml = text.encode() + b"\0"
+    cookie = b"" if old is None or old.cookie is None else old.cookie.encode() + b"\0"
+    running = old is None or old.was_running is not False
     length = len(xml) + len(cookie) + libvirt.PADDING
     if length > MAX_XML:
         raise ConvertError(f"{length} bytes of XML are more than {MAX_XML}")
@@ -221,7 +224,7 @@ def _save_image_head(image: SaveImage, name: str) -> bytes:
             "magic": libvirt.MAGIC,
             "version": libvirt.VERSION,
             "data_length": length,
-            "was_running": int(image.was_running),
+            "was_running": int(running),
             "format": libvirt.FORMATS.index(name),
             "cookie_offset": len(xml) if cookie else 0,
         }

@@ -8,13 +8,14 @@ from collections.abc import Iterable
 import click
 
 from ..guest.sizes import format_size
-from .containers import Opened, SaveImage
+from .containers import Opened
 from .failure import CommandError
+from .save_image import SaveImage
 from .snapshots import Snapshot
 
 
 class NoXmlError(CommandError):
-    """There is no domain XML; one line."""
+    """There is no domain XML, or it is damaged; one line."""
 
 
 def print_container(opened: Opened) -> None:
@@ -22,7 +23,8 @@ def print_container(opened: Opened) -> None:
     if opened.layers:
         click.echo(f"container    {', '.join(opened.layers)}")
     if opened.image is not None:
-        click.echo(f"was running  {'yes' if opened.image.was_running else 'no'}")
+        running = {True: "yes", False: "no", None: "not known: the header is damaged"}
+        click.echo(f"was running  {running[opened.image.was_running]}")
         if not opened.image.finished:
             click.echo("unfinished   libvirt did not write all of it")
 
@@ -32,6 +34,8 @@ def print_xml(opened: Opened, *, as_json: bool) -> None:
     image = opened.image
     if image is None:
         raise NoXmlError("not a libvirt save image, so there is no domain XML")
+    if image.xml is None:
+        raise NoXmlError(str(image.xml_damage))
     click.echo(_xml_as_json(image) if as_json else image.xml.rstrip("\n"))
 
 

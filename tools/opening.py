@@ -6,11 +6,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import click
+
 from ..protocol.errors import StreamError
 from . import containers
 from .containers import ChooseSnapshotError, Opened
 from .failure import CommandError, describe, fail
 from .snapshots import Snapshot
+
+
+def _note_damage(opened: Opened, name: str) -> None:
+    """What is wrong before a stream that can be read, a line each on standard error."""
+    for line in () if opened.image is None else opened.image.damage:
+        message = f"{line}; the stream behind it was read"
+        click.echo(f"vmferry: {click.format_filename(name)}: {message}", err=True)
 
 
 @contextmanager
@@ -20,10 +29,12 @@ def opened_stream(
     """What a user names as a stream; whatever is wrong with it or in it ends the command.
 
     `on_snapshots`: what to do instead where it is a qcow2 image, without a word of which snapshot.
+    What is damaged in a libvirt image before its stream is mentioned when the stream was read.
     """
     try:
         with containers.open_stream(name) as opened:
             yield opened
+            _note_damage(opened, name)
     except ChooseSnapshotError as error:
         if on_snapshots is None:
             fail(describe(error, name))

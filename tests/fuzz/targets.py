@@ -17,8 +17,9 @@ from vmferry.protocol.errors import StreamError
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.writer import StreamWriter
 from vmferry.protocol.zstd import FrameWalker
-from vmferry.tools.containers import ChooseSnapshotError, read_save_image, unpack
+from vmferry.tools.containers import ChooseSnapshotError, unpack
 from vmferry.tools.rebuild import rebuild
+from vmferry.tools.save_image import read_save_image
 from vmferry.tools.snapshots import Image, MachineState
 from vmferry.tools.stream_events import read_events
 from vmferry.tools.verify import check_devices, unseen_pages

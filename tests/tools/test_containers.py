@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import random
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -102,7 +103,8 @@ def test_libvirt_images_are_read(vmferry: Any, streams: Any, name: str | None, h
     path = vmferry.write("image", save_image(data, header, format=number))
     found = json.loads(vmferry.call("dump", "--json", path).stdout)["container"]
     assert found["layers"] == ["libvirt save image", *([name] if name else [])]
-    assert found["libvirt"] == {"was_running": True, "format": name or "raw", "finished": True}
+    expected = {"was_running": True, "format": name or "raw", "finished": True, "damage": []}
+    assert found["libvirt"] == expected
     assert vmferry.call("dump", "--xml", path).stdout == XML + "\n"
     shown = json.loads(vmferry.call("dump", "--xml", "--json", path).stdout)
     assert shown == {"xml": XML, "cookie": COOKIE}
@@ -135,10 +137,54 @@ def test_no_xml_is_told(vmferry: Any, streams: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"data_length": 0xFFFFFFFF}, "offset 0x14: the header says 4294967295 bytes before"),
+        ({"data_length": 0}, "offset 0x14: the header says 0 bytes before"),
+        ({"data_length": 1 << 23}, "offset 0x14: the header says 8388608 bytes before"),
+        ({"data_length": 40}, "offset 0x14: the header says 40 bytes before"),
+        ({"cookie_offset": 1 << 20}, "offset 0x20: the cookie lies outside"),
+        ({"cookie_offset": 7}, "offset 0x20: the cookie is not at 0x7"),
+        ({"version": 3}, "offset 0x10: version 3"),
+        ({"version": 0x82}, "offset 0x10: version 130"),
+        ({"format": 77}, "offset 0x1c: the libvirt header says format 77, the stream is raw"),
+        ({"format": 1}, "offset 0x1c: the libvirt header says gzip, the stream is raw"),
+        ({"was_running": 65}, "offset 0x18: was-running is 65"),
+        ({"magic": b"LibvirtQemudSawe"}, "offset 0x0: .* magic is damaged"),
+    ],
+)
+@pytest.mark.parametrize("header", [LITTLE, BIG], ids=["little", "big"])
+def test_damaged_header_does_not_hide_the_stream(
+    vmferry: Any, streams: Any, changes: dict[str, Any], said: str, header: Any
+) -> None:
+    """Broken: a stream that is sound would be given up for one bit of what stands before it, or
+    the XML and cookie with it."""
+    path = vmferry.write("image", save_image(streams.whole, header, **changes))
+    ran = vmferry.call("verify", path)
+    assert (ran.exit_code, ran.stderr.count("\n")) == (0, 1)
+    assert re.search(said, ran.stderr), ran.stderr
+    shown = json.loads(vmferry.call("dump", "--xml", "--json", path).stdout)
+    assert shown == {"xml": XML, "cookie": COOKIE}
+    out = vmferry.folder / "plain"
+    assert vmferry.call("convert", path, str(out), "--to", "plain").exit_code == 0
+    assert out.read_bytes() == streams.whole
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_compression_shows_what_it_is(vmferry: Any, streams: Any, name: str) -> None:
+    """Broken: a wrong number in the header would hide how the stream is compressed, or where."""
+    for changes in ({"format": 77}, {"format": 1 + (name == "gzip")}, {"data_length": 3}):
+        number = libvirt.FORMATS.index(name)
+        image = save_image(ALONE[name](streams.whole), **{"format": number, **changes})
+        ran = vmferry.call("verify", vmferry.write("image", image))
+        assert (ran.exit_code, ran.stderr.count("\n")) == (0, 1), ran.output
+        assert vmferry.call("verify", "-", feed=image).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
         ({"data_length": 0xFFFFFFFF}, "offset 0x14: 4294967295 bytes of XML"),
         ({"data_length": 0}, "offset 0x14: 0 bytes of XML"),
         ({"data_length": 1 << 23}, "ends within its XML"),
-        ({"cookie_offset": 1 << 20}, "offset 0x20: the cookie lies outside"),
         ({"version": 3}, "offset 0x10: this version"),
         ({"format": 77}, "offset 0x1c: format 77"),
         ({"format": 1}, "no gzip data, as the libvirt header says"),
@@ -147,7 +193,7 @@ def test_no_xml_is_told(vmferry: Any, streams: Any) -> None:
 )
 def test_lying_header_is_refused(streams: Any, changes: dict[str, Any], said: str) -> None:
     """Broken: a wrong length would be believed, and memory taken by it."""
-    image = save_image(streams.small, **changes)
+    image = save_image(bytes(4) + streams.small[4:], **changes)
     with pytest.raises(StreamError, match=said):
         unpack(io.BytesIO(image), None)
 
@@ -174,12 +220,36 @@ def test_lzop_that_goes_on() -> None:
         unpack(io.BytesIO(bytes(data)), None)
 
 
-def test_bad_xml_is_refused(streams: Any) -> None:
-    """Broken: what is no XML would reach the terminal."""
-    for bad in (b"\x1b[2J", b"\xff"):
-        image = save_image(streams.small).replace(b"<name>", b"<name>" + bad)
-        with pytest.raises(StreamError, match=r"offset 0x[0-9a-f]+: .*XML"):
-            unpack(io.BytesIO(image), None)
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (b"<name>", b"<name>\x1b[2J", "a control character in the XML"),
+        (b"<name>", b"<name>\xff", "the XML is not UTF-8"),
+        (b"</name>", b"</nime>", "the XML is damaged: mismatched tag"),
+        (b"<domain", b"\0domain", "the XML is damaged: no element found"),
+        (b"<domain", b"<!DOCTYPE domain><domain", "a document type in the XML"),
+    ],
+)
+def test_damaged_xml_is_refused_alone(
+    vmferry: Any, streams: Any, old: bytes, new: bytes, said: str
+) -> None:
+    """Broken: what is no XML would reach the terminal or another image; or it would hide the
+    stream behind it."""
+    size = len(XML.encode() + COOKIE.encode()) + len(new) - len(old) + 102
+    place = len(XML.encode()) + len(new) - len(old) + 1
+    image = save_image(streams.whole, data_length=size, cookie_offset=place).replace(old, new, 1)
+    path, out = vmferry.write("image", image), vmferry.folder / "out"
+    for arguments in (("dump", path), ("verify", path), ("convert", path, str(out), "--to", "xz")):
+        ran = vmferry.call(*arguments)
+        assert (ran.exit_code, ran.stderr.count("\n")) == (0, 1), ran.output
+        assert re.search(f"offset 0x[0-9a-f]+: {said}", ran.stderr)
+    assert said in vmferry.run("dump", "--xml", path).error
+    refused = vmferry.run("convert", path, str(out), "--to", "libvirt").error
+    assert said in refused
+    assert "--xml FILE" in refused
+    xml = vmferry.write("xml", XML.encode())
+    converted = vmferry.call("convert", path, str(out), "--to", "libvirt", "--xml", xml)
+    assert converted.exit_code == 0, converted.output
 
 
 @pytest.mark.parametrize("name", ALONE)
