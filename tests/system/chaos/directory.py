@@ -1,0 +1,58 @@
+"""What a folder holds of a `dir:` guest that was to arrive there, and whether its RAM is right.
+
+The device state of a synthetic guest is a table that says what each page must hold, so a folder
+proves by itself that its RAM is the source's.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from vmferry.guest.synthetic_memory import PATTERNS, Memory
+
+_STATE = struct.Struct("<QQQQQQQ")
+"""The head of the device state; the last two are seed and pattern."""
+
+
+@dataclass(frozen=True)
+class RestState:
+    """`whole`: the folder holds a guest. `kept`: a complete one that waits to be taken up.
+
+    `damage`: what is wrong with it, in one line.
+    """
+
+    whole: bool = False
+    kept: bool = False
+    damage: str = ""
+
+
+def at_rest(folder: Path) -> RestState:
+    """Look at the folder of a guest."""
+    for name, whole in (("guest.json", True), ("guest.json.new", False)):
+        path = folder / name
+        if path.exists():
+            try:
+                damage = _damage(folder, json.loads(path.read_text()))
+            except (OSError, ValueError, KeyError) as error:
+                damage = f"{name}: {error}"
+            if whole or not damage:
+                return RestState(whole, not whole, damage if whole else "")
+    return RestState()
+
+
+def _damage(folder: Path, document: dict[str, object]) -> str:
+    blocks, sections = document["blocks"], document["sections"]
+    assert isinstance(blocks, list)
+    assert isinstance(sections, list)
+    paths = [folder / "ram" / block["file"] for block in blocks]
+    ram, rom = (np.fromfile(path, np.uint8) for path in paths)
+    state = (folder / "devices" / sections[0]["file"]).read_bytes()
+    *_, seed, pattern = _STATE.unpack_from(state)
+    memory = Memory(ram, rom, seed, PATTERNS[pattern])
+    memory.table[:] = np.frombuffer(state, "<u4", offset=_STATE.size)
+    bad = memory.check_all()
+    return f"{len(bad)} pages are wrong, the first: {bad[0]}" if bad else ""

@@ -1,0 +1,226 @@
+"""Says what is wrong with a run, and in one word how it ended.
+
+Who holds the guest
+-------------------
+A guest has one holder at each moment, and only what kills the holder may cost the guest.
+
+1. Until the destination's SHUT 0 was read by the source, the source's guest process holds it. Every
+   other process of the source may die: the guest runs on where it was. Of the destination
+   everything may die: the guest runs on at the source.
+2. SHUT 0 was read, and the source's CONFIRM was not delivered: the destination holds it, complete
+   and paused, in the guest's process, or in the folder of a `dir:` guest. The source's command and
+   its guest process can each send the CONFIRM. If the link breaks in this window, or both of them
+   die, nobody can know the word any more (two generals): the guest stays paused at the destination,
+   the source says so, and `vmferry receive --resume` takes it up. No other run may end like this.
+3. CONFIRM was delivered: the destination's guest process holds the guest, and runs it. A `dir:`
+   guest is whole in its folder, whatever dies.
+
+A `dir:` guest is on the disk from step 2 on, so killing processes never costs it there.
+
+So a run in which no guest runs, and none is kept, is a lost guest, except where
+- the source's guest process was killed, and the destination never said SHUT 0, or the destination's
+  guest process was killed as well;
+- the destination's guest process was killed after SHUT 0 had been passed to the source: it was the
+  holder;
+- a service (`serve`) that held the guest was ended by SIGTERM, SIGHUP or SIGINT: this is how a user
+  ends a guest;
+- without a return path (rule "no answer"): the source gives its guest up when the stream is sent.
+  What breaks at the destination or on the link from then on costs the guest.
+
+Two guests are never right, and neither is a source that runs beside a `dir:` guest that is whole.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import dataclass, field
+
+from .directory import RestState, at_rest
+from .plan import Fault, Signal
+from .run import ALLOWANCE, ENDED_WITHIN, Done, Record
+
+_NOISE = re.compile(r"Traceback|Exception ignored|Error in |leaked|Fatal Python|Segmentation")
+_HELD_THERE = re.compile(r"destination (holds|has|keeps)")
+
+
+@dataclass
+class Verdict:
+    """How a run ended: `outcome` in a word or two, and one line for each thing that is wrong."""
+
+    outcome: str
+    faults: list[str] = field(default_factory=list)
+
+
+def judge(record: Record) -> Verdict:
+    """Look at everything that was seen of a run."""
+    judge_ = _Judge(record)
+    return Verdict(judge_.outcome(), judge_.faults)
+
+
+class _Judge:
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._plan = record.plan
+        self.faults: list[str] = []
+        self._folder = record.folder / "some" / "where" / "guest"
+        self._rest = at_rest(self._folder) if self._plan.guest == "dir" else RestState()
+
+    def outcome(self) -> str:
+        """Judge it all; the word for the end of the run."""
+        record = self._record
+        outcome = self._where()
+        if record.two:
+            self.faults.append(f"TWO GUESTS: {record.two}")
+        if record.left:
+            self.faults.append(f"left behind: {'; '.join(sorted(set(record.left)))}")
+        if record.hung:
+            self.faults.append(f"not over: {' and '.join(record.hung)}")
+        if record.ended_after > ENDED_WITHIN + ALLOWANCE:
+            self.faults.append(f"ended {record.ended_after:.1f} s after the last event")
+        self._check_files()
+        self._check_words()
+        return outcome
+
+    # Where the guest is.
+
+    def _where(self) -> str:
+        source, destination = self._record.runs.get("source"), self._arrived()
+        if source and destination and self._plan.guest == "dir":
+            self.faults.append("TWO GUESTS: the source runs, and the folder holds a whole guest")
+        if self._rest.damage:
+            self.faults.append(f"DAMAGED: {self._rest.damage}")
+        if source:
+            return "runs at the source"
+        if destination:
+            return "runs at the destination"
+        if "source" not in self._record.runs:
+            return "did not begin"
+        if self._kept():
+            return self._judge_kept()
+        reason = self._excuse()
+        if reason is None:
+            self.faults.append("LOST: no guest runs, and none is kept")
+            return "lost"
+        return f"none: {reason}"
+
+    def _arrived(self) -> bool:
+        """Whether the guest runs at the destination, or ran until its command was done."""
+        record = self._record
+        if self._plan.guest == "dir":
+            return self._rest.whole
+        return bool(record.runs.get("destination")) or (
+            self._plan.destination == "receive" and record.status.get("destination") == 0
+        )
+
+    def _kept(self) -> bool:
+        if self._plan.guest == "dir":
+            return self._rest.kept
+        return self._record.kept
+
+    def _judge_kept(self) -> str:
+        reason = self._window()
+        if reason is None:
+            self.faults.append("KEPT: the guest stays paused at the destination without need")
+        elif "source" in self._record.spoke and not _HELD_THERE.search(
+            self._record.stderr["source"]
+        ):
+            self.faults.append("the source does not say that the destination holds the guest")
+        return f"kept: {reason or 'without need'}"
+
+    def _window(self) -> str | None:
+        """Why nobody can know whether the guest may run, if that is so."""
+        marks = self._record.marks
+        if "shut" not in marks:
+            return None
+        until = marks.get("confirm", float("inf"))
+        if any(self._is_break(done) and done.time <= until for done in self._record.done):
+            return "the link broke between the answer and the word"
+        killed = {d.deed.role for d in self._killed("source") if isinstance(d.deed, Signal)}
+        if {"command", "guest"} <= killed:
+            return "the source's command and guest were killed"
+        return None
+
+    @staticmethod
+    def _is_break(done: Done) -> bool:
+        return (
+            isinstance(done.deed, Fault)
+            and bool(done.pid)
+            and done.deed.kind not in ("hold", "slow")
+        )
+
+    def _killed(self, side: str, *roles: str) -> list[Done]:
+        """Signals by which processes of a side died."""
+        return [
+            done
+            for done in self._record.to(side, *(roles or ("command", "guest", "transport")))
+            if isinstance(done.deed, Signal) and done.deed.number is not signal.SIGSTOP
+        ]
+
+    def _excuse(self) -> str | None:
+        """Why there is no guest any more, if that is right."""
+        marks = self._record.marks
+        answered = marks.get("shut", float("inf"))
+        source, destination = self._killed("source", "guest"), self._killed("destination", "guest")
+        reasons = {
+            "the service that held it was ended": (
+                self._ended_by_user("source", until=answered)
+                or self._ended_by_user("destination", since=marks.get("confirm", answered))
+            ),
+            "the source's guest was killed": bool(source) and "before shut" not in marks,
+            "the guests of both sides were killed": bool(source and destination),
+            "the destination's guest was killed when it held the guest": any(
+                done.time >= answered for done in destination
+            ),
+            "no answer was asked for": (
+                not self._plan.return_path
+                and bool(self._record.done)
+                and ("end" in marks or "--compress" in self._plan.options)
+            ),
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None)
+
+    def _ended_by_user(self, side: str, *, since: float = 0.0, until: float = float("inf")) -> bool:
+        kind = self._plan.source if side == "source" else self._plan.destination
+        return kind == "serve" and any(
+            since <= done.time <= until + 0.5
+            and isinstance(done.deed, Signal)
+            and done.deed.number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+            for done in self._record.to(side, "command")
+        )
+
+    # What is left, and what was said.
+
+    def _check_files(self) -> None:
+        record = self._record
+        left = sorted(path.name for path in (record.folder / "tmp").iterdir())
+        if left:
+            self.faults.append(f"temporary files: {' '.join(left)}")
+        for name in ("source.qmp", "destination.qmp", "link"):
+            path = record.folder / name
+            if path.exists() and not self._was_killed(name.partition(".")[0]):
+                self.faults.append(f"a socket is left: {name}")
+        first = record.folder / "some"
+        if self._plan.guest == "dir" and not (self._rest.whole or self._rest.kept):
+            found = sorted(str(p.relative_to(first)) for p in first.rglob("*"))
+            if first.exists():
+                self.faults.append(f"a folder is left: some {' '.join(found[:6])}")
+
+    def _was_killed(self, side: str) -> bool:
+        """Whether the command that should clean up could not."""
+        side = "destination" if side == "link" else side
+        return any(
+            isinstance(done.deed, Signal) and done.deed.number is signal.SIGKILL
+            for done in self._record.to(side, "command")
+        )
+
+    def _check_words(self) -> None:
+        record = self._record
+        for side, text in record.stderr.items():
+            if found := _NOISE.search(text):
+                last = text.strip().splitlines()[-1:]
+                self.faults.append(f"{side} stderr: {found.group()} ... {' '.join(last)}")
+        for side, kind in (("source", self._plan.source), ("destination", self._plan.destination)):
+            succeeded = kind in ("send", "receive") and record.status.get(side) == 0
+            if succeeded and record.runs.get("source"):
+                self.faults.append(f"{kind}: exit status 0, and the guest runs at the source")

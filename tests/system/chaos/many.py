@@ -1,0 +1,95 @@
+"""Many runs, several at a time, and what came of them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from .judge import Verdict, judge
+from .plan import make_plan
+from .run import ENDED_WITHIN, Record, perform
+
+
+def run_one(seed: int, number: int, *, long: bool) -> tuple[Record, Verdict]:
+    """Do one run in a folder of its own, which is gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix=f"chaos-{number}-"))
+    try:
+        record = perform(make_plan(seed, number, long=long), folder)
+        return record, judge(record)
+    finally:
+        shutil.rmtree(folder)
+
+
+def run_many(
+    seed: int,
+    numbers: Iterable[int],
+    jobs: int,
+    long: bool,
+    on_run: Callable[[Record, Verdict], None],
+) -> None:
+    """Do these runs; `on_run` hears of each as it ends, in the caller's thread."""
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(run_one, seed, number, long=long) for number in numbers]
+        for future in as_completed(futures):
+            on_run(*future.result())
+
+
+def describe(record: Record, verdict: Verdict) -> str:
+    """One line of a run: its number, what was done, how it ended, and what is wrong."""
+    done = ", ".join(done.what for done in record.done)
+    faults = " | ".join(verdict.faults)
+    return f"run {record.plan.number}: {record.plan} => {done} => {verdict.outcome} => {faults}"
+
+
+def print_run(seed: int, number: int, *, long: bool) -> int:
+    """Do one run, and print all that was seen of it."""
+    record, verdict = run_one(seed, number, long=long)
+    print(describe(record, verdict))
+    for title, lines in (("trace", record.trace), ("link", record.link)):
+        print(title, *lines, sep="\n  ")
+    for side, text in record.stderr.items():
+        print(f"{side}: status {record.status[side]}", *text.splitlines(), sep="\n  ")
+    print(f"runs {record.runs}, dead {record.dead}, ended after {record.ended_after:.2f} s")
+    return 1 if verdict.faults else 0
+
+
+class Figures:
+    """Counts runs by their outcome, and prints those that broke a rule."""
+
+    def __init__(self, *, print_all: bool = False) -> None:
+        self._print_all = print_all
+        self._started = time.monotonic()
+        self.outcomes: Counter[str] = Counter()
+        self.failed: list[str] = []
+        self._slow: list[float] = []
+
+    def add(self, record: Record, verdict: Verdict) -> None:
+        """Take one run."""
+        self.outcomes[verdict.outcome] += 1
+        if record.ended_after > ENDED_WITHIN:
+            self._slow.append(record.ended_after)
+        line = describe(record, verdict)
+        if verdict.faults:
+            self.failed.append(line)
+            print(f"FAILED {line}", flush=True)
+            for side, text in record.stderr.items():
+                for said in text.strip().splitlines()[-3:]:
+                    print(f"    {side}: {said}", flush=True)
+        elif self._print_all:
+            print(line, flush=True)
+
+    def summary(self) -> str:
+        """Return what came of all runs."""
+        seconds = time.monotonic() - self._started
+        lines = [f"{sum(self.outcomes.values())} runs in {seconds:.0f} s"]
+        lines += [f"{count:6} {name}" for name, count in self.outcomes.most_common()]
+        if self._slow:
+            slow = f"{len(self._slow)} ended later than {ENDED_WITHIN:.0f} s, at most"
+            lines.append(f"{slow} {max(self._slow):.1f} s (busy machine)")
+        lines.append(f"{len(self.failed)} broke a rule")
+        return "\n".join(lines)

@@ -1,0 +1,404 @@
+"""One run: two commands, a proxy between them, and what the plan does to all of them.
+
+`perform` gives a Record of what was seen; `judge` says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .ends import Destination, Source
+from .plan import Deed, Fault, Plan, Signal
+from .processes import Family, Process
+from .proxy import Proxy
+from .watch import Watch
+
+ENDED_WITHIN = 5.0
+"""Seconds from the last event until everything has ended."""
+ALLOWANCE = 12.0
+"""As many again are allowed on a busy machine, which the record shows."""
+ANSWER_WITHIN = 60.0
+"""Seconds that a source waits for an answer."""
+_LOOK = 0.02
+_SCAN = 0.15
+_LINGER = 1.2
+"""Seconds that both guests are watched after everything has ended."""
+_LISTENS_WITHIN = 60.0
+_COMES_WITHIN = 3.0
+"""Seconds that a signal waits for the process that it is for."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A deed, when it was done, and to which process; `what` says it for a person."""
+
+    time: float
+    deed: Deed
+    pid: int
+    what: str
+
+
+@dataclass
+class Record:
+    """What was seen of a run. Times are of time.monotonic, `settled` and beats of time.time."""
+
+    plan: Plan
+    folder: Path
+    started: float = field(default_factory=time.monotonic)
+    done: list[Done] = field(default_factory=list)
+    marks: dict[str, float] = field(default_factory=dict)
+    two: str | None = None
+    ended_after: float = 0.0
+    """Seconds from the last event until both ends were over and all that must end had ended."""
+    left: list[str] = field(default_factory=list)
+    """Processes that did not end in time."""
+    hung: list[str] = field(default_factory=list)
+    """Ends whose migration was not over in time."""
+    runs: dict[str, bool] = field(default_factory=dict)
+    """Whether a guest of this side was seen to run after everything else had ended."""
+    dead: dict[str, bool] = field(default_factory=dict)
+    """Whether the guest process of this side had ended by then, or never was."""
+    ran: dict[str, bool] = field(default_factory=dict)
+    status: dict[str, int | None] = field(default_factory=dict)
+    """The exit status of each command; None: it was still there (served)."""
+    migration: dict[str, str] = field(default_factory=dict)
+    """What a service said of its migration last."""
+    kept: bool = False
+    """Whether the destination's guest process waits, complete and paused, to be taken up."""
+    spoke: set[str] = field(default_factory=set)
+    """Sides whose command ended by itself."""
+    stderr: dict[str, str] = field(default_factory=dict)
+    link: list[str] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
+
+    def to(self, side: str, *roles: str) -> list[Done]:
+        """Return the signals that these processes of a side got."""
+        return [
+            done
+            for done in self.done
+            if isinstance(done.deed, Signal)
+            and done.pid
+            and done.deed.side == side
+            and done.deed.role in roles
+        ]
+
+
+class Run:
+    """A run under way."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.record = Record(plan, folder)
+        self._family = Family(f"{plan.seed}.{plan.number}.{id(self)}")
+        self._watch = Watch(folder)
+        self._waiting: list[Deed] = list(plan.deeds)
+        self._due: list[tuple[float, int, Deed | Process]] = []
+        self._order = itertools.count()
+        self._lock = threading.RLock()
+        self._proxy: Proxy | None = None
+        self._last = time.monotonic()
+        self._dead_link = False
+        self._next_scan = 0.0
+        # The guest that is left alone has to be there when the run is judged.
+        orphan = 25 + plan.stopped + (ANSWER_WITHIN + 30 if plan.dead_link else 0)
+        self._source = Source(plan, folder, self._family, orphan)
+        self._destination = Destination(plan, folder, self._family, orphan)
+
+    # Deeds.
+
+    def _fire(self, mark: str, before: bool = False) -> None:
+        """A mark is reached: do what is to be done there, now or later."""
+        if (mark, before) == ("forward closed", True) and "confirm" not in self.record.marks:
+            # An orderly close is the word of a source that knows no other.
+            self._fire("confirm", True)
+            self._fire("confirm")
+        now = time.monotonic()
+        with self._lock:
+            name = f"before {mark}" if before else mark
+            self.record.marks.setdefault(name, now)
+            self._trace(name)
+            due = [
+                deed
+                for deed in self._waiting
+                if (deed.trigger.mark, deed.trigger.before) == (mark, before)
+            ]
+            for deed in due:
+                self._waiting.remove(deed)
+                if deed.trigger.delay:
+                    heapq.heappush(self._due, (now + deed.trigger.delay, next(self._order), deed))
+        for deed in due:
+            if not deed.trigger.delay:
+                self._do(deed)
+        if mark in ("forward closed", "back closed") and before:
+            self._fire("closed")
+
+    def _trace(self, what: str) -> None:
+        self.record.trace.append(f"{time.monotonic() - self.record.started:7.3f} {what}")
+
+    def _do(self, deed: Deed) -> None:
+        if isinstance(deed, Signal):
+            self._signal(deed)
+        elif isinstance(deed, Fault):
+            self._fault(deed)
+        else:
+            self._done(deed, self._source.cancel(), "cancel")
+
+    def _done(self, deed: Deed, pid: int, what: str) -> None:
+        with self._lock:
+            self._last = time.monotonic()
+            self.record.done.append(Done(self._last, deed, pid, what))
+            self._trace(what)
+
+    def _signal(self, deed: Signal) -> None:
+        process = self._family.find(deed.side, deed.role)
+        if process is None and self._may_come(deed):
+            with self._lock:
+                heapq.heappush(self._due, (time.monotonic() + _LOOK, next(self._order), deed))
+            return
+        if process is None or not process.kill(deed.number):
+            self._done(deed, 0, f"{deed.number.name}: no {deed.side} {deed.role}")
+            return
+        self._done(deed, process.pid, f"{deed.number.name} to {deed.side} {deed.role}")
+        if deed.number is signal.SIGSTOP:
+            with self._lock:
+                due = time.monotonic() + deed.seconds
+                heapq.heappush(self._due, (due, next(self._order), process))
+
+    def _may_come(self, deed: Signal) -> bool:
+        """Whether a process that is not there may be started yet."""
+        end = self._source if deed.side == "source" else self._destination
+        began = self.record.marks.get(deed.trigger.mark, 0.0)
+        soon = time.monotonic() < began + deed.trigger.delay + _COMES_WITHIN
+        return soon and not end.over and "closed" not in self.record.marks
+
+    def _fault(self, deed: Fault) -> None:
+        proxy = self._proxy
+        if proxy is None or not proxy.connected or proxy.over:
+            self._done(deed, 0, f"{deed.kind}: no link")
+            return
+        if threading.current_thread() is proxy.thread:
+            _FAULTS[deed.kind](proxy, deed)
+        else:
+            proxy.ask(lambda proxy: _FAULTS[deed.kind](proxy, deed))
+        self._done(deed, 1, f"link: {deed.kind} {deed.direction}")
+        if deed.kind in ("stall", "swallow"):
+            self._dead_link = True
+            self._fire("stalled")
+
+    def _do_due(self) -> None:
+        while True:
+            with self._lock:
+                if not self._due or self._due[0][0] > time.monotonic():
+                    return
+                _, _, item = heapq.heappop(self._due)
+            if isinstance(item, Process):
+                item.kill(signal.SIGCONT)
+                self._last = time.monotonic()
+                self._trace(f"SIGCONT to {self._family.describe(item)}")
+            else:
+                self._do(item)
+
+    # The run.
+
+    def perform(self) -> Record:
+        """Do it all, to the end; nothing of it is left then, whatever happens."""
+        try:
+            if self._begin():
+                self._until_over()
+                self._until_ended()
+                self._see_who_runs()
+            self._end_services()
+            self._end_guests()
+        finally:
+            self._clean_up()
+        return self.record
+
+    def _begin(self) -> bool:
+        """Start both ends; whether both did start."""
+        self._destination.start()
+        self._fire("begun")
+        until = time.monotonic() + _LISTENS_WITHIN
+        while (target := self._destination.address()) is None:
+            self._turn()
+            if self._destination.over:
+                return False
+            if time.monotonic() > until:
+                self.record.hung.append("destination does not listen")
+                return False
+        proxy = self._proxy = Proxy(target, self._fire)
+        for deed in self.plan.deeds:
+            if deed.trigger.mark.startswith("byte "):
+                proxy.mark_position(int(deed.trigger.mark.split()[1]), deed.trigger.mark)
+        proxy.start()
+        self._source.start(proxy.address)
+        self._fire("started")
+        return True
+
+    def _turn(self) -> None:
+        """One look at everything, and what is due."""
+        self._do_due()
+        self._watch.look()
+        if time.monotonic() >= self._next_scan:
+            self._next_scan = time.monotonic() + _SCAN
+            self._family.scan()
+        time.sleep(_LOOK)
+
+    def _last_event(self) -> float:
+        stirred = 0.0 if self._proxy is None else self._proxy.stirred
+        return max(self._last, stirred, self._source.changed, self._destination.changed)
+
+    def _until_over(self) -> None:
+        """Both ends know how it ended; what would wait for ever is ended from outside."""
+        finals = iter(("final", "TERM"))
+        while not (self._source.over and self._destination.over) or self._due:
+            self._turn()
+            if self._due:
+                continue
+            quiet = time.monotonic() - self._last_event()
+            if quiet < self._patience():
+                continue
+            final = next(finals, None)
+            if final is None or not self._may_wait():
+                self._note_hung()
+                return
+            self._finish(self.plan.final if final == "final" else final)
+
+    def _patience(self) -> float:
+        """Seconds of quiet after which something is wrong, or is to be ended from outside."""
+        if not self._may_wait():
+            return ENDED_WITHIN + ALLOWANCE
+        if self._source.over:
+            return 1.0
+        return ANSWER_WITHIN + ENDED_WITHIN + ALLOWANCE
+
+    def _may_wait(self) -> bool:
+        """Whether an end that still waits does so rightly: it cannot know."""
+        proxy = self._proxy
+        assert proxy is not None
+        return not proxy.connected or (self._dead_link and not proxy.over) or self._ended_outside
+
+    _ended_outside = False
+
+    def _finish(self, how: str) -> None:
+        self._ended_outside = True
+        proxy = self._proxy
+        assert proxy is not None
+        if how != "TERM" and proxy.connected and not proxy.over:
+            proxy.ask(lambda proxy: proxy.cut(reset=how == "reset"))
+        else:
+            how = "TERM"
+            for end in (self._source, self._destination):
+                if not end.over:
+                    end.signal(signal.SIGTERM)
+        self._last = time.monotonic()
+        self._trace(f"final: {how}")
+
+    def _note_hung(self) -> None:
+        for name, end in (("source", self._source), ("destination", self._destination)):
+            if not end.over:
+                self.record.hung.append(name)
+        self._trace(f"hung: {self.record.hung}")
+
+    def _until_ended(self) -> None:
+        """All that has to end has ended, or is noted as left."""
+        last = self._last_event()
+        until = last + ENDED_WITHIN + ALLOWANCE
+        while left := self._left():
+            self._turn()
+            if time.monotonic() > until:
+                self.record.left += [self._family.describe(process) for process in left]
+                break
+        self.record.ended_after = time.monotonic() - last
+        self._trace("ended")
+
+    def _left(self) -> list[Process]:
+        """Processes that should have ended: all but guests, and services that still serve."""
+        served = {
+            side
+            for side, end in (("source", self._source), ("destination", self._destination))
+            if end.serves
+        }
+        stays = {"command", "forkserver"}
+        return [
+            process
+            for process in self._family.alive()
+            if (role := self._family.role(process)) != "guest"
+            and not (process.side in served and role in stays)
+        ]
+
+    def _see_who_runs(self) -> None:
+        now = time.time()
+        while time.time() < now + _LINGER:
+            self._turn()
+        for side in ("source", "destination"):
+            heart = self._watch.heart(side)
+            guests = [p for p in self._family.alive() if p.pid in heart.pids]
+            self.record.runs[side] = heart.last_run is not None and heart.last_run.time > now
+            self.record.ran[side] = heart.last_run is not None
+            self.record.dead[side] = not guests
+
+    def _end_services(self) -> None:
+        """Have services end, and note the status of all commands."""
+        for side, end in (("source", self._source), ("destination", self._destination)):
+            self.record.migration[side] = end.migration
+            if end.serves:
+                end.signal(signal.SIGTERM)
+        until = time.monotonic() + ENDED_WITHIN + ALLOWANCE
+        while left := [p for p in self._family.alive() if self._family.role(p) != "guest"]:
+            self._turn()
+            if time.monotonic() > until:
+                self.record.left += [self._family.describe(process) for process in left]
+                break
+
+    def _end_guests(self) -> None:
+        """Wait for guests that are left alone to end, or do not."""
+        until = time.monotonic() + self._source.orphan + ENDED_WITHIN + ALLOWANCE
+        while self.plan.patient and (left := self._family.alive()):
+            self._turn()
+            if time.monotonic() > until:
+                self.record.left += [self._family.describe(process) for process in left]
+                break
+        self._watch.look()
+        self.record.two = self._watch.two
+
+    def _clean_up(self) -> None:
+        """End whatever is left of the run, and what it made in memory."""
+        for process in self._family.alive():
+            process.kill(signal.SIGKILL)
+        for side, end in (("source", self._source), ("destination", self._destination)):
+            self.record.status[side] = end.close()
+            self.record.stderr[side] = end.said()
+        if self._proxy is not None:
+            self._proxy.close()
+            start = self.record.started
+            self.record.link = [f"{at - start:7.3f} {what}" for at, what in self._proxy.events]
+        until = time.monotonic() + ENDED_WITHIN
+        while self._family.alive() and time.monotonic() < until:
+            with suppress(ChildProcessError):
+                time.sleep(_LOOK)
+
+
+_FAULTS: dict[str, Callable[[Proxy, Fault], None]] = {
+    "hold": lambda proxy, deed: proxy.hold(deed.direction, deed.seconds),
+    "slow": lambda proxy, deed: proxy.slow(deed.direction, deed.seconds),
+    "stall": lambda proxy, deed: proxy.stall(deed.direction),
+    "swallow": lambda proxy, deed: proxy.swallow(deed.direction),
+    "half": lambda proxy, deed: proxy.half_close(deed.direction),
+    "reset": lambda proxy, _: proxy.cut(reset=True),
+    "close": lambda proxy, _: proxy.cut(reset=False),
+}
+
+
+def perform(plan: Plan, folder: Path) -> Record:
+    """Do a run in this folder, which must be empty."""
+    (folder / "tmp").mkdir(parents=True)
+    return Run(plan, folder).perform()
