@@ -83,8 +83,9 @@ class Guest(ABC):
     Outgoing: (running) -> pause -> save_devices -> commit -> close. When the migration fails, also
     after `commit`: resume. Without `commit`, a paused guest runs on by itself if its controller
     dies; after it, never.
-    Incoming: prepare -> others write RAM -> load_devices -> invalidate_caches -> complete. When it
-    fails behind `prepare`: abort_incoming. A `prepare` that raises leaves nothing behind.
+    Incoming: prepare -> others write RAM -> load_devices -> invalidate_caches -> seal -> complete.
+    When it fails behind `prepare`: abort_incoming. A `prepare` that raises leaves nothing behind.
+    Once the source may have given its guest up, a sealed guest is completed or kept, not aborted.
     Everything that can go wrong raises GuestError, before `complete` if at all possible: the source
     has given its guest up by then.
     """
@@ -135,6 +136,12 @@ class Guest(ABC):
     def commit(self) -> None:
         """The other side may start from now on: stay paused, even if our controller dies."""
 
+    def check_incoming(self) -> None:  # noqa: B027 - many kinds cannot know anything before
+        """Raise GuestError where an incoming guest could not be prepared here.
+
+        As far as can be known before it arrives: nothing is made, and the source may still fail.
+        """
+
     @abstractmethod
     def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
         """Make or check the RAM of an incoming guest. Raises GuestError when it does not fit."""
@@ -147,13 +154,39 @@ class Guest(ABC):
     def invalidate_caches(self) -> None:
         """Drop what was cached of disks and memory before the incoming guest runs."""
 
+    def seal(self, *, running: bool) -> None:  # noqa: B027 - what lives in memory cannot last
+        """Make everything that can fail durable; after this only `complete` is left.
+
+        `running` is what `complete` will be called with. Raises GuestError.
+        """
+
+    def finisher(self) -> Callable[[], None] | None:
+        """Return a picklable callable that completes the sealed guest from another process.
+
+        It raises GuestError, and does nothing where the guest is complete already. None where only
+        the guest's own process can complete it, and before `seal`.
+        """
+        return None
+
+    def keep(self) -> str:
+        """Give up the descriptors and leave the sealed guest where it is, not started.
+
+        Returns one line that says where it is and how to take it up. Raises GuestError where this
+        kind of guest cannot be kept.
+        """
+        raise GuestError("a guest of this kind cannot be kept when it is not started")
+
+    def take_up(self) -> None:
+        """Complete a guest that an earlier receive kept. Raises GuestError where there is none."""
+        raise GuestError("a guest of this kind is never kept, so there is none to take up")
+
     @abstractmethod
     def complete(self, *, running: bool) -> None:
         """The incoming guest is whole; `running`: let it execute, unless its state says not to."""
 
     @abstractmethod
     def abort_incoming(self) -> None:
-        """Remove what `prepare` made."""
+        """Remove what `prepare` and the steps after it made, sealed or not, and nothing else."""
 
     @abstractmethod
     def close(self) -> None:

@@ -1,17 +1,20 @@
 """`dir:PATH`: a guest at rest. `guest.json`, one RAM file a block, one file a device section.
 
-`guest.json` is written last and at once, so a directory without it holds no guest.
+An incoming guest becomes one in three steps, so that it is never half there: files in `ram` and
+`devices`; when all of them last, `guest.json.new`; and at the very end that one's name becomes
+`guest.json`. A folder with only `guest.json.new` holds a guest that is complete, but was not
+started: it is not known whether its source runs on.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
 
+from . import directory_files as files
 from .base import (
     BlockLayout,
     DeviceSection,
@@ -21,92 +24,122 @@ from .base import (
     Machine,
     RamBlock,
 )
-from .file_names import file_name
+from .directory_finish import NAME, NEW_NAME, Finisher
+from .directory_format import (
+    MAX_TEXT,
+    BlockFile,
+    Contents,
+    FormatError,
+    SectionFile,
+    block_files,
+    build,
+    check_blocks,
+    check_description,
+    check_machine,
+    check_sections,
+    parse,
+    section_files,
+    shown,
+)
 
-FORMAT = 1
-MAX_NAME = 255
-"""Bytes of a name on the wire."""
-
-_T = TypeVar("_T")
+MAX_DEVICE_STATE = 8 << 30
+"""Bytes of the state of all devices, which is held in memory."""
+RAM = "ram"
+DEVICES = "devices"
 
 
 class DirectoryGuest(Guest):
-    """Never runs here; `running` in guest.json says whether it was to run on."""
+    """A guest that never runs here; `running` in guest.json says whether it was to run on.
+
+    No other process can use the folder until `close`.
+    """
 
     def __init__(self, path: str) -> None:
-        """Opens the guest if the directory holds one. Raises GuestError."""
+        """Open the guest if the folder holds one. Raises GuestError."""
         super().__init__()
-        if not path:
+        if not path or "\0" in path:
             raise GuestError("dir: needs a path")
         self._path = Path(path)
+        self._absolute = os.path.abspath(path)
         self._machine: Machine | None = None
         self._blocks: tuple[RamBlock, ...] = ()
         self._state: DeviceState | None = None
-        self._made: list[Path] = []
+        self._folder: int | None = None
+        self._folders: list[int] = []
+        self._undo: list[Callable[[], None]] = []
+        self._sealed: Finisher | None = None
+        self._kept = False
         try:
-            present = self._description_path.exists()
+            # A folder that is missing can still be made, by `prepare`.
+            with suppress(FileNotFoundError):
+                self._look(self._use(files.open_path(path)))
         except OSError as error:
-            raise GuestError(f"{path}: {error.strerror}") from error
-        if present:
-            self._open()
-
-    @property
-    def _description_path(self) -> Path:
-        return self._path / "guest.json"
-
-    @property
-    def _new_description_path(self) -> Path:
-        return self._path / "guest.json.new"
-
-    def _open(self) -> None:
-        try:
-            document = json.loads(self._description_path.read_text())
-            if _field(document, "format", int) != FORMAT:
-                raise ValueError(f"format {document['format']}, where {FORMAT} is known")
-            self._machine = _machine_from(_field(document, "machine", dict))
-            self._state = self._state_from(document)
-            for entry in _field(document, "blocks", list):
-                self._blocks += (self._open_block(entry, self._machine.page_size),)
-        except (OSError, ValueError, RecursionError) as error:
             self.close()
-            raise GuestError(f"{self._description_path}: not a guest: {error}") from error
+            raise GuestError(f"{path}: {error.strerror}") from error
+        except GuestError:
+            self.close()
+            raise
 
-    def _open_block(self, entry: dict[str, Any], page_size: int) -> RamBlock:
-        name, length = _name(entry, "name"), _field(entry, "length", int)
-        if length <= 0 or length % page_size:
-            raise ValueError(f"RAM block {name!r} has length {length}")
-        path = self._path / "ram" / Path(_field(entry, "file", str)).name
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        size = os.fstat(fd).st_size
-        if size != length:
-            os.close(fd)
-            raise ValueError(f"{path.name} has {size} bytes, RAM block {name!r} {length}")
-        return RamBlock(name, length, page_size, fd)
+    def _use(self, folder: int) -> int:
+        """Make the open folder ours. Raises GuestError where another process uses it."""
+        self._folder = folder
+        self._folders.append(folder)
+        if not files.lock(folder):
+            raise GuestError(f"{self._path}: another process uses the guest in this folder")
+        return folder
 
-    def _state_from(self, document: dict[str, Any]) -> DeviceState:
-        return DeviceState(
-            early=tuple(map(self._section_from, _field(document, "early", list))),
-            sections=tuple(map(self._section_from, _field(document, "sections", list))),
-            description=_description(_optional(document, "description", str)),
-            ram_section_id=_number(document, "ram_section_id"),
-        )
+    def _look(self, folder: int) -> None:
+        if files.kind_of(folder, NAME) is not None:
+            self._open(folder, NAME, "not a guest")
+        elif files.is_file(folder, NEW_NAME):
+            self._kept = files.kind_of(folder, RAM) is not None
 
-    def _section_from(self, entry: dict[str, Any]) -> DeviceSection:
-        path = self._path / "devices" / Path(_field(entry, "file", str)).name
-        return DeviceSection(
-            section_id=_number(entry, "section_id"),
-            name=_name(entry, "name"),
-            instance_id=_number(entry, "instance_id"),
-            version=_number(entry, "version"),
-            payload=path.read_bytes(),
-        )
+    def _open(self, folder: int, name: str, otherwise: str) -> None:
+        """Open the guest that `name` describes. Raises GuestError that says it is `otherwise`."""
+        try:
+            with _naming("it"):
+                text = files.read_file(folder, name, MAX_TEXT)
+            contents = parse(text)
+            self._open_blocks(folder, contents.blocks)
+            self._state = _read_state(folder, contents)
+            self._machine = contents.machine
+        except FormatError as error:
+            raise GuestError(f"{self._path / name}: {otherwise}: {error}") from error
+
+    def _open_blocks(self, folder: int, blocks: Sequence[BlockFile]) -> None:
+        with _subfolder(folder, RAM) as ram:
+            for index, block in enumerate(blocks):
+                where, layout = f"blocks[{index}].file {shown(block.file)}", block.layout
+                with _naming(where):
+                    fd = files.open_file(ram, block.file, os.O_RDWR)
+                opened = RamBlock(layout.name, layout.length, layout.page_size, fd)
+                self._blocks += (opened,)
+                size = os.fstat(fd).st_size
+                if size != layout.length:
+                    raise FormatError(f"{where} has {size} bytes, its block {layout.length}")
 
     @property
     def machine(self) -> Machine:
-        """Raises GuestError when the directory holds no guest."""
+        """Raises GuestError when the folder holds no guest."""
         if self._machine is None:
-            raise GuestError(f"{self._path}: no guest here (no guest.json)")
+            raise self._no_guest()
         return self._machine
+
+    def _no_guest(self) -> GuestError:
+        if self._kept:
+            return GuestError(f"{self._path}: {self._how_to_take_up}")
+        return GuestError(f"{self._path}: no guest here (no {NAME})")
+
+    @property
+    def _how_to_take_up(self) -> str:
+        return (
+            "holds an incoming guest that was kept, not started; if its source does not run it, "
+            f"take it up: {self._take_up_command}"
+        )
+
+    @property
+    def _take_up_command(self) -> str:
+        return f"vmferry receive --resume --guest {shlex.quote(f'dir:{self._path}')}"
 
     @property
     def blocks(self) -> tuple[RamBlock, ...]:
@@ -119,204 +152,269 @@ class DirectoryGuest(Guest):
         return False
 
     def pause(self) -> None:
-        """Nothing to do."""
+        """Do nothing: it does not run."""
 
     def resume(self) -> None:
-        """A guest at rest cannot run. Raises GuestError."""
+        """Raise GuestError: a guest at rest cannot run."""
         raise GuestError(f"{self._path}: a guest at rest cannot run")
 
     def throttle(self, percentage: int) -> None:
-        """Nothing to do."""
+        """Do nothing: it does not run."""
 
     def save_devices(self, *, running: bool = True) -> DeviceState:
-        """The sections as they arrived, which say themselves whether it ran."""
+        """Return the sections as they arrived, which say themselves whether it ran."""
         del running
         if self._state is None:
-            raise GuestError(f"{self._path}: no guest here (no guest.json)")
+            raise self._no_guest()
         return self._state
 
     def commit(self) -> None:
-        """Nothing to do: it does not run by itself."""
+        """Do nothing: it does not run by itself."""
 
-    def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
-        """Sparse RAM files. Raises GuestError when a guest is here already."""
+    def check_incoming(self) -> None:
+        """Raise GuestError unless the folder is free, or can be made, and can be written."""
         if self._machine is not None:
             raise GuestError(f"{self._path}: holds a guest already")
-        if any((self._path / name).exists() for name in ("ram", "devices")):
-            raise GuestError(f"{self._path}: holds 'ram' or 'devices' of something else")
+        if self._kept:
+            raise self._no_guest()
+        if self._folder is not None:
+            self._check_free(self._folder)
+        parent, _ = self._existing_parent()
+        if not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
+            raise GuestError(f"{parent}: no permission to write there")
+
+    def _check_free(self, folder: int) -> None:
+        for name in (NAME, NEW_NAME, RAM, DEVICES):
+            if files.kind_of(folder, name) is not None:
+                raise GuestError(f"{self._path}: holds {name!r} of something else")
+
+    def _existing_parent(self) -> tuple[str, list[str]]:
+        """Return the folder, or the nearest above it that exists, and the names that lack."""
+        parent, missing = self._absolute, list[str]()
+        while not os.path.lexists(parent):
+            parent, name = os.path.split(parent)
+            missing.insert(0, name)
+        return parent, missing
+
+    def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
+        """Make sparse RAM files. Raises GuestError when anything is in the way."""
+        self.check_incoming()
+        entries = block_files(blocks)
+        with self._refusing():
+            check_machine(machine)
+            check_blocks(entries, machine.page_size)
         try:
-            self._make_folder(self._path)
-            self._make_folder(self._path / "ram")
-            for number, block in enumerate(blocks):
-                self._make_block(number, block)
-        except OSError as error:
+            folder = self._make_path()
+            ram = self._make_folder(folder, RAM)
+            for entry in entries:
+                self._make_block(ram, entry)
+        except (OSError, GuestError) as error:
             self.abort_incoming()
+            if isinstance(error, GuestError):
+                raise
             raise GuestError(f"{self._path}: {error.strerror}") from error
         self._machine = machine
 
-    def _make_folder(self, path: Path) -> None:
-        if not path.exists():
-            path.mkdir(parents=True)
-            self._made.append(path)
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Raise GuestError for what cannot be written as wanted."""
+        try:
+            yield
+        except FormatError as error:
+            raise GuestError(f"{self._path}: this guest cannot be kept here: {error}") from error
+        except OSError as error:
+            raise GuestError(f"{self._path}: {error.strerror}") from error
 
-    def _make_block(self, number: int, block: BlockLayout) -> None:
-        path = self._path / "ram" / file_name(number, block.name)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._blocks += (RamBlock(block.name, block.length, block.page_size, fd),)
-        os.ftruncate(fd, block.length)
+    def _make_path(self) -> int:
+        """Make the folder, and those above it that lack."""
+        if self._folder is None:
+            parent, missing = self._existing_parent()
+            folder = files.open_path(parent)
+            for name in missing:
+                self._folders.append(folder)
+                folder = self._make_folder(folder, name, ours=False)
+            self._check_free(self._use(folder))
+        assert self._folder is not None
+        return self._folder
+
+    def _make_folder(self, folder: int, name: str, *, ours: bool = True) -> int:
+        """Make a folder; `ours`: its descriptor is closed with the guest."""
+        made = files.make_folder(folder, name)
+        self._undo.append(lambda: os.rmdir(name, dir_fd=folder))
+        if ours:
+            self._folders.append(made)
+        return made
+
+    def _make_block(self, ram: int, entry: BlockFile) -> None:
+        layout, name = entry.layout, entry.file
+        fd = files.make_file(ram, name)
+        self._undo.append(lambda: os.unlink(name, dir_fd=ram))
+        self._blocks += (RamBlock(layout.name, layout.length, layout.page_size, fd),)
+        os.ftruncate(fd, layout.length)
 
     def load_devices(self, machine: Machine, state: DeviceState) -> None:
-        """Write each section to a file of its own, and guest.json under another name.
+        """Write each section to a file of its own. Raises GuestError."""
+        early = section_files(state.early)
+        sections = section_files(state.sections, len(early))
+        size = sum(len(section.payload) for section in (*state.early, *state.sections))
+        with self._refusing():
+            check_sections(state.ram_section_id, early, sections)
+            check_description(state.description, machine.page_size)
+            if size > MAX_DEVICE_STATE:
+                raise FormatError(f"{size} bytes of device state, more than {MAX_DEVICE_STATE}")
+            assert self._folder is not None
+            folder = self._make_folder(self._folder, DEVICES)
+            for entry, section in zip(
+                (*early, *sections), (*state.early, *state.sections), strict=True
+            ):
+                self._make_file(folder, entry.file, section.payload)
+        self._machine, self._state = machine, state
 
-        All of it is on the disk when this returns: the source gives its guest up then.
-        """
-        folder = self._path / "devices"
-        try:
-            self._make_folder(folder)
-            for number, section in enumerate((*state.early, *state.sections)):
-                _write(folder / file_name(number, section.name), section.payload)
-            self._machine, self._state = machine, state
-            self._write_description(running=True)
-            for block in self._blocks:
-                os.fsync(block.fd)
-            for path in (folder, self._path / "ram", self._path):
-                _sync_folder(path)
-        except OSError as error:
-            raise GuestError(f"{self._path}: {error.strerror}") from error
+    def _make_file(self, folder: int, name: str, data: bytes) -> None:
+        fd = files.make_file(folder, name)
+        self._undo.append(lambda: os.unlink(name, dir_fd=folder))
+        files.write(fd, data)
 
     def invalidate_caches(self) -> None:
-        """Nothing is cached."""
+        """Do nothing: nothing is cached."""
+
+    def seal(self, *, running: bool) -> None:
+        """Make RAM and devices last, then write guest.json.new, which says that they do."""
+        folder = self._folder
+        assert folder is not None
+        with self._refusing():
+            contents = self._contents(running)
+            text = build(contents)
+            for block in self._blocks:
+                os.fsync(block.fd)
+            names = [section.file for section in (*contents.early, *contents.sections)]
+            with _subfolder(folder, DEVICES) as devices:
+                files.sync_files(devices, names)
+            if files.kind_of(folder, NAME) is not None:
+                raise FormatError(f"the folder holds {NAME!r} of something else")
+            for made in self._folders:
+                os.fsync(made)
+            self._make_file(folder, NEW_NAME, text)
+            files.sync_files(folder, [NEW_NAME])
+            self._sealed = Finisher.of(self._absolute, folder)
+
+    def _contents(self, running: bool) -> Contents:
+        machine, state = self.machine, self.save_devices()
+        layouts = [BlockLayout(b.name, b.length, b.page_size) for b in self._blocks]
+        return Contents(
+            machine=machine,
+            running=running,
+            blocks=block_files(layouts),
+            ram_section_id=state.ram_section_id,
+            early=section_files(state.early),
+            sections=section_files(state.sections, len(state.early)),
+            description=state.description,
+        )
+
+    def finisher(self) -> Finisher | None:
+        """Return what gives guest.json its name from another process; None before `seal`."""
+        return self._sealed
 
     def complete(self, *, running: bool) -> None:
-        """Give guest.json its name; as a rule nothing is left to write that might fail."""
-        try:
-            if not running:
-                self._write_description(running=False)
-            self._new_description_path.replace(self._description_path)
-            _sync_folder(self._path)
-        except OSError as error:
-            raise GuestError(f"{self._path}: {error.strerror}") from error
-        self._made = []
+        """Give guest.json its name: nothing is left to write that might fail."""
+        if self._sealed is None:
+            self.seal(running=running)
+        assert self._sealed is not None
+        assert self._folder is not None
+        self._sealed.finish(self._folder)
+        self._sealed, self._undo = None, []
 
-    def _write_description(self, *, running: bool) -> None:
-        text = json.dumps(self._document(running), indent=1)
-        _write(self._new_description_path, text.encode())
+    def keep(self) -> str:
+        """Leave the sealed guest in its folder, with guest.json.new. Raises GuestError."""
+        if self._sealed is None:
+            raise GuestError(f"{self._path}: the guest is not complete, so it cannot be kept")
+        self.close()
+        self._machine, self._state, self._sealed, self._undo = None, None, None, []
+        return (
+            f"the guest is kept, complete, in {self._path}; if the source does not run it: "
+            f"{self._take_up_command}"
+        )
 
-    def _document(self, running: bool) -> dict[str, Any]:
-        machine, state, description = self.machine, self.save_devices(), None
-        if state.description is not None:
-            description = state.description.decode("utf-8", "surrogateescape")
-        sections = [*state.early, *state.sections]
-        entries = [_section_entry(number, section) for number, section in enumerate(sections)]
-        return {
-            "format": FORMAT,
-            "running": running,
-            "machine": {
-                "name": machine.name,
-                "page_size": machine.page_size,
-                "page_bits_sent": machine.page_bits_sent,
-                "capabilities": machine.capabilities,
-                "uuid": None if machine.uuid is None else machine.uuid.hex(),
-            },
-            "blocks": [
-                {"name": b.name, "length": b.length, "file": file_name(number, b.name)}
-                for number, b in enumerate(self._blocks)
-            ],
-            "ram_section_id": state.ram_section_id,
-            "early": entries[: len(state.early)],
-            "sections": entries[len(state.early) :],
-            "description": description,
-        }
+    def take_up(self) -> None:
+        """Complete the guest that was kept here, if it is whole. Raises GuestError."""
+        if self._machine is not None:
+            raise GuestError(f"{self._path}: holds a guest already")
+        if self._folder is None or not self._kept:
+            raise GuestError(f"{self._path}: no guest was kept here (no {NEW_NAME})")
+        self._open(self._folder, NEW_NAME, "incomplete")
+        Finisher.of(self._absolute, self._folder).finish(self._folder)
+        self._kept = False
 
     def abort_incoming(self) -> None:
-        """Remove what this guest made, and nothing else."""
+        """Remove what this guest made, and nothing else.
+
+        A guest that another process has completed meanwhile stays.
+        """
+        undo, self._undo = self._undo, []
+        folder, sealed = self._folder, self._sealed is not None
+        if sealed and folder is not None and not files.is_file(folder, NEW_NAME):
+            undo = []
+        for step in reversed(undo):
+            # What cannot be removed stays; the user needs the error that led here, not this one.
+            with suppress(OSError):
+                step()
         self.close()
-        if self._made:
-            self._new_description_path.unlink(missing_ok=True)
-        for folder in reversed(self._made):
-            if folder != self._path:
-                shutil.rmtree(folder, ignore_errors=True)
-            elif not any(folder.iterdir()):
-                folder.rmdir()
-        self._machine, self._state, self._made = None, None, []
+        self._machine, self._state, self._sealed = None, None, None
 
     def close(self) -> None:
-        """Close the RAM files."""
-        for block in self._blocks:
-            os.close(block.fd)
-        self._blocks = ()
+        """Close the files, so that other processes may use the folder."""
+        for fd in (*(block.fd for block in self._blocks), *self._folders):
+            os.close(fd)
+        self._blocks, self._folders, self._folder = (), [], None
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """Make the names in it last."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Raise FormatError that begins with `where`, for what is wrong with a file."""
     try:
-        os.fsync(fd)
+        yield
+    except OSError as error:
+        raise FormatError(f"{where} {error.strerror}") from error
+
+
+@contextmanager
+def _subfolder(folder: int, name: str) -> Iterator[int]:
+    """Open a folder of the guest. Raises FormatError."""
+    with _naming(f"folder {name!r}"):
+        fd = files.open_folder(folder, name)
+    try:
+        yield fd
     finally:
         os.close(fd)
 
 
-def _field(entry: Any, name: str, kind: type[_T]) -> _T:
-    """A member of a JSON object. Raises ValueError when it is missing or of another type."""
-    value = entry.get(name) if isinstance(entry, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
-        raise ValueError(f"no {name!r} in it that is {kind.__name__}")
-    return value
-
-
-def _optional(entry: dict[str, Any], name: str, kind: type[_T]) -> _T | None:
-    return None if entry.get(name) is None else _field(entry, name, kind)
-
-
-def _number(entry: Any, name: str) -> int:
-    value = _field(entry, name, int)
-    if not 0 <= value < 1 << 32:
-        raise ValueError(f"{name!r} is {value}")
-    return value
-
-
-def _name(entry: Any, name: str) -> str:
-    value = _field(entry, name, str)
-    if not 0 < len(value.encode("utf-8", "surrogatepass")) <= MAX_NAME:
-        raise ValueError(f"{name!r} is {value[:20]!r}, empty or longer than {MAX_NAME} bytes")
-    return value
-
-
-def _description(text: str | None) -> bytes | None:
-    """The description of devices, as it is on the wire."""
-    if text is not None and not isinstance(json.loads(text), dict):
-        raise ValueError("its description is not a JSON object")
-    return None if text is None else text.encode("utf-8", "surrogateescape")
-
-
-def _machine_from(entry: dict[str, Any]) -> Machine:
-    capabilities, uuid = _optional(entry, "capabilities", list), _optional(entry, "uuid", str)
-    page_size = _field(entry, "page_size", int)
-    if page_size < 1024 or page_size & (page_size - 1):
-        raise ValueError(f"page size {page_size}")
-    if uuid is not None and len(bytes.fromhex(uuid)) != 16:
-        raise ValueError(f"uuid {uuid!r}")
-    return Machine(
-        name=_field(entry, "name", str),
-        page_size=page_size,
-        capabilities=None if capabilities is None else tuple(map(str, capabilities)),
-        uuid=None if uuid is None else bytes.fromhex(uuid),
-        page_bits_sent=_field(entry, "page_bits_sent", bool),
+def _read_state(folder: int, contents: Contents) -> DeviceState:
+    """Return the state of all devices. Raises FormatError."""
+    left = MAX_DEVICE_STATE
+    read: dict[str, list[DeviceSection]] = {"early": [], "sections": []}
+    with _subfolder(folder, DEVICES) as devices:
+        for member, found in read.items():
+            for index, entry in enumerate(getattr(contents, member)):
+                found.append(_read_section(devices, f"{member}[{index}]", entry, left))
+                left -= len(found[-1].payload)
+    return DeviceState(
+        early=tuple(read["early"]),
+        sections=tuple(read["sections"]),
+        description=contents.description,
+        ram_section_id=contents.ram_section_id,
     )
 
 
-def _section_entry(number: int, section: DeviceSection) -> dict[str, Any]:
-    return {
-        "section_id": section.section_id,
-        "name": section.name,
-        "instance_id": section.instance_id,
-        "version": section.version,
-        "file": file_name(number, section.name),
-    }
+def _read_section(devices: int, where: str, entry: SectionFile, limit: int) -> DeviceSection:
+    where = f"{where}.file {shown(entry.file)}"
+    with _naming(where):
+        payload = files.read_file(devices, entry.file, limit)
+    if entry.size is not None and entry.size != len(payload):
+        raise FormatError(f"{where} has {len(payload)} bytes, its section {entry.size}")
+    return DeviceSection(
+        section_id=entry.section_id,
+        name=entry.name,
+        instance_id=entry.instance_id,
+        version=entry.version,
+        payload=payload,
+    )

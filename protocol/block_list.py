@@ -8,7 +8,7 @@ from .cursor import Cursor, decode_name
 from .errors import StreamError, UnsupportedError
 from .mapped_ram import MappedRam
 
-_MAX_BLOCKS = 4096
+MAX_BLOCKS = 4096
 
 
 class BlockListReader:
@@ -65,7 +65,7 @@ class BlockListReader:
             not entry.length
             or entry.length % self.page_size
             or self._listed + entry.length > total
-            or len(self.blocks) >= _MAX_BLOCKS
+            or len(self.blocks) >= MAX_BLOCKS
         ):
             message = f"block {name} of {entry.length} bytes does not fit a total of {total}"
             raise _error(message, offset)

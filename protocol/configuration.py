@@ -14,14 +14,14 @@ IGNORE_SHARED = "x-ignore-shared"
 MAPPED_RAM = "mapped-ram"
 """Capability: pages stand at fixed places of the file (see `mapped_ram`)."""
 
-_MAX_CONFIGURATION = 1 << 15
+MAX_CONFIGURATION = 1 << 15
 _SECTION = "configuration"
 
 
 def read_configuration(cursor: Cursor) -> events.Configuration:
     """The configuration with all its subsections."""
     start = cursor.offset
-    machine = _name(cursor.take(stream.ConfigurationHeader, _MAX_CONFIGURATION).machine, start)
+    machine = _name(cursor.take(stream.ConfigurationHeader, MAX_CONFIGURATION).machine, start)
     values: dict[bytes, Any] = {}
     expected = iter(stream.CONFIGURATION_SUBSECTIONS.items())
     while cursor.peek() == SectionType.SUBSECTION:
@@ -31,7 +31,7 @@ def read_configuration(cursor: Cursor) -> events.Configuration:
         if body is None or header.version != 1:
             message = f"subsection {header.name!r} version {header.version} here"
             raise UnsupportedError(message, offset=at, section=_SECTION)
-        values[header.name] = cursor.take(body, _MAX_CONFIGURATION)
+        values[header.name] = cursor.take(body, MAX_CONFIGURATION)
     capabilities = values.get(CAPABILITIES)
     return events.Configuration(
         start,

@@ -1,0 +1,168 @@
+"""Files and folders of a guest at rest, opened and made by descriptor; no link is ever followed.
+
+A folder is known by its descriptor, and what is in it by one name, so nothing outside can be
+reached. Whatever a guest keeps is readable and writable by its owner only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterable
+
+FILE_MODE = 0o600
+FOLDER_MODE = 0o700
+MANY_FILES = 64
+"""From so many files on, one `syncfs` before them costs less than it saves."""
+
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_OPEN_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NO_LOCKS_HERE = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP)
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFREG: "a regular file",
+}
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def open_path(path: str) -> int:
+    """Open the folder that a user named, where links may lead to it. Raises OSError."""
+    return os.open(path, _OPEN_FOLDER)
+
+
+def lock(folder: int) -> bool:
+    """Lock the folder against other processes until it is closed; False: somebody else has it.
+
+    Some file systems (NFS) cannot lock folders. What remains there is that the folders in it are
+    made by one process only, and that the last step of each is one rename.
+    """
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+    return True
+
+
+def kind_of(folder: int, name: str) -> str | None:
+    """Return what `name` in the folder is, in words; None where there is nothing."""
+    try:
+        mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return None
+    return _KINDS.get(stat.S_IFMT(mode), "of an unknown kind")
+
+
+def is_file(folder: int, name: str) -> bool:
+    """Return whether `name` in the folder is a regular file."""
+    return kind_of(folder, name) == _KINDS[stat.S_IFREG]
+
+
+def open_folder(folder: int, name: str) -> int:
+    """Open the folder `name` in the folder. Raises OSError, for a link as well."""
+    kind = kind_of(folder, name)
+    if kind not in (None, _KINDS[stat.S_IFDIR]):
+        raise OSError(errno.ENOTDIR, f"is {kind}, not a folder", name)
+    return os.open(name, _OPEN_FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+
+
+def open_file(folder: int, name: str, flags: int) -> int:
+    """Open the regular file `name` in the folder. Raises OSError for anything else.
+
+    It is looked at before it is opened, since opening a device may have effects, and again
+    afterwards, since another file may have taken its name meanwhile.
+    """
+    kind = kind_of(folder, name)
+    if kind not in (None, _KINDS[stat.S_IFREG]):
+        raise OSError(errno.EINVAL, f"is {kind}, not a regular file", name)
+    fd = os.open(name, flags | _OPEN_FILE, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "is not a regular file", name)
+    return fd
+
+
+def read_file(folder: int, name: str, limit: int) -> bytes:
+    """Return all bytes of the regular file `name`, at most `limit`. Raises OSError."""
+    with open(open_file(folder, name, os.O_RDONLY), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(
+                errno.EFBIG, f"has {size} bytes, more than the {limit} that may be read", name
+            )
+        try:
+            # One byte more than there should be shows that the file grew.
+            data = file.read(size + 1)
+        except MemoryError:
+            raise OSError(errno.ENOMEM, f"has {size} bytes, more than memory", name) from None
+    if len(data) != size:
+        raise OSError(errno.EIO, "changed while it was read", name)
+    return data
+
+
+def make_folder(folder: int, name: str) -> int:
+    """Make the folder `name` in the folder, for its owner only, and open it. Raises OSError."""
+    os.mkdir(name, FOLDER_MODE, dir_fd=folder)
+    try:
+        fd = os.open(name, _OPEN_FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+        _allow_owner(fd, FOLDER_MODE)
+    except OSError:
+        os.rmdir(name, dir_fd=folder)
+        raise
+    return fd
+
+
+def make_file(folder: int, name: str) -> int:
+    """Make the file `name` in the folder, for its owner only. Raises OSError if it exists."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, FILE_MODE, dir_fd=folder)
+    try:
+        _allow_owner(fd, FILE_MODE)
+    except OSError:
+        os.close(fd)
+        os.unlink(name, dir_fd=folder)
+        raise
+    return fd
+
+
+def _allow_owner(fd: int, mode: int) -> None:
+    """Give back what the umask took from the owner; it cannot have given others anything."""
+    if os.fstat(fd).st_mode & mode != mode:
+        os.fchmod(fd, mode)
+
+
+def write(fd: int, data: bytes) -> None:
+    """Write all bytes to the file and close it. Raises OSError."""
+    with open(fd, "wb", buffering=0) as file:
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) :]
+
+
+def sync_files(folder: int, names: Iterable[str]) -> None:
+    """Make files of the folder, and their names in it, last. Raises OSError for each failure.
+
+    Of very many files each `fsync` waits for the disk. `syncfs` writes all of them at once, so
+    that they have nothing left to wait for; whether each lasts is still the word of `fsync`: old
+    kernels and some file systems hide errors from `syncfs`, or do not know it.
+    """
+    names = tuple(names)
+    if len(names) >= MANY_FILES:
+        _libc.syncfs(folder)
+    for name in names:
+        fd = open_file(folder, name, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    os.fsync(folder)
