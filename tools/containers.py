@@ -9,23 +9,28 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
-from ..protocol import qcow2
+from ..protocol import events, qcow2
+from ..protocol.configuration import MAPPED_RAM
 from ..protocol.errors import StreamError, UnsupportedError
+from ..protocol.reader import StreamReader
 from .compressed import format_of
 from .save_image import HEAD, SaveImage, magic_of, read_save_image
 from .snapshots import Image, MachineState, Snapshot, names_of
+from .spool import spooled
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 MAX_LAYERS = 4
+_BEGINNING = 4096
+"""Bytes in which a stream has said whether it is a mapped-ram file."""
 
 
 class ChooseSnapshotError(StreamError):
@@ -42,7 +47,8 @@ class ChooseSnapshotError(StreamError):
 class Opened:
     """A stream, at its first byte; `layers`: names of what it stood in, from the outermost on.
 
-    Where nothing is compressed, `stream` is the file itself and can be sought in.
+    Where nothing is compressed, `stream` is the file itself and can be sought in; so can a
+    mapped-ram file in any case, if need be as a temporary copy.
     """
 
     stream: BinaryIO
@@ -77,7 +83,8 @@ def unpack(source: BinaryIO, snapshot: str | None) -> Opened:
     image: SaveImage | None = None
     at = 0
     while True:
-        head, source = _peek(source)
+        beginning, source = _peek(source)
+        head = beginning[:HEAD]
         if head.startswith(qcow2.MAGIC) or snapshot is not None:
             return Opened(_state(source, head, snapshot, layers), (*layers, "qcow2 snapshot"))
         if image is None and magic_of(head) is not None:
@@ -86,12 +93,24 @@ def unpack(source: BinaryIO, snapshot: str | None) -> Opened:
             continue
         found = format_of(head)
         if found is None:
+            if not source.seekable() and _is_mapped(beginning):
+                source = spooled(source)
             return Opened(source, tuple(layers), image)
         if len(layers) == MAX_LAYERS:
             raise StreamError(f"more than {MAX_LAYERS} layers of compression", offset=at)
         source = cast(BinaryIO, io.BufferedReader(found.open(source, at)))
         layers.append(found.name)
         at = 0
+
+
+def _is_mapped(beginning: bytes) -> bool:
+    """Whether a stream that begins so is a mapped-ram file, which is read at any place."""
+    try:
+        found = StreamReader().feed(beginning)
+    except StreamError as error:
+        found = list(error.found)
+    listed = [event for event in found if isinstance(event, events.Configuration)]
+    return any(MAPPED_RAM in (event.capabilities or ()) for event in listed)
 
 
 def _save_image(source: BinaryIO) -> tuple[SaveImage, int, BinaryIO]:
@@ -118,7 +137,7 @@ def _state(source: BinaryIO, head: bytes, snapshot: str | None, layers: list[str
 def _peek(source: BinaryIO) -> tuple[bytes, BinaryIO]:
     """The first bytes, and a source that still has them."""
     head = b""
-    while len(head) < HEAD and (more := source.read(HEAD - len(head))):
+    while len(head) < _BEGINNING and (more := source.read(_BEGINNING - len(head))):
         head += more
     if source.seekable():
         source.seek(-len(head), os.SEEK_CUR)
@@ -135,7 +154,9 @@ class _Rejoined(io.RawIOBase):
 
     def __init__(self, head: bytes, source: BinaryIO) -> None:
         self._head = head
-        self._source = source
+        # One piece at a time: what comes before a failure is not lost with it.
+        self._read: Callable[[memoryview], int]
+        self._read = getattr(source, "readinto1", None) or source.readinto  # type: ignore[attr-defined]
 
     def readable(self) -> bool:
         """Yes."""
@@ -146,7 +167,7 @@ class _Rejoined(io.RawIOBase):
         view = memoryview(target).cast("B")
         if not self._head:
             # One that is a socket or a pipe gives what it has.
-            return cast(int, self._source.readinto(view))  # type: ignore[attr-defined]
+            return self._read(view)
         count = min(len(view), len(self._head))
         view[:count] = self._head[:count]
         self._head = self._head[count:]

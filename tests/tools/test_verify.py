@@ -291,7 +291,8 @@ def test_mapped_ram(vmferry: Any) -> None:
 
 
 def test_mapped_ram_from_a_pipe(vmferry: Any) -> None:
-    """Broken: a file that must be read at any place would be misread from a pipe."""
+    """Broken: a file that must be read at any place would be misread from a pipe, where nobody
+    made a temporary copy."""
     result = vmferry.run("verify", "/dev/stdin", feed=mapped({"ram": [1]})[0])
     assert (result.status, result.out) == (0, "/dev/stdin: valid\n")
     with subprocess.Popen(["cat", "in"], cwd=vmferry.folder / "standard", stdout=PIPE) as cat:
