@@ -1,17 +1,22 @@
 """Where the command begins: `vmferry`, and `python -m vmferry.tools`.
 
-Every process of a migration imports the program's main module again, so this one imports nothing
-before it is called.
+Nothing that takes time is imported before signals are taken care of.
 """
 
 from __future__ import annotations
 
+from . import interruption
+
 
 def main() -> None:
-    """The `vmferry` command."""
-    from .cli import main as command  # noqa: PLC0415
+    """Run the `vmferry` command."""
+    interruption.start()
+    try:
+        from .cli import main as command  # noqa: PLC0415
 
-    command(prog_name="vmferry")
+        command(prog_name="vmferry", obj=interruption.begin)
+    finally:
+        interruption.end()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """The `vmferry` command: the names of what it does; options are read and work is done elsewhere.
 
-Exit status: 0 done, 1 it failed, 2 wrong usage. Errors are one line on standard error.
+Exit status: 0 done, 1 it failed, 2 wrong usage, 128 and more: a signal ended it. Errors are one
+line on standard error.
 """
 
 from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 import click
@@ -45,12 +47,16 @@ class Commands(click.Group):
 
 @click.group(cls=Commands)
 @click.version_option(package_name="vmferry")
-def main() -> None:
+@click.pass_obj
+def main(begin: Callable[[], None] | None) -> None:
     """Live migration of virtual machines, on QEMU's own wire format."""
+    # The module of the command has been imported.
+    if begin is not None:
+        begin()
     # Names come from streams; a terminal that lacks a character must not end the command.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":
-    main()
+    import_module(f"{__package__}.__main__").main()

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -51,22 +47,6 @@ def _check_output(stream: str, out: Path | None) -> None:
         return
     if same:
         raise click.UsageError(f"{click.format_filename(str(out))} is the stream itself")
-
-
-@contextmanager
-def _ended_cleanly() -> Iterator[None]:
-    """A command that is told to end removes what is half written."""
-
-    def end(*_: object) -> None:
-        # Once is enough: what it removes must not be interrupted.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        sys.exit(128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @click.command()
@@ -133,7 +113,7 @@ def extract(
         disks=disks,
         page_size=page_size,
     )
-    with _ended_cleanly(), opened_stream(stream) as opened:
+    with opened_stream(stream) as opened:
         report = extract_command.extract(opened.stream, wanted)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
@@ -161,7 +141,7 @@ def convert(stream: str, out: Path, container: str, xml: TextIO | None, page_siz
         raise click.UsageError("--xml is for --to libvirt")
     _check_output(stream, out)
     text = None if xml is None else _xml_text(xml)
-    with _ended_cleanly(), opened_stream(stream) as opened:
+    with opened_stream(stream) as opened:
         convert_command.convert(opened, out, container, text, page_size)
 
 

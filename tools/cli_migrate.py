@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 
@@ -28,6 +26,7 @@ from . import demo as demo_command
 from .bench import Variant
 from .bench_memory import CONTENTS, BenchError
 from .failure import describe, fail
+from .interruption import on_signals
 from .options import announce_option, guest_option, paused_option
 from .progress import Progress
 from .summary import summary
@@ -61,11 +60,6 @@ def _throttle(initial: int, increment: int, maximum: int) -> ThrottleParameters:
         return ThrottleParameters(initial, increment, maximum)
     except ThrottleError as error:
         raise click.UsageError(str(error)) from None
-
-
-def _cancel_on_signals(cancel: Callable[[], None]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: cancel())
 
 
 @click.command()
@@ -138,7 +132,7 @@ def send(
         guest = open_guest(guest_text)
         try:
             sender = Sender(guest, uri, parameters)
-            _cancel_on_signals(sender.cancel)
+            on_signals(lambda _: sender.cancel())
             with Progress("sending") as progress:
                 figures = sender.run(progress.update)
                 for line in () if as_json else summary(figures):
@@ -196,7 +190,7 @@ def _receive(
     try:
         receiver = Receiver(guest, uri, parameters)
         receiver.states.add_listener(announce_if_completed)
-        _cancel_on_signals(receiver.cancel)
+        on_signals(lambda _: receiver.cancel())
         with Progress("receiving") as progress:
             return receiver.run(progress.update, lambda at: progress.say(f"listening on {at}"))
     finally:

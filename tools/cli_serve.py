@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 
 import click
 
@@ -14,6 +13,7 @@ from ..guest.base import Guest, GuestError
 from ..guest.open import open_guest
 from ..transport.process import start_early
 from .failure import describe, fail
+from .interruption import signals_in
 from .options import announce_option, guest_option, paused_option
 
 
@@ -64,11 +64,10 @@ async def _serve(
             sockets.append(open_socket(address))
         service = Service(guest, incoming, paused=paused, announce=interfaces)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, service.quit, "host-signal")
-        for sock in sockets:
-            click.echo(f"QMP on {address_of(sock)}", err=True)
-        await Server(service, sockets).run()
+        with signals_in(loop, lambda _: service.quit("host-signal")):
+            for sock in sockets:
+                click.echo(f"QMP on {address_of(sock)}", err=True)
+            await Server(service, sockets).run()
     finally:
         for sock in sockets:
             close_socket(sock)

@@ -20,6 +20,7 @@ from ..control.extensions import PREFIX
 from ..sender.figures import CompressionFigures, ThrottleFigures
 from ..sender.stall import Stall
 from ..transport.uri import Tcp, Unix, UriError, parse_uri
+from .interruption import Interrupted, signals_in
 from .progress import Progress
 
 Address: TypeAlias = str | tuple[str, int]
@@ -197,7 +198,23 @@ def _compression(told: Any) -> CompressionFigures | None:
 def _run(session: Coroutine[Any, Any, T]) -> T:
     # What it logs is what it raises, or of no interest to a person.
     logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
-    return asyncio.run(session)
+    return asyncio.run(_until_signal(session))
+
+
+async def _until_signal(session: Coroutine[Any, Any, T]) -> T:
+    """The session's result; a signal ends it in order, and then this raises Interrupted."""
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(session)
+    numbers: list[int] = []
+
+    def cancel(number: int) -> None:
+        numbers.append(number)
+        task.cancel()
+
+    with signals_in(loop, cancel):
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise Interrupted(128 + numbers[0]) from None
 
 
 @asynccontextmanager

@@ -41,10 +41,10 @@ class Staged:
         if path.exists() and not path.is_file():
             raise FileExistsError(errno.EEXIST, "exists, and is no file", str(path))
         temporary = self._beside(path)
-        with named(path):
-            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # Before it is made: a signal may come between the two.
         self._waiting.append((temporary, path))
-        return fd
+        with named(path):
+            return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def folder(self, path: Path) -> Path:
         """A new folder that will be at `path`, where nothing or an empty folder may be.
@@ -54,9 +54,9 @@ class Staged:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FileExistsError(errno.EEXIST, "exists already", str(path))
         temporary = self._beside(path)
+        self._waiting.append((temporary, path))
         with named(path):
             temporary.mkdir(0o700)
-        self._waiting.append((temporary, path))
         return temporary
 
     def _beside(self, path: Path) -> Path:

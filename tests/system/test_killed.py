@@ -203,7 +203,7 @@ def test_source_runs_on(migration: Migration, victim: str, after: float) -> None
     migration.check(victim)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_cancels(migration: Migration, number: signal.Signals) -> None:
     """Broken: Ctrl-C would cost the guest, or be a traceback."""
     time.sleep(1.0)

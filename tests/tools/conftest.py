@@ -251,7 +251,13 @@ class Vmferry:
 
     def call(self, *arguments: str, feed: bytes | None = None) -> Result:
         """In this process; an exception that nobody caught fails the test."""
-        return CliRunner().invoke(main, arguments, input=feed, catch_exceptions=False)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.getsignal(number) for number in numbers}
+        try:
+            return CliRunner().invoke(main, arguments, input=feed, catch_exceptions=False)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def run(self, *arguments: str, feed: bytes | None = None, limit: float = LIMIT) -> Ran:
         """In a process of its own."""

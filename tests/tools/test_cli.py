@@ -238,7 +238,7 @@ def sink() -> Iterator[socket.socket]:
         yield server
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_cancels_sending(number: signal.Signals, sink: socket.socket) -> None:
     """Broken: Ctrl-C would end in tracebacks, and leave processes behind."""
     uri = f"tcp:127.0.0.1:{sink.getsockname()[1]}"

@@ -19,7 +19,7 @@ from vmferry.protocol.marks import SectionType
 from tests.protocol.conftest import to_bytes
 from tests.protocol.kinds import KINDS
 
-VMFERRY = [sys.executable, "-m", "vmferry.tools.cli"]
+VMFERRY = [sys.executable, "-m", "vmferry.tools"]
 LIMIT = 256 << 10
 """Bytes of the largest file: less than the RAM of the guest, more than its stream."""
 
@@ -165,7 +165,10 @@ def test_no_image_in_standard_output(vmferry: Any, streams: Any) -> None:
     assert "-o needs a file" in ran.output
 
 
-def test_nothing_is_left_when_it_is_told_to_end(streams: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_is_left_when_it_is_told_to_end(
+    number: signal.Signals, streams: Any, tmp_path: Path
+) -> None:
     """Broken: a part of an image, as large as the guest, would stay in a hidden file."""
     pages = streams.piece(SectionType.PART, streams.pages(0, range(256)))
     begun = streams.to_bytes([*streams.opening(), *(event for _ in range(6) for event in pages)])
@@ -180,17 +183,17 @@ def test_nothing_is_left_when_it_is_told_to_end(streams: Any, tmp_path: Path) ->
         while not os.listdir(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.01)
         begun_files = os.listdir(tmp_path)
-        status = _terminate(process)
+        status = _end(process, number)
     assert len(begun_files) == 1
-    assert status == 128 + signal.SIGTERM
+    assert status == 128 + number
     assert os.listdir(tmp_path) == []
 
 
-def _terminate(process: subprocess.Popen[bytes]) -> int:
+def _end(process: subprocess.Popen[bytes], number: signal.Signals) -> int:
     """Its exit status. A signal that comes just before it waits for input is seen only behind it;
     the next one is not."""
     for _ in range(10):
-        process.terminate()
+        process.send_signal(number)
         with suppress(subprocess.TimeoutExpired):
             return process.wait(3)
     process.kill()
