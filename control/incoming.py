@@ -9,7 +9,8 @@ from typing import Any
 
 from ..guest.base import Guest
 from ..protocol.states import MigrationStatus
-from ..receiver.coordinator import MigrationError, ReceiveParameters, Receiver
+from ..receiver.coordinator import ReceiveParameters, Receiver
+from ..receiver.errors import MigrationError
 from ..transport.uri import Tcp, Unix, UriError, parse_uri
 from .capabilities import Capabilities
 from .descriptors import Descriptors
@@ -127,7 +128,7 @@ class Incoming:
     async def finish(self) -> None:
         """Cancel, and wait for the end."""
         if self._receiver is not None and self._future is not None:
-            self._receiver.cancel()
+            self._receiver.leave()
             await asyncio.wait((self._future,))
 
 

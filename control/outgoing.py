@@ -9,7 +9,8 @@ from typing import Any
 from ..guest.base import Guest, GuestError
 from ..protocol.states import MigrationStatus
 from ..sender.compression import CompressionError
-from ..sender.coordinator import MigrationError, Sender
+from ..sender.coordinator import Sender
+from ..sender.errors import MigrationError, UnconfirmedError
 from ..sender.figures import Figures
 from ..sender.page_cache import CacheSizeError
 from ..sender.parameters import OnStall, SendParameters
@@ -135,6 +136,9 @@ class Outgoing:
         """The thread: one migration from beginning to end."""
         try:
             figures = sender.run(self._look)
+        except UnconfirmedError as error:
+            # As for QEMU, a guest that the destination has whole has left, whatever comes of it.
+            self._ended(_S.COMPLETED, self._laid_out(sender.figures()) | {"error-desc": str(error)})
         except MigrationError as error:
             cancelled = sender.states.state is _S.CANCELLED
             self._ended(_S.CANCELLED if cancelled else _S.FAILED, {"error-desc": str(error)})
@@ -240,6 +244,7 @@ class Outgoing:
 
     def finish(self) -> None:
         """Cancel, and wait for the end."""
-        self.cancel()
+        if self.active and self._sender is not None:
+            self._sender.leave()
         if self._thread is not None:
             self._thread.join()

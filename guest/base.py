@@ -5,21 +5,25 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..protocol.handover import Destination, Source
+from .errors import GuestError as GuestError  # noqa: PLC0414
+from .handing import Outcome
+from .handing_in import DestinationJob, hand_in
+from .handing_out import SourceJob, hand_out
+
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
 _POPULATE_STEP = 64 << 20
-
-
-class GuestError(Exception):
-    """The guest cannot do that; one line."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,12 @@ Listener = Callable[[str], None]
 class Guest(ABC):
     """One guest. It lives in one process; others map its RAM through the blocks' descriptors.
 
-    Outgoing: (running) -> pause -> save_devices -> commit -> close. When the migration fails, also
-    after `commit`: resume. Without `commit`, a paused guest runs on by itself if its controller
-    dies; after it, never.
-    Incoming: prepare -> others write RAM -> load_devices -> invalidate_caches -> seal -> complete.
-    When it fails behind `prepare`: abort_incoming. A `prepare` that raises leaves nothing behind.
-    Once the source may have given its guest up, a sealed guest is completed or kept, not aborted.
+    Outgoing: (running) -> pause -> save_devices -> begin_handing_out -> close. A paused guest runs
+    on by itself if its controller dies; from `commit` on, which the handover calls, never.
+    Incoming: prepare -> others write RAM -> load_devices -> invalidate_caches -> seal ->
+    begin_handing_in, which calls `complete`. When it fails behind `prepare`: abort_incoming. A
+    `prepare` that raises leaves nothing behind. Once the source may have given its guest up, a
+    sealed guest is completed or kept, not aborted.
     Everything that can go wrong raises GuestError, before `complete` if at all possible: the source
     has given its guest up by then.
     """
@@ -141,6 +145,29 @@ class Guest(ABC):
 
         As far as can be known before it arrives: nothing is made, and the source may still fail.
         """
+
+    def begin_handing_out(self, fd: int, job: SourceJob) -> Connection:
+        """Begin to hand the paused guest over on the channel `fd`, which belongs to the handover.
+
+        Returns a connection that brings ALL_SENT and at last an Outcome, takes CANCEL and LEAVE,
+        and ends early when the guest dies.
+        """
+        ours, theirs = Pipe()
+        threading.Thread(target=hand_out, args=(fd, job, self, theirs), daemon=True).start()
+        return ours
+
+    def begin_handing_in(self, fd: int, job: DestinationJob) -> Connection:
+        """Begin to take over the whole guest on the channel `fd`, which belongs to the handover.
+
+        Returns a connection that brings PROMISED and at last an Outcome, takes CANCEL and LEAVE,
+        and ends early when the guest dies.
+        """
+        ours, theirs = Pipe()
+        threading.Thread(target=hand_in, args=(fd, job, self, theirs), daemon=True).start()
+        return ours
+
+    def settled(self, outcome: Outcome[Source] | Outcome[Destination]) -> None:  # noqa: B027
+        """Take note of the outcome of a handover that another process carried out."""
 
     @abstractmethod
     def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
@@ -22,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_128_hexdigest
 
+from ..protocol.handover import Destination, Source
+from ..transport.process import send_fd, send_message
 from .base import (
     BlockLayout,
     DeviceSection,
@@ -33,9 +36,12 @@ from .base import (
     map_block,
     populate_present,
 )
+from .handing import Outcome
+from .handing_in import DestinationJob
+from .handing_out import SourceJob
+from .synthetic_door import knock
 from .synthetic_memory import PAGE_SIZE, RAM_NAME, ROM_NAME, ROM_SIZE, BadPage
 from .synthetic_options import Options, parse_options
-from .synthetic_process import send_message
 from .tracker import page_digests
 
 RAM_SECTION_ID = 2
@@ -99,19 +105,23 @@ class SyntheticGuest(Guest):
             self.close()
             raise GuestError(f"synthetic: {error.strerror}") from error
 
-    def _command(self, name: str, *arguments: Any) -> Any:
+    def _command(self, name: str, *arguments: Any, fds: Sequence[int] = ()) -> Any:
         if self._connection is None:
             raise GuestError("synthetic: no guest here yet; give it a size, or receive one")
         with self._lock:
-            answer = self._answer(self._connection, name, arguments)
+            answer = self._answer(self._connection, name, arguments, fds)
         if isinstance(answer, GuestError):
             raise answer
         return answer
 
-    def _answer(self, connection: Connection, name: str, arguments: tuple[Any, ...]) -> Any:
+    def _answer(
+        self, connection: Connection, name: str, arguments: tuple[Any, ...], fds: Sequence[int]
+    ) -> Any:
         number = next(self._numbers)
         try:
             send_message(connection, (number, name, *arguments))
+            for fd in fds:
+                send_fd(connection, fd)
             answered = 0
             while answered != number:
                 # An answer to an older command: whoever asked was interrupted.
@@ -160,8 +170,48 @@ class SyntheticGuest(Guest):
         self._command("throttle", percentage)
 
     def commit(self) -> None:
-        """See Guest."""
+        """Mark the guest: its process does not run it again by itself."""
         self._command("commit")
+
+    def begin_handing_out(self, fd: int, job: SourceJob) -> Connection:
+        """Have the guest's own process hand it over, so that nobody else's death matters."""
+        return self._begin_handing("hand out", fd, job)
+
+    def begin_handing_in(self, fd: int, job: DestinationJob) -> Connection:
+        """Have the guest's own process take it over, so that nobody else's death matters."""
+        self._runs_on = self._runs_on and job.running
+        return self._begin_handing("hand in", fd, job)
+
+    def _begin_handing(self, name: str, fd: int, job: SourceJob | DestinationJob) -> Connection:
+        ours, theirs = Pipe()
+        # A guest that is dead says so by the end of this connection.
+        with theirs, suppress(GuestError):
+            self._command(name, job, fds=(fd, theirs.fileno()))
+        os.close(fd)
+        return ours
+
+    def settled(self, outcome: Outcome[Source] | Outcome[Destination]) -> None:
+        """Take note of whether the guest's process lets it run now."""
+        runs = outcome.state is Source.STAYED
+        runs |= outcome.state is Destination.RUNS and self._runs_on
+        if runs and not self._running:
+            self._running = True
+            self._notify("resume")
+
+    def keep(self) -> str:
+        """Leave the guest, paused, to its process for as long as `orphan` says."""
+        pid, seconds = self.pid, self._options.orphan
+        self.release()
+        return (
+            f"the guest is kept, whole and paused, by process {pid} for {seconds:.0f} s; if the"
+            f" source does not run it: vmferry receive --resume --guest synthetic:pid={pid}"
+        )
+
+    def take_up(self) -> None:
+        """Let the guest run that the process `pid=` keeps. Raises GuestError."""
+        if not self._options.pid:
+            raise GuestError("synthetic: which guest was kept? say synthetic:pid=PROCESS")
+        knock(self._options.pid)
 
     def save_devices(self, *, running: bool = True) -> DeviceState:
         """One section: whether it runs on, and the table of sequence numbers."""
@@ -204,7 +254,7 @@ class SyntheticGuest(Guest):
         """Nothing is cached."""
 
     def complete(self, *, running: bool) -> None:
-        """See Guest."""
+        """Complete the guest without a handover, and let it run if it ran at its source."""
         if running and self._runs_on:
             self.resume()
 

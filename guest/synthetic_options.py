@@ -18,7 +18,8 @@ class Options:
     `size` 0: an incoming guest brings its size, its hot set and its dirty rate. `hot`: how much of
     RAM is written over and over; `zero`: fraction of RAM that starts as zero; `heartbeat`: a file
     that gets "pid counter running" every 100 ms; `orphan`: seconds that the guest lives on when its
-    controller dies. `pattern`: see PATTERNS in `synthetic_memory`.
+    controller dies. `pattern`: see PATTERNS in `synthetic_memory`. `pid`: the process of a guest
+    that a failed migration left paused, to be taken up.
     """
 
     size: int = 0
@@ -29,6 +30,7 @@ class Options:
     heartbeat: str = ""
     orphan: float = 30.0
     pattern: str = PATTERNS[0]
+    pid: int = 0
 
 
 def _percent(text: str) -> float:
@@ -50,6 +52,12 @@ def _pattern(text: str) -> str:
     return text
 
 
+def _pid(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 1 << 22:
+        raise ValueError(f"{text!r} is not the number of a process")
+    return int(text)
+
+
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1e9:
@@ -66,6 +74,7 @@ def _parsers(size: int) -> dict[str, Callable[[str], Any]]:
         "heartbeat": str,
         "orphan": _seconds,
         "pattern": _pattern,
+        "pid": _pid,
     }
 
 

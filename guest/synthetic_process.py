@@ -1,24 +1,31 @@
 """The process of a synthetic guest: writes pages at its rate, answers its controller.
 
-It outlives a controller that dies, so that there is always one guest that runs: see `_orphaned`.
+It carries out its own handovers, and outlives a controller that dies, so that there is always one
+guest that runs: `_orphaned` and `_settle` say what becomes of it.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import select
 import signal
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable
+from enum import Enum, auto
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
+from ..protocol.handover import Destination
+from ..transport.process import receive_fd, send_message
 from .base import GuestError, RamBlock, map_block
+from .handing_in import DestinationJob, hand_in
+from .handing_out import SourceJob, hand_out
+from .synthetic_door import Door
 from .synthetic_memory import BATCH, PAGE_SIZE, PATTERNS, BadPage, Memory
 from .synthetic_options import Options
 
@@ -33,6 +40,19 @@ _BEAT = 0.1
 _TICK = 0.005
 _BACKLOG = 0.1
 """Seconds of writes that are caught up when the machine was too slow; more are left out."""
+
+
+class Hold(Enum):
+    """To whom the guest in this process belongs."""
+
+    OURS = auto()
+    """It runs here, or is paused and may run here at any time."""
+    INCOMING = auto()
+    """It is not whole, or not promised to anybody."""
+    GIVEN = auto()
+    """It was given up: it runs elsewhere."""
+    KEPT = auto()
+    """It is whole and paused, and a person decides whether it runs here."""
 
 
 class Process:
@@ -52,15 +72,21 @@ class Process:
         self._counter = 0
         self._running = False
         self._speed = 1.0
-        self._ours = not incoming
+        self._hold = Hold.INCOMING if incoming else Hold.OURS
+        self._runs_on = True
+        self._handing = False
+        self._orphan = False
+        self._door: Door | None = None
         self._bad: list[BadPage] = []
         self._dies_at: float | None = None
         self._wrote_until = 0.0
         self._next_beat = 0.0
         self._commands: dict[str, Callable[..., Any]] = {
             "pause": self._pause,
-            "resume": self._resume,
-            "commit": self._commit,
+            "resume": self.resume,
+            "commit": self.commit,
+            "hand out": self._hand_out,
+            "hand in": self._hand_in,
             "throttle": self._set_throttle,
             "save": self._save,
             "load": self._load,
@@ -69,10 +95,11 @@ class Process:
         }
 
     def run(self) -> None:
-        """Until told to quit, or until orphaned long enough."""
+        """Run until the controller says to quit, or until nobody needs the guest any more."""
         while self._dies_at is None or time.monotonic() < self._dies_at:
-            if self._dies_at is not None:
+            if self._orphan:
                 time.sleep(_TICK)
+                self._settle()
             elif self._commanded(self._patience()) and not self._obey():
                 return
             self._write_due()
@@ -82,7 +109,7 @@ class Process:
         return _TICK if self._running and self._rate else _BEAT
 
     def _commanded(self, seconds: float) -> bool:
-        return self._dies_at is None and bool(self._poll.poll(seconds * 1000))
+        return not self._orphan and bool(self._poll.poll(seconds * 1000))
 
     def _obey(self) -> bool:
         """Take one command (number, name, arguments) and answer it; False: quit."""
@@ -100,28 +127,75 @@ class Process:
         return True
 
     def _orphaned(self) -> None:
-        """The controller is dead: run on, unless the guest may run elsewhere by now."""
+        """Go on without the controller, which is dead."""
+        self._orphan = True
         self._speed = 1.0
-        self._dies_at = time.monotonic() + self._options.orphan
         # Whoever reads what the controller printed waits for the end of it.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 2)
         os.close(nowhere)
-        if self._ours and not self._running:
-            self._resume()
+
+    def _settle(self) -> None:
+        """Let an orphan run if it is ours alone, and end it once nobody can want it any more."""
+        if self._handing:
+            return
+        if self._hold is Hold.OURS and not self._running:
+            self.resume()
+        if self._hold is Hold.KEPT and self._door is None:
+            self._door = Door()
+        if self._door is not None and self._door.knocked():
+            self.resume()
+            self._door.open()
+            self._door, self._dies_at = None, None
+        if self._dies_at is None:
+            needed = self._hold in (Hold.OURS, Hold.KEPT)
+            self._dies_at = time.monotonic() + (self._options.orphan if needed else 0)
 
     def _pause(self) -> None:
         self._running = False
 
-    def _resume(self) -> None:
-        self._running = self._ours = True
+    def resume(self) -> None:
+        """Run, here and nowhere else."""
         self._wrote_until = time.monotonic()
+        self._running, self._hold = True, Hold.OURS
+
+    def commit(self) -> None:
+        """Give the guest up: it does not run here again by itself."""
+        self._hold = Hold.GIVEN
+
+    def complete(self, *, running: bool) -> None:
+        """Take the guest over: it is whole, and its source has given it up."""
+        if running and self._runs_on:
+            self.resume()
+        else:
+            self._hold = Hold.KEPT
+
+    def _hand_out(self, job: SourceJob) -> None:
+        self._begin(lambda fd, control: hand_out(fd, job, self, control))
+
+    def _hand_in(self, job: DestinationJob) -> None:
+        def take_over(fd: int, control: Connection) -> None:
+            if hand_in(fd, job, self, control).state is Destination.KEPT:
+                self._hold = Hold.KEPT
+
+        self._begin(take_over)
+
+    def _begin(self, hand_over: Callable[[int, Connection], object]) -> None:
+        """Hand over beside the main loop, which goes on to beat and to obey."""
+        fd, control = receive_fd(self._connection), Connection(receive_fd(self._connection))
+
+        def carry_out() -> None:
+            try:
+                hand_over(fd, control)
+            finally:
+                control.close()
+                self._handing = False
+
+        self._handing = True
+        threading.Thread(target=carry_out, daemon=True).start()
 
     def _set_throttle(self, percentage: int) -> None:
         self._speed = 1 - percentage / 100
-
-    def _commit(self) -> None:
-        self._ours = False
 
     def _save(self, running: bool = True) -> bytes:
         pattern = PATTERNS.index(self._memory.pattern)
@@ -140,7 +214,8 @@ class Process:
         self._counter, self._hot, self._rate, self._seed = figures
         self._memory.use(PATTERNS[pattern], self._seed)
         self._memory.table[:] = np.frombuffer(state, "<u4", offset=_STATE.size)
-        return bool(running)
+        self._runs_on = bool(running)
+        return self._runs_on
 
     def _write_due(self) -> None:
         """The pages that the rate asks for by now; no longer than a tick, or until a command."""
@@ -178,11 +253,6 @@ class Process:
         except OSError:
             # Whoever watched took the folder away; the guest must not die of that.
             return
-
-
-def send_message(connection: Connection, message: object) -> None:
-    """As `transport.process.send_message`, and for its reason; that floor is above this one."""
-    connection.send_bytes(pickle.dumps(message))
 
 
 def run(connection: Connection, descriptors: list[int]) -> None:

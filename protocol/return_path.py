@@ -82,18 +82,31 @@ class ReturnPathReader:
         self._rest = b""
         self._offset = 0
 
+    @property
+    def rest(self) -> bytes:
+        """The bytes that were fed and are no whole message yet."""
+        return self._rest
+
     def feed(self, data: bytes) -> list[Message]:
-        """The messages that are complete now. Raises StreamError for what is none."""
+        """Return the messages that are complete now.
+
+        Raises StreamError for what is none, but only once the messages before it were returned.
+        """
         self._rest += data
         found: list[Message] = []
         while len(self._rest) >= MessageHeader.sizeof():
             header = MessageHeader.parse(self._rest)
             if header.type not in MessageType.__members__.values() or header.length > _MAX_DATA:
+                if found:
+                    break
                 raise self._error(f"message type {header.type} of {header.length} bytes")
             end = MessageHeader.sizeof() + header.length
             if len(self._rest) < end:
                 break
-            found.append(self._message(header.type, self._rest[MessageHeader.sizeof() : end]))
+            data = self._rest[MessageHeader.sizeof() : end]
+            if found and not _fits(header.type, data):
+                break
+            found.append(self._message(header.type, data))
             self._rest = self._rest[end:]
             self._offset += end
         return found
@@ -101,10 +114,15 @@ class ReturnPathReader:
     def _message(self, kind: int, data: bytes) -> Message:
         if kind not in (MessageType.SHUT, MessageType.PONG):
             return OtherMessage(kind, data)
-        if len(data) != Value.sizeof():
+        if not _fits(kind, data):
             raise self._error(f"{MessageType(kind).name} with {len(data)} bytes of data")
         value = Value.parse(data)
         return Shut(value) if kind == MessageType.SHUT else Pong(value)
 
     def _error(self, message: str) -> StreamError:
         return StreamError(message, offset=self._offset, section="return path")
+
+
+def _fits(kind: int, data: bytes) -> bool:
+    """Return whether a message of this kind can have this data."""
+    return kind not in (MessageType.SHUT, MessageType.PONG) or len(data) == Value.sizeof()

@@ -12,25 +12,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..guest.base import BlockLayout, DeviceSection, DeviceState, Guest, GuestError, Machine
+from ..guest.handing import Outcome
+from ..guest.handing_in import DestinationJob
+from ..guest.watching import HolderSilent, Wishes
 from ..protocol import events
+from ..protocol.handover import Destination, Word
 from ..protocol.states import MigrationStatus, StateMachine
+from ..protocol.words import word_on_wire
 from ..transport.channel import Channel, ChannelError, Listener, listen
 from ..transport.crew import Crew, CrewError
 from ..transport.meter import Meter
 from ..transport.process import default_workers
 from ..transport.shared import Wakeup
 from ..transport.uri import UriError, parse_uri
+from .errors import KeptError, MigrationCancelledError, MigrationError
 from .figures import Figures
+from .handover import lead
 from .processes import Processes
-from .transport import Answer, Answered, Arrived, Complete
-
-
-class MigrationError(Exception):
-    """The migration failed; one line, for a person. The guest was not started."""
-
-
-class MigrationCancelledError(MigrationError):
-    """Somebody called `cancel`."""
+from .transport import Arrived, Complete
 
 
 @dataclass(frozen=True)
@@ -127,13 +126,18 @@ class Receiver:
         self._on_progress: Callable[[Figures], None] = lambda _: None
         self._incoming = Incoming()
         self._prepared = False
-        self._answering = False
+        self._leave_asked = False
         self._meter = Meter()
 
     def cancel(self) -> None:
-        """Stop as soon as may be; from any thread or signal handler. Too late once loaded."""
+        """Stop as soon as may be; from any thread or signal handler. Too late once it runs."""
         self._cancel_asked = True
         self._wake.set()
+
+    def leave(self) -> None:
+        """Cancel, and end within seconds also where the source does not say who has the guest."""
+        self._leave_asked = True
+        self.cancel()
 
     def run(
         self,
@@ -161,6 +165,7 @@ class Receiver:
 
     def _receive(self, on_listening: Callable[[str], None]) -> None:
         uri = parse_uri(self._uri)
+        self._guest.check_incoming()
         self.states.to(MigrationStatus.SETUP)
         self._listener = listen(uri)
         self._processes.start()
@@ -172,12 +177,15 @@ class Receiver:
         self._meter.begin("total")
         self._processes.attach(self._channel)
         self.states.to(MigrationStatus.ACTIVE)
-        self._take_stream()
-        self._load()
+        self._hand_over(self._take_stream())
         self._meter.end("total")
 
-    def _take_stream(self) -> None:
-        while isinstance(report := self._crew.wait_for((Arrived, Complete)), Arrived):
+    def _take_stream(self) -> Complete:
+        while True:
+            report = self._crew.wait_for((Arrived, Complete))
+            if isinstance(report, Complete):
+                return report
+            assert isinstance(report, Arrived)
             for event in report.events:
                 self._incoming.take(event)
                 if isinstance(event, events.RamBlocks):
@@ -185,21 +193,51 @@ class Receiver:
                     self._prepared = True
                     self._processes.map_blocks(self._guest.blocks)
 
-    def _load(self) -> None:
-        """All pages are in place: load devices, answer the source, resume."""
+    def _hand_over(self, complete: Complete) -> None:
+        """All pages are in place: load devices, then promise, and start on the source's word."""
         if not self._prepared:
             raise MigrationError("the stream brought no RAM")
         self._guest.load_devices(self._incoming.machine(), self._incoming.device_state())
         self._guest.invalidate_caches()
-        # The source gives the guest up when it hears this; from here on it is ours.
-        self._answering = True
-        self._processes.command_transport(Answer())
-        self._crew.wait_for(Answered)
-        self._guest.complete(running=not self.paused)
+        running = not self.paused
+        self._guest.seal(running=running)
+        job = DestinationJob(
+            peer=complete.peer,
+            return_path=complete.return_path,
+            running=running,
+            confirm=word_on_wire(Word.CONFIRM, framed=complete.framed),
+            abort=word_on_wire(Word.ABORT, framed=complete.framed),
+            rest=complete.rest,
+        )
+        self._processes.let_go(job, self._guest.finisher())
+        assert self._channel is not None
+        wishes = Wishes(lambda: self._cancel_asked, lambda: self._leave_asked)
+        # The source may give its guest up from here on: nothing is removed that it did not ask for.
+        self._prepared = False
+        try:
+            outcome = lead(
+                self._guest, self._channel, job, wishes, self._tick, self._processes.promised
+            )
+        except HolderSilent:
+            outcome = Outcome(Destination.KEPT, "the guest's process does not answer")
+        self._processes.done()
+        self._conclude(outcome)
         self.states.to(MigrationStatus.COMPLETED)
 
+    def _conclude(self, outcome: Outcome[Destination]) -> None:
+        """Raise what the outcome means, unless the guest is here."""
+        assert self._channel is not None
+        self._channel.drop()
+        if outcome.state is Destination.KEPT:
+            raise KeptError(f"{outcome.reason}; {self._guest.keep()}")
+        if outcome.state is Destination.RETURNED:
+            self._guest.abort_incoming()
+            if self._cancel_asked:
+                raise MigrationCancelledError("cancelled; the source has the guest")
+            raise MigrationError(outcome.reason)
+
     def _check_cancel(self) -> None:
-        if self._cancel_asked and not self._answering:
+        if self._cancel_asked:
             raise MigrationCancelledError("cancelled")
 
     def _give_up(self, error: BaseException) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+
 from ..guest.base import RamBlock, block_layout
+from ..guest.handing_in import DestinationJob
 from ..transport.channel import Channel
 from ..transport.counters import Counters
 from ..transport.crew import Crew
@@ -10,7 +14,15 @@ from ..transport.process import Child, preload, send_channel, send_fd, send_mess
 from ..transport.ring import Ring
 from ..transport.shared import SharedFd
 from .slots import SLOT_SIZE
-from .transport import TRANSPORT_COUNTERS, Continue, TransportSetup, run_transport
+from .transport import (
+    TRANSPORT_COUNTERS,
+    Continue,
+    LetGo,
+    Promised,
+    Released,
+    TransportSetup,
+    run_transport,
+)
 from .worker import WORKER_COUNTERS, MapBlocks, WorkerSetup, run_worker
 
 RING_SLOTS = 8
@@ -62,6 +74,28 @@ class Processes:
         """Send a command to the transport process."""
         assert self._transport is not None
         send_message(self._transport.connection, command)
+
+    def let_go(self, job: DestinationJob, finisher: Callable[[], None] | None) -> None:
+        """Have the transport process leave the channel; no process of these is watched any more.
+
+        With a `finisher`, it stands by to end the handover should this process die.
+        """
+        self.command_transport(LetGo(job, finisher))
+        self._crew.wait_for(Released)
+        self._crew.retire()
+
+    def promised(self) -> None:
+        """Tell the transport process that the answer has left."""
+        self._tell(Promised())
+
+    def done(self) -> None:
+        """Tell the transport process that the handover is over."""
+        self._tell(Continue())
+
+    def _tell(self, command: object) -> None:
+        """Send to a process that may have ended, or died, which does not matter any more."""
+        with suppress(OSError):
+            self.command_transport(command)
 
     def received(self, name: str) -> int:
         """A counter of the transport process."""

@@ -7,17 +7,21 @@ the coordinator.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 
 import numpy as np
 import numpy.typing as npt
 
+from ..guest.handing_in import DestinationJob, hand_in
 from ..protocol import events
 from ..protocol.errors import StreamError
+from ..protocol.handover import Peer, Word
 from ..protocol.marks import CommandType, SectionType
 from ..protocol.reader import StreamReader
-from ..protocol.return_path import pong, shut
+from ..protocol.return_path import pong
 from ..protocol.zstd import is_compressed
 from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters
@@ -40,9 +44,6 @@ HEAD_BYTES = 4
 
 DESCRIPTION_GRACE = 2.0
 """Seconds to wait, after the end of the stream, for a description that may not come."""
-
-CLOSE_GRACE = 5.0
-"""Seconds to wait for the source to close the connection, after it was told that all is well."""
 
 TRANSPORT_COUNTERS = ("transferred",)
 
@@ -69,7 +70,16 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Complete:
-    """Report: the stream ended well and every page was applied."""
+    """Report: the stream ended well and every page was applied.
+
+    `return_path`: the source wants an answer. `framed`: the stream was compressed. `rest`: bytes
+    that were read behind its end.
+    """
+
+    peer: Peer
+    return_path: bool
+    framed: bool
+    rest: bytes
 
 
 @dataclass(frozen=True)
@@ -78,13 +88,25 @@ class Continue:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Command: tell the source, if it listens, that the guest was loaded."""
+class LetGo:
+    """Command: the guest is whole, and its handover begins elsewhere; leave the channel.
+
+    `finisher`: what completes the guest should the coordinator die in the middle of the handover;
+    None: another process holds the guest, or it died with the coordinator.
+    """
+
+    job: DestinationJob
+    finisher: Callable[[], None] | None
 
 
 @dataclass(frozen=True)
-class Answered:
-    """Report: the answer was given, or nobody had asked for one."""
+class Released:
+    """Report: this process leaves the channel alone for as long as the coordinator lives."""
+
+
+@dataclass(frozen=True)
+class Promised:
+    """Command: the source was promised that the guest is whole."""
 
 
 class Transport:
@@ -103,22 +125,43 @@ class Transport:
         self._reader = StreamReader()
         self._kept = b""
         self._return_path = False
+        self._peer = Peer.STOCK
+        self._framed = False
 
     def run(self) -> None:
         """Receive until the stream ends."""
         slot = self._slots.acquire()
         used = self._fill(slot.data[DATA_START:], HEAD_BYTES)
-        if is_compressed(slot.data[DATA_START : DATA_START + used]):
+        self._framed = is_compressed(slot.data[DATA_START : DATA_START + used])
+        if self._framed:
             self._take_compressed(slot.data[DATA_START : DATA_START + used])
         else:
             self._take_plain(slot, used)
         if not self._reader.finished:
             self._handle(self._reader.close())
         self._slots.barrier()
-        send_message(self._connection, Complete())
+        rest = b"" if self._framed else self._kept
+        complete = Complete(self._peer, self._return_path, self._framed, rest)
+        send_message(self._connection, complete)
         command = self._connection.recv()
-        assert isinstance(command, Answer)
-        self._answer()
+        assert isinstance(command, LetGo)
+        self._let_go(command)
+
+    def _let_go(self, command: LetGo) -> None:
+        """Leave the channel to the guest's holder; take over if that dies and can be replaced."""
+        if command.finisher is None:
+            self._channel.drop()
+            send_message(self._connection, Released())
+            return
+        send_message(self._connection, Released())
+        promised = False
+        try:
+            while isinstance(self._connection.recv(), Promised):
+                promised = True
+        except (EOFError, ConnectionError):
+            take_over(self._channel, replace(command.job, promised=promised), command.finisher)
+        else:
+            self._channel.drop()
 
     def _take_plain(self, slot: npt.NDArray[np.uint8], used: int) -> None:
         while used:
@@ -247,28 +290,34 @@ class Transport:
                 raise ChannelError("the source wants answers, but the channel goes one way")
             self._return_path = True
         elif command.command == CommandType.PING and self._return_path:
-            self._channel.send(memoryview(pong(int.from_bytes(command.data, "big"))))
+            value = int.from_bytes(command.data, "big")
+            if value == Word.HELLO:
+                self._peer = Peer.CONFIRMING
+                self._send(pong(Word.CONFIRMS))
+            self._send(pong(value))
 
-    def _answer(self) -> None:
-        """Tell the source that the guest is here, and see that it closes the connection.
+    def _send(self, answer: bytes) -> None:
+        self._channel.send(memoryview(answer), stop_fd=self._connection.fileno())
 
-        Without the answer it lets its guest run on: if it has left before, or breaks the connection
-        instead of closing it, the guest may not start here.
-        """
-        if self._return_path:
-            if self._source_closed(0.0):
-                raise ChannelError(f"{self._channel.name}: the source left before the answer")
-            self._channel.send(memoryview(shut(0)))
-            self._source_closed(CLOSE_GRACE)
-        self._channel.close()
-        send_message(self._connection, Answered())
 
-    def _source_closed(self, timeout: float) -> bool:
-        """Whether it does within `timeout` seconds. Raises ChannelError when it breaks off."""
-        ready = self._input.ready(timeout)
-        if self._connection.fileno() in ready:
-            raise EOFError
-        return bool(ready) and self._channel.recv_into(memoryview(bytearray(1))) == 0
+class Finisher:
+    """Holds a guest whose coordinator died, with what completes it from any process."""
+
+    def __init__(self, finish: Callable[[], None]) -> None:
+        self._finish = finish
+
+    def complete(self, *, running: bool) -> None:
+        """Complete the guest; whether it runs was settled before the promise."""
+        del running
+        self._finish()
+
+
+def take_over(channel: Channel, job: DestinationJob, finisher: Callable[[], None]) -> None:
+    """End the handover of a guest whose coordinator died."""
+    ours, theirs = Pipe()
+    with ours, theirs:
+        hand_in(os.dup(channel.fileno()), job, Finisher(finisher), theirs)
+    channel.drop()
 
 
 def _matters(event: events.Event) -> bool:

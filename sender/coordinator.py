@@ -1,6 +1,6 @@
 """The outgoing migration: drives the rounds, pauses the guest and hands it over.
 
-    setup -> active: round 0, 1, ... -> guest paused, last round, devices -> completed
+    setup -> active: round 0, 1, ... -> guest paused, last round, devices -> handover -> completed
 
 Whatever goes wrong before the destination has everything, the guest runs on where it was.
 """
@@ -11,41 +11,37 @@ import time
 from collections.abc import Callable
 
 from ..guest.base import Guest, GuestError
-from ..protocol.return_path import ReturnPathReader, Shut
+from ..guest.handing_out import SourceJob
+from ..guest.watching import Wishes
+from ..protocol.handover import Peer, Source, Word
 from ..protocol.states import MigrationStatus, StateMachine
 from ..transport.channel import Channel, ChannelError
 from ..transport.connecting import Connecting
-from ..transport.crew import Crew, CrewError, DeathError
+from ..transport.crew import Crew, CrewError
 from ..transport.process import default_workers, processors
-from ..transport.shared import Wakeup, wait_readable
+from ..transport.shared import Wakeup
 from ..transport.uri import Uri, UriError, parse_uri
 from . import stream
 from .compression import parse_compression
 from .convergence import Convergence, Round
+from .errors import MigrationCancelledError, MigrationError, UnconfirmedError
 from .figures import Figures
+from .handover import Handed, lead
 from .page_cache import DEFAULT_SIZE, cache_pages
 from .parameters import OnStall, SendParameters
 from .processes import Processes
 from .report import Report
 from .stall import StallDetector
 from .throttle import AutoConverge
-from .transport import CloseChannel, Closed, ReturnPathMessage, RoundSent
+from .transport import RoundSent
 from .worker import StartRound
 
-REPLY_TIMEOUT = 60.0
-"""Seconds that a destination may take from the end of the stream to its answer."""
+HELLO_TIMEOUT = 60.0
+"""Seconds that a destination may take to answer a PING before the guest is paused for it."""
+STILL_TIMEOUT = 60.0
+"""Seconds for which a destination may take no byte of a paused guest."""
 ENOUGH_FOR_THREADS = 4
 """Processors up to which the transport process keeps them busy with threads that compress."""
-LATE_REPLY_TIMEOUT = 3.0
-"""The same where the transport process is dead, and the guest is wanted back within 5 s."""
-
-
-class MigrationError(Exception):
-    """The migration failed; one line, for a person. The guest is where and as it was."""
-
-
-class MigrationCancelledError(MigrationError):
-    """Somebody called `cancel`."""
 
 
 class Sender:
@@ -75,8 +71,9 @@ class Sender:
         self._channel: Channel | None = None
         self._on_progress: Callable[[Figures], None] = lambda _: None
         self._paused_here = False
+        self._still_since = (0, 0.0)
         self._cancel_asked = False
-        self._committed = False
+        self._leave_asked = False
         self._convergence = Convergence(self._total, self._parameters.downtime_limit)
         method = None if self._compression is None else str(self._compression)
         self._report = Report(guest, self._parameters, self._processes, self._convergence, method)
@@ -87,9 +84,14 @@ class Sender:
         """What to do then; may change while it runs."""
 
     def cancel(self) -> None:
-        """Stop as soon as may be; from any thread or signal handler. Too late once handed over."""
+        """Stop as soon as may be; from any thread or signal handler. Too late once given up."""
         self._cancel_asked = True
         self._wake.set()
+
+    def leave(self) -> None:
+        """Cancel, and end within seconds also where the guest is given up and not confirmed."""
+        self._leave_asked = True
+        self.cancel()
 
     def proceed(self) -> None:
         """Go on from `pre-switchover`, in which `pause_before_switchover` stops."""
@@ -159,7 +161,7 @@ class Sender:
         self._report.meter.end("setup")
         self.on_round(1)
         self.states.to(MigrationStatus.ACTIVE)
-        self._send_ram()
+        self._send_ram(return_path)
         self._hand_over(return_path)
         self._report.meter.end("downtime")
         self._report.meter.end("total")
@@ -175,23 +177,38 @@ class Sender:
             raise
         return connecting.result()
 
-    def _send_ram(self) -> None:
+    def _send_ram(self, return_path: bool) -> None:
         """Rounds while the guest runs, then the last one on a paused guest."""
         while self._guest.running and not self._should_switch_over():
             self._adapt(self._send_round(tracked=True))
+        if return_path:
+            self._wait_for_hello()
         self._report.note_downtime()
         self._report.meter.begin("downtime")
         self.on_switchover()
         if self._guest.running:
             self._guest.pause()
             self._paused_here = True
+            self._note_progress()
             self._processes.limits.set("max_bandwidth", 0)
         self._release_guest()
         if self._parameters.pause_before_switchover:
             self.states.to(MigrationStatus.PRE_SWITCHOVER)
             self._crew.wait_fd(self._proceed.fileno())
             self.states.to(MigrationStatus.DEVICE)
+            self._note_progress()
         self._send_round(tracked=False)
+
+    def _wait_for_hello(self) -> None:
+        """Pause no guest for a destination whose answers do not arrive."""
+        deadline = time.monotonic() + HELLO_TIMEOUT
+        while self._processes.peer is Peer.UNKNOWN:
+            self._crew.next_report((), deadline)
+            if time.monotonic() > deadline:
+                raise MigrationError(
+                    f"the destination did not answer a PING for {HELLO_TIMEOUT:.0f} s; if its"
+                    " answers cannot arrive, say --no-return-path"
+                )
 
     def _should_switch_over(self) -> bool:
         forced = self.on_stall is OnStall.SWITCHOVER and self._stall.stalled
@@ -236,61 +253,81 @@ class Sender:
             raise MigrationCancelledError(f"cancelled: {self._report.stall.reason}")
 
     def _hand_over(self, return_path: bool) -> None:
-        """Device state and the end of the stream; from `commit` on, the guest may run there."""
+        """Device state, then the end of the stream, with which the guest changes hands."""
         state = self._guest.save_devices(running=self._paused_here)
         self._processes.write(stream.ram_end(state))
         self._processes.write(stream.devices(state))
         self._processes.flush()
-        self._guest.commit()
-        self._committed = True
-        self._close_stream(stream.closing(state), return_path)
         assert self._channel is not None
-        # A destination that has answered starts the guest when it sees this.
-        self._channel.close()
-
-    def _close_stream(self, closing: bytes, return_path: bool) -> None:
-        """The last bytes, and what the destination says to them."""
+        job = SourceJob(
+            closing=self._processes.framed(stream.closing(state)),
+            peer=self._processes.peer,
+            return_path=return_path,
+            resume=self._paused_here,
+            confirm=self._processes.word(Word.CONFIRM),
+            abort=self._processes.word(Word.ABORT),
+            answers=self._processes.let_go(),
+        )
+        wishes = Wishes(lambda: self._cancel_asked, lambda: self._leave_asked)
+        # From here on the guest's holder lets it run again, where it stays.
+        paused_here, self._paused_here = self._paused_here, False
+        self._conclude(lead(self._guest, self._channel, job, wishes, self._tick))
         try:
-            self._processes.write(closing)
-            if not return_path:
-                self._processes.flush()
-                self._processes.command_transport(CloseChannel())
-                self._crew.wait_for(Closed, REPLY_TIMEOUT)
-                return
-            self._wait_for_success()
-        except DeathError as error:
-            # Without the transport process the answer may come all the same; and what it says
-            # decides where the guest runs.
-            if not return_path or not self._read_success():
-                raise error from None
+            self._channel.close()
+        except ChannelError:
+            # Only a command that takes the stream can fail here, and then it has not got the guest.
+            if paused_here:
+                self._guest.resume()
+            raise
 
-    def _wait_for_success(self) -> None:
-        message = None
-        while message != Shut(0):
-            message = self._crew.wait_for(ReturnPathMessage, REPLY_TIMEOUT).message
-
-    def _read_success(self) -> bool:
-        """Whether the destination says on the channel itself that it has the guest."""
+    def _conclude(self, handed: Handed) -> None:
+        """Raise what the outcome means, unless the guest arrived."""
+        outcome = handed.outcome
+        if outcome is not None and outcome.state is Source.GONE:
+            return
         assert self._channel is not None
-        reader, buffer = ReturnPathReader(), memoryview(bytearray(4096))
-        deadline = time.monotonic() + LATE_REPLY_TIMEOUT
-        while wait_readable([self._channel.fileno()], deadline - time.monotonic()):
-            try:
-                count = self._channel.recv_into(buffer)
-            except ChannelError:
-                return False
-            if Shut(0) in reader.feed(bytes(buffer[:count])):
-                return True
-            if not count:
-                break
-        return False
+        self._channel.drop()
+        if outcome is None:
+            raise UnconfirmedError(
+                "the guest's process does not answer and is left alone; it finds out by itself"
+                " whether the destination has the guest, and runs it only if not"
+            )
+        if outcome.state is Source.UNCONFIRMED:
+            raise UnconfirmedError(
+                "the destination has the whole guest, but did not confirm that it runs"
+                f" ({outcome.reason}); look there: vmferry receive --resume starts a kept guest"
+            )
+        if handed.dead:
+            raise MigrationError("the guest's process died")
+        if self._cancel_asked and outcome.reason == "cancelled":
+            raise MigrationCancelledError("cancelled")
+        raise MigrationError(outcome.reason)
+
+    def _note_progress(self) -> None:
+        self._still_since = (self._processes.sent("transferred"), time.monotonic())
+
+    def _check_still(self) -> None:
+        """Take back a paused guest from a destination that has stopped reading.
+
+        It cannot have started the guest: the end of the stream was not sent.
+        """
+        sent, since = self._still_since
+        if not self._paused_here or self.states.state is MigrationStatus.PRE_SWITCHOVER:
+            return
+        if self._processes.sent("transferred") != sent:
+            self._note_progress()
+        elif time.monotonic() > since + STILL_TIMEOUT:
+            raise MigrationError(f"the destination took nothing for {STILL_TIMEOUT:.0f} s")
 
     def _check_cancel(self) -> None:
-        if self._cancel_asked and not self._committed:
+        if self._cancel_asked:
             raise MigrationCancelledError("cancelled")
 
     def _give_up(self, error: BaseException) -> None:
-        """Break the channel first, so that the other side cannot start, then let the guest run."""
+        """Break the channel first, so that the other side cannot start, then let the guest run.
+
+        A guest that was given up stays paused: it is at the destination.
+        """
         cancelled = isinstance(error, MigrationCancelledError)
         if self.states.state is not MigrationStatus.NONE and cancelled:
             self.states.to(MigrationStatus.CANCELLING)
@@ -302,7 +339,9 @@ class Sender:
                 self._guest.resume()
             self._release_guest()
         finally:
-            if self.states.state is MigrationStatus.CANCELLING:
+            if isinstance(error, UnconfirmedError):
+                self.states.to(MigrationStatus.COMPLETED)
+            elif self.states.state is MigrationStatus.CANCELLING:
                 self.states.to(MigrationStatus.CANCELLED)
             elif self.states.state is not MigrationStatus.NONE:
                 self.states.to(MigrationStatus.FAILED)
@@ -321,6 +360,7 @@ class Sender:
             self._guest.throttle(0)
 
     def _tick(self) -> None:
+        self._check_still()
         self._report.window()
         self._on_progress(self.figures())
 

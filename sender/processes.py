@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ..guest.base import Guest, block_layout
+from ..protocol.handover import Peer, Word
+from ..protocol.words import word_on_wire
 from ..protocol.zstd import compressed_bound
 from ..transport.channel import Channel
 from ..transport.counters import Counters
@@ -11,7 +13,14 @@ from ..transport.process import Child, preload, send_channel, send_fd, send_mess
 from ..transport.ring import Ring, RingWriter
 from .compression import Compression, Framer
 from .slots import SLOT_FLUSHED, SLOT_PIECE
-from .transport import TRANSPORT_COUNTERS, Flushed, TransportSetup, run_transport
+from .transport import (
+    TRANSPORT_COUNTERS,
+    Flushed,
+    LetGo,
+    Released,
+    TransportSetup,
+    run_transport,
+)
 from .worker import WORKER_COUNTERS, StartRound, WorkerSetup, run_worker, slot_size
 
 RING_SLOTS = 8
@@ -97,11 +106,38 @@ class Processes:
     def write(self, data: bytes) -> None:
         """Put bytes on the channel, behind all that was sent before."""
         for start in range(0, len(data), CONTROL_PIECE):
-            piece = data[start : start + CONTROL_PIECE]
-            if self._compression is not None:
-                piece = self._framer.frame(piece, self._compression.level or 1)
+            piece = self._framed(data[start : start + CONTROL_PIECE])
             self._slot()[: len(piece)] = piece
             self._writer.publish(len(piece), SLOT_PIECE, 0)
+
+    def framed(self, data: bytes) -> bytes:
+        """Return these bytes as they go on the wire: in frames where pages are compressed."""
+        starts = range(0, len(data), CONTROL_PIECE)
+        return b"".join(self._framed(data[start : start + CONTROL_PIECE]) for start in starts)
+
+    def _framed(self, piece: bytes) -> bytes:
+        if self._compression is None:
+            return piece
+        return self._framer.frame(piece, self._compression.level or 1)
+
+    def word(self, value: Word) -> bytes:
+        """Return a word of the handover as it goes on the wire."""
+        return word_on_wire(value, framed=self._compression is not None)
+
+    @property
+    def peer(self) -> Peer:
+        """How the destination takes part in a handover, as far as it has said."""
+        return Peer(self._sent["peer"])
+
+    def let_go(self) -> bytes:
+        """Have the transport process leave the channel; return what it read and could not use.
+
+        No process of these is needed or watched any more.
+        """
+        self.command_transport(LetGo())
+        answers = self._crew.wait_for(Released).answers
+        self._crew.retire()
+        return answers
 
     def flush(self) -> None:
         """Wait until everything written so far was handed to the channel."""

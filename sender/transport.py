@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from ..protocol import zstd
-from ..protocol.return_path import ReturnPathReader, Shut
+from ..protocol.errors import StreamError
+from ..protocol.handover import Peer, Word
+from ..protocol.return_path import Pong, ReturnPathReader, Shut
 from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters
 from ..transport.crew import Failed
@@ -24,7 +26,8 @@ from .compressed_slots import FramedDirectSlots
 from .slots import SLOT_END_OF_ROUND, SLOT_FLUSHED, SLOT_STORED, DirectSlots, Slots
 from .worker import MappedBlock, StartRound, Worker, WorkerSetup, make_choice, map_blocks
 
-TRANSPORT_COUNTERS = ("transferred", "busy_ns")
+TRANSPORT_COUNTERS = ("transferred", "busy_ns", "peer")
+"""`peer`: a `protocol.handover.Peer`, by how the destination answered HELLO."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +58,18 @@ class Flushed:
 
 
 @dataclass(frozen=True)
-class ReturnPathMessage:
-    """Report: what the destination said."""
-
-    message: object
+class LetGo:
+    """Command: everything was sent but the end of the stream; leave the channel to others."""
 
 
 @dataclass(frozen=True)
-class CloseChannel:
-    """Command: everything was sent; close, and say whether the other end took it all."""
+class Released:
+    """Report: this process has let go of the channel.
 
+    `answers`: bytes of the return path that it read and that are no whole message yet.
+    """
 
-@dataclass(frozen=True)
-class Closed:
-    """Report: the channel was closed without error."""
+    answers: bytes
 
 
 class Transport:
@@ -89,6 +90,7 @@ class Transport:
         self._in_round = list(self._workers)
         self._limiter = RateLimiter(self._limit(), time.monotonic)
         self._answers = ReturnPathReader() if setup.return_path else None
+        self._released = False
         self._commands = Readiness(connection.fileno())
         self._worker: Worker | None = None
         if setup.scan is not None:
@@ -97,8 +99,8 @@ class Transport:
             self._worker = Worker(setup.scan, blocks, _compressed(slots, setup.scan))
 
     def run(self) -> None:
-        """Until the coordinator says close, or goes away (EOFError)."""
-        while True:
+        """Move slots until the coordinator says to let go; EOFError: it went away."""
+        while not self._released:
             if self._commands.now():
                 self._obey(self._connection.recv())
                 continue
@@ -106,13 +108,15 @@ class Transport:
             if not self._move_control_slot() and not any(moved):
                 self._wait()
 
-    def _obey(self, command: CloseChannel | StartRound) -> None:
+    def _obey(self, command: LetGo | StartRound) -> None:
         if isinstance(command, StartRound):
             assert self._worker is not None
             self._worker.run_round(command)
-        else:
-            self._channel.close()
-            send_message(self._connection, Closed())
+            return
+        answers = b"" if self._answers is None else self._answers.rest
+        self._channel.drop()
+        self._released = True
+        send_message(self._connection, Released(answers))
 
     def _round_sent(self, number: int) -> None:
         send_message(self._connection, RoundSent(number))
@@ -131,14 +135,24 @@ class Transport:
         buffer = bytearray(4096)
         count = self._channel.recv_into(memoryview(buffer))
         if count == 0:
-            raise ChannelError("the destination closed the connection")
-        for message in self._answers.feed(bytes(buffer[:count])):
-            if isinstance(message, Shut):
-                if message.status:
-                    raise ChannelError("the destination could not load the guest")
-                self._answers = None
-                self._channel.close()
-            send_message(self._connection, ReturnPathMessage(message))
+            raise ChannelError("the destination closed the connection; its log says why")
+        self._take_answers(self._answers, bytes(buffer[:count]))
+
+    def _take_answers(self, reader: ReturnPathReader, data: bytes) -> None:
+        """Note how the destination answers HELLO. Whatever ends the migration is an error here."""
+        counters = self._setup.counters
+        while messages := reader.feed(data):
+            data = b""
+            for message in messages:
+                if isinstance(message, Shut):
+                    what = "could not load the guest; its log says why"
+                    if message.status == 0:
+                        what = "answered before it had the whole guest"
+                    raise ChannelError(f"the destination {what}")
+                if message == Pong(Word.CONFIRMS):
+                    counters.set("peer", Peer.CONFIRMING)
+                elif message == Pong(Word.HELLO) and counters["peer"] == Peer.UNKNOWN:
+                    counters.set("peer", Peer.STOCK)
 
     def _move_worker_slot(self, ring: RingReader) -> bool:
         slot = ring.try_take()
@@ -204,5 +218,7 @@ def run_transport(connection: Connection, setup: TransportSetup) -> None:
         Transport(connection, setup, channel, blocks).run()
     except ChannelError as error:
         send_message(connection, Failed(str(error)))
+    except StreamError as error:
+        send_message(connection, Failed(f"the destination's answer is damaged: {error}"))
     finally:
         channel.abort()

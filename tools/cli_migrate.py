@@ -13,11 +13,12 @@ from ..guest.base import GuestError
 from ..guest.open import open_guest
 from ..guest.sizes import parse_size
 from ..protocol.states import MigrationStatus
-from ..receiver.coordinator import MigrationError as ReceiveError
 from ..receiver.coordinator import ReceiveParameters, Receiver
+from ..receiver.errors import MigrationError as ReceiveError
 from ..receiver.figures import Figures
 from ..sender.compression import CompressionError, parse_compression
-from ..sender.coordinator import MigrationError, Sender
+from ..sender.coordinator import Sender
+from ..sender.errors import MigrationError
 from ..sender.page_cache import CacheSizeError
 from ..sender.parameters import OnStall, SendParameters
 from ..sender.throttle import ThrottleError, ThrottleParameters
@@ -132,7 +133,7 @@ def send(
         guest = open_guest(guest_text)
         try:
             sender = Sender(guest, uri, parameters)
-            on_signals(lambda _: sender.cancel())
+            on_signals(lambda _: sender.leave())
             with Progress("sending") as progress:
                 figures = sender.run(progress.update)
                 for line in () if as_json else summary(figures):
@@ -150,21 +151,33 @@ def send(
 
 
 @click.command()
-@click.argument("uri")
+@click.argument("uri", required=False)
 @guest_option(incoming=True)
 @click.option("--workers", type=click.IntRange(0, 64), help="beside the one that reads")
 @paused_option
+@click.option(
+    "--resume",
+    "taking_up",
+    is_flag=True,
+    help="receive nothing; complete the guest that an earlier receive kept, as it said",
+)
 @announce_option
 @click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
 def receive(
-    uri: str,
+    uri: str | None,
     guest_text: str,
     workers: int | None,
     paused: bool,
+    taking_up: bool,
     interfaces: tuple[Interface, ...],
     as_json: bool,
 ) -> None:
     """Take a guest in, from URI."""
+    if taking_up:
+        _take_up(uri, guest_text)
+        return
+    if uri is None:
+        raise click.UsageError("Missing argument 'URI': where the guest comes from.")
     if paused and interfaces:
         raise click.UsageError("--announce: a guest that is --paused is not announced")
     try:
@@ -179,6 +192,21 @@ def receive(
         click.echo(json.dumps(figures.as_qmp()))
 
 
+def _take_up(uri: str | None, guest_text: str) -> None:
+    """Complete a kept guest, which its source must not run any more."""
+    if uri is not None:
+        raise click.UsageError("--resume takes no URI: the guest is here already")
+    try:
+        guest = open_guest(guest_text)
+        try:
+            guest.take_up()
+        finally:
+            guest.close()
+    except (GuestError, OSError) as error:
+        fail(describe(error))
+    click.echo(f"the guest is complete: {guest_text}")
+
+
 def _receive(
     uri: str, guest_text: str, parameters: ReceiveParameters, announcer: Announcer
 ) -> Figures:
@@ -190,7 +218,7 @@ def _receive(
     try:
         receiver = Receiver(guest, uri, parameters)
         receiver.states.add_listener(announce_if_completed)
-        on_signals(lambda _: receiver.cancel())
+        on_signals(lambda _: receiver.leave())
         with Progress("receiving") as progress:
             return receiver.run(progress.update, lambda at: progress.say(f"listening on {at}"))
     finally:

@@ -12,7 +12,8 @@ import click
 from ..guest.base import GuestError
 from ..guest.open import open_guest
 from ..guest.synthetic import SyntheticGuest
-from ..receiver.coordinator import MigrationError, ReceiveParameters, Receiver
+from ..receiver.coordinator import ReceiveParameters, Receiver
+from ..receiver.errors import MigrationError
 from ..sender.coordinator import Sender
 from ..sender.figures import Figures
 from ..sender.parameters import SendParameters

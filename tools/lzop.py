@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import zlib
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import construct as c  # type: ignore[import-untyped]
 from lzallright import LZOCompressor, LZOError
@@ -12,21 +13,30 @@ from ..protocol import lzop
 from ..protocol.errors import UnsupportedError
 from ..protocol.lzop import Flag
 from ..protocol.zstd import CompressedError
-from .source import Content
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 
-class Blocks(Content):
+class Blocks(io.RawIOBase):
     """One lzop file, in a source that stands at `offset`; checksums of the content are checked."""
 
     def __init__(self, source: BinaryIO, offset: int) -> None:
         """Raises CompressedError."""
-        super().__init__(source, offset, "lzop")
+        self._source = source
+        self._offset = offset
         self._left = memoryview(b"")
         self._ended = False
         self._lzo = LZOCompressor()
         self._flags = self._header()
 
-    def _give(self, view: memoryview) -> int:
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, target: WriteableBuffer, /) -> int:
+        """What is left of a block. Raises CompressedError."""
+        view = memoryview(target).cast("B")
         while not self._left and not self._ended:
             self._left = memoryview(self._block())
         count = min(len(view), len(self._left))

@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from os import SEEK_CUR
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO
 
 from ..protocol import events
 from ..protocol.errors import StreamError, UnsupportedError
 from ..protocol.mapped_pages import read_pages
 from ..protocol.ram import SECTION_NAME
 from ..protocol.reader import StreamReader
-from .source import Left, fill, give_back, left_in
 
 PIECE = 4 << 20
 """Bytes that are read at once."""
 
 
-@dataclass(frozen=True)
-class Behind:
-    """The last event where more stands in the same place, behind the end of the stream."""
-
-    offset: int
-    left: Left
-
-
-Found: TypeAlias = "events.Event | Behind"
-
-
-def read_events(stream: BinaryIO, page_size: int = 4096) -> Iterator[Found]:
+def read_events(stream: BinaryIO, page_size: int = 4096) -> Iterator[events.Event]:
     """All events of a stream; page data is valid until the next one is asked for.
 
     The pages of a mapped-ram file come behind the list of RAM blocks. `page_size`: bytes, where the
-    stream does not say before its pages come. What stands behind the end of the stream is counted;
-    the last event says so.
+    stream does not say before its pages come.
     """
     reader = StreamReader(page_size=page_size)
     start = stream.tell() if stream.seekable() else None
@@ -44,11 +30,10 @@ def read_events(stream: BinaryIO, page_size: int = 4096) -> Iterator[Found]:
         if start is not None and reader.to_skip:
             stream.seek(reader.to_skip, SEEK_CUR)
             reader.skip(reader.to_skip)
-        count = fill(stream, buffer[kept:])
+        count = stream.readinto(buffer[kept:])  # type: ignore[attr-defined]
         if not count:
             yield from reader.close()
-            kept = 0
-            break
+            return
         failure: StreamError | None = None
         try:
             found, done = reader.parse(buffer[: kept + count])
@@ -63,10 +48,6 @@ def read_events(stream: BinaryIO, page_size: int = 4096) -> Iterator[Found]:
         rest = bytes(buffer[done : kept + count])
         buffer[: len(rest)] = rest
         kept = len(rest)
-    give_back(stream, bytes(buffer[:kept]))
-    left = left_in(stream)
-    if left.count:
-        yield Behind(0, left)
 
 
 def from_a_pipe(listed: events.RamBlocks) -> UnsupportedError:

@@ -95,6 +95,10 @@ class Channel:
             if status:
                 raise ChannelError(f"{self.name}: the command failed with status {status}")
 
+    def drop(self) -> None:
+        """Close this process's descriptor; the channel lives on for others that share it."""
+        self._close_descriptor()
+
     def abort(self) -> None:
         """Break the channel; the other end notices when the last process that shares it has."""
         if self._socket is not None and self._fd >= 0:

@@ -51,6 +51,7 @@ class Crew:
         self._wake_fd = wake_fd
         self._check = check
         self._children: list[Child] = []
+        self._retired: list[Child] = []
         self._early: deque[object] = deque()
         self._next_tick = 0.0
         self.on_tick: Callable[[], None] = lambda: None
@@ -126,7 +127,12 @@ class Crew:
         except ConnectionError:
             self.wait_for(_Nothing, _LAST_WORD)
 
+    def retire(self) -> None:
+        """Watch the children no more: their work is done, and their deaths are no news."""
+        self._retired += self._children
+        self._children = []
+
     def stop(self) -> None:
         """End all children within 5 s."""
-        stop_children(self._children)
-        self._children = []
+        stop_children([*self._children, *self._retired])
+        self._children, self._retired = [], []

@@ -14,8 +14,8 @@ import pytest
 from vmferry.guest.base import BlockLayout, DeviceState, GuestError, Machine, map_block
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_memory import BadPage
-from vmferry.guest.synthetic_process import send_message
 from vmferry.guest.zero import zero_mask
+from vmferry.transport.process import send_message
 
 MakeGuest = Callable[[str], SyntheticGuest]
 BUSY = "4M,dirty-rate=32M,hot=50%,zero=25%"

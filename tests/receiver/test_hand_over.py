@@ -13,13 +13,16 @@ import pytest
 import zstandard
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol import events
+from vmferry.protocol.handover import Word
 from vmferry.protocol.marks import CommandType
 from vmferry.protocol.reader import StreamReader
-from vmferry.protocol.return_path import ReturnPathReader, Shut
+from vmferry.protocol.return_path import Pong, ReturnPathReader, Shut
 from vmferry.protocol.states import MigrationStatus
+from vmferry.protocol.words import ping
 from vmferry.protocol.writer import StreamWriter
 from vmferry.protocol.zstd import stored_size
-from vmferry.receiver.coordinator import MigrationError, ReceiveParameters, Receiver
+from vmferry.receiver.coordinator import ReceiveParameters, Receiver
+from vmferry.receiver.errors import KeptError, MigrationError
 from vmferry.sender.coordinator import Sender
 
 RESET = struct.pack("ii", 1, 0)
@@ -110,8 +113,8 @@ def test_last_frame_that_only_begins_like_a_stored_one(stream: bytes, workers: i
 
 
 def test_source_that_left_before_the_answer(stream: bytes) -> None:
-    """Broken: both ends would run, as a source that got no answer runs on."""
-    with pytest.raises(MigrationError, match="left before the answer"):
+    """Broken: both ends would run, as a source that got no answer runs on; or none, as it died."""
+    with pytest.raises(KeptError, match=r"left before the answer; the guest is kept"):
         receive(lambda connection: connection.sendall(stream))
 
 
@@ -123,8 +126,58 @@ def test_source_that_breaks_the_connection(stream: bytes) -> None:
         wait_for_answer(connection)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
-    with pytest.raises(MigrationError, match="reset"):
+    with pytest.raises(KeptError, match="reset"):
         receive(source)
+
+
+def test_confirming_source(stream: bytes) -> None:
+    """Broken: a guest would start before its source has given it up, or never."""
+    at = stream.index(b"\x01\x00\x00\x00\x02\x03ram")
+
+    def source(connection: socket.socket) -> None:
+        connection.sendall(stream[:at] + ping(Word.HELLO) + stream[at:])
+        reader = ReturnPathReader()
+        answers: list[object] = []
+        while Shut(0) not in answers:
+            answers += reader.feed(connection.recv(100))
+        assert answers == [Pong(Word.CONFIRMS), Pong(Word.HELLO), Shut(0)]
+        connection.settimeout(1)
+        with pytest.raises(TimeoutError):
+            connection.recv(100)
+        connection.settimeout(20)
+        connection.sendall(ping(Word.CONFIRM))
+        assert reader.feed(connection.recv(100)) == [Pong(Word.CONFIRM)]
+
+    guest = receive(source)
+    assert guest.running
+    guest.close()
+
+
+@pytest.mark.parametrize(
+    ("word", "error", "message"),
+    [
+        (ping(Word.ABORT), MigrationError, "took the guest back"),
+        (b"", KeptError, "without a word"),
+        (ping(Word.CONFIRM)[:5], KeptError, "without a word"),
+        (b"garbage", KeptError, "behind the end"),
+    ],
+)
+def test_confirming_source_that_does_not_confirm(
+    stream: bytes, word: bytes, error: type[MigrationError], message: str
+) -> None:
+    """Broken: the guest would run at both ends; or the only copy would be thrown away."""
+    at = stream.index(b"\x01\x00\x00\x00\x02\x03ram")
+
+    def source(connection: socket.socket) -> None:
+        connection.sendall(stream[:at] + ping(Word.HELLO) + stream[at:])
+        reader = ReturnPathReader()
+        while Shut(0) not in reader.feed(connection.recv(100)):
+            continue
+        connection.sendall(word)
+
+    with pytest.raises(error, match=message) as raised:
+        receive(source)
+    assert raised.type is error
 
 
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.3, 0.9, 0.99999])

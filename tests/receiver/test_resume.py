@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
 
 import pytest
-from vmferry.guest.base import BlockLayout, DeviceState, Machine
+from vmferry.guest.base import BlockLayout, DeviceState, GuestError, Machine
+from vmferry.guest.handing_in import DestinationJob
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_options import parse_options
 from vmferry.receiver.coordinator import Receiver
-from vmferry.receiver.transport import Answer
+from vmferry.receiver.errors import MigrationError
 from vmferry.sender.coordinator import Sender
+from vmferry.sender.errors import MigrationError as SendError
 
 
 class Watched(SyntheticGuest):
@@ -33,56 +37,90 @@ class Watched(SyntheticGuest):
         super().invalidate_caches()
         self.steps.append("invalidate")
 
-    def resume(self) -> None:
-        super().resume()
-        self.steps.append("resume")
+    def seal(self, *, running: bool) -> None:
+        super().seal(running=running)
+        self.steps.append("seal")
+
+    def begin_handing_in(self, fd: int, job: DestinationJob) -> Connection:
+        self.steps.append("begin_handing_in" if not self.running else "too late")
+        return super().begin_handing_in(fd, job)
 
 
-def _migrate(guest: Watched, prepare: Callable[[Receiver], None]) -> None:
-    """Send a guest to this one; `prepare` the receiver before."""
+def _migrate(guest: Watched, prepare: Callable[[Receiver], None]) -> tuple[str, str]:
+    """Send a guest to this one, with its receiver prepared; return how both ends say it went."""
     source = SyntheticGuest.parse("2M,dirty-rate=1M")
     addresses: list[str] = []
     listening = threading.Event()
+    ends = {}
 
     def heard(address: str) -> None:
         addresses.append(address)
         listening.set()
 
+    def receive() -> None:
+        try:
+            receiver.run(on_listening=heard)
+        except MigrationError as error:
+            ends["destination"] = str(error)
+
     receiver = Receiver(guest, "tcp:127.0.0.1:0")
     prepare(receiver)
-    thread = threading.Thread(target=lambda: receiver.run(on_listening=heard))
+    thread = threading.Thread(target=receive)
     thread.start()
     try:
         assert listening.wait(20)
-        Sender(source, addresses[0]).run()
+        try:
+            Sender(source, addresses[0]).run()
+        except SendError as error:
+            ends["source"] = str(error)
         thread.join(20)
+        assert source.running is ("source" in ends)
     finally:
         receiver.cancel()
         thread.join(20)
         source.close()
         guest.close()
+    return ends.get("source", ""), ends.get("destination", "")
 
 
 def test_order() -> None:
     """Broken: a guest would run on devices, disks or memory that are not what they were."""
     guest = Watched()
-    _migrate(guest, lambda _: None)
-    assert guest.steps == ["prepare", "load", "invalidate", "resume"]
+    assert _migrate(guest, lambda _: None) == ("", "")
+    assert guest.steps == ["prepare", "load", "invalidate", "seal", "begin_handing_in"]
 
 
-def test_cancel_comes_too_late_once_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Broken: the source would have let its guest go, and it would run nowhere (law 5)."""
+def test_nothing_can_fail_behind_the_promise() -> None:
+    """Broken: the source would give its guest up to an end that then cannot run it (law 5)."""
 
-    def cancel_with_the_answer(receiver: Receiver) -> None:
-        command = receiver._processes.command_transport
+    class Unsealable(Watched):
+        def seal(self, *, running: bool) -> None:
+            raise GuestError(f"no space left on device, to run: {running}")
 
-        def command_then_cancel(message: object) -> None:
-            command(message)
-            if isinstance(message, Answer):
-                receiver.cancel()
+    guest = Unsealable()
+    source, destination = _migrate(guest, lambda _: None)
+    assert "no space left" in destination
+    assert source
+    assert "begin_handing_in" not in guest.steps
 
-        monkeypatch.setattr(receiver._processes, "command_transport", command_then_cancel)
+
+def test_cancel_behind_the_promise_gives_the_guest_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: a cancelled destination would leave the guest running nowhere (law 5)."""
+
+    def cancel_with_the_promise(receiver: Receiver) -> None:
+        # A source that confirms sooner than the cancel is seen keeps the destination running it.
+        monkeypatch.setattr(receiver._processes, "let_go", _cancel_then(receiver))
 
     guest = Watched()
-    _migrate(guest, cancel_with_the_answer)
-    assert guest.steps[-1] == "resume"
+    source, destination = _migrate(guest, cancel_with_the_promise)
+    assert ("source has the guest" in destination) is bool(source)
+
+
+def _cancel_then(receiver: Receiver) -> Callable[[DestinationJob, Any], None]:
+    let_go = receiver._processes.let_go
+
+    def cancelled(job: DestinationJob, finisher: Any) -> None:
+        let_go(job, finisher)
+        receiver.cancel()
+
+    return cancelled

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 
 from vmferry.guest.synthetic import SyntheticGuest
-from vmferry.receiver.coordinator import MigrationError, ReceiveParameters, Receiver
+from vmferry.receiver.coordinator import ReceiveParameters, Receiver
+from vmferry.receiver.errors import MigrationError
 
 
 class Incoming:

@@ -2,42 +2,63 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-import psutil
 import pytest
 from vmferry.guest.synthetic import SyntheticGuest
+from vmferry.protocol.handover import Word
 from vmferry.protocol.reader import StreamReader
-from vmferry.protocol.return_path import shut
+from vmferry.protocol.return_path import pong, shut
 from vmferry.protocol.states import MigrationStatus
-from vmferry.sender.coordinator import MigrationError, Sender
-from vmferry.transport.process import Child
+from vmferry.protocol.words import ping
+from vmferry.sender.coordinator import Sender
+from vmferry.sender.errors import MigrationCancelledError, MigrationError, UnconfirmedError
 
-Last = Callable[[socket.socket], None]
+Last = Callable[["Destination"], None]
 
 
 class Destination:
-    """Reads the stream to its end, then does as it was told with the connection."""
+    """Reads the stream to its end, then does what `last` says with the connection."""
 
-    def __init__(self, last: Last) -> None:
+    def __init__(self, last: Last, *, confirming: bool) -> None:
         self._last = last
         self._server = socket.create_server(("127.0.0.1", 0))
+        self._hello = pong(Word.CONFIRMS) * confirming + pong(Word.HELLO)
         self.uri = f"tcp:127.0.0.1:{self._server.getsockname()[1]}"
+        self.connection: socket.socket
+        self.after = b""
+        """What the source sent behind the end of its stream."""
+        self.sender: Sender
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def _run(self) -> None:
-        connection, _ = self._server.accept()
-        with connection:
+        self.connection, _ = self._server.accept()
+        with self.connection:
             reader = StreamReader()
+            self.connection.sendall(self._hello)
             while not reader.finished:
-                reader.feed(connection.recv(1 << 16))
-            self._last(connection)
+                reader.feed(self.connection.recv(1 << 16))
+            self._last(self)
             with suppress(ConnectionResetError):
-                connection.recv(1)
+                while data := self.connection.recv(100):
+                    self.after += data
+
+    def answer(self, data: bytes) -> None:
+        self.connection.sendall(data)
+
+    def wait_for(self, data: bytes) -> None:
+        """Wait until the source has sent this behind the end of its stream."""
+        while data not in self.after:
+            more = self.connection.recv(100)
+            assert more
+            self.after += more
 
     def close(self) -> None:
         self._thread.join(20)
@@ -51,67 +72,153 @@ def source() -> Iterator[SyntheticGuest]:
     guest.close()
 
 
-def hand_over(source: SyntheticGuest, last: Callable[[Sender, socket.socket], None]) -> Sender:
-    destination = Destination(lambda connection: last(sender, connection))
-    sender = Sender(source, destination.uri)
+def hand_over(source: SyntheticGuest, last: Last, *, confirming: bool = True) -> Destination:
+    destination = Destination(last, confirming=confirming)
+    destination.sender = Sender(source, destination.uri)
     try:
-        sender.run()
+        destination.sender.run()
     finally:
         destination.close()
-    return sender
+    return destination
 
 
-def transport(sender: Sender) -> psutil.Process:
-    children: list[Child] = sender._crew._children
-    return psutil.Process(children[0].pid)
+def state(destination: Destination) -> MigrationStatus:
+    return destination.sender.states.state
 
 
-def test_answer_ends_it(source: SyntheticGuest) -> None:
-    """Broken: a source whose destination runs the guest would run it, too."""
-    sender = hand_over(source, lambda _, connection: connection.sendall(shut(0)))
-    assert sender.states.state is MigrationStatus.COMPLETED
+def test_stock_answer_ends_it(source: SyntheticGuest) -> None:
+    """Broken: a source whose destination runs the guest would run it, too, or send it a word."""
+    destination = hand_over(source, lambda d: d.answer(shut(0)), confirming=False)
+    assert state(destination) is MigrationStatus.COMPLETED
+    assert not source.running
+    assert destination.after == b""
+
+
+def test_confirmed(source: SyntheticGuest) -> None:
+    """Broken: a destination that waits for the word would never start its guest."""
+
+    def last(destination: Destination) -> None:
+        destination.answer(shut(0))
+        destination.wait_for(ping(Word.CONFIRM))
+        destination.answer(pong(Word.CONFIRM))
+
+    destination = hand_over(source, last)
+    assert state(destination) is MigrationStatus.COMPLETED
     assert not source.running
 
 
-def test_refusal(source: SyntheticGuest) -> None:
-    """Broken: a destination that could not load the guest would cost it."""
+def test_refused_after_the_promise(source: SyntheticGuest) -> None:
+    """Broken: a guest that died as it was started at the destination would run nowhere."""
+
+    def last(destination: Destination) -> None:
+        destination.answer(shut(0))
+        destination.wait_for(ping(Word.CONFIRM))
+        destination.answer(shut(1))
+        destination.wait_for(ping(Word.ABORT))
+
     with pytest.raises(MigrationError, match="could not load"):
-        hand_over(source, lambda _, connection: connection.sendall(shut(1)))
-    assert source.running
-
-
-def test_no_answer(source: SyntheticGuest) -> None:
-    """Broken: a destination that dies before its answer would cost the guest."""
-    with pytest.raises(MigrationError):
-        hand_over(source, lambda _, connection: connection.shutdown(socket.SHUT_RDWR))
-    assert source.running
-
-
-def test_answer_counts_without_the_transport_process(source: SyntheticGuest) -> None:
-    """Broken: the guest would run on both sides when the transport process dies too late."""
-
-    def last(sender: Sender, connection: socket.socket) -> None:
-        transport(sender).suspend()
-        connection.sendall(shut(0))
-        transport(sender).kill()
-
-    assert hand_over(source, last).states.state is MigrationStatus.COMPLETED
-    assert not source.running
-
-
-def test_no_answer_and_no_transport_process(source: SyntheticGuest) -> None:
-    """Broken: the guest would run nowhere when the transport process dies too early, or on both
-    sides because the destination took the end of the connection for a hand-over.
-    """
-    reset = []
-
-    def last(sender: Sender, connection: socket.socket) -> None:
-        transport(sender).kill()
-        with pytest.raises(ConnectionResetError):
-            connection.recv(1)
-        reset.append(True)
-
-    with pytest.raises(MigrationError, match="died"):
         hand_over(source, last)
     assert source.running
-    assert reset
+
+
+def test_link_breaks_after_the_guest_was_given_up(source: SyntheticGuest) -> None:
+    """Broken: the guest would run at both ends, as the destination may have started it."""
+
+    def last(destination: Destination) -> None:
+        destination.answer(shut(0))
+        destination.wait_for(ping(Word.CONFIRM))
+        destination.connection.shutdown(socket.SHUT_RDWR)
+
+    with pytest.raises(UnconfirmedError, match="did not confirm"):
+        hand_over(source, last)
+    assert not source.running
+
+
+@pytest.mark.parametrize("confirming", [True, False])
+def test_refusal(source: SyntheticGuest, confirming: bool) -> None:
+    """Broken: a destination that could not load the guest would cost it."""
+    with pytest.raises(MigrationError, match="could not load"):
+        hand_over(source, lambda d: d.answer(shut(1)), confirming=confirming)
+    assert source.running
+
+
+@pytest.mark.parametrize("confirming", [True, False])
+def test_no_answer(source: SyntheticGuest, confirming: bool) -> None:
+    """Broken: a destination that dies before its answer would cost the guest."""
+    with pytest.raises(MigrationError, match="before it answered"):
+        hand_over(
+            source,
+            lambda d: d.connection.shutdown(socket.SHUT_RDWR),
+            confirming=confirming,
+        )
+    assert source.running
+
+
+@pytest.mark.parametrize("answer", [b"", shut(0)[:5]])
+def test_cancel_while_the_answer_is_awaited(source: SyntheticGuest, answer: bytes) -> None:
+    """Broken: a destination that answers nothing, or half, would hold the guest for ever."""
+
+    def last(destination: Destination) -> None:
+        destination.answer(answer)
+        destination.sender.cancel()
+        destination.wait_for(ping(Word.ABORT))
+
+    with pytest.raises(MigrationCancelledError):
+        hand_over(source, last)
+    assert source.running
+
+
+def test_answer_followed_by_more(source: SyntheticGuest) -> None:
+    """Broken: an answer that arrives with other bytes would be lost, and the guest run twice."""
+
+    def last(destination: Destination) -> None:
+        destination.answer(shut(0) + shut(1) + b"x" * 5000)
+
+    assert state(hand_over(source, last, confirming=False)) is MigrationStatus.COMPLETED
+    assert not source.running
+
+
+def test_answer_that_comes_too_early(source: SyntheticGuest) -> None:
+    """Broken: a guest would be given up to somebody who does not have it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(shut(0))
+                with suppress(ConnectionResetError):
+                    while connection.recv(1 << 16):
+                        continue
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(MigrationError, match="before it had"):
+            Sender(source, f"tcp:127.0.0.1:{server.getsockname()[1]}").run()
+        thread.join(20)
+    assert source.running
+
+
+def test_guest_that_dies_is_started_at_the_destination(source: SyntheticGuest) -> None:
+    """Broken: a guest that the destination has whole would be lost with its process here."""
+
+    def last(destination: Destination) -> None:
+        os.kill(source.pid, signal.SIGKILL)
+        destination.answer(shut(0))
+        destination.wait_for(ping(Word.CONFIRM))
+        destination.answer(pong(Word.CONFIRM))
+
+    assert state(hand_over(source, last)) is MigrationStatus.COMPLETED
+
+
+def test_guest_whose_process_is_stopped_is_left_alone(source: SyntheticGuest) -> None:
+    """Broken: a command that is told to end would wait for a stopped process without end."""
+
+    def last(destination: Destination) -> None:
+        os.kill(source.pid, signal.SIGSTOP)
+        destination.sender.leave()
+
+    started = time.monotonic()
+    with pytest.raises(UnconfirmedError, match="left alone"):
+        hand_over(source, last)
+    assert time.monotonic() - started < 30
+    os.kill(source.pid, signal.SIGCONT)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol.states import MigrationStatus
-from vmferry.sender.coordinator import MigrationCancelledError, MigrationError, Sender
+from vmferry.sender.coordinator import Sender
+from vmferry.sender.errors import MigrationCancelledError, MigrationError
 from vmferry.sender.figures import Figures
 from vmferry.sender.parameters import SendParameters
 

@@ -10,7 +10,8 @@ import pytest
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol.states import MigrationStatus
 from vmferry.sender.convergence import Round
-from vmferry.sender.coordinator import MigrationCancelledError, Sender
+from vmferry.sender.coordinator import Sender
+from vmferry.sender.errors import MigrationCancelledError
 from vmferry.sender.figures import Figures
 from vmferry.sender.parameters import OnStall, SendParameters
 from vmferry.sender.sampler import SAMPLE_COUNTERS, Sampler

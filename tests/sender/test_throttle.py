@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol.states import MigrationStatus
 from vmferry.sender.convergence import Round
-from vmferry.sender.coordinator import MigrationCancelledError, MigrationError, Sender
+from vmferry.sender.coordinator import Sender
+from vmferry.sender.errors import MigrationCancelledError, MigrationError
 from vmferry.sender.figures import Figures
 from vmferry.sender.parameters import SendParameters
 from vmferry.sender.throttle import AutoConverge, ThrottleError, ThrottleParameters

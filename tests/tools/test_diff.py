@@ -73,7 +73,6 @@ def test_equal(streams: Any, vmferry: Any) -> None:
         "blocks": [],
         "devices": [],
         "absent": [],
-        "behind": [None, None],
     }
 
 
@@ -120,7 +119,6 @@ def test_all_that_differs(streams: Any, vmferry: Any) -> None:
     assert found == {
         "equal": False,
         "absent": [],
-        "behind": [None, None],
         "differing_pages": 4,
         "differing_fields": 3,
         "devices": [

@@ -1,0 +1,75 @@
+"""Where a kept synthetic guest waits for the person who decides that it runs here after all.
+
+The door is a socket in the abstract namespace, named by the guest's process: nothing of it stays
+behind. It opens to the guest's own user and to root.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+from .errors import GuestError
+
+_CREDENTIALS = struct.Struct("iII")
+"""Process, user and group of the peer, as SO_PEERCRED gives them (unix(7))."""
+_ANSWER = b"running\n"
+_TIMEOUT = 10.0
+"""Seconds that a guest may take to answer a knock."""
+
+
+def _address(pid: int) -> bytes:
+    return b"\0vmferry-guest-%d" % pid
+
+
+class Door:
+    """The guest's side; asked again and again."""
+
+    def __init__(self) -> None:
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(_address(os.getpid()))
+        self._listening.listen()
+        self._listening.setblocking(False)
+        self._visitor: socket.socket | None = None
+
+    def knocked(self) -> bool:
+        """Return whether somebody who may do so asks the guest to run."""
+        try:
+            visitor, _ = self._listening.accept()
+        except BlockingIOError:
+            return False
+        raw = visitor.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _, user, _ = _CREDENTIALS.unpack(raw)
+        if user not in (0, os.getuid()):
+            visitor.close()
+            return False
+        self._visitor = visitor
+        return True
+
+    def open(self) -> None:
+        """Answer that the guest runs, and wait for nobody any more."""
+        self._listening.close()
+        if self._visitor is not None:
+            with self._visitor:
+                self._visitor.settimeout(0)
+                try:
+                    self._visitor.send(_ANSWER)
+                except OSError:
+                    # It did not wait for the answer; the guest runs all the same.
+                    return
+
+
+def knock(pid: int) -> None:
+    """Let the guest run that process `pid` keeps. Raises GuestError when it keeps none."""
+    with socket.socket(socket.AF_UNIX) as visitor:
+        visitor.settimeout(_TIMEOUT)
+        try:
+            visitor.connect(_address(pid))
+            answer = visitor.recv(len(_ANSWER))
+        except OSError as error:
+            raise GuestError(
+                f"synthetic: process {pid} keeps no guest: {error.strerror}"
+            ) from error
+    if answer != _ANSWER:
+        raise GuestError(f"synthetic: process {pid} does not let its guest run")

@@ -1,0 +1,85 @@
+"""The coordinator's part in a handover: it watches, and passes on what a person wants."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from ..transport.process import send_message
+from ..transport.shared import wait_readable
+from .handing import CANCEL, LEAVE, Outcome
+
+LEAVE_AFTER = 2.0
+"""Seconds that a command which is to end waits for the handover to end as wished."""
+ANSWER_WITHIN = 1.0
+"""Seconds that the guest's process may take to answer LEAVE."""
+LOOK_EVERY = 0.1
+"""Seconds between two looks at what a person wants."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a person wants of a handover under way. `cancel`: the guest stays at its source.
+
+    `leave`: the command ends now, even if that cannot be had.
+    """
+
+    cancel: Callable[[], bool]
+    leave: Callable[[], bool]
+
+
+class HolderDied(Exception):  # noqa: N818 - news, not a fault
+    """The process that held the guest died in the middle of a handover."""
+
+
+class HolderSilent(Exception):  # noqa: N818 - news, not a fault
+    """The process that holds the guest does not answer (it may be stopped), and we must leave."""
+
+
+def watch(
+    connection: Connection,
+    wishes: Wishes,
+    on_look: Callable[[], None],
+    on_report: Callable[[str], None] = lambda _: None,
+) -> Outcome[Any]:
+    """Return the outcome of a handover that another process or thread carries out.
+
+    `on_look` is called every 100 ms, `on_report` with each report that precedes the outcome. Raises
+    HolderDied, HolderSilent.
+    """
+    asked: dict[str, float] = {}
+    while True:
+        _ask(connection, wishes, asked)
+        if LEAVE in asked and time.monotonic() > asked[LEAVE] + ANSWER_WITHIN:
+            raise HolderSilent
+        wait_readable([connection.fileno()], LOOK_EVERY)
+        on_look()
+        while connection.poll():
+            try:
+                report = connection.recv()
+            except (EOFError, OSError):
+                raise HolderDied from None
+            if isinstance(report, Outcome):
+                return report
+            on_report(report)
+
+
+def _ask(connection: Connection, wishes: Wishes, asked: dict[str, float]) -> None:
+    """Pass a wish on once; LEAVE only where CANCEL did not bring the end."""
+    now = time.monotonic()
+    if CANCEL not in asked and (wishes.cancel() or wishes.leave()):
+        _pass_on(connection, CANCEL, asked)
+    elif LEAVE not in asked and wishes.leave() and now > asked[CANCEL] + LEAVE_AFTER:
+        _pass_on(connection, LEAVE, asked)
+
+
+def _pass_on(connection: Connection, wish: str, asked: dict[str, float]) -> None:
+    asked[wish] = time.monotonic()
+    try:
+        send_message(connection, wish)
+    except OSError:
+        # The holder has reported, or died: the next look tells which.
+        return

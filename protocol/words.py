@@ -1,0 +1,25 @@
+"""The words of a handover as bytes: PINGs, in a zstd frame where the stream is compressed.
+
+Source: QEMU's documentation, docs/devel/migration/main.rst ("Return path").
+"""
+
+from __future__ import annotations
+
+from .events import Command
+from .handover import Word
+from .marks import CommandType
+from .return_path import Value
+from .writer import StreamWriter
+from .zstd import stored
+
+
+def ping(value: int) -> bytes:
+    """Return a PING, which every destination answers by a PONG with the same value."""
+    data = Value.build(value)
+    return StreamWriter().write(Command(offset=0, command=int(CommandType.PING), data=data))
+
+
+def word_on_wire(word: Word, *, framed: bool) -> bytes:
+    """Return a word as it follows the end of a stream; `framed`: the stream is compressed."""
+    data = ping(word)
+    return b"".join(stored(memoryview(data))) if framed else data

@@ -1,0 +1,52 @@
+"""The incoming handover, as the coordinator leads it; its mirror image is sender/handover.py.
+
+The process that holds the guest promises the source that it is whole, and starts it on the source's
+word (`guest.handing_in`). Should that process die, the coordinator tells the source to go on with
+the guest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+
+from ..guest.base import Guest
+from ..guest.handing import Outcome
+from ..guest.handing_in import PROMISED, DestinationJob
+from ..guest.watching import HolderDied, Wishes, watch
+from ..protocol.handover import Destination
+from ..protocol.return_path import shut
+from ..transport.channel import Channel, ChannelError
+from .errors import MigrationError
+
+
+def lead(
+    guest: Guest,
+    channel: Channel,
+    job: DestinationJob,
+    wishes: Wishes,
+    on_look: Callable[[], None],
+    on_promise: Callable[[], None],
+) -> Outcome[Destination]:
+    """Take the whole guest over on the channel, and return how that ended.
+
+    `on_promise` is called once the answer has left. Raises MigrationError when the guest died, and
+    HolderSilent.
+    """
+
+    def heard(report: str) -> None:
+        if report == PROMISED:
+            on_promise()
+
+    with guest.begin_handing_in(os.dup(channel.fileno()), job) as connection:
+        try:
+            outcome: Outcome[Destination] = watch(connection, wishes, on_look, heard)
+        except HolderDied:
+            if job.return_path:
+                # A connection that is gone says the same.
+                with suppress(ChannelError):
+                    channel.send(memoryview(shut(1)))
+            raise MigrationError("the guest's process died") from None
+    guest.settled(outcome)
+    return outcome
