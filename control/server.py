@@ -7,6 +7,7 @@ import os
 import socket
 from collections import deque
 
+from ..transport.unix_socket import UnixListener
 from ..transport.uri import Tcp, Unix, UriError, parse_uri
 from .commands import Call
 from .events import Event
@@ -28,39 +29,40 @@ class ServerError(OSError):
         return str(self.args[0])
 
 
-def open_socket(address: str) -> socket.socket:
+class Listening:
     """A listening socket at `unix:PATH` or `tcp:HOST:PORT`. Raises ServerError."""
-    try:
+
+    def __init__(self, address: str) -> None:
+        self._named: UnixListener | None = None
+        try:
+            self.socket = self._open(address)
+        except (OSError, UriError, UnicodeError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise ServerError(f"{address}: {reason}") from error
+        self.socket.setblocking(False)
+
+    def _open(self, address: str) -> socket.socket:
         uri = parse_uri(address)
         if isinstance(uri, Tcp):
             family = socket.AF_INET6 if ":" in uri.host else socket.AF_INET
-            sock = socket.create_server((uri.host, uri.port), family=family)
-        elif isinstance(uri, Unix):
-            sock = socket.socket(socket.AF_UNIX)
-            sock.bind(uri.path)
-            sock.listen()
-        else:
-            raise ServerError(f"{address}: not unix:PATH or tcp:HOST:PORT")
-    except (OSError, UriError, UnicodeError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ServerError(f"{address}: {reason}") from error
-    sock.setblocking(False)
-    return sock
+            return socket.create_server((uri.host, uri.port), family=family)
+        if not isinstance(uri, Unix):
+            raise UriError("not unix:PATH or tcp:HOST:PORT")
+        self._named = UnixListener(uri.path, socket.SOMAXCONN)
+        return self._named.socket
 
+    @property
+    def address(self) -> str:
+        """Where it listens, with the real port where 0 was asked for."""
+        if self.socket.family == socket.AF_UNIX:
+            return str(Unix(self.socket.getsockname()))
+        return str(Tcp(*self.socket.getsockname()[:2]))
 
-def address_of(sock: socket.socket) -> str:
-    """Where it listens, with the real port where 0 was asked for."""
-    if sock.family == socket.AF_UNIX:
-        return str(Unix(sock.getsockname()))
-    return str(Tcp(*sock.getsockname()[:2]))
-
-
-def close_socket(sock: socket.socket) -> None:
-    """Close a listening socket; its path goes with it."""
-    path = sock.getsockname() if sock.family == socket.AF_UNIX else None
-    sock.close()
-    if path and os.path.exists(path):
-        os.unlink(path)
+    def close(self) -> None:
+        """Stop listening; the socket's file goes with it."""
+        if self._named is not None:
+            self._named.close()
+        self.socket.close()
 
 
 class Client:

@@ -20,9 +20,12 @@ from .outgoing import Outgoing
 from .parameters import Parameters
 from .run_state import RunControl, RunState
 
+_HAND_OVER = 0.1
+"""Seconds between two looks at a guest that died while it was handed over."""
+
 
 class ServiceError(Exception):
-    """The service has nothing left to do: the guest did not arrive; one line."""
+    """The service has nothing left to do: the guest did not arrive, or died; one line."""
 
 
 class Service:
@@ -42,7 +45,9 @@ class Service:
         announce: tuple[Interface, ...] = (),
     ) -> None:
         self.guest = guest
-        self.events = Events(asyncio.get_running_loop())
+        self._loop = asyncio.get_running_loop()
+        self._death_fd: int | None = None
+        self.events = Events(self._loop)
         self.capabilities = Capabilities()
         self.parameters = Parameters()
         self.descriptors = Descriptors()
@@ -63,10 +68,11 @@ class Service:
             self.incoming.on_failure = self.fail
             self.incoming.on_arrival = self._arrived
         self._uri = incoming
-        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._end: asyncio.Future[None] = self._loop.create_future()
         guest.add_listener(lambda event: self.events.emit(event.upper()))
 
     def _arrived(self) -> None:
+        self._watch_guest()
         self.announcing.arrived()
         self.announce_if_running()
 
@@ -76,12 +82,14 @@ class Service:
             self.announcing.runs()
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Until `quit`. Raises ServiceError when a guest was to arrive and did not.
+        """Until `quit`. Raises ServiceError when a guest was to arrive and did not, or died.
 
         `ready` is called once a source may connect to the URI given.
         """
         try:
-            if self.incoming is not None and self._uri != "defer":
+            if self.incoming is None:
+                self._watch_guest()
+            elif self._uri != "defer":
                 await self._start_incoming(self._uri or "")
             ready()
             await self._end
@@ -95,8 +103,28 @@ class Service:
         except QmpError as error:
             raise ServiceError(error.description) from error
 
+    def _watch_guest(self) -> None:
+        """Notice it when the process of a guest that is here dies."""
+        self._death_fd = self.guest.death_fd
+        if self._death_fd is not None:
+            self._loop.add_reader(self._death_fd, self._died)
+
+    def _unwatch_guest(self) -> None:
+        if self._death_fd is not None:
+            self._loop.remove_reader(self._death_fd)
+        self._death_fd = None
+
+    def _died(self) -> None:
+        self._unwatch_guest()
+        if self.run_control.state is RunState.FINISH_MIGRATE:
+            # The migration says whether it was the guest that died, or what was left of it.
+            self._loop.call_later(_HAND_OVER, self._died)
+        elif self.run_control.state is not RunState.POSTMIGRATE:
+            self.fail("the guest's process died")
+
     async def _finish(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self.outgoing.finish)
+        self._unwatch_guest()
+        await self._loop.run_in_executor(None, self.outgoing.finish)
         if self.incoming is not None:
             await self.incoming.finish()
         self.announcing.finish()

@@ -114,6 +114,14 @@ class Guest(ABC):
     def running(self) -> bool:
         """Whether the guest is executing now, so that its RAM may change."""
 
+    @property
+    def death_fd(self) -> int | None:
+        """A descriptor that is readable once the guest's own process has died; None: it has none.
+
+        It is the guest's, and changes when the guest arrives, is released or is closed.
+        """
+        return None
+
     @abstractmethod
     def pause(self) -> None:
         """Stop executing; on return RAM does not change any more."""

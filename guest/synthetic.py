@@ -63,6 +63,7 @@ class SyntheticGuest(Guest):
         self._options = options
         self._blocks: tuple[RamBlock, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
+        self._pidfd: int | None = None
         self._connection: Connection | None = None
         self._numbers = itertools.count(1)
         self._running = False
@@ -99,6 +100,7 @@ class SyntheticGuest(Guest):
                 start_new_session=True,
                 pass_fds=descriptors,
             )
+            self._pidfd = os.pidfd_open(self._process.pid)
             theirs.close()
             send_message(self._connection, (self._options, incoming))
         except OSError as error:
@@ -145,6 +147,11 @@ class SyntheticGuest(Guest):
     def running(self) -> bool:
         """Whether the process writes."""
         return self._running
+
+    @property
+    def death_fd(self) -> int | None:
+        """See Guest: the process's pidfd."""
+        return self._pidfd
 
     @property
     def pid(self) -> int:
@@ -314,4 +321,7 @@ class SyntheticGuest(Guest):
             self._connection.close()
         for block in self._blocks:
             os.close(block.fd)
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+        self._pidfd = None
         self._process, self._connection, self._blocks, self._running = None, None, (), False

@@ -7,7 +7,7 @@ import asyncio
 import click
 
 from ..control.announce import AnnounceError, Announcer, Interface
-from ..control.server import Server, ServerError, address_of, close_socket, open_socket
+from ..control.server import Listening, Server, ServerError
 from ..control.service import Service, ServiceError
 from ..guest.base import Guest, GuestError
 from ..guest.open import open_guest
@@ -58,16 +58,16 @@ async def _serve(
     paused: bool,
     interfaces: tuple[Interface, ...],
 ) -> None:
-    sockets = []
+    listening: list[Listening] = []
     try:
         for address in addresses:
-            sockets.append(open_socket(address))
+            listening.append(Listening(address))
         service = Service(guest, incoming, paused=paused, announce=interfaces)
         loop = asyncio.get_running_loop()
         with signals_in(loop, lambda _: service.quit("host-signal")):
-            for sock in sockets:
-                click.echo(f"QMP on {address_of(sock)}", err=True)
-            await Server(service, sockets).run()
+            for place in listening:
+                click.echo(f"QMP on {place.address}", err=True)
+            await Server(service, [place.socket for place in listening]).run()
     finally:
-        for sock in sockets:
-            close_socket(sock)
+        for place in listening:
+            place.close()

@@ -10,6 +10,7 @@ import stat
 import struct
 import subprocess
 
+from .unix_socket import UnixListener
 from .uri import Exec, Fd, Tcp, Unix, Uri
 
 CONNECT_TIMEOUT = 10.0
@@ -196,10 +197,17 @@ def _run(uri: Exec, *, sending: bool) -> Channel:
 class Listener:
     """Waits for the one source of an incoming migration."""
 
-    def __init__(self, uri: Uri, channel: Channel | None, sock: socket.socket | None) -> None:
+    def __init__(
+        self,
+        uri: Uri,
+        channel: Channel | None,
+        sock: socket.socket | None,
+        named: UnixListener | None = None,
+    ) -> None:
         self._uri = uri
         self._channel = channel
         self._socket = sock
+        self._named = named
 
     @property
     def address(self) -> str:
@@ -227,9 +235,9 @@ class Listener:
     def close(self) -> None:
         """Stop listening; an accepted channel lives on."""
         if self._socket is not None:
+            if self._named is not None:
+                self._named.close()
             self._socket.close()
-            if isinstance(self._uri, Unix) and os.path.exists(self._uri.path):
-                os.unlink(self._uri.path)
             self._socket = None
         if self._channel is not None:
             self._channel.abort()
@@ -249,14 +257,8 @@ def _listen(uri: Uri) -> Listener:
         family = socket.AF_INET6 if ":" in uri.host else socket.AF_INET
         return Listener(uri, None, socket.create_server((uri.host, uri.port), family=family))
     if isinstance(uri, Unix):
-        sock = socket.socket(socket.AF_UNIX)
-        try:
-            sock.bind(uri.path)
-            sock.listen(1)
-        except OSError:
-            sock.close()
-            raise
-        return Listener(uri, None, sock)
+        named = UnixListener(uri.path, 1)
+        return Listener(uri, None, named.socket, named)
     if isinstance(uri, Exec):
         return Listener(uri, _run(uri, sending=False), None)
     if isinstance(uri, Fd):

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.control.serving import SERVE, Monitor, Serve, play, play_stopped
+from tests.control.serving import SERVE, Monitor, Serve, Serving, play, play_stopped
 
 
 def test_script(serve: Serve, tmp_path: Path) -> None:
@@ -192,6 +192,42 @@ def test_signal_ends_it_as_quit_does(serve: Serve) -> None:
     assert event is not None
     assert event["data"] == {"guest": False, "reason": "host-signal"}
     assert service.wait() == (0, "")
+
+
+def test_death_of_the_guest_ends_the_service(serve: Serve, tmp_path: Path) -> None:
+    """Broken: a service without a guest says that it runs; its clients wait for nothing."""
+    source = serve("synthetic:16M")
+    destination = serve("synthetic:", "--incoming", f"unix:{tmp_path}/migrate")
+    source.ask("migrate", uri=f"unix:{tmp_path}/migrate")
+    assert source.wait_until_over() == "completed"
+    destination.wait_for("completed")
+    guest_of(source).kill()
+    # It is only what is left of a guest that runs elsewhere.
+    assert source.run_state() == "postmigrate"
+    guest_of(destination).kill()
+    assert destination.wait() == (1, "vmferry: the guest's process died\n")
+    source.ask("quit")
+    assert source.wait() == (0, "")
+
+
+def test_death_of_the_guest_on_its_way(serve: Serve) -> None:
+    """Broken: a traceback, or a service that sends the memory of a dead guest to the end."""
+    source = serve("synthetic:16M")
+    source.ask("migrate_set_speed", value=1 << 20)
+    source.ask("migrate", uri="exec:cat > /dev/null")
+    source.wait_for("active")
+    guest_of(source).kill()
+    assert source.wait() == (1, "vmferry: the guest's process died\n")
+
+
+def guest_of(service: Serving) -> psutil.Process:
+    """Its process."""
+    (guest,) = (
+        child
+        for child in psutil.Process(service.process.pid).children()
+        if "synthetic_process" in "".join(child.cmdline())
+    )
+    return guest
 
 
 def test_quit_in_the_midst_of_a_migration(serve: Serve, tmp_path: Path) -> None:

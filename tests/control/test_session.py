@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from vmferry.control.commands import COMMANDS, REFUSED, Call
 from vmferry.control.parameters import PARAMETERS
-from vmferry.control.server import Server, open_socket
+from vmferry.control.server import Listening, Server
 from vmferry.control.service import Service
 from vmferry.control.session import Session
 from vmferry.guest.synthetic import SyntheticGuest
@@ -177,15 +177,15 @@ def served(guest: SyntheticGuest, path: str, client: Callable[[], Awaitable[None
     """Run a client beside a service, which then ends well."""
 
     async def run() -> None:
-        sock = open_socket(f"unix:{path}")
+        listening = Listening(f"unix:{path}")
         service = Service(guest)
-        serving = asyncio.create_task(Server(service, [sock]).run())
+        serving = asyncio.create_task(Server(service, [listening.socket]).run())
         try:
             await client()
         finally:
             service.quit("host-qmp-quit")
             await serving
-            sock.close()
+            listening.close()
 
     asyncio.run(run())
 
