@@ -4,8 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+SLOW_FOLDERS = {"system"}
+"""Folders of tests that are about processes and time, not about Python's versions."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their folder, so that other Pythons can run what can differ between them."""
+    here = Path(__file__).parent
+    for item in items:
+        folder = item.path.relative_to(here).parts[0]
+        if folder == "qemu":
+            item.add_marker("qemu")
+        elif folder in SLOW_FOLDERS:
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)
