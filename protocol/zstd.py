@@ -114,6 +114,19 @@ def is_compressed(head: bytes | memoryview) -> bool:
     return magic == MAGIC or magic in SKIPPABLE_MAGICS
 
 
+def window_size(head: bytes) -> int:
+    """Return the bytes that a decoder keeps of a frame that begins so; 0: it is no such frame."""
+    try:
+        header = FrameHeader.parse(head[:MAX_HEADER])
+    except c.ConstructError:
+        return 0
+    if header.window is None:
+        return int(header.content_size)
+    exponent, mantissa = header.window >> 3, header.window & 7
+    base = 1 << 10 + int(exponent)
+    return base + base // 8 * int(mantissa)
+
+
 def compressed_bound(content_size: int) -> int:
     """More than any usual encoder makes of so many bytes."""
     return content_size + content_size // 64 + 1024
@@ -191,6 +204,11 @@ class FrameWalker:
     def most(self) -> int:
         """Bytes that a caller must be able to present at once."""
         return compressed_bound(self._max_content)
+
+    @property
+    def between_headers(self) -> bool:
+        """Whether all that was found is whole frames: what waits, if anything, may be none."""
+        return self._step == self._header
 
     @property
     def between_frames(self) -> bool:

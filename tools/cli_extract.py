@@ -14,6 +14,7 @@ from . import convert as convert_command
 from . import extract as extract_command
 from .containers import split
 from .extract import Report
+from .failure import note
 from .memory_file import FORMATS
 from .opening import opened_stream
 from .rebuild import absent_message
@@ -35,6 +36,8 @@ def _report_extracted(report: Report) -> None:
         click.echo(f"registers of {report.processors} processors")
     if report.devices:
         click.echo(f"{report.devices} device sections")
+    if report.behind is not None:
+        click.echo(report.behind.describe())
 
 
 def _check_output(stream: str, out: Path | None) -> None:
@@ -142,7 +145,9 @@ def convert(stream: str, out: Path, container: str, xml: TextIO | None, page_siz
     _check_output(stream, out)
     text = None if xml is None else _xml_text(xml)
     with opened_stream(stream) as opened:
-        convert_command.convert(opened, out, container, text, page_size)
+        behind = convert_command.convert(opened, out, container, text, page_size).behind
+    if behind is not None:
+        note(f"{click.format_filename(stream)}: {behind.describe()}, and not copied")
 
 
 def _xml_text(file: TextIO) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import click
 
@@ -23,10 +23,8 @@ from ..protocol.reader import StreamReader
 from .compressed import format_of
 from .save_image import HEAD, SaveImage, magic_of, read_save_image
 from .snapshots import Image, MachineState, Snapshot, names_of
+from .source import Source, give_back, sought_or_source
 from .spool import spooled
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 MAX_LAYERS = 4
 _BEGINNING = 4096
@@ -79,16 +77,17 @@ def split(name: str) -> tuple[str, str | None]:
 
 def unpack(source: BinaryIO, snapshot: str | None) -> Opened:
     """The stream in `source`; `snapshot`: which, of a qcow2 image."""
+    source = sought_or_source(source)
     layers: list[str] = []
     image: SaveImage | None = None
     at = 0
     while True:
-        beginning, source = _peek(source)
+        beginning = _peek(source, _BEGINNING)
         head = beginning[:HEAD]
         if head.startswith(qcow2.MAGIC) or snapshot is not None:
             return Opened(_state(source, head, snapshot, layers), (*layers, "qcow2 snapshot"))
         if image is None and magic_of(head) is not None:
-            image, at, source = _save_image(source)
+            image, at = _save_image(source)
             layers.append("libvirt save image")
             continue
         found = format_of(head)
@@ -98,7 +97,7 @@ def unpack(source: BinaryIO, snapshot: str | None) -> Opened:
             return Opened(source, tuple(layers), image)
         if len(layers) == MAX_LAYERS:
             raise StreamError(f"more than {MAX_LAYERS} layers of compression", offset=at)
-        source = cast(BinaryIO, io.BufferedReader(found.open(source, at)))
+        source = cast(BinaryIO, Source(found.open(source, at)))
         layers.append(found.name)
         at = 0
 
@@ -113,14 +112,11 @@ def _is_mapped(beginning: bytes) -> bool:
     return any(MAPPED_RAM in (event.capabilities or ()) for event in listed)
 
 
-def _save_image(source: BinaryIO) -> tuple[SaveImage, int, BinaryIO]:
-    """What a save image says, where in it the stream begins, and what gives the stream."""
-    start = source.tell() if source.seekable() else None
+def _save_image(source: BinaryIO) -> tuple[SaveImage, int]:
+    """Return what a save image says, and where in it the stream begins, before which it stands."""
     image, at, rest = read_save_image(source)
-    if start is None:
-        return image, at, _rejoined(rest, source)
-    source.seek(start + at)
-    return image, at, source
+    give_back(source, rest)
+    return image, at
 
 
 def _state(source: BinaryIO, head: bytes, snapshot: str | None, layers: list[str]) -> BinaryIO:
@@ -134,41 +130,10 @@ def _state(source: BinaryIO, head: bytes, snapshot: str | None, layers: list[str
     return cast(BinaryIO, io.BufferedReader(MachineState(disk, disk.find(snapshot))))
 
 
-def _peek(source: BinaryIO) -> tuple[bytes, BinaryIO]:
-    """The first bytes, and a source that still has them."""
+def _peek(source: BinaryIO, size: int) -> bytes:
+    """Return the first bytes, which come again."""
     head = b""
-    while len(head) < _BEGINNING and (more := source.read(_BEGINNING - len(head))):
+    while len(head) < size and (more := source.read(size - len(head))):
         head += more
-    if source.seekable():
-        source.seek(-len(head), os.SEEK_CUR)
-        return head, source
-    return head, _rejoined(head, source)
-
-
-def _rejoined(head: bytes, source: BinaryIO) -> BinaryIO:
-    return cast(BinaryIO, io.BufferedReader(_Rejoined(head, source)))
-
-
-class _Rejoined(io.RawIOBase):
-    """Bytes that were read already, and the source that they came from."""
-
-    def __init__(self, head: bytes, source: BinaryIO) -> None:
-        self._head = head
-        # One piece at a time: what comes before a failure is not lost with it.
-        self._read: Callable[[memoryview], int]
-        self._read = getattr(source, "readinto1", None) or source.readinto  # type: ignore[attr-defined]
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def readinto(self, target: WriteableBuffer, /) -> int:
-        """The head first."""
-        view = memoryview(target).cast("B")
-        if not self._head:
-            # One that is a socket or a pipe gives what it has.
-            return self._read(view)
-        count = min(len(view), len(self._head))
-        view[:count] = self._head[:count]
-        self._head = self._head[count:]
-        return count
+    give_back(source, head)
+    return head

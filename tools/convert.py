@@ -7,8 +7,9 @@ import lzma
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
@@ -23,8 +24,9 @@ from .containers import Opened
 from .failure import CommandError, named
 from .mapped_stream import MappedFile, plain_events
 from .save_image import MAX_XML, SaveImage
+from .source import Left, fill, give_back, left_in
 from .staged import Staged
-from .stream_events import PIECE, from_a_pipe, read_events
+from .stream_events import PIECE, Behind, Found, from_a_pipe, read_events
 
 FRAME = 1 << 20
 """Bytes of stream in a zstd frame: `vmferry receive` decompresses frames of this size at once."""
@@ -88,10 +90,26 @@ CONTAINERS = {
 """What a stream can be put into, and its format there, by its name in a libvirt image."""
 
 
+@dataclass
+class Converted:
+    """What was written: `size` bytes of stream. `behind`: what stands behind the one read."""
+
+    size: int = 0
+    behind: Left | None = None
+
+    def note(self, found: Iterable[Found]) -> Iterator[events.Event]:
+        """Keep what stands behind the stream, and pass on all other events."""
+        for event in found:
+            if isinstance(event, Behind):
+                self.behind = event.left
+            else:
+                yield event
+
+
 def convert(
     opened: Opened, out: Path, container: str, xml: str | None = None, page_size: int = 4096
-) -> int:
-    """Write the stream to `out` (`-`: standard output), in one of CONTAINERS; bytes of the stream.
+) -> Converted:
+    """Write the stream to `out` (`-`: standard output), in one of CONTAINERS.
 
     `xml`: of the domain, for a libvirt image; None: what `opened` has. `page_size`: as in
     `read_events`. A file is there only when all went well. Raises StreamError, CommandError,
@@ -104,39 +122,45 @@ def convert(
     if name == "sparse":
         return _to_mapped_ram(opened, out, head, page_size)
     compressor = COMPRESSORS[name]()
-    size = 0
+    found = Converted()
     with _output(out) as write:
         write(head)
-        for piece in plain_stream(opened.stream, page_size):
+        for piece in plain_stream(opened.stream, page_size, found):
             write(compressor.compress(piece))
-            size += len(piece)
+            found.size += len(piece)
         write(compressor.flush())
-    return size
+    return found
 
 
-def _to_mapped_ram(opened: Opened, out: Path, head: bytes, page_size: int) -> int:
+def _to_mapped_ram(opened: Opened, out: Path, head: bytes, page_size: int) -> Converted:
     if str(out) == "-":
         raise ConvertError("a mapped-ram file is written at any place: it needs a file")
+    found = Converted()
     with Staged() as staged:
         with os.fdopen(staged.file(out), "r+b") as file:
             with named(out):
                 mapped = MappedFile(file.fileno(), head)
-            for event in read_events(opened.stream, page_size):
+            for event in found.note(read_events(opened.stream, page_size)):
                 with named(out):
                     mapped.take(event)
             with named(out):
-                size = mapped.finish()
+                found.size = mapped.finish()
         staged.keep()
-    return size
+    return found
 
 
-def plain_stream(stream: BinaryIO, page_size: int) -> Iterator[memoryview]:
-    """The bytes of a stream up to its end, each piece valid until the next; those of a mapped-ram
-    file as an ordinary stream. Raises StreamError."""
+def plain_stream(stream: BinaryIO, page_size: int, into: Converted) -> Iterator[memoryview]:
+    """Yield the bytes of a stream up to its end, each piece valid until the next; those of a
+    mapped-ram file as an ordinary stream. Raises StreamError.
+
+    What stands behind the stream is noted in `into`.
+    """
     if not is_mapped(stream, page_size):
         yield from whole_stream(stream, page_size)
+        left = left_in(stream)
+        into.behind = left if left.count else None
         return
-    for event in plain_events(read_events(stream, page_size)):
+    for event in plain_events(into.note(read_events(stream, page_size))):
         yield memoryview(StreamWriter().write(event))
 
 
@@ -152,16 +176,20 @@ def is_mapped(stream: BinaryIO, page_size: int) -> bool:
 
 
 def whole_stream(stream: BinaryIO, page_size: int) -> Iterator[memoryview]:
-    """The bytes of a stream up to its end, as they are. Raises StreamError."""
+    """Yield the bytes of a stream up to its end, as they are; there it stands then.
+
+    Raises StreamError.
+    """
     reader = StreamReader(page_size=page_size)
     buffer = memoryview(bytearray(PIECE))
     kept = 0
     while not reader.finished:
-        count = stream.readinto(buffer[kept:])  # type: ignore[attr-defined]
+        count = fill(stream, buffer[kept:])
         if not count:
             reader.close()
             yield buffer[:kept]
-            return
+            kept = 0
+            break
         found, done = reader.parse(buffer[: kept + count])
         for event in found:
             if isinstance(event, events.RamBlocks) and any(block.mapped for block in event.blocks):
@@ -170,6 +198,7 @@ def whole_stream(stream: BinaryIO, page_size: int) -> Iterator[memoryview]:
         rest = bytes(buffer[done : kept + count])
         buffer[: len(rest)] = rest
         kept = len(rest)
+    give_back(stream, bytes(buffer[:kept]))
 
 
 @contextmanager

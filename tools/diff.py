@@ -14,6 +14,7 @@ import click
 from .compare import ONLY_A, ONLY_B, PageRanges, differing, names_of_both
 from .diff_devices import DeviceDifference, compare_devices
 from .rebuild import RebuiltGuest, absent_message
+from .source import Left
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,15 @@ class BlockDifference:
 
 @dataclass(frozen=True)
 class Difference:
-    """All that differs between two streams; `absent`: names of blocks that neither brings."""
+    """All that differs between two streams.
+
+    `absent`: names of blocks that neither brings; `behind`: what stands behind each stream.
+    """
 
     blocks: list[BlockDifference]
     devices: list[DeviceDifference]
     absent: list[str]
+    behind: tuple[Left | None, Left | None] = (None, None)
 
     @property
     def equal(self) -> bool:
@@ -55,7 +60,8 @@ class Difference:
         return not self.blocks and not self.devices
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: equal, differing_pages, differing_fields (how many), blocks, devices, absent."""
+        """Keys: equal, differing_pages, differing_fields (how many), blocks, devices, absent,
+        behind (of each stream null, or see Left)."""
         return {
             "equal": self.equal,
             "differing_pages": self._pages(),
@@ -63,12 +69,16 @@ class Difference:
             "blocks": [block.as_json() for block in self.blocks],
             "devices": [device.as_json() for device in self.devices],
             "absent": self.absent,
+            "behind": [None if left is None else left.as_json() for left in self.behind],
         }
 
     def print(self) -> None:
         """For people: the blocks, the devices with their fields, and how much it is."""
         for name in self.absent:
             click.echo(f"not compared: {absent_message(name)}")
+        for which, left in zip(("first", "second"), self.behind, strict=True):
+            if left is not None:
+                click.echo(f"not compared: in the {which}, {left.describe()}")
         for block in self.blocks:
             click.echo(block.describe())
         for device in self.devices:
@@ -91,7 +101,8 @@ class Difference:
 def compare_guests(one: RebuiltGuest, other: RebuiltGuest) -> Difference:
     """Two guests with the images of all their blocks."""
     absent = [name for name in one.blocks if name in one.absent and name in other.absent]
-    return Difference([*compare_blocks(one, other)], [*compare_devices(one, other)], absent)
+    blocks, devices = [*compare_blocks(one, other)], [*compare_devices(one, other)]
+    return Difference(blocks, devices, absent, (one.behind, other.behind))
 
 
 def compare_blocks(one: RebuiltGuest, other: RebuiltGuest) -> Iterator[BlockDifference]:

@@ -16,7 +16,7 @@ from ..protocol.marks import SectionType
 from ..protocol.outline import Device
 from .dump_summary import BlockSummary, PageCount, SectionSummary, Summary
 from .rounds import Rounds
-from .stream_events import read_events
+from .stream_events import Behind, Found, read_events
 
 
 @dataclass
@@ -112,7 +112,7 @@ def _count(summary: Summary, run: events.PageRun | events.EncodedRun, rounds: Ro
         summary.rounds[number].add(kind, count)
 
 
-def _note(summary: WithDevices, event: events.Event) -> None:
+def _note(summary: WithDevices, event: Found) -> None:
     summary.size = max(summary.size, event.offset)
     if summary.piece is not None and isinstance(event, _BEHIND_A_PIECE):
         section, start = summary.piece
@@ -171,6 +171,10 @@ def _note_unsplit(summary: Summary, event: events.UnsplitDevices) -> None:
     summary.unsplit = len(event.data)
 
 
+def _note_behind(summary: WithDevices, event: Behind) -> None:
+    summary.behind = event.left
+
+
 def _note_end(summary: Summary, event: events.EndOfStream) -> None:
     summary.size = event.offset + 1
 
@@ -200,4 +204,5 @@ _NOTES: dict[type, Callable[[WithDevices, Any], None]] = {
     events.Command: lambda summary, event: summary.commands.append(event.command),
     events.EndOfStream: _note_end,
     events.Description: _note_description,
+    Behind: _note_behind,
 }

@@ -54,6 +54,8 @@ def _lines(summary: Summary) -> Iterator[tuple[str, str]]:
     description = summary.description
     told = "no" if description is None else f"yes, {format_size(description)}"
     yield "description", told
+    if summary.behind is not None:
+        yield "behind", summary.behind.describe()
 
 
 def _told_rounds(summary: Summary) -> str:

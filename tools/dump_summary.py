@@ -6,9 +6,12 @@ Together with `outline` it is all that most streams take: so nothing that is slo
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..protocol.outline import Device, Outline
+
+if TYPE_CHECKING:
+    from .source import Left
 
 PAGE_KINDS = ("plain", "zero", "xbzrle", "compressed")
 """How pages may be sent."""
@@ -88,11 +91,14 @@ class Summary:
     footers: bool = True
     unsplit: int = 0
     """Bytes of device sections that cannot be told apart."""
+    behind: Left | None = None
+    """What stands behind the end of the stream."""
 
     def as_json(self) -> dict[str, Any]:
         """Keys: machine, page_size, capabilities, size, ram_parts, commands, blocks (see
         BlockSummary), rounds (of each, pages by kind), sections (see SectionSummary), devices (see
-        Device), unsplit_devices (bytes), footers, description (whether there are any)."""
+        Device), unsplit_devices (bytes), footers, description (whether there are any), behind (see
+        Left; null where nothing stands behind the stream)."""
         return {
             "machine": self.machine,
             "page_size": self.page_size,
@@ -107,6 +113,7 @@ class Summary:
             "unsplit_devices": self.unsplit,
             "footers": self.footers,
             "description": self.description is not None,
+            "behind": None if self.behind is None else self.behind.as_json(),
         }
 
 

@@ -24,8 +24,9 @@ from .failure import CommandError, named
 from .main_ram import elf_machine, memory_blocks
 from .memory_file import MemoryFile, lay_out
 from .rebuild import absent_message
+from .source import Left
 from .staged import Staged
-from .stream_events import read_events
+from .stream_events import Behind, Found, read_events
 
 
 class ExtractError(CommandError):
@@ -70,23 +71,26 @@ class Extracted:
 @dataclass
 class Report:
     """What was extracted; `absent`: names of blocks that the stream does not bring; `processors`:
-    how many have their registers in the ELF core."""
+    how many have their registers in the ELF core; `behind`: what stands behind the stream."""
 
     blocks: list[Extracted] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     devices: int = 0
     processors: int = 0
     disks: list[Disk] = field(default_factory=list)
+    behind: Left | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Keys: blocks (see Extracted), absent (names), devices (how many sections), processors
-        (how many have their registers in the ELF core), disks (see Disk)."""
+        (how many have their registers in the ELF core), disks (see Disk), behind (null, or see
+        Left)."""
         return {
             "blocks": [block.as_json() for block in self.blocks],
             "absent": self.absent,
             "devices": self.devices,
             "processors": self.processors,
             "disks": [disk.as_json() for disk in self.disks],
+            "behind": None if self.behind is None else self.behind.as_json(),
         }
 
 
@@ -131,7 +135,7 @@ class _Extraction:
         self._core: _Core | None = None
         self.report = Report()
 
-    def take(self, event: events.Event) -> None:
+    def take(self, event: Found) -> None:
         """The next event."""
         if isinstance(event, events.Configuration):
             self._machine = event.machine
@@ -148,6 +152,8 @@ class _Extraction:
             self._device(event)
         elif isinstance(event, events.Description):
             self._describe(event)
+        elif isinstance(event, Behind):
+            self.report.behind = event.left
 
     def _pages(self, run: events.PageRun | events.EncodedRun) -> None:
         self._absent.discard(run.block.name)

@@ -15,9 +15,14 @@ class CommandError(Exception):
     """What is asked for cannot be done; one line."""
 
 
+def note(message: str) -> None:
+    """Write one line on standard error."""
+    click.echo(f"vmferry: {' '.join(message.split())}", err=True)
+
+
 def fail(message: str) -> NoReturn:
     """One line, exit status 1."""
-    click.echo(f"vmferry: {' '.join(message.split())}", err=True)
+    note(message)
     sys.exit(1)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import zlib
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import construct as c  # type: ignore[import-untyped]
 from lzallright import LZOCompressor, LZOError
@@ -13,30 +12,21 @@ from ..protocol import lzop
 from ..protocol.errors import UnsupportedError
 from ..protocol.lzop import Flag
 from ..protocol.zstd import CompressedError
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from .source import Content
 
 
-class Blocks(io.RawIOBase):
+class Blocks(Content):
     """One lzop file, in a source that stands at `offset`; checksums of the content are checked."""
 
     def __init__(self, source: BinaryIO, offset: int) -> None:
         """Raises CompressedError."""
-        self._source = source
-        self._offset = offset
+        super().__init__(source, offset, "lzop")
         self._left = memoryview(b"")
         self._ended = False
         self._lzo = LZOCompressor()
         self._flags = self._header()
 
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def readinto(self, target: WriteableBuffer, /) -> int:
-        """What is left of a block. Raises CompressedError."""
-        view = memoryview(target).cast("B")
+    def _give(self, view: memoryview) -> int:
         while not self._left and not self._ended:
             self._left = memoryview(self._block())
         count = min(len(view), len(self._left))

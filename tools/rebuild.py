@@ -12,6 +12,8 @@ import numpy.typing as npt
 from ..protocol import events
 from .block_file import BlockFile, Run, check_run, page_flags
 from .failure import CommandError, named
+from .source import Left
+from .stream_events import Behind, Found
 
 
 class RebuildError(CommandError):
@@ -35,7 +37,7 @@ class RebuiltGuest:
     `blocks`: all RAM blocks by name; `seen`: of each, which pages (n,) came at least once;
     `absent`: names of those that were left out as shared; `images`: those of the blocks `wanted`
     (None: all), closed with `stack`; `unread`: names of sections that nobody can look into;
-    `unsplit`: bytes of devices that nothing tells apart.
+    `unsplit`: bytes of devices that nothing tells apart; `behind`: what stands behind the stream.
     """
 
     def __init__(self, stack: ExitStack, wanted: Collection[str] | None = None) -> None:
@@ -46,6 +48,7 @@ class RebuiltGuest:
         self.images: dict[str, BlockFile] = {}
         self.unread: set[str] = set()
         self.unsplit = 0
+        self.behind: Left | None = None
         self.configuration: events.Configuration | None = None
         self.devices: list[events.DeviceSection] = []
         self.description: events.Description | None = None
@@ -53,7 +56,7 @@ class RebuiltGuest:
         self._wanted = wanted
         self._section = ""
 
-    def take(self, event: events.Event) -> None:
+    def take(self, event: Found) -> None:
         """The stream's next event. Raises RebuildError where it lacks a block that is wanted."""
         if isinstance(event, (events.PageRun, events.EncodedRun)):
             self._take_pages(event)
@@ -71,6 +74,8 @@ class RebuiltGuest:
             self._section = event.name
         elif isinstance(event, events.OpaquePiece):
             self.unread.add(self._section)
+        elif isinstance(event, Behind):
+            self.behind = event.left
 
     def check_blocks(self, wanted: Iterable[str]) -> None:
         """Raises RebuildError where the stream does not bring a block of one of these names."""
@@ -112,7 +117,7 @@ def absent_message(name: str) -> str:
 
 
 def rebuild(
-    found: Iterable[events.Event], stack: ExitStack, wanted: Collection[str] | None = None
+    found: Iterable[Found], stack: ExitStack, wanted: Collection[str] | None = None
 ) -> RebuiltGuest:
     """What these events build; see RebuiltGuest. Raises RebuildError, and what `found` does."""
     guest = RebuiltGuest(stack, wanted)

@@ -22,7 +22,7 @@ HEAD = 16
 """Bytes that tell what something is."""
 _SOUND_BYTES = 14
 """Bytes of the magic, of 16, that have to be right where the rest of it is damaged."""
-_COMPRESSED = {format_.name for format_ in FORMATS}
+_COMPRESSED = {format_.name: format_ for format_ in FORMATS if format_.name in libvirt.FORMATS}
 _STREAM = QEVM.to_bytes(4, "big")
 
 
@@ -149,7 +149,7 @@ def _search(
 def _first_stream(read: bytes) -> int | None:
     """Where the first magic of a stream, or of its compression, stands behind the XML's end."""
     text_end = max(read.find(b"\0"), 0)
-    magics = [_STREAM + b"\0\0\0\3", *(format_.magic for format_ in FORMATS)]
+    magics = [_STREAM + b"\0\0\0\3", *(format_.magic for format_ in _COMPRESSED.values())]
     places = [place for magic in magics if (place := read.find(magic, text_end)) > 0]
     return min(places, default=None)
 

@@ -6,6 +6,7 @@ The state is kept as the disk is, by the snapshot's own tables, behind the end o
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -177,9 +178,26 @@ class MachineState(io.RawIOBase):
         """Yes."""
         return True
 
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Go to a place, which may be behind the end; return it. Raises ValueError."""
+        start = {
+            os.SEEK_SET: 0,
+            os.SEEK_CUR: self._position,
+            os.SEEK_END: self._snapshot.state_size,
+        }[whence]
+        if start + offset < 0:
+            raise ValueError(f"a place before the beginning: {start + offset}")
+        self._position = start + offset
+        return self._position
+
     def readinto(self, target: WriteableBuffer, /) -> int:
         """What lies in one piece in the file, or is missing there. Raises StreamError."""
-        view = memoryview(target).cast("B")[: self._snapshot.state_size - self._position]
+        left = max(0, self._snapshot.state_size - self._position)
+        view = memoryview(target).cast("B")[:left]
         if not len(view):
             return 0
         number, within = divmod(self._position, self._covered)

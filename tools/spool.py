@@ -37,6 +37,7 @@ class Spool(io.RawIOBase):
     """
 
     def __init__(self, source: BinaryIO, start: int = 0) -> None:
+        self.origin = source
         self._fd = -1
         self._position = start
         self._failure: StreamError | None = None

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from os import SEEK_CUR
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from ..protocol import events
 from ..protocol.errors import StreamError, UnsupportedError
 from ..protocol.mapped_pages import read_pages
 from ..protocol.ram import SECTION_NAME
 from ..protocol.reader import StreamReader
+from .source import Left, fill, give_back, left_in
 
 PIECE = 4 << 20
 """Bytes that are read at once."""
 
 
-def read_events(stream: BinaryIO, page_size: int = 4096) -> Iterator[events.Event]:
+@dataclass(frozen=True)
+class Behind:
+    """The last event where more stands in the same place, behind the end of the stream."""
+
+    offset: int
+    left: Left
+
+
+Found: TypeAlias = "events.Event | Behind"
+
+
+def read_events(stream: BinaryIO, page_size: int = 4096) -> Iterator[Found]:
     """All events of a stream; page data is valid until the next one is asked for.
 
     The pages of a mapped-ram file come behind the list of RAM blocks. `page_size`: bytes, where the
-    stream does not say before its pages come.
+    stream does not say before its pages come. What stands behind the end of the stream is counted;
+    the last event says so.
     """
     reader = StreamReader(page_size=page_size)
     start = stream.tell() if stream.seekable() else None
@@ -30,10 +44,11 @@ def read_events(stream: BinaryIO, page_size: int = 4096) -> Iterator[events.Even
         if start is not None and reader.to_skip:
             stream.seek(reader.to_skip, SEEK_CUR)
             reader.skip(reader.to_skip)
-        count = stream.readinto(buffer[kept:])  # type: ignore[attr-defined]
+        count = fill(stream, buffer[kept:])
         if not count:
             yield from reader.close()
-            return
+            kept = 0
+            break
         failure: StreamError | None = None
         try:
             found, done = reader.parse(buffer[: kept + count])
@@ -48,6 +63,10 @@ def read_events(stream: BinaryIO, page_size: int = 4096) -> Iterator[events.Even
         rest = bytes(buffer[done : kept + count])
         buffer[: len(rest)] = rest
         kept = len(rest)
+    give_back(stream, bytes(buffer[:kept]))
+    left = left_in(stream)
+    if left.count:
+        yield Behind(0, left)
 
 
 def from_a_pipe(listed: events.RamBlocks) -> UnsupportedError:

@@ -14,6 +14,7 @@ from .block_file import BlockFile
 from .compare import STEP, PageRanges, differing
 from .diff import BlockDifference, compare_blocks
 from .rebuild import RebuildError, RebuiltGuest, absent_message, rebuild
+from .source import Left
 from .stream_events import read_events
 
 FIRST_PAGES = 8
@@ -58,7 +59,8 @@ class Report:
 
     `described`: whether devices could be checked against a description. `unchecked`: what could not
     be, a line each. `unseen`: of RAM blocks, pages that never came. `ram`: blocks beside files.
-    `against`: blocks unlike the other stream's, None if there is no other.
+    `against`: blocks unlike the other stream's, None if there is no other. `behind`: what stands
+    behind the end of the stream.
     """
 
     described: bool
@@ -66,6 +68,7 @@ class Report:
     unseen: dict[str, PageRanges]
     ram: list[Comparison]
     against: list[BlockDifference] | None = None
+    behind: Left | None = None
 
     @property
     def good(self) -> bool:
@@ -87,7 +90,8 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Keys: valid, error, described, unchecked (lines), unseen (of each block: block, pages,
-        first_ranges), ram, against (null, or the blocks that differ, as in BlockDifference)."""
+        first_ranges), ram, against (null, or the blocks that differ, as in BlockDifference), behind
+        (null, or see Left)."""
         unseen = [{"block": name, **pages.as_json()} for name, pages in self.unseen.items()]
         against = None if self.against is None else [block.as_json() for block in self.against]
         return {
@@ -98,6 +102,7 @@ class Report:
             "unseen": unseen,
             "ram": [comparison.as_json() for comparison in self.ram],
             "against": against,
+            "behind": None if self.behind is None else self.behind.as_json(),
         }
 
 
@@ -144,7 +149,8 @@ def verify(
         ram = [compare_file(guest.images[block], block, file) for block, file in opened.items()]
         against = None if other is None else [*compare_blocks(guest, other)]
         described = guest.description is not None
-        return Report(described, unchecked(guest, undescribed), unseen_pages(guest), ram, against)
+        lines = unchecked(guest, undescribed)
+        return Report(described, lines, unseen_pages(guest), ram, against, guest.behind)
 
 
 def unchecked(guest: RebuiltGuest, undescribed: list[str]) -> list[str]:
@@ -157,6 +163,8 @@ def unchecked(guest: RebuiltGuest, undescribed: list[str]) -> list[str]:
         found.append("devices: the stream has no description of them")
     elif undescribed:
         found.append(f"devices that the description leaves out: {', '.join(undescribed)}")
+    if guest.behind is not None:
+        found.append(guest.behind.describe())
     return found
 
 

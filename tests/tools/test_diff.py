@@ -73,6 +73,7 @@ def test_equal(streams: Any, vmferry: Any) -> None:
         "blocks": [],
         "devices": [],
         "absent": [],
+        "behind": [None, None],
     }
 
 
@@ -119,6 +120,7 @@ def test_all_that_differs(streams: Any, vmferry: Any) -> None:
     assert found == {
         "equal": False,
         "absent": [],
+        "behind": [None, None],
         "differing_pages": 4,
         "differing_fields": 3,
         "devices": [

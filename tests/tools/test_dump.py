@@ -89,6 +89,7 @@ def test_json_keys_are_stable(streams: Any, vmferry: Any) -> None:
             }
         ],
         "unsplit_devices": 0,
+        "behind": None,
         "footers": True,
         "description": True,
     }

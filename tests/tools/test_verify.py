@@ -96,6 +96,7 @@ def test_json_keys_are_stable(streams: Any, stream: str, vmferry: Any) -> None:
             {"block": "/rom@etc/acpi", "file": rom, **equal},
         ],
         "against": None,
+        "behind": None,
     }
 
 
