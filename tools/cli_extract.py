@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -38,6 +40,15 @@ def _report_extracted(report: Report) -> None:
         click.echo(f"{report.devices} device sections")
     if report.behind is not None:
         click.echo(report.behind.describe())
+
+
+def _fail_for_missing(stream: str, lines: Iterable[str]) -> None:
+    """End with exit status 1, after a line for each block of which pages never arrived."""
+    told = list(lines)
+    for line in told:
+        note(f"{click.format_filename(stream)}: {line}")
+    if told:
+        sys.exit(1)
 
 
 def _check_output(stream: str, out: Path | None) -> None:
@@ -122,6 +133,12 @@ def extract(
         click.echo(json.dumps(report.as_json(), indent=2))
     else:
         _report_extracted(report)
+    files = {block.block: click.format_filename(block.file) for block in report.blocks}
+    lines = (
+        f"{pages.describe()}; {files[pages.block]} has zeros in their place"
+        for pages in report.missing
+    )
+    _fail_for_missing(stream, lines)
 
 
 @click.command()
@@ -145,9 +162,12 @@ def convert(stream: str, out: Path, container: str, xml: TextIO | None, page_siz
     _check_output(stream, out)
     text = None if xml is None else _xml_text(xml)
     with opened_stream(stream) as opened:
-        behind = convert_command.convert(opened, out, container, text, page_size).behind
-    if behind is not None:
-        note(f"{click.format_filename(stream)}: {behind.describe()}, and not copied")
+        done = convert_command.convert(opened, out, container, text, page_size)
+    if done.behind is not None:
+        note(f"{click.format_filename(stream)}: {done.behind.describe()}, and not copied")
+    lacks = f"{'the output' if str(out) == '-' else click.format_filename(out)} lacks them, too"
+    missing = done.arrivals.missing()
+    _fail_for_missing(stream, (f"{pages.describe()}; {lacks}" for pages in missing))
 
 
 def _xml_text(file: TextIO) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,6 @@ from .rebuild import RebuildError
 STEP = 4 << 20
 """Bytes that are compared at once: a multiple of any page size."""
 ONLY_A, ONLY_B = "only in the first", "only in the second"
-FIRST_RANGES = 8
-"""How many ranges of pages are named."""
-
 
 _Name = TypeVar("_Name")
 
@@ -25,41 +22,6 @@ _Name = TypeVar("_Name")
 def names_of_both(one: Iterable[_Name], other: Iterable[_Name]) -> list[_Name]:
     """What either has, in the order of the first."""
     return list(dict.fromkeys([*one, *other]))
-
-
-class PageRanges:
-    """Pages of a block: how many, and the first ranges of them (offsets; the end is outside)."""
-
-    def __init__(self, page_size: int) -> None:
-        self.count = 0
-        self.first: list[tuple[int, int]] = []
-        self.more = False
-        self._page_size = page_size
-
-    def add(self, start: int, mask: npt.NDArray[np.bool_]) -> None:
-        """The pages from the offset `start` on for which `mask` (n,) says so; in rising order."""
-        self.count += int(mask.sum())
-        edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
-        for begin, end in (edges.reshape(-1, 2) * self._page_size + start).tolist():
-            if self.first and self.first[-1][1] == begin and not self.more:
-                self.first[-1] = (self.first[-1][0], end)
-            elif len(self.first) < FIRST_RANGES:
-                self.first.append((begin, end))
-            else:
-                self.more = True
-                return
-
-    def describe(self) -> str:
-        """Their places, on one line."""
-        shown = [
-            f"{begin:#x}" if end - begin == self._page_size else f"{begin:#x}-{end:#x}"
-            for begin, end in self.first
-        ]
-        return ", ".join([*shown, "..."] if self.more else shown)
-
-    def as_json(self) -> dict[str, Any]:
-        """Keys: pages (how many), first_ranges (each start and end, offsets in the block)."""
-        return {"pages": self.count, "first_ranges": [list(range_) for range_ in self.first]}
 
 
 def differing(

@@ -9,7 +9,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
@@ -20,6 +20,7 @@ from ..protocol import events, libvirt
 from ..protocol.configuration import MAPPED_RAM
 from ..protocol.reader import StreamReader
 from ..protocol.writer import StreamWriter
+from .arrivals import Arrivals
 from .containers import Opened
 from .failure import CommandError, named
 from .mapped_stream import MappedFile, plain_events
@@ -92,10 +93,12 @@ CONTAINERS = {
 
 @dataclass
 class Converted:
-    """What was written: `size` bytes of stream. `behind`: what stands behind the one read."""
+    """What was written: `size` bytes of stream. `behind`: what stands behind the one read;
+    `arrivals`: which pages arrived."""
 
     size: int = 0
     behind: Left | None = None
+    arrivals: Arrivals = field(default_factory=Arrivals)
 
     def note(self, found: Iterable[Found]) -> Iterator[events.Event]:
         """Keep what stands behind the stream, and pass on all other events."""
@@ -103,6 +106,7 @@ class Converted:
             if isinstance(event, Behind):
                 self.behind = event.left
             else:
+                self.arrivals.take(event)
                 yield event
 
 
@@ -156,7 +160,7 @@ def plain_stream(stream: BinaryIO, page_size: int, into: Converted) -> Iterator[
     What stands behind the stream is noted in `into`.
     """
     if not is_mapped(stream, page_size):
-        yield from whole_stream(stream, page_size)
+        yield from whole_stream(stream, page_size, into.arrivals)
         left = left_in(stream)
         into.behind = left if left.count else None
         return
@@ -175,7 +179,7 @@ def is_mapped(stream: BinaryIO, page_size: int) -> bool:
     return listed is not None and any(block.mapped is not None for block in listed.blocks)
 
 
-def whole_stream(stream: BinaryIO, page_size: int) -> Iterator[memoryview]:
+def whole_stream(stream: BinaryIO, page_size: int, arrivals: Arrivals) -> Iterator[memoryview]:
     """Yield the bytes of a stream up to its end, as they are; there it stands then.
 
     Raises StreamError.
@@ -186,7 +190,8 @@ def whole_stream(stream: BinaryIO, page_size: int) -> Iterator[memoryview]:
     while not reader.finished:
         count = fill(stream, buffer[kept:])
         if not count:
-            reader.close()
+            for event in reader.close():
+                arrivals.take(event)
             yield buffer[:kept]
             kept = 0
             break
@@ -194,6 +199,7 @@ def whole_stream(stream: BinaryIO, page_size: int) -> Iterator[memoryview]:
         for event in found:
             if isinstance(event, events.RamBlocks) and any(block.mapped for block in event.blocks):
                 raise from_a_pipe(event)
+            arrivals.take(event)
         yield buffer[:done]
         rest = bytes(buffer[done : kept + count])
         buffer[: len(rest)] = rest

@@ -11,8 +11,10 @@ from typing import Any
 
 import click
 
-from .compare import ONLY_A, ONLY_B, PageRanges, differing, names_of_both
+from .arrivals import MissingPages
+from .compare import ONLY_A, ONLY_B, differing, names_of_both
 from .diff_devices import DeviceDifference, compare_devices
+from .page_ranges import PageRanges
 from .rebuild import RebuiltGuest, absent_message
 from .source import Left
 
@@ -46,30 +48,39 @@ class BlockDifference:
 class Difference:
     """All that differs between two streams.
 
-    `absent`: names of blocks that neither brings; `behind`: what stands behind each stream.
+    `absent`: names of blocks that neither brings; `behind`: what stands behind each stream;
+    `missing`: of each, the pages that never arrived, so that nobody knows whether they are equal.
     """
 
     blocks: list[BlockDifference]
     devices: list[DeviceDifference]
     absent: list[str]
-    behind: tuple[Left | None, Left | None] = (None, None)
+    behind: tuple[Left | None, Left | None]
+    missing: tuple[list[MissingPages], list[MissingPages]]
 
     @property
     def equal(self) -> bool:
-        """Nothing does."""
+        """Nothing differs, as far as it arrived."""
         return not self.blocks and not self.devices
 
+    @property
+    def whole(self) -> bool:
+        """Every page arrived in both streams."""
+        return not any(self.missing)
+
     def as_json(self) -> dict[str, Any]:
-        """Keys: equal, differing_pages, differing_fields (how many), blocks, devices, absent,
-        behind (of each stream null, or see Left)."""
+        """Keys: equal (everything arrived, and nothing differs), differing_pages, differing_fields
+        (how many), blocks, devices, absent, behind (of each stream null, or see Left), missing (of
+        each stream, as in MissingPages)."""
         return {
-            "equal": self.equal,
+            "equal": self.equal and self.whole,
             "differing_pages": self._pages(),
             "differing_fields": self._fields(),
             "blocks": [block.as_json() for block in self.blocks],
             "devices": [device.as_json() for device in self.devices],
             "absent": self.absent,
             "behind": [None if left is None else left.as_json() for left in self.behind],
+            "missing": [[pages.as_json() for pages in side] for side in self.missing],
         }
 
     def print(self) -> None:
@@ -84,8 +95,12 @@ class Difference:
         for device in self.devices:
             for line in device.describe():
                 click.echo(line)
+        for side, missing in zip(("first", "second"), self.missing, strict=True):
+            for pages in missing:
+                click.echo(f"in the {side}, {pages.describe()}")
         if self.equal:
-            click.echo("equal: RAM and devices")
+            apart = "" if self.whole else ", apart from the pages that never arrived"
+            click.echo(f"equal: RAM and devices{apart}")
             return
         blocks = f"{self._pages()} pages in {len(self.blocks)} RAM blocks"
         devices = f"{self._fields()} fields in {len(self.devices)} devices"
@@ -101,8 +116,9 @@ class Difference:
 def compare_guests(one: RebuiltGuest, other: RebuiltGuest) -> Difference:
     """Two guests with the images of all their blocks."""
     absent = [name for name in one.blocks if name in one.absent and name in other.absent]
+    missing = (one.arrivals.missing(), other.arrivals.missing())
     blocks, devices = [*compare_blocks(one, other)], [*compare_devices(one, other)]
-    return Difference(blocks, devices, absent, (one.behind, other.behind))
+    return Difference(blocks, devices, absent, (one.behind, other.behind), missing)
 
 
 def compare_blocks(one: RebuiltGuest, other: RebuiltGuest) -> Iterator[BlockDifference]:

@@ -18,6 +18,7 @@ from ..protocol.block_section import DiskBlock
 from ..protocol.errors import StreamError
 from ..protocol.memory_image import Region, elf_head
 from . import cpu_notes
+from .arrivals import Arrivals, MissingPages
 from .block_file import BlockFile, check_run
 from .disks import Disk, DiskFiles
 from .failure import CommandError, named
@@ -71,7 +72,8 @@ class Extracted:
 @dataclass
 class Report:
     """What was extracted; `absent`: names of blocks that the stream does not bring; `processors`:
-    how many have their registers in the ELF core; `behind`: what stands behind the stream."""
+    how many have their registers in the ELF core; `behind`: what stands behind the stream;
+    `missing`: pages of these blocks that never arrived, in whose place are zeros."""
 
     blocks: list[Extracted] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
@@ -79,11 +81,12 @@ class Report:
     processors: int = 0
     disks: list[Disk] = field(default_factory=list)
     behind: Left | None = None
+    missing: list[MissingPages] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Keys: blocks (see Extracted), absent (names), devices (how many sections), processors
         (how many have their registers in the ELF core), disks (see Disk), behind (null, or see
-        Left)."""
+        Left), missing (see MissingPages)."""
         return {
             "blocks": [block.as_json() for block in self.blocks],
             "absent": self.absent,
@@ -91,6 +94,7 @@ class Report:
             "processors": self.processors,
             "disks": [disk.as_json() for disk in self.disks],
             "behind": None if self.behind is None else self.behind.as_json(),
+            "missing": [pages.as_json() for pages in self.missing],
         }
 
 
@@ -130,18 +134,18 @@ class _Extraction:
         self._disks: DiskFiles | None = None
         if wanted.disks is not None:
             self._disks = DiskFiles(staged.folder(wanted.disks), wanted.disks, stack)
-        self._absent: set[str] = set()
+        self._arrivals = Arrivals()
         self._listed = False
         self._core: _Core | None = None
         self.report = Report()
 
     def take(self, event: Found) -> None:
         """The next event."""
+        self._arrivals.take(event)
         if isinstance(event, events.Configuration):
             self._machine = event.machine
         elif isinstance(event, events.RamBlocks):
             self._page_size = event.page_size
-            self._absent = {block.name for block in event.blocks if block.may_be_absent}
             self._open(event.blocks)
         elif isinstance(event, (events.PageRun, events.EncodedRun)):
             self._pages(event)
@@ -156,7 +160,6 @@ class _Extraction:
             self.report.behind = event.left
 
     def _pages(self, run: events.PageRun | events.EncodedRun) -> None:
-        self._absent.discard(run.block.name)
         file = self._files.get(run.block.name)
         if file is not None:
             with named(self._shown[run.block.name]):
@@ -171,6 +174,7 @@ class _Extraction:
         if self._disks is not None and not self.report.disks:
             raise ExtractError("the stream has no disks")
         self._leave_out_absent()
+        self._note_missing()
         if self._folder is not None:
             text = json.dumps(self._devices, indent=1)
             self._write("devices.json", text.encode())
@@ -178,13 +182,20 @@ class _Extraction:
 
     def _leave_out_absent(self) -> None:
         """Shared blocks that did not come have no file."""
-        absent = [block for block in self.report.blocks if block.block in self._absent]
+        absent = [block for block in self.report.blocks if block.block in self._arrivals.absent]
         if absent and not self._wanted.everything:
             raise ExtractError(absent_message(absent[0].block))
         for block in absent:
             self._paths[block.block].unlink()
             self.report.blocks.remove(block)
             self.report.absent.append(block.block)
+
+    def _note_missing(self) -> None:
+        """Pages of these blocks that never arrived are zero in the output."""
+        names = {block.block for block in self.report.blocks}
+        if names:
+            missing = self._arrivals.missing()
+            self.report.missing = [pages for pages in missing if pages.block in names]
 
     def _open(self, blocks: tuple[events.RamBlock, ...]) -> None:
         """The outputs for all blocks that are wanted."""

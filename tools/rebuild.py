@@ -6,11 +6,9 @@ import os
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 
-import numpy as np
-import numpy.typing as npt
-
 from ..protocol import events
-from .block_file import BlockFile, Run, check_run, page_flags
+from .arrivals import Arrivals
+from .block_file import BlockFile, Run, check_run
 from .failure import CommandError, named
 from .source import Left
 from .stream_events import Behind, Found
@@ -34,17 +32,16 @@ def new_image(length: int, page_size: int) -> BlockFile:
 class RebuiltGuest:
     """What a stream builds.
 
-    `blocks`: all RAM blocks by name; `seen`: of each, which pages (n,) came at least once;
-    `absent`: names of those that were left out as shared; `images`: those of the blocks `wanted`
-    (None: all), closed with `stack`; `unread`: names of sections that nobody can look into;
-    `unsplit`: bytes of devices that nothing tells apart; `behind`: what stands behind the stream.
+    `blocks`: all RAM blocks by name; `arrivals`: which of their pages arrived; `images`: those of
+    the blocks `wanted` (None: all), closed with `stack`; `unread`: names of sections that nobody
+    can look into; `unsplit`: bytes of devices that nothing tells apart; `behind`: what stands
+    behind the stream.
     """
 
     def __init__(self, stack: ExitStack, wanted: Collection[str] | None = None) -> None:
         self.page_size = 4096
         self.blocks: dict[str, events.RamBlock] = {}
-        self.seen: dict[str, npt.NDArray[np.bool_]] = {}
-        self.absent: set[str] = set()
+        self.arrivals = Arrivals()
         self.images: dict[str, BlockFile] = {}
         self.unread: set[str] = set()
         self.unsplit = 0
@@ -76,6 +73,12 @@ class RebuiltGuest:
             self.unread.add(self._section)
         elif isinstance(event, Behind):
             self.behind = event.left
+        self.arrivals.take(event)
+
+    @property
+    def absent(self) -> set[str]:
+        """The names of blocks that were left out as shared."""
+        return self.arrivals.absent
 
     def check_blocks(self, wanted: Iterable[str]) -> None:
         """Raises RebuildError where the stream does not bring a block of one of these names."""
@@ -90,9 +93,7 @@ class RebuiltGuest:
         self.page_size = listed.page_size
         self.blocks = {block.name: block for block in listed.blocks}
         self.check_blocks(self._wanted or ())
-        self.absent = {block.name for block in listed.blocks if block.may_be_absent}
         for name, block in self.blocks.items():
-            self.seen[name] = page_flags(block.length // self.page_size)
             if self._wanted is None or name in self._wanted:
                 with named(f"RAM block {name}, in memory"):
                     self.images[name] = new_image(block.length, self.page_size)
@@ -101,8 +102,6 @@ class RebuiltGuest:
     def _take_pages(self, run: Run) -> None:
         """Put a run into its block; what it encodes is checked though nobody wants the block."""
         name = run.block.name
-        self.absent.discard(name)
-        self.seen[name][(run.offsets // np.uint64(self.page_size)).astype(np.intp)] = True
         image = self.images.get(name)
         if image is not None:
             with named(f"RAM block {name}, in memory"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from ..protocol.errors import StreamError
 from ..protocol.fields import Decoder
+from .arrivals import MissingPages
 from .block_file import BlockFile
-from .compare import STEP, PageRanges, differing
+from .compare import differing
 from .diff import BlockDifference, compare_blocks
 from .rebuild import RebuildError, RebuiltGuest, absent_message, rebuild
 from .source import Left
@@ -58,28 +59,30 @@ class Report:
     """What was found in a stream that is valid.
 
     `described`: whether devices could be checked against a description. `unchecked`: what could not
-    be, a line each. `unseen`: of RAM blocks, pages that never came. `ram`: blocks beside files.
-    `against`: blocks unlike the other stream's, None if there is no other. `behind`: what stands
-    behind the end of the stream.
+    be, a line each. `missing`: of RAM blocks, pages that never arrived. `ram`: blocks beside files.
+    `against`: blocks unlike the other stream's, None if there is no other; `missing_there`: of its
+    RAM blocks, pages that never arrived. `behind`: what stands behind the end of the stream.
     """
 
     described: bool
     unchecked: list[str]
-    unseen: dict[str, PageRanges]
+    missing: list[MissingPages]
     ram: list[Comparison]
     against: list[BlockDifference] | None = None
     behind: Left | None = None
+    missing_there: list[MissingPages] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
         """Nothing is missing, nothing differs."""
-        return not self.unseen and not self.against and all(block.equal for block in self.ram)
+        missing = self.missing or self.missing_there
+        return not missing and not self.against and all(block.equal for block in self.ram)
 
     def describe(self) -> Iterator[str]:
         """A line for everything that is wrong."""
-        for name, pages in self.unseen.items():
-            never = "page never comes" if pages.count == 1 else "pages never come"
-            yield f"{name}: {pages.count} {never}, at {pages.describe()}"
+        yield from (pages.describe() for pages in self.missing)
+        for pages in self.missing_there:
+            yield f"in the other stream, {pages.describe()}"
         yield from (comparison.describe() for comparison in self.ram if not comparison.equal)
         yield from (block.describe() for block in self.against or ())
 
@@ -89,27 +92,27 @@ class Report:
         return "valid" + equal
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: valid, error, described, unchecked (lines), unseen (of each block: block, pages,
-        first_ranges), ram, against (null, or the blocks that differ, as in BlockDifference), behind
-        (null, or see Left)."""
-        unseen = [{"block": name, **pages.as_json()} for name, pages in self.unseen.items()]
+        """Keys: valid, error, described, unchecked (lines), unseen (see MissingPages), ram, against
+        (null, or the blocks that differ, as in BlockDifference), behind (null, or see Left),
+        against_unseen (as unseen, of the other stream)."""
         against = None if self.against is None else [block.as_json() for block in self.against]
         return {
             "valid": True,
             "error": None,
             "described": self.described,
             "unchecked": self.unchecked,
-            "unseen": unseen,
+            "unseen": [pages.as_json() for pages in self.missing],
             "ram": [comparison.as_json() for comparison in self.ram],
             "against": against,
             "behind": None if self.behind is None else self.behind.as_json(),
+            "against_unseen": [pages.as_json() for pages in self.missing_there],
         }
 
 
 def invalid_as_json(error: StreamError) -> dict[str, Any]:
     """The keys of Report; of the error: offset, section, message."""
     found = {"offset": error.offset, "section": error.section, "message": error.message}
-    nothing = Report(described=False, unchecked=[], unseen={}, ram=[])
+    nothing = Report(described=False, unchecked=[], missing=[], ram=[])
     return {**nothing.as_json(), "valid": False, "error": found}
 
 
@@ -149,8 +152,10 @@ def verify(
         ram = [compare_file(guest.images[block], block, file) for block, file in opened.items()]
         against = None if other is None else [*compare_blocks(guest, other)]
         described = guest.description is not None
-        lines = unchecked(guest, undescribed)
-        return Report(described, lines, unseen_pages(guest), ram, against, guest.behind)
+        told = unchecked(guest, undescribed)
+        missing = guest.arrivals.missing()
+        there = [] if other is None else other.arrivals.missing()
+        return Report(described, told, missing, ram, against, guest.behind, there)
 
 
 def unchecked(guest: RebuiltGuest, undescribed: list[str]) -> list[str]:
@@ -181,20 +186,3 @@ def check_devices(guest: RebuiltGuest) -> list[str]:
         for section in guest.devices
         if any(field.type == "undescribed" for field in decoder.decode(section))
     ]
-
-
-def unseen_pages(guest: RebuiltGuest) -> dict[str, PageRanges]:
-    """Of RAM blocks, the pages that never came. QEMU sends each at least once, but those that a
-    virtio-mem device has unplugged, and those that a balloon's free page hints name."""
-    found = {}
-    for name, seen in guest.seen.items():
-        # What a mapped-ram file has no page for is zero.
-        if name in guest.absent or guest.blocks[name].mapped is not None:
-            continue
-        pages = PageRanges(guest.page_size)
-        for start in range(0, len(seen), STEP):
-            # Places that nobody wrote to take no memory, and must not be copied all at once.
-            pages.add(start * guest.page_size, ~seen[start : start + STEP])
-        if pages.count:
-            found[name] = pages
-    return found

@@ -22,7 +22,7 @@ from vmferry.tools.rebuild import rebuild
 from vmferry.tools.save_image import read_save_image
 from vmferry.tools.snapshots import Image, MachineState
 from vmferry.tools.stream_events import read_events
-from vmferry.tools.verify import check_devices, unseen_pages
+from vmferry.tools.verify import check_devices
 
 PAGE = 4096
 BLOCK = events.RamBlock("ram", PAGE)
@@ -60,7 +60,7 @@ def fuzz_verify(data: bytes) -> None:
     with ExitStack() as stack:
         guest = rebuild(read_events(io.BytesIO(data)), stack)
         check_devices(guest)
-        unseen_pages(guest)
+        guest.arrivals.missing()
 
 
 def fuzz_container(data: bytes) -> None:

@@ -31,6 +31,7 @@ from tests.protocol.conftest import (
 )
 
 START, PART, END = SectionType.START, SectionType.PART, SectionType.END
+EVERY_PAGE = ram_piece(PART, page_run(0, range(64), 0), page_run(1, range(4), 0))
 DEVICES = (device(3, "timer", b"\x01" * 20), device(4, "cpu", bytes(range(256))))
 
 
@@ -45,7 +46,7 @@ def _with_section(*pieces: list[events.Event]) -> list[events.Event]:
     """The pieces of a section between those of `ram`."""
     ram = [ram_piece(PART, page_run(0, [number])) for number in range(len(pieces))]
     between = [event for both in zip(pieces, ram, strict=True) for each in both for event in each]
-    return [*opening(), *between, *closing(*DEVICES)]
+    return [*opening(), *EVERY_PAGE, *between, *closing(*DEVICES)]
 
 
 def _block() -> list[events.Event]:
@@ -132,6 +133,7 @@ def _pages() -> list[events.Event]:
     page = zlib.compress(bytes(PAGE))
     return [
         *opening(),
+        *EVERY_PAGE,
         *ram_piece(
             PART,
             compressed_run(0, {3: page, 4: page}),
@@ -172,6 +174,7 @@ def _postcopy() -> list[events.Event]:
         *opening()[:2],
         events.Command(0, CommandType.POSTCOPY_ADVISE, stream.PostcopyAdvice.build(advice)),
         *opening()[4:],
+        *EVERY_PAGE,
         *ram_piece(PART, page_run(0, range(10))),
         events.Command(0, CommandType.POSTCOPY_RAM_DISCARD, stream.RamDiscard.build(discard)),
         events.Command(0, CommandType.PACKAGED, stream.PackageLength.build(length)),
@@ -188,6 +191,7 @@ def _no_footers() -> list[events.Event]:
     ram = [
         *ram_piece(START, events.RamBlocks(0, 68 * PAGE, BLOCKS))[:-1],
         events.NoFooters(0),
+        *EVERY_PAGE[:-1],
         *ram_piece(PART, page_run(0, [1, 2]))[:-1],
         *ram_piece(PART, page_run(1, [1], 0))[:-1],
         *ram_piece(END)[:-1],

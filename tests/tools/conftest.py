@@ -112,11 +112,19 @@ def closing() -> list[events.Event]:
     ]
 
 
+def zeros(blocks: tuple[events.RamBlock, ...] = BLOCKS) -> list[events.Event]:
+    """A piece with every page of these blocks, as zero."""
+    runs = [
+        events.PageRun(0, block, index, np.arange(0, block.length, PAGE).astype(np.uint64), None)
+        for index, block in enumerate(blocks)
+    ]
+    return piece(SectionType.PART, *runs)
+
+
 def whole_stream() -> list[events.Event]:
     """The stream below, with every page that it lacks: of zeros."""
     first, rest = opening(), small_stream()[len(opening()) :]
-    every = [pages(index, range(block.length // PAGE), 0) for index, block in enumerate(BLOCKS)]
-    return [*first, *piece(SectionType.PART, *every), *rest]
+    return [*first, *zeros(), *rest]
 
 
 def small_stream() -> list[events.Event]:
@@ -288,6 +296,7 @@ class Streams:
     changes = staticmethod(changes)
     zipped = staticmethod(zipped)
     opening = staticmethod(opening)
+    zeros = staticmethod(zeros)
     closing = staticmethod(closing)
     to_bytes = staticmethod(to_bytes)
     ram_images = staticmethod(ram_images)

@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import numpy as np
 import pytest
 from vmferry.protocol import events, libvirt
 from vmferry.protocol.marks import SectionType
@@ -32,15 +33,15 @@ def _unpacked(data: bytes) -> Opened:
 @pytest.mark.parametrize("container", [name for name in CONTAINERS if name not in MAPPED])
 def test_comes_back(vmferry: Any, streams: Any, container: str) -> None:
     """Broken: a stream would differ, or not be found, behind a container that we made."""
-    stream = vmferry.write("stream", streams.small)
+    stream = vmferry.write("stream", streams.whole)
     xml = ("--xml", vmferry.write("xml", XML.encode())) if "libvirt" in container else ()
     out, back = vmferry.folder / "out", vmferry.folder / "back"
     ran = vmferry.call("convert", stream, str(out), "--to", container, *xml)
     assert ran.exit_code == 0, ran.output
     ran = vmferry.call("convert", str(out), str(back), "--to", "plain")
     assert ran.exit_code == 0, ran.output
-    assert back.read_bytes() == streams.small
-    assert _unpacked(out.read_bytes()).stream.read() == streams.small
+    assert back.read_bytes() == streams.whole
+    assert _unpacked(out.read_bytes()).stream.read() == streams.whole
 
 
 def test_what_libvirt_said_is_kept(vmferry: Any, streams: Any) -> None:
@@ -59,7 +60,7 @@ def test_what_libvirt_said_is_kept(vmferry: Any, streams: Any) -> None:
         + XML.encode().ljust(300, b"\0")
         + b"<c/>".ljust(100, b"\0")
     )
-    path = vmferry.write("image", data + streams.small)
+    path = vmferry.write("image", data + streams.whole)
     for container in ("libvirt:zstd", "libvirt"):
         out = vmferry.folder / container
         ran = vmferry.call("convert", path, str(out), "--to", container)
@@ -86,6 +87,7 @@ def test_other_programs_read_it(vmferry: Any, streams: Any, command: str) -> Non
     big = streams.to_bytes(
         [
             *streams.opening(),
+            *streams.zeros(),
             *(e for _ in range(5) for e in streams.piece(2, streams.pages(0, range(256)))),
             *streams.closing(),
         ]
@@ -101,17 +103,17 @@ def test_other_programs_read_it(vmferry: Any, streams: Any, command: str) -> Non
 def test_to_standard_output(vmferry: Any, streams: Any) -> None:
     """Broken: `-incoming exec:vmferry convert ... -` would not work, or what is behind a stream
     would come along."""
-    feed = gzip.compress(streams.small + b"behind it")
+    feed = gzip.compress(streams.whole + b"behind it")
     ran = vmferry.run("convert", "-", "-", "--to", "plain", feed=feed)
     assert ran.status == 0
-    assert (vmferry.folder / "standard" / "out").read_bytes() == streams.small
+    assert (vmferry.folder / "standard" / "out").read_bytes() == streams.whole
 
 
 def test_damaged_stream_is_not_converted(vmferry: Any, streams: Any) -> None:
     """Broken: a file would be there that no QEMU takes."""
     out = vmferry.folder / "folder"
     out.mkdir()
-    cut = streams.small[: len(streams.small) // 2]
+    cut = streams.whole[: len(streams.whole) // 2]
     assert (
         "ends early" in vmferry.run("convert", "-", str(out / "x"), "--to", "zstd", feed=cut).error
     )
@@ -121,12 +123,12 @@ def test_damaged_stream_is_not_converted(vmferry: Any, streams: Any) -> None:
 def test_libvirt_needs_xml(vmferry: Any, streams: Any) -> None:
     """Broken: an image would come out that libvirt refuses."""
     out = str(vmferry.folder / "x")
-    ran = vmferry.run("convert", "-", out, "--to", "libvirt", feed=streams.small)
+    ran = vmferry.run("convert", "-", out, "--to", "libvirt", feed=streams.whole)
     assert "--xml" in ran.error
     bad = vmferry.write("xml", b"nothing of the kind")
-    ran = vmferry.run("convert", "-", out, "--to", "libvirt", "--xml", bad, feed=streams.small)
+    ran = vmferry.run("convert", "-", out, "--to", "libvirt", "--xml", bad, feed=streams.whole)
     assert "not the XML" in ran.error
-    ran = vmferry.call("convert", "-", out, "--to", "zstd", "--xml", bad, feed=streams.small)
+    ran = vmferry.call("convert", "-", out, "--to", "zstd", "--xml", bad, feed=streams.whole)
     assert ran.exit_code == 2
 
 
@@ -135,7 +137,7 @@ def test_small_pieces(streams: Any, tmp_path: Any) -> None:
 
     class Slow(io.RawIOBase):
         def __init__(self) -> None:
-            self._left = memoryview(streams.small)
+            self._left = memoryview(streams.whole)
 
         def readinto(self, target: Any, /) -> int:
             count = min(len(target), len(self._left), 777)
@@ -144,8 +146,8 @@ def test_small_pieces(streams: Any, tmp_path: Any) -> None:
             return count
 
     out = tmp_path / "out"
-    assert convert(Opened(Slow()), out, "plain").size == len(streams.small)  # type: ignore[arg-type]
-    assert out.read_bytes() == streams.small
+    assert convert(Opened(Slow()), out, "plain").size == len(streams.whole)  # type: ignore[arg-type]
+    assert out.read_bytes() == streams.whole
 
 
 def test_to_mapped_ram_and_back(vmferry: Any, streams: Any) -> None:
@@ -188,6 +190,7 @@ def test_a_described_configuration(vmferry: Any) -> None:
     made: list[events.Event] = [
         *(events.Header(0), events.Configuration(0, "pc")),
         *(events.RamSection(0, SectionType.START, 1), events.RamBlocks(0, 8192, (block,))),
+        events.PageRun(0, block, 0, np.array([0, 4096], np.uint64), None),
         *(events.EndOfRam(0), events.Footer(0, 1)),
         *(events.RamSection(0, SectionType.END, 1), events.EndOfRam(0), events.Footer(0, 1)),
         *(events.EndOfStream(0), events.Description(0, json.dumps(value).encode(), value)),

@@ -57,7 +57,7 @@ def _core_of(
     device = {"name": "cpu", "instance_id": 0, "vmsd_name": "cpu", "version": 1, "fields": fields}
     value = {"page_size": 4096, "devices": [device]}
     described = events.Description(0, json.dumps(value).encode(), value)
-    made = [*streams.opening(), *streams.piece(SectionType.END), cpu]
+    made = [*streams.opening(), *streams.zeros(), *streams.piece(SectionType.END), cpu]
     feed = streams.to_bytes([*made, events.EndOfStream(0), described])
     out = vmferry.folder / "core"
     ran = vmferry.call("extract", "-", "-o", str(out), "--format", "elf", "--json", feed=feed)

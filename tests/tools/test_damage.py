@@ -288,7 +288,7 @@ def test_verify_command(number: int, streams: Any, vmferry: Any) -> None:
     elif not ran.out:
         assert ran.error.startswith(f"{path}: ") or str(vmferry.folder / "0") in ran.error
     else:
-        assert "differ" in ran.out or "never come" in ran.out
+        assert "differ" in ran.out or "never arrived" in ran.out
         assert ran.err == ""
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from vmferry.protocol import events
 from vmferry.protocol.marks import SectionType
-from vmferry.tools.compare import PageRanges
 from vmferry.tools.diff import compare_guests
+from vmferry.tools.page_ranges import PageRanges
 from vmferry.tools.rebuild import rebuild
 from vmferry.tools.stream_events import read_events
 
@@ -33,9 +33,11 @@ def make(
     *,
     blocks: tuple[events.RamBlock, ...] | None = None,
     runs: tuple[events.PageRun, ...] = (),
+    whole: bool = True,
     entries: list[dict[str, Any]] | None = ENTRIES,
 ) -> bytes:
-    """A stream with these devices, all described by `entries` (None: without description)."""
+    """A stream with these devices, all described by `entries` (None: without description); `whole`:
+    with all pages, as zero, before the `runs`."""
     sections = [
         events.DeviceSection(0, number, name, instance, 1, payload)
         for number, ((name, instance), payload) in enumerate(devices.items(), 3)
@@ -49,6 +51,7 @@ def make(
     data: bytes = streams.to_bytes(
         [
             *(streams.opening() if blocks is None else streams.opening(blocks)),
+            *((streams.zeros() if blocks is None else streams.zeros(blocks)) if whole else ()),
             *streams.piece(SectionType.PART, *runs),
             *streams.piece(SectionType.END),
             *sections,
@@ -61,7 +64,9 @@ def make(
 
 def test_equal(streams: Any, vmferry: Any) -> None:
     """Broken: two streams of one guest that were sent differently would count as different."""
-    one, other = vmferry.write("a", streams.small), vmferry.write("b", streams.whole)
+    again = [*streams.opening(), *streams.zeros(), *streams.zeros()]
+    again += streams.events[len(streams.opening()) :]
+    one, other = vmferry.write("a", streams.to_bytes(again)), vmferry.write("b", streams.whole)
     result = vmferry.call("diff", one, other)
     assert (result.exit_code, result.stdout) == (0, "equal: RAM and devices\n")
     result = vmferry.call("diff", "--json", one, "-", feed=streams.whole)
@@ -74,6 +79,7 @@ def test_equal(streams: Any, vmferry: Any) -> None:
         "devices": [],
         "absent": [],
         "behind": [None, None],
+        "missing": [[], []],
     }
 
 
@@ -121,6 +127,7 @@ def test_all_that_differs(streams: Any, vmferry: Any) -> None:
         "equal": False,
         "absent": [],
         "behind": [None, None],
+        "missing": [[], []],
         "differing_pages": 4,
         "differing_fields": 3,
         "devices": [
@@ -252,8 +259,8 @@ def test_huge_ram(streams: Any) -> None:
     huge = events.RamBlock("pc.ram", 1 << 40)
     last = events.PageRun(0, huge, 0, np.array([huge.length - PAGE], np.uint64), None, 1)
     data = [
-        make(streams, {}, blocks=(huge,)),
-        make(streams, {}, blocks=(huge,), runs=(last,)),
+        make(streams, {}, blocks=(huge,), whole=False),
+        make(streams, {}, blocks=(huge,), runs=(last,), whole=False),
     ]
 
     def compare() -> None:

@@ -1,0 +1,140 @@
+"""Pages that never arrived: every command reports them, and what it wrote is kept."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from vmferry.protocol import events, stream
+from vmferry.protocol.marks import CommandType, SectionType
+
+from tests.protocol.test_virtio_mem import BLOCK, PLUGGED, REGION, early, late
+
+PAGE = 4096
+MEMORY = events.RamBlock("0000:00:01.0/vmem0", REGION)
+HOLES = "0x14000, 0x17000-0x1e000, 0x1f000-0x28000, 0x2a000-0x3c000, 0x3d000-0x64000, 0xfa000"
+LINE = f"pc.ram: 80 of 256 pages never arrived, first at {HOLES}-0x100000"
+ROM = "/rom@etc/acpi: 6 of 8 pages never arrived, first at 0x0, 0x2000, 0x4000-0x8000"
+
+
+@pytest.mark.parametrize("kind", ["raw", "elf", "lime"])
+def test_extract(streams: Any, vmferry: Any, kind: str) -> None:
+    """Broken: zeros would be given out for a guest's memory without a word."""
+    path, out = vmferry.write("stream", streams.small), vmferry.folder / "out"
+    ran = vmferry.run("extract", path, "-o", str(out), "--format", kind)
+    assert ran.status == 1
+    assert ran.error == f"{path}: {LINE}; {out} has zeros in their place"
+    assert "pc.ram  1.0 MiB" in ran.out
+    assert out.read_bytes().endswith(streams.ram["pc.ram"])
+
+
+def test_extract_all(streams: Any, vmferry: Any) -> None:
+    """Broken: a program, or a person who extracts every block, would not learn of it."""
+    path, out = vmferry.write("stream", streams.small), vmferry.folder / "out"
+    result = vmferry.call("extract", path, "--all", "-o", str(out), "--json")
+    assert result.exit_code == 1
+    missing = json.loads(result.stdout)["missing"]
+    assert [(block["block"], block["pages"], block["total"]) for block in missing] == [
+        ("pc.ram", 80, 256),
+        ("/rom@etc/acpi", 6, 8),
+    ]
+    assert missing[1]["first_ranges"] == [[0, PAGE], [0x2000, 0x3000], [0x4000, 0x8000]]
+    assert len(result.stderr.splitlines()) == 2
+    assert sorted(file.stat().st_size for file in out.iterdir()) == [8 * PAGE, 256 * PAGE]
+
+
+def test_only_what_is_asked_for(streams: Any, vmferry: Any) -> None:
+    """Broken: devices could not be taken out of a stream whose pages are elsewhere."""
+    path = vmferry.write("stream", streams.small)
+    folder = str(vmferry.folder / "devices")
+    assert vmferry.call("extract", path, "--devices", folder).exit_code == 0
+
+
+@pytest.mark.parametrize("container", ["plain", "zstd", "mapped-ram"])
+def test_convert(streams: Any, vmferry: Any, container: str) -> None:
+    """Broken: half a guest would be put away as if it were a whole one."""
+    path, out = vmferry.write("stream", streams.small), vmferry.folder / "out"
+    ran = vmferry.run("convert", path, str(out), "--to", container)
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err.splitlines() == [
+        f"vmferry: {path}: {line}; {out} lacks them, too" for line in (LINE, ROM)
+    ]
+    assert out.exists()
+
+
+def test_verify_against(streams: Any, vmferry: Any) -> None:
+    """Broken: RAM that nobody has would be called equal."""
+    path = vmferry.write("stream", streams.whole)
+    half = vmferry.write("half", streams.small)
+    result = vmferry.call("verify", path, "--against", half)
+    expected = [f"in the other stream, {line}" for line in (LINE, ROM)]
+    assert (result.exit_code, result.stdout.splitlines()) == (1, expected)
+    found = json.loads(vmferry.call("verify", path, "--against", half, "--json").stdout)
+    assert [block["pages"] for block in found["against_unseen"]] == [80, 6]
+
+
+def test_diff(streams: Any, vmferry: Any) -> None:
+    """Broken: RAM that nobody has would be called equal."""
+    path, half = vmferry.write("a", streams.whole), vmferry.write("b", streams.small)
+    result = vmferry.call("diff", path, half)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [
+        f"in the second, {LINE}",
+        f"in the second, {ROM}",
+        "equal: RAM and devices, apart from the pages that never arrived",
+    ]
+    found = json.loads(vmferry.call("diff", half, path, "--json").stdout)
+    assert found["equal"] is False
+    assert [[block["pages"] for block in side] for side in found["missing"]] == [[80, 6], []]
+
+
+def _with_memory(streams: Any, state: events.DeviceSection, sent: list[int]) -> bytes:
+    """A stream with a virtio-mem device, of whose blocks these were sent."""
+    places = [np.arange(block * BLOCK, (block + 1) * BLOCK, PAGE) for block in sent]
+    run = events.PageRun(0, MEMORY, 0, np.concatenate(places).astype(np.uint64), None)
+    before = [state] if "early" in state.name else []
+    opening = streams.opening((MEMORY,))
+    data: bytes = streams.to_bytes(
+        [
+            *opening[:3],
+            *before,
+            *opening[3:],
+            *streams.piece(SectionType.PART, run),
+            *streams.piece(SectionType.END),
+            *([] if before else [state]),
+            events.EndOfStream(0),
+        ]
+    )
+    return data
+
+
+@pytest.mark.parametrize("make", [early, late])
+def test_unplugged_memory_is_not_missing(streams: Any, vmferry: Any, make: Any) -> None:
+    """Broken: each guest with virtio-mem would fail; or its memory be lost without a word."""
+    good = vmferry.write("good", _with_memory(streams, make(), PLUGGED))
+    result = vmferry.call("verify", good)
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (0, f"{good}: valid")
+    bad = vmferry.write("bad", _with_memory(streams, make(), PLUGGED[:-1]))
+    result = vmferry.call("verify", bad)
+    last = f"{MEMORY.name}: {BLOCK // PAGE} of {REGION // PAGE} pages never arrived"
+    where = f"first at {PLUGGED[-1] * BLOCK:#x}-{(PLUGGED[-1] + 1) * BLOCK:#x}"
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (1, f"{last}, {where}")
+    of_another = _with_memory(streams, make(), PLUGGED).replace(b"1.0/virtio", b"2.0/virtio")
+    assert vmferry.call("verify", vmferry.write("other", of_another)).exit_code == 1
+
+
+def test_what_a_postcopy_discards(streams: Any, vmferry: Any) -> None:
+    """Broken: pages that the destination throws away, and that never arrive again, would be given
+    out as the guest's."""
+    ranges = [{"start": 3 * PAGE, "length": 2 * PAGE}]
+    values = {"version": None, "block": b"pc.ram", "ranges": ranges, "end": None}
+    command = events.Command(0, CommandType.POSTCOPY_RAM_DISCARD, stream.RamDiscard.build(values))
+    opening, again = streams.opening(), streams.piece(SectionType.PART, streams.pages(0, [3, 4]))
+    whole = [*opening, *streams.zeros(), command, *again, *streams.closing()]
+    assert vmferry.call("verify", vmferry.write("a", streams.to_bytes(whole))).exit_code == 0
+    half = [*opening, *streams.zeros(), *again, command, *streams.closing()]
+    result = vmferry.call("verify", vmferry.write("b", streams.to_bytes(half)))
+    lost = "pc.ram: 2 of 256 pages never arrived, first at 0x3000-0x5000\n"
+    assert (result.exit_code, result.stdout) == (1, lost)
