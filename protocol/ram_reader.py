@@ -23,6 +23,8 @@ _COMPRESSED = int(RamFlag.COMPRESS_PAGE)
 _CONTINUE = int(RamFlag.CONTINUE)
 _MAX_RECORDS = 4096
 """XBZRLE or COMPRESS_PAGE records of one event."""
+_ENOUGH_PAGES = 16
+"""Pages that are read in order only if their size is right."""
 _EOS_SIZE = ram.RECORD_HEADER_SIZE
 _FOOTER_SIZE: int = SectionFooter.sizeof()
 
@@ -44,6 +46,7 @@ class RamReader:
         self._seam = b""
         self._block: events.RamBlock | None = None
         self._ending = False
+        self._pages = 0
         self._runs: dict[int, Callable[[Cursor, int, int], events.Event]] = {
             _PAGE: self._read_run,
             _ZERO: self._read_run,
@@ -153,7 +156,7 @@ class RamReader:
             message = "HOOK records (RDMA) are not supported"
             return UnsupportedError(message, offset=offset, section=ram.SECTION_NAME)
         message = f"{value:#018x} is no record"
-        if not self.block_list.page_size_said:
+        if not self.block_list.page_size_said and self._pages < _ENOUGH_PAGES:
             message += f", if pages have {self.page_size} bytes: the stream does not say"
         return self._error(message, offset)
 
@@ -270,6 +273,7 @@ class RamReader:
         return block
 
     def _check_inside(self, run: events.PageRun | events.EncodedRun) -> None:
+        self._pages += len(run.offsets)
         if run.offsets.max() >= run.block.length:
             index = int((run.offsets >= run.block.length).argmax())
             message = f"a page at {int(run.offsets[index]):#x} of block {run.block.name}"
