@@ -40,6 +40,12 @@ class BlockListReader:
         """MEM_SIZE was read."""
         return self._start is not None
 
+    def so_far(self) -> events.RamBlocks:
+        """The entries that were read, of a list that is not complete."""
+        assert self._start is not None
+        blocks = tuple(self.blocks.values())
+        return events.RamBlocks(*self._start, blocks, self.page_size)
+
     def begin(self, offset: int, total: int) -> None:
         """MEM_SIZE was read, at `offset` in the stream: `total` bytes of RAM."""
         if self._start is not None:
@@ -73,10 +79,7 @@ class BlockListReader:
         self.indexes[name] = len(self.blocks)
         self.blocks[name] = events.RamBlock(name, entry.length, page_size, address, mapped)
         self.complete = self._listed == total
-        if not self.complete:
-            return None
-        blocks = tuple(self.blocks.values())
-        return events.RamBlocks(self._start[0], total, blocks, self.page_size)
+        return self.so_far() if self.complete else None
 
     def _read_page_size(self, cursor: Cursor) -> int | None:
         """Only blocks of huge pages carry it. A name cannot begin with a zero byte, as it does."""

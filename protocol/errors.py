@@ -30,6 +30,10 @@ class StreamError(ValueError):
         return _rebuild, (type(self), self.message, self.offset, self.section)
 
 
+class CutError(StreamError):
+    """The stream ends before it is whole; what came of it was sound."""
+
+
 class UnsupportedError(StreamError):
     """Valid in QEMU's format, but not read by vmferry."""
 

@@ -12,13 +12,17 @@ import numpy.typing as npt
 
 from .errors import StreamError
 from .events import MappedRun, RamBlock, RamBlocks
-from .mapped_ram import MappedRam, bitmap_size
+from .mapped_ram import bitmap_size
 from .ram import RECORD_HEADER_SIZE, SECTION_NAME, mem_size
 from .writer import block_entry
 
 ReadAt = Callable[[int, int], bytes]
 """Given a position from the stream's first byte on and a number of bytes: these, or fewer where the
 file ends."""
+
+OnMissing = Callable[[int, npt.NDArray[np.intp] | slice], None]
+"""Is given the index of a block, and the numbers (n,) of its pages that the file does not have, or
+the slice of them."""
 
 _BITMAP_BYTES = 1 << 16
 """Of a bitmap at once: 2 GiB of RAM, where pages have 4096 bytes."""
@@ -45,51 +49,84 @@ def _lay_out(listed: RamBlocks) -> tuple[list[tuple[int, bytes]], int]:
     return pieces, base or 0
 
 
-def read_pages(listed: RamBlocks, read_at: ReadAt) -> Iterator[MappedRun]:
+def read_pages(
+    listed: RamBlocks, read_at: ReadAt, on_missing: OnMissing | None = None
+) -> Iterator[MappedRun]:
     """All pages that the file has. Raises StreamError where it ends before them.
 
-    A run's data is valid until the next one is asked for.
+    A run's data is valid until the next one is asked for. `on_missing`: is given the pages that it
+    ends before, or whose bitmap it does not have, instead.
     """
     base = _lay_out(listed)[1]
     for index, block in enumerate(listed.blocks):
         if block.mapped is not None and block.mapped.present:
-            yield from _read_block(block, index, block.mapped, base, read_at)
+            yield from _read_block(block, index, base, read_at, on_missing)
 
 
 def _read_block(
-    block: RamBlock, index: int, mapped: MappedRam, base: int, read_at: ReadAt
+    block: RamBlock, index: int, base: int, read_at: ReadAt, on_missing: OnMissing | None
 ) -> Iterator[MappedRun]:
+    mapped = block.mapped
+    assert mapped is not None
     size, count = mapped.page_size, block.length // mapped.page_size
     start = mapped.bitmap_offset - base
     for at in range(0, bitmap_size(block.length, size), _BITMAP_BYTES):
         wanted = min(_BITMAP_BYTES, bitmap_size(block.length, size) - at)
-        bits = _read(read_at, start + at, wanted, f"the bitmap of block {block.name}")
+        bits = _read_bitmap(read_at, start + at, wanted, block.name, partly=on_missing is not None)
+        if on_missing is not None and len(bits) < wanted:
+            on_missing(index, slice((at + len(bits)) * 8, count))
         numbers = at * 8 + np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+        if on_missing is not None:
+            numbers = numbers[numbers < count]
         if len(numbers) and numbers[-1] >= count:
             message = f"the bitmap of block {block.name} has a page {numbers[-1]} of {count}"
             raise StreamError(message, offset=start + at, section=SECTION_NAME)
         windows = numbers // (_WINDOW // size)
         for some in np.split(numbers, np.flatnonzero(np.diff(windows)) + 1):
             if len(some):
-                yield _read_run(block, index, some, mapped.pages_offset - base, read_at)
+                yield from _read_run(
+                    block, index, some, mapped.pages_offset - base, read_at, on_missing
+                )
+        if len(bits) < wanted:
+            return
 
 
 def _read_run(
-    block: RamBlock, index: int, numbers: npt.NDArray[np.intp], start: int, read_at: ReadAt
-) -> MappedRun:
+    block: RamBlock,
+    index: int,
+    numbers: npt.NDArray[np.intp],
+    start: int,
+    read_at: ReadAt,
+    on_missing: OnMissing | None,
+) -> Iterator[MappedRun]:
     """These pages, which are near each other: all from the first to the last are read at once."""
     assert block.mapped is not None
     size = block.mapped.page_size
     first, last = int(numbers[0]), int(numbers[-1])
     place, wanted = start + first * size, (last - first + 1) * size
-    data = _read(read_at, place, wanted, f"a page of block {block.name}").reshape(-1, size)
+    raw = read_at(place, wanted)
+    if len(raw) < wanted:
+        if on_missing is None:
+            raise _past_the_end(f"a page of block {block.name}", place)
+        here = numbers < first + len(raw) // size
+        on_missing(index, numbers[~here])
+        numbers = numbers[here]
+        if not len(numbers):
+            return
+    data = np.frombuffer(raw[: len(raw) // size * size], np.uint8).reshape(-1, size)
     pages = data if len(data) == len(numbers) else data[numbers - first]
-    return MappedRun(place, block, index, numbers.astype(np.uint64) * np.uint64(size), pages)
+    yield MappedRun(place, block, index, numbers.astype(np.uint64) * np.uint64(size), pages)
 
 
-def _read(read_at: ReadAt, place: int, wanted: int, what: str) -> npt.NDArray[np.uint8]:
+def _read_bitmap(
+    read_at: ReadAt, place: int, wanted: int, name: str, *, partly: bool
+) -> npt.NDArray[np.uint8]:
     data = read_at(place, wanted)
-    if len(data) < wanted:
-        message = f"{what} lies past the end of the file"
-        raise StreamError(message, offset=place, section=SECTION_NAME)
+    if len(data) < wanted and not partly:
+        raise _past_the_end(f"the bitmap of block {name}", place)
     return np.frombuffer(data, np.uint8)
+
+
+def _past_the_end(what: str, place: int) -> StreamError:
+    message = f"{what} lies past the end of the file"
+    return StreamError(message, offset=place, section=SECTION_NAME)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from . import compress, events, pages, ram, xbzrle
 from .block_list import BlockListReader
@@ -23,8 +24,6 @@ _COMPRESSED = int(RamFlag.COMPRESS_PAGE)
 _CONTINUE = int(RamFlag.CONTINUE)
 _MAX_RECORDS = 4096
 """XBZRLE or COMPRESS_PAGE records of one event."""
-_ENOUGH_PAGES = 16
-"""Pages that are read in order only if their size is right."""
 _EOS_SIZE = ram.RECORD_HEADER_SIZE
 _FOOTER_SIZE: int = SectionFooter.sizeof()
 
@@ -46,13 +45,17 @@ class RamReader:
         self._seam = b""
         self._block: events.RamBlock | None = None
         self._ending = False
-        self._pages = 0
         self._runs: dict[int, Callable[[Cursor, int, int], events.Event]] = {
             _PAGE: self._read_run,
             _ZERO: self._read_run,
             _XBZRLE: self._read_xbzrle,
             _COMPRESSED: self._read_compressed,
         }
+
+    @property
+    def section(self) -> events.RamSection | None:
+        """The section's first piece, None before it began."""
+        return self._start
 
     @property
     def page_size(self) -> int:
@@ -71,6 +74,11 @@ class RamReader:
         section_id = section.section_id
         self._seam = ram.end_of_ram() + section_footer(section_id) + section_part(section_id)
         return self._start
+
+    def resume(self, block: events.RamBlock | None) -> None:
+        """Go on at any record of a piece; records that name no block continue `block`."""
+        self.at_end = self._ending = False
+        self._block = block
 
     def begin(self, kind: SectionType) -> None:
         """See SectionReader."""
@@ -156,7 +164,7 @@ class RamReader:
             message = "HOOK records (RDMA) are not supported"
             return UnsupportedError(message, offset=offset, section=ram.SECTION_NAME)
         message = f"{value:#018x} is no record"
-        if not self.block_list.page_size_said and self._pages < _ENOUGH_PAGES:
+        if not self.block_list.page_size_said:
             message += f", if pages have {self.page_size} bytes: the stream does not say"
         return self._error(message, offset)
 
@@ -176,7 +184,8 @@ class RamReader:
             offsets = pages.parse_zero(cursor.data, first + size, self.page_size, address, fill)
         stride = ram.RECORD_HEADER_SIZE + size
         self._block = block
-        count = len(offsets)
+        count = self._sound(block, offsets)
+        offsets = offsets[:count]
         run = events.PageRun(
             offset,
             block,
@@ -250,14 +259,16 @@ class RamReader:
         if first + size > len(cursor.view):
             raise Incomplete
         addresses, starts, sizes = read_more(first + size)
+        offsets = np.array([address, *addresses], np.uint64)
+        count = self._sound(block, offsets)
         run = kind(
             offset,
             block,
             self.block_list.indexes[block.name],
-            np.array([address, *addresses], np.uint64),
+            offsets[:count],
             cursor.data,
-            np.array([first, *starts], np.intp),
-            np.array([size, *sizes], np.intp),
+            np.array([first, *starts[: count - 1]], np.intp),
+            np.array([size, *sizes[: count - 1]], np.intp),
             continued,
         )
         self._check_inside(run)
@@ -272,12 +283,18 @@ class RamReader:
             raise self._error(f"a page of an unknown block {raw!r}", offset)
         return block
 
+    @staticmethod
+    def _sound(block: events.RamBlock, offsets: npt.NDArray[np.uint64]) -> int:
+        """How many records stand before the first one outside the block; at least one."""
+        if offsets.max() < block.length:
+            return len(offsets)
+        return max(1, int((offsets >= block.length).argmax()))
+
     def _check_inside(self, run: events.PageRun | events.EncodedRun) -> None:
-        self._pages += len(run.offsets)
-        if run.offsets.max() >= run.block.length:
-            index = int((run.offsets >= run.block.length).argmax())
-            message = f"a page at {int(run.offsets[index]):#x} of block {run.block.name}"
-            raise self._error(f"{message}, outside its RAM", run.record_offset(index))
+        """Raises StreamError where the first page is outside; others would begin the next run."""
+        if run.offsets[0] >= run.block.length:
+            message = f"a page at {int(run.offsets[0]):#x} of block {run.block.name}"
+            raise self._error(f"{message}, outside its RAM", run.offset)
 
     def _error(self, message: str, offset: int) -> StreamError:
         return StreamError(message, offset=offset, section=ram.SECTION_NAME)

@@ -20,7 +20,7 @@ from .commands import read_command
 from .configuration import IGNORE_SHARED, MAPPED_RAM, checked_page_size, read_configuration
 from .cursor import Cursor, Incomplete, decode_name
 from .ending import Ending, check_page_size, read_description
-from .errors import StreamError, UnsupportedError
+from .errors import CutError, StreamError, UnsupportedError
 from .marks import MAGIC, VERSION, CommandType, SectionType
 from .ram_reader import RamReader
 from .sections import SectionReader, reader_of
@@ -55,6 +55,21 @@ class StreamReader:
         self._ending = Ending()
         self._error: StreamError | None = None
         self.finished = False
+
+    @property
+    def ram(self) -> RamReader:
+        """The state of the `ram` section: what goes on behind damage begins with it."""
+        return self._ram
+
+    @property
+    def open_sections(self) -> dict[int, tuple[events.IterativeSection, SectionReader]]:
+        """The iterative sections that have not ended, by their ids."""
+        return self._open
+
+    @property
+    def has_footers(self) -> bool:
+        """Whether sections end with footers, as far as known."""
+        return self._footers is not False
 
     @property
     def page_size(self) -> int:
@@ -134,7 +149,7 @@ class StreamReader:
             found += [devices_of_all, events.EndOfStream(self._offset - 1)]
         elif self._step != self._after_eof or self._rest:
             where = self._step.__name__.strip("_").replace("_", " ")
-            raise StreamError(
+            raise CutError(
                 f"the stream ends early, in: {where}",
                 offset=self._offset + len(self._rest),
                 section=None if self._section is None else self._section[2],

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..protocol import events, virtio_mem
 from ..protocol.commands import read_command
+from ..protocol.errors import StreamError
 from ..protocol.fields import Decoder
 from ..protocol.marks import CommandType
 from .page_ranges import PageRanges
@@ -88,6 +90,18 @@ class Arrivals:
             if ranges.count:
                 found.append(MissingPages(name, pages.count, ranges))
         return found
+
+    def plugged(self, block: events.RamBlock) -> npt.NDArray[np.bool_] | None:
+        """Return which pages (n,) of a block are plugged in; None: all, or it is not known."""
+        try:
+            plugged = self._plugged(block)
+        except StreamError:
+            # The device is damaged.
+            return None
+        if plugged is None:
+            return None
+        places = np.arange(0, block.length, self._page_size)
+        return plugged.plugged[places // plugged.block_size]
 
     def _list(self, listed: events.RamBlocks) -> None:
         self._page_size = listed.page_size

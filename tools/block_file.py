@@ -141,10 +141,11 @@ def _parts(run: Run) -> Iterator[Run]:
         yield run
         return
     for start in range(0, count, PAGES):
-        yield _part(run, slice(start, start + PAGES))
+        yield part_of(run, slice(start, start + PAGES))
 
 
-def _part(run: Run, some: slice) -> Run:
+def part_of(run: Run, some: slice) -> Run:
+    """Return some records of a run."""
     changes: dict[str, Any] = {
         "offset": run.record_offset(some.start),
         "offsets": run.offsets[some],

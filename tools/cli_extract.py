@@ -16,11 +16,11 @@ from . import convert as convert_command
 from . import extract as extract_command
 from .containers import split
 from .extract import Report
-from .failure import note
+from .failure import fail, note
 from .memory_file import FORMATS
 from .opening import opened_stream
 from .rebuild import absent_message
-from .sizes import offset_option, page_size_option, size_option
+from .sizes import page_size_option, size_option
 
 
 def _report_extracted(report: Report) -> None:
@@ -40,6 +40,8 @@ def _report_extracted(report: Report) -> None:
         click.echo(f"{report.devices} device sections")
     if report.behind is not None:
         click.echo(report.behind.describe())
+    for line in () if report.survival is None else report.survival.describe():
+        click.echo(line)
 
 
 def _fail_for_missing(stream: str, lines: Iterable[str]) -> None:
@@ -79,8 +81,11 @@ def _check_output(stream: str, out: Path | None) -> None:
     callback=size_option,
     help="elf, lime: as the machine had",
 )
-@click.option("--partial", is_flag=True, help="of a damaged stream, keep what there is")
-@offset_option
+@click.option(
+    "--partial",
+    is_flag=True,
+    help="of a damaged stream, keep what is sound, before and behind the damage",
+)
 @page_size_option
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
 def extract(
@@ -93,7 +98,6 @@ def extract(
     disks: Path | None,
     max_below_4g: int | None,
     partial: bool,
-    offset: int,
     page_size: int,
     as_json: bool,
 ) -> None:
@@ -129,12 +133,17 @@ def extract(
         disks=disks,
         page_size=page_size,
     )
-    with opened_stream(stream, offset) as opened:
+    with opened_stream(stream) as opened:
         report = extract_command.extract(opened.stream, wanted)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
     else:
         _report_extracted(report)
+    if report.survival is not None:
+        if report.damage or not report.survival.whole:
+            wrong = report.damage or "pages never arrive, or may be wrong"
+            fail(f"{click.format_filename(stream)}: {wrong}; {report.survival.summary()}")
+        return
     files = {block.block: click.format_filename(block.file) for block in report.blocks}
     lines = (
         f"{pages.describe()}; {files[pages.block]} has zeros in their place"
@@ -150,11 +159,8 @@ def extract(
     "--to", "container", type=click.Choice(list(convert_command.CONTAINERS)), required=True
 )
 @click.option("--xml", type=click.File(encoding="utf-8"), help="libvirt: the domain's XML")
-@offset_option
 @page_size_option
-def convert(
-    stream: str, out: Path, container: str, xml: TextIO | None, offset: int, page_size: int
-) -> None:
+def convert(stream: str, out: Path, container: str, xml: TextIO | None, page_size: int) -> None:
     """Put the stream IN (as in dump) into another container, OUT (- for standard output).
 
     What comes out is for QEMU (-incoming; compressed: by way of zstd -dc, gzip -dc ...), a libvirt
@@ -166,7 +172,7 @@ def convert(
         raise click.UsageError("--xml is for --to libvirt")
     _check_output(stream, out)
     text = None if xml is None else _xml_text(xml)
-    with opened_stream(stream, offset) as opened:
+    with opened_stream(stream) as opened:
         done = convert_command.convert(opened, out, container, text, page_size)
     if done.behind is not None:
         note(f"{click.format_filename(stream)}: {done.behind.describe()}, and not copied")

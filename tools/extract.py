@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,17 +18,20 @@ from ..protocol import events
 from ..protocol.block_section import DiskBlock
 from ..protocol.errors import StreamError
 from ..protocol.memory_image import Region, elf_head
+from ..protocol.salvage import Damage, Mended, Unplaced
 from . import cpu_notes
 from .arrivals import Arrivals, MissingPages
-from .block_file import BlockFile, check_run
+from .block_file import BlockFile, Run, check_run, part_of
 from .disks import Disk, DiskFiles
 from .failure import CommandError, named
 from .main_ram import elf_machine, memory_blocks
 from .memory_file import MemoryFile, lay_out
 from .rebuild import absent_message
+from .salvage_events import Salvager
 from .source import Left
 from .staged import Staged
 from .stream_events import Behind, Found, read_events
+from .survival import Survey, Survival
 
 
 class ExtractError(CommandError):
@@ -73,7 +77,9 @@ class Extracted:
 class Report:
     """What was extracted; `absent`: names of blocks that the stream does not bring; `processors`:
     how many have their registers in the ELF core; `behind`: what stands behind the stream;
-    `missing`: pages of these blocks that never arrived, in whose place are zeros."""
+    `missing`: pages of these blocks that never arrived, in whose place are zeros; `damage`,
+    `survival`: what was wrong first in a damaged stream, and what became of its pages and devices,
+    where that was asked for."""
 
     blocks: list[Extracted] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
@@ -82,11 +88,13 @@ class Report:
     disks: list[Disk] = field(default_factory=list)
     behind: Left | None = None
     missing: list[MissingPages] = field(default_factory=list)
+    damage: StreamError | None = None
+    survival: Survival | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Keys: blocks (see Extracted), absent (names), devices (how many sections), processors
         (how many have their registers in the ELF core), disks (see Disk), behind (null, or see
-        Left), missing (see MissingPages)."""
+        Left), missing (see MissingPages), survival (with --partial; see Survival)."""
         return {
             "blocks": [block.as_json() for block in self.blocks],
             "absent": self.absent,
@@ -95,23 +103,29 @@ class Report:
             "disks": [disk.as_json() for disk in self.disks],
             "behind": None if self.behind is None else self.behind.as_json(),
             "missing": [pages.as_json() for pages in self.missing],
+            "survival": None if self.survival is None else self.survival.as_json(),
         }
 
 
 def extract(stream: BinaryIO, wanted: Wanted) -> Report:
     """Read all of the stream. Raises StreamError, ExtractError, LayoutError, OSError.
 
-    Whatever is raised, no output is there; but with `partial`, after a StreamError it is.
+    Whatever is raised, no output is there. With `partial`, StreamError is raised where nothing can
+    be had; else the report tells of the damage.
     """
     with ExitStack() as stack, Staged() as staged:
-        work = _Extraction(wanted, staged, stack)
-        try:
+        survey = Survey() if wanted.partial else None
+        work = _Extraction(wanted, staged, stack, survey)
+        if survey is None:
             for event in read_events(stream, wanted.page_size):
                 work.take(event)
-        except StreamError:
-            if wanted.partial and (work.report.blocks or work.report.disks):
-                staged.keep()
-            raise
+        else:
+            salvager = Salvager(stream, survey, wanted.page_size)
+            for salvaged in salvager.read():
+                survey.take(salvaged)
+                if not isinstance(salvaged, (Damage, Mended, Unplaced)):
+                    work.take(salvaged)
+            work.report.damage = salvager.error
         report = work.finish()
         staged.keep()
         return report
@@ -120,10 +134,13 @@ def extract(stream: BinaryIO, wanted: Wanted) -> Report:
 class _Extraction:
     """Takes the events of one stream."""
 
-    def __init__(self, wanted: Wanted, staged: Staged, stack: ExitStack) -> None:
+    def __init__(
+        self, wanted: Wanted, staged: Staged, stack: ExitStack, survey: Survey | None
+    ) -> None:
         self._wanted = wanted
         self._staged = staged
         self._stack = stack
+        self._survey = survey
         self._machine = ""
         self._page_size = wanted.page_size
         self._files: dict[str, BlockFile] = {}
@@ -163,9 +180,26 @@ class _Extraction:
         file = self._files.get(run.block.name)
         if file is not None:
             with named(self._shown[run.block.name]):
-                file.take(run)
+                self._put(run, file.take)
         else:
-            check_run(run, self._page_size)
+            self._put(run, lambda some: check_run(some, self._page_size))
+
+    def _put(self, run: Run, put: Callable[[Run], None]) -> None:
+        """Put a run in its place; of a damaged stream, without the pages whose encoding is wrong.
+
+        Putting those before them again changes nothing.
+        """
+        try:
+            put(run)
+        except StreamError:
+            if self._survey is None:
+                raise
+            for index in range(len(run.offsets)):
+                page = part_of(run, slice(index, index + 1))
+                try:
+                    put(page)
+                except StreamError:
+                    self._survey.spoil(page)
 
     def finish(self) -> Report:
         """The stream has ended."""
@@ -174,10 +208,14 @@ class _Extraction:
         if self._disks is not None and not self.report.disks:
             raise ExtractError("the stream has no disks")
         self._leave_out_absent()
-        self._note_missing()
         if self._folder is not None:
             text = json.dumps(self._devices, indent=1)
             self._write("devices.json", text.encode())
+        if self._survey is None:
+            self._note_missing()
+        else:
+            names = {block.block for block in self.report.blocks}
+            self.report.survival = self._survey.finish(names, self._arrivals)
         return self.report
 
     def _leave_out_absent(self) -> None:

@@ -9,7 +9,7 @@ from typing import BinaryIO, TypeAlias
 
 from ..protocol import events
 from ..protocol.errors import StreamError, UnsupportedError
-from ..protocol.mapped_pages import read_pages
+from ..protocol.mapped_pages import OnMissing, read_pages
 from ..protocol.ram import SECTION_NAME
 from ..protocol.reader import StreamReader
 from .source import Left, fill, give_back, left_in
@@ -29,14 +29,21 @@ class Behind:
 Found: TypeAlias = "events.Event | Behind"
 
 
-def read_events(stream: BinaryIO, page_size: int = 4096) -> Iterator[Found]:
+def read_events(
+    stream: BinaryIO,
+    page_size: int = 4096,
+    *,
+    reader: StreamReader | None = None,
+    on_missing: OnMissing | None = None,
+) -> Iterator[Found]:
     """All events of a stream; page data is valid until the next one is asked for.
 
     The pages of a mapped-ram file come behind the list of RAM blocks. `page_size`: bytes, where the
     stream does not say before its pages come. What stands behind the end of the stream is counted;
-    the last event says so.
+    the last event says so. `reader`: what reads them, which knows where it failed. `on_missing`: as
+    in `read_pages`.
     """
-    reader = StreamReader(page_size=page_size)
+    reader = StreamReader(page_size=page_size) if reader is None else reader
     start = stream.tell() if stream.seekable() else None
     buffer = memoryview(bytearray(PIECE))
     kept = 0
@@ -57,7 +64,7 @@ def read_events(stream: BinaryIO, page_size: int = 4096) -> Iterator[Found]:
         for event in found:
             yield event
             if isinstance(event, events.RamBlocks) and any(b.mapped for b in event.blocks):
-                yield from _mapped_pages(stream, start, event)
+                yield from mapped_pages(stream, start, event, on_missing)
         if failure is not None:
             raise failure
         rest = bytes(buffer[done : kept + count])
@@ -75,9 +82,13 @@ def from_a_pipe(listed: events.RamBlocks) -> UnsupportedError:
     return UnsupportedError(message, offset=listed.offset, section=SECTION_NAME)
 
 
-def _mapped_pages(
-    stream: BinaryIO, start: int | None, listed: events.RamBlocks
+def mapped_pages(
+    stream: BinaryIO,
+    start: int | None,
+    listed: events.RamBlocks,
+    on_missing: OnMissing | None = None,
 ) -> Iterator[events.Event]:
+    """The pages of a mapped-ram file whose stream begins at `start` in the file."""
     if start is None:
         raise from_a_pipe(listed)
     first, behind = start, stream.tell()
@@ -86,5 +97,5 @@ def _mapped_pages(
         stream.seek(first + position)
         return stream.read(size)
 
-    yield from read_pages(listed, read_at)
+    yield from read_pages(listed, read_at, on_missing)
     stream.seek(behind)
