@@ -9,8 +9,11 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+import tempfile
+from pathlib import Path
 
-from .many import Figures, print_run, run_many
+from .many import Figures, Runs, print_run, run_many
+from .stock import save_guests
 
 
 def main() -> int:
@@ -23,13 +26,17 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="this run alone, with all that was seen of it")
     parser.add_argument("--short", action="store_true", help="no waits of a minute, as in CI")
     parser.add_argument("--verbose", action="store_true", help="a line for each run")
+    parser.add_argument("--qemu", choices=("source", "destination"), default="", help="which end")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
-    if options.only is not None:
-        return print_run(options.seed, options.only, long=not options.short)
-    numbers = range(options.first, options.first + options.runs)
-    figures = Figures(print_all=options.verbose)
-    run_many(options.seed, numbers, options.jobs, not options.short, figures.add)
+    with tempfile.TemporaryDirectory(prefix="chaos-saved-") as folder:
+        saved = save_guests(Path(folder)) if options.qemu == "destination" else {}
+        runs = Runs(options.seed, not options.short, options.qemu, saved)
+        if options.only is not None:
+            return print_run(runs, options.only)
+        numbers = range(options.first, options.first + options.runs)
+        figures = Figures(print_all=options.verbose)
+        run_many(runs, numbers, options.jobs, figures.add)
     print(figures.summary(), flush=True)
     return 1 if figures.failed else 0
 

@@ -10,6 +10,7 @@ import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from vmferry.guest.synthetic_memory import PATTERNS, Memory
@@ -30,13 +31,15 @@ class RestState:
     damage: str = ""
 
 
-def at_rest(folder: Path) -> RestState:
-    """Look at the folder of a guest."""
+def at_rest(folder: Path, *, synthetic: bool = True) -> RestState:
+    """Look at the folder of a guest; what only a synthetic one has is checked if it is one."""
     for name, whole in (("guest.json", True), ("guest.json.new", False)):
         path = folder / name
         if path.exists():
             try:
-                damage = _damage(folder, json.loads(path.read_text()))
+                document = json.loads(path.read_text())
+                damage = _missing(folder, document)
+                damage = damage or (_damage(folder, document) if synthetic else "")
             except (OSError, ValueError, KeyError) as error:
                 damage = f"{name}: {error}"
             if whole or not damage:
@@ -44,10 +47,19 @@ def at_rest(folder: Path) -> RestState:
     return RestState()
 
 
-def _damage(folder: Path, document: dict[str, object]) -> str:
+def _missing(folder: Path, document: dict[str, Any]) -> str:
+    for block in document["blocks"]:
+        path = folder / "ram" / block["file"]
+        if not path.exists() or path.stat().st_size != block["length"]:
+            return f"{path.name} is missing, or has another length"
+    for section in (*document["early"], *document["sections"]):
+        if not (folder / "devices" / section["file"]).exists():
+            return f"{section['file']} is missing"
+    return ""
+
+
+def _damage(folder: Path, document: dict[str, Any]) -> str:
     blocks, sections = document["blocks"], document["sections"]
-    assert isinstance(blocks, list)
-    assert isinstance(sections, list)
     paths = [folder / "ram" / block["file"] for block in blocks]
     ram, rom = (np.fromfile(path, np.uint8) for path in paths)
     state = (folder / "devices" / sections[0]["file"]).read_bytes()

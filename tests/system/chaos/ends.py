@@ -39,11 +39,15 @@ class End:
         self._status: int | None = None
 
     def _start(self, arguments: list[str]) -> None:
-        environment = self._family.environment(self.side)
-        environment |= {"TMPDIR": str(self.folder / "tmp"), "OPENBLAS_NUM_THREADS": "1"}
+        """Start a command of vmferry."""
+        self._spawn([*VMFERRY, *arguments], {"OPENBLAS_NUM_THREADS": "1"})
+
+    def _spawn(self, command: list[str], more: dict[str, str]) -> None:
+        environment = self._family.environment(self.side) | more
+        environment["TMPDIR"] = str(self.folder / "tmp")
         with self._stderr.open("wb") as stderr:
             self._command = subprocess.Popen(
-                [*VMFERRY, *arguments],
+                command,
                 cwd=self.folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -52,7 +56,7 @@ class End:
                 start_new_session=True,
             )
         self._family.commands[self.side] = self._command.pid
-        if self.kind == "serve":
+        if self.monitored:
             threading.Thread(target=self._drive, name=f"chaos-{self.side}", daemon=True).start()
 
     def _drive(self) -> None:
@@ -87,7 +91,12 @@ class End:
     @property
     def serves(self) -> bool:
         """Whether it is a service that is still there."""
-        return self.kind == "serve" and self._command is not None and self._poll() is None
+        return self.monitored and self._command is not None and self._poll() is None
+
+    @property
+    def monitored(self) -> bool:
+        """Whether it speaks QMP, and stays when the migration is over."""
+        return self.kind not in ("send", "receive")
 
     def signal(self, number: signal.Signals) -> int:
         """Send a signal to the command; its id, 0 where it has ended."""
@@ -164,6 +173,8 @@ class Source(End):
         size, rate = self._plan.size // MIB, self._plan.rate // MIB
         guest = f"synthetic:{size}M,dirty-rate={rate}M,seed={self._plan.number}"
         guest += f",heartbeat={self.folder}/source.beat,orphan={self.orphan:.0f}"
+        if self._plan.at_rest:
+            guest = f"dir:{self._plan.at_rest}"
         if self.kind == "serve":
             self._start(["serve", "--guest", guest, "--qmp", f"unix:{self._qmp}"])
         else:
@@ -180,7 +191,7 @@ class Source(End):
 
     def cancel(self) -> int:
         """Cancel the migration as its user would."""
-        if self.kind != "serve":
+        if not self.monitored:
             return self.signal(signal.SIGINT)
         threading.Thread(target=self._cancel, daemon=True).start()
         return 0 if self._command is None else self._command.pid

@@ -54,17 +54,23 @@ class Verdict:
 
 def judge(record: Record) -> Verdict:
     """Look at everything that was seen of a run."""
-    judge_ = _Judge(record)
+    judge_ = Judge(record)
     return Verdict(judge_.outcome(), judge_.faults)
 
 
-class _Judge:
+class Judge:
+    """Looks at one record; `faults` is what was found by then."""
+
     def __init__(self, record: Record) -> None:
         self._record = record
         self._plan = record.plan
         self.faults: list[str] = []
-        self._folder = record.folder / "some" / "where" / "guest"
-        self._rest = at_rest(self._folder) if self._plan.guest == "dir" else RestState()
+        self._rest = self._at_rest()
+
+    def _at_rest(self) -> RestState:
+        if self._plan.guest == "dir":
+            return at_rest(self._record.guest_folder)
+        return RestState()
 
     def outcome(self) -> str:
         """Judge it all; the word for the end of the run."""

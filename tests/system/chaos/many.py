@@ -8,33 +8,54 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .judge import Verdict, judge
-from .plan import make_plan
+from .plan import Plan, make_plan
 from .run import ENDED_WITHIN, Record, perform
+from .stock import make_stock_plan
+from .stock_judge import judge_stock
 
 
-def run_one(seed: int, number: int, *, long: bool) -> tuple[Record, Verdict]:
+@dataclass(frozen=True)
+class Runs:
+    """What all runs of a loop have in common.
+
+    `long`: with waits of a minute. `qemu`: the side at which a QEMU is, if one is; `saved`: the
+    folders of guests that are sent to it, by version.
+    """
+
+    seed: int
+    long: bool = True
+    qemu: str = ""
+    saved: dict[str, Path] = field(default_factory=dict)
+
+    def plan(self, number: int) -> Plan:
+        """Return the plan of a run."""
+        if not self.qemu:
+            return make_plan(self.seed, number, long=self.long)
+        plan = make_stock_plan(self.seed, number, self.qemu, long=self.long)
+        folder = self.saved.get(plan.destination, "")
+        return replace(plan, at_rest=str(folder))
+
+
+def run_one(runs: Runs, number: int) -> tuple[Record, Verdict]:
     """Do one run in a folder of its own, which is gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix=f"chaos-{number}-"))
     try:
-        record = perform(make_plan(seed, number, long=long), folder)
-        return record, judge(record)
+        record = perform(runs.plan(number), folder)
+        return record, (judge_stock if runs.qemu else judge)(record)
     finally:
         shutil.rmtree(folder)
 
 
 def run_many(
-    seed: int,
-    numbers: Iterable[int],
-    jobs: int,
-    long: bool,
-    on_run: Callable[[Record, Verdict], None],
+    runs: Runs, numbers: Iterable[int], jobs: int, on_run: Callable[[Record, Verdict], None]
 ) -> None:
     """Do these runs; `on_run` hears of each as it ends, in the caller's thread."""
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(run_one, seed, number, long=long) for number in numbers]
+        futures = [pool.submit(run_one, runs, number) for number in numbers]
         for future in as_completed(futures):
             on_run(*future.result())
 
@@ -46,15 +67,15 @@ def describe(record: Record, verdict: Verdict) -> str:
     return f"run {record.plan.number}: {record.plan} => {done} => {verdict.outcome} => {faults}"
 
 
-def print_run(seed: int, number: int, *, long: bool) -> int:
+def print_run(runs: Runs, number: int) -> int:
     """Do one run, and print all that was seen of it."""
-    record, verdict = run_one(seed, number, long=long)
+    record, verdict = run_one(runs, number)
     print(describe(record, verdict))
     for title, lines in (("trace", record.trace), ("link", record.link)):
         print(title, *lines, sep="\n  ")
     for side, text in record.stderr.items():
         print(f"{side}: status {record.status[side]}", *text.splitlines(), sep="\n  ")
-    print(f"runs {record.runs}, dead {record.dead}, ended after {record.ended_after:.2f} s")
+    print(f"runs {record.runs}, {record.migration}, ended after {record.ended_after:.2f} s")
     return 1 if verdict.faults else 0
 
 

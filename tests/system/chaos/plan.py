@@ -78,7 +78,8 @@ class Plan:
     """One run.
 
     `final`: how a connection is ended that is dead, and whose one end waits on rightly. `patient`:
-    guests that are left alone shall end by themselves.
+    guests that are left alone shall end by themselves. `at_rest`: the folder of the guest that is
+    sent, where it is none that runs.
     """
 
     seed: int
@@ -94,6 +95,7 @@ class Plan:
     return_path: bool
     final: str
     patient: bool
+    at_rest: str = ""
     deeds: tuple[Deed, ...] = field(default=())
 
     @property

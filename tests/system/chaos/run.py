@@ -15,11 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .ends import Destination, Source
 from .plan import Deed, Fault, Plan, Signal
 from .processes import Family, Process
 from .proxy import Proxy
-from .watch import Watch
+from .stock import make_ends, make_watch, unequal
 
 ENDED_WITHIN = 5.0
 """Seconds from the last event until everything has ended."""
@@ -64,9 +63,8 @@ class Record:
     """Ends whose migration was not over in time."""
     runs: dict[str, bool] = field(default_factory=dict)
     """Whether a guest of this side was seen to run after everything else had ended."""
-    dead: dict[str, bool] = field(default_factory=dict)
-    """Whether the guest process of this side had ended by then, or never was."""
-    ran: dict[str, bool] = field(default_factory=dict)
+    unequal: str = ""
+    """How RAM in the folder of the guest differs from that of a stock source."""
     status: dict[str, int | None] = field(default_factory=dict)
     """The exit status of each command; None: it was still there (served)."""
     migration: dict[str, str] = field(default_factory=dict)
@@ -78,6 +76,11 @@ class Record:
     stderr: dict[str, str] = field(default_factory=dict)
     link: list[str] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
+
+    @property
+    def guest_folder(self) -> Path:
+        """Return the folder of a `dir:` guest that arrives."""
+        return self.folder / "some" / "where" / "guest"
 
     def to(self, side: str, *roles: str) -> list[Done]:
         """Return the signals that these processes of a side got."""
@@ -99,7 +102,7 @@ class Run:
         self.folder = folder
         self.record = Record(plan, folder)
         self._family = Family(f"{plan.seed}.{plan.number}.{id(self)}")
-        self._watch = Watch(folder)
+        self._watch = make_watch(plan, folder)
         self._waiting: list[Deed] = list(plan.deeds)
         self._due: list[tuple[float, int, Deed | Process]] = []
         self._order = itertools.count()
@@ -110,8 +113,7 @@ class Run:
         self._next_scan = 0.0
         # The guest that is left alone has to be there when the run is judged.
         orphan = 25 + plan.stopped + (ANSWER_WITHIN + 30 if plan.dead_link else 0)
-        self._source = Source(plan, folder, self._family, orphan)
-        self._destination = Destination(plan, folder, self._family, orphan)
+        self._source, self._destination = make_ends(plan, folder, self._family, orphan)
 
     # Deeds.
 
@@ -341,10 +343,10 @@ class Run:
             self._turn()
         for side in ("source", "destination"):
             heart = self._watch.heart(side)
-            guests = [p for p in self._family.alive() if p.pid in heart.pids]
             self.record.runs[side] = heart.last_run is not None and heart.last_run.time > now
-            self.record.ran[side] = heart.last_run is not None
-            self.record.dead[side] = not guests
+        memory = getattr(self._source, "memory", None)
+        if memory is not None and (self.record.guest_folder / "guest.json").exists():
+            self.record.unequal = unequal(self.record.guest_folder, memory)
 
     def _end_services(self) -> None:
         """Have services end, and note the status of all commands."""
