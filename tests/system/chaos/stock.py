@@ -44,8 +44,8 @@ from .watch import Beat, Heart, Watch
 RAM = 32 << 20
 STREAM = 700_000
 """Bytes of a stream in which something may happen; it is somewhat longer."""
-UNEQUAL_PAGES = 16
-"""Pages of a QEMU under TCG that may change after it stopped."""
+UNEQUAL_PAGES = 40
+"""Pages of a QEMU 7.2 under TCG that may change after it stopped: those that the guest writes."""
 VERSIONS = ("7.2", "10")
 
 
