@@ -20,8 +20,8 @@ A `dir:` guest is on the disk from step 2 on, so killing processes never costs i
 So a run in which no guest runs, and none is kept, is a lost guest, except where
 - the source's guest process was killed, and the destination never said SHUT 0, or the destination's
   guest process was killed as well;
-- the destination's guest process was killed after SHUT 0 had been passed to the source: it was the
-  holder;
+- the destination's guest process was killed after CONFIRM had been delivered; or after SHUT 0 had,
+  and its command was killed as well, or the link broke, so that no SHUT 1 could return the guest;
 - a service (`serve`) that held the guest was ended by SIGTERM, SIGHUP or SIGINT: this is how a user
   ends a guest;
 - without a return path (rule "no answer"): the source gives its guest up when the stream is sent.
@@ -41,7 +41,8 @@ from .plan import Fault, Signal
 from .run import ALLOWANCE, ENDED_WITHIN, Done, Record
 
 _NOISE = re.compile(r"Traceback|Exception ignored|Error in |leaked|Fatal Python|Segmentation")
-_HELD_THERE = re.compile(r"destination (holds|has|keeps)")
+_HELD_THERE = re.compile(r"the destination has the (whole )?guest")
+NEVER = float("inf")
 
 
 @dataclass
@@ -91,19 +92,20 @@ class Judge:
     # Where the guest is.
 
     def _where(self) -> str:
-        source, destination = self._record.runs.get("source"), self._arrived()
-        if source and destination and self._plan.guest == "dir":
-            self.faults.append("TWO GUESTS: the source runs, and the folder holds a whole guest")
+        record = self._record
         if self._rest.damage:
             self.faults.append(f"DAMAGED: {self._rest.damage}")
+        if record.taken_up is not None:
+            return self._judge_kept()
+        source, destination = record.runs.get("source"), self._arrived()
+        if source and destination and self._plan.guest == "dir":
+            self.faults.append("TWO GUESTS: the source runs, and the folder holds a whole guest")
         if source:
-            return "runs at the source"
+            return "runs at the source" + (", kept at the destination" if record.kept else "")
         if destination:
             return "runs at the destination"
-        if "source" not in self._record.runs:
+        if not record.began:
             return "did not begin"
-        if self._kept():
-            return self._judge_kept()
         reason = self._excuse()
         if reason is None:
             self.faults.append("LOST: no guest runs, and none is kept")
@@ -119,27 +121,24 @@ class Judge:
             self._plan.destination == "receive" and record.status.get("destination") == 0
         )
 
-    def _kept(self) -> bool:
-        if self._plan.guest == "dir":
-            return self._rest.kept
-        return self._record.kept
-
     def _judge_kept(self) -> str:
         reason = self._window()
+        if self._record.taken_up:
+            self.faults.append(f"NOT TAKEN UP: {self._record.taken_up}")
         if reason is None:
             self.faults.append("KEPT: the guest stays paused at the destination without need")
-        elif "source" in self._record.spoke and not _HELD_THERE.search(
-            self._record.stderr["source"]
-        ):
+            return "kept without need"
+        ended_itself = self._plan.source == "send" and (self._record.status["source"] or 0) > 0
+        if ended_itself and not _HELD_THERE.search(self._record.stderr["source"]):
             self.faults.append("the source does not say that the destination holds the guest")
-        return f"kept: {reason or 'without need'}"
+        return f"kept: {reason}"
 
     def _window(self) -> str | None:
         """Why nobody can know whether the guest may run, if that is so."""
         marks = self._record.marks
         if "shut" not in marks:
             return None
-        until = marks.get("confirm", float("inf"))
+        until = marks.get("confirm", NEVER)
         if any(self._is_break(done) and done.time <= until for done in self._record.done):
             return "the link broke between the answer and the word"
         killed = {d.deed.role for d in self._killed("source") if isinstance(d.deed, Signal)}
@@ -166,27 +165,30 @@ class Judge:
     def _excuse(self) -> str | None:
         """Why there is no guest any more, if that is right."""
         marks = self._record.marks
-        answered = marks.get("shut", float("inf"))
+        answered, told = marks.get("shut", NEVER), marks.get("confirm", NEVER)
         source, destination = self._killed("source", "guest"), self._killed("destination", "guest")
+        late = [done for done in destination if done.time >= answered]
         reasons = {
             "the service that held it was ended": (
                 self._ended_by_user("source", until=answered)
-                or self._ended_by_user("destination", since=marks.get("confirm", answered))
+                or self._ended_by_user("destination", since=told)
             ),
             "the source's guest was killed": bool(source) and "before shut" not in marks,
             "the guests of both sides were killed": bool(source and destination),
-            "the destination's guest was killed when it held the guest": any(
-                done.time >= answered for done in destination
+            "the destination's guest was killed when it ran": any(
+                done.time >= told for done in late
             ),
+            "the destination's guest was killed, and nobody could say so": bool(late)
+            and bool(self._killed("destination", "command") or self._window()),
             "no answer was asked for": (
                 not self._plan.return_path
-                and bool(self._record.done)
-                and ("end" in marks or "--compress" in self._plan.options)
+                and any(done.pid for done in self._record.done)
+                and ("before end" in marks or "--compress" in self._plan.options)
             ),
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
 
-    def _ended_by_user(self, side: str, *, since: float = 0.0, until: float = float("inf")) -> bool:
+    def _ended_by_user(self, side: str, *, since: float = 0.0, until: float = NEVER) -> bool:
         kind = self._plan.source if side == "source" else self._plan.destination
         return kind == "serve" and any(
             since <= done.time <= until + 0.5

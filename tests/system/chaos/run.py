@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .ends import VMFERRY
 from .plan import Deed, Fault, Plan, Signal
 from .processes import Family, Process
 from .proxy import Proxy
@@ -61,6 +63,8 @@ class Record:
     """Processes that did not end in time."""
     hung: list[str] = field(default_factory=list)
     """Ends whose migration was not over in time."""
+    began: bool = False
+    """Whether a guest ever ran."""
     runs: dict[str, bool] = field(default_factory=dict)
     """Whether a guest of this side was seen to run after everything else had ended."""
     unequal: str = ""
@@ -70,9 +74,9 @@ class Record:
     migration: dict[str, str] = field(default_factory=dict)
     """What a service said of its migration last."""
     kept: bool = False
-    """Whether the destination's guest process waits, complete and paused, to be taken up."""
-    spoke: set[str] = field(default_factory=set)
-    """Sides whose command ended by itself."""
+    """Whether the destination keeps the guest, complete and paused, to be taken up."""
+    taken_up: str | None = None
+    """What went wrong as it was taken up, empty if nothing; None: this was not tried."""
     stderr: dict[str, str] = field(default_factory=dict)
     link: list[str] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
@@ -119,8 +123,8 @@ class Run:
 
     def _fire(self, mark: str, before: bool = False) -> None:
         """A mark is reached: do what is to be done there, now or later."""
-        if (mark, before) == ("forward closed", True) and "confirm" not in self.record.marks:
-            # An orderly close is the word of a source that knows no other.
+        if (mark, before) == ("forward closed", True) and self.plan.source.startswith("qemu"):
+            # An orderly close is the word of a stock source.
             self._fire("confirm", True)
             self._fire("confirm")
         now = time.monotonic()
@@ -219,6 +223,8 @@ class Run:
                 self._until_ended()
                 self._see_who_runs()
             self._end_services()
+            if self.record.kept and not self.record.runs["source"]:
+                self._take_up()
             self._end_guests()
         finally:
             self._clean_up()
@@ -344,9 +350,52 @@ class Run:
         for side in ("source", "destination"):
             heart = self._watch.heart(side)
             self.record.runs[side] = heart.last_run is not None and heart.last_run.time > now
+            self.record.began |= heart.first_run is not None
         memory = getattr(self._source, "memory", None)
         if memory is not None and (self.record.guest_folder / "guest.json").exists():
             self.record.unequal = unequal(self.record.guest_folder, memory)
+
+        self.record.kept = self._is_kept()
+
+    def _is_kept(self) -> bool:
+        if self.plan.guest == "dir":
+            return (
+                not (self.record.guest_folder / "guest.json").exists()
+                and (self.record.guest_folder / "guest.json.new").exists()
+            )
+        return self._keeper() is not None
+
+    def _keeper(self) -> int | None:
+        """Return the guest process at the destination that waits to be taken up."""
+        names = Path("/proc/net/unix").read_text(encoding="ascii", errors="replace").split()
+        waiting = (pid for pid in self._watch.destination.pids if f"@vmferry-guest-{pid}" in names)
+        return next(waiting, None)
+
+    def _take_up(self) -> None:
+        """Do what the message of a destination that keeps a guest says."""
+        guest = f"dir:{self.record.guest_folder}"
+        if self.plan.guest != "dir":
+            guest = f"synthetic:pid={self._keeper()}"
+        command = [*VMFERRY, "receive", "--resume", "--guest", guest]
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self._family.environment("destination") | {"TMPDIR": str(self.folder / "tmp")},
+            capture_output=True,
+            text=True,
+            timeout=_LISTENS_WITHIN,
+            check=False,
+        )
+        self.record.taken_up = done.stderr.strip() if done.returncode else ""
+        self._trace(f"taken up: {self.record.taken_up or 'well'}")
+        until = time.monotonic() + ENDED_WITHIN
+        while self.plan.guest != "dir" and not self.record.taken_up:
+            self._turn()
+            last = self._watch.destination.last
+            if last is not None and last.running:
+                return
+            if time.monotonic() > until:
+                self.record.taken_up = "the guest that was taken up does not run"
 
     def _end_services(self) -> None:
         """Have services end, and note the status of all commands."""

@@ -89,7 +89,7 @@ def record(tmp_path: Path) -> Record:
     record.marks = {"end": 1.0, "before shut": 2.0, "shut": 2.1, "before confirm": 3, "confirm": 3}
     record.runs = {"source": False, "destination": True}
     record.status = {"source": 0, "destination": 0}
-    record.spoke = {"source", "destination"}
+    record.began = True
     record.stderr = {"source": "", "destination": ""}
     return record
 
@@ -116,7 +116,8 @@ def test_guest_that_moved_is_no_fault(record: Record) -> None:
         (("destination", "transport", 2.5), (), True),
         (("source", "guest", 0.5), ("before shut", "shut", "confirm"), False),
         (("source", "guest", 2.5), (), True),
-        (("destination", "guest", 2.5), (), False),
+        (("destination", "guest", 2.5), (), True),
+        (("destination", "guest", 3.5), (), False),
         (("destination", "guest", 1.5), (), True),
     ],
 )
@@ -137,13 +138,15 @@ def test_guest_may_be_kept_only_in_the_window(record: Record, at: float, fault: 
     """Broken: a guest that nobody lets run would be as good as one that runs."""
     record.runs = {"source": False, "destination": False}
     record.status = {"source": 1, "destination": 1}
-    record.kept = True
-    record.stderr["source"] = "vmferry: the destination holds the guest"
+    record.taken_up = ""
+    record.stderr["source"] = "vmferry: the destination has the whole guest"
     record.done = [Done(at, Fault(Trigger("shut"), "reset"), 1, "")]
     assert ("KEPT" in _faults(record)) is fault
     if not fault:
         record.stderr["source"] = "vmferry: broken"
+        record.taken_up = "vmferry: process 1 keeps no guest"
         assert "does not say" in _faults(record)
+        assert "NOT TAKEN UP: vmferry: process 1" in _faults(record)
 
 
 def test_what_is_left_is_a_fault(record: Record) -> None:
