@@ -117,8 +117,10 @@ class Judge:
         record = self._record
         if self._plan.guest == "dir":
             return self._rest.whole
+        # A synthetic guest ends with the command that received it.
         return bool(record.runs.get("destination")) or (
-            self._plan.destination == "receive" and record.status.get("destination") == 0
+            self._plan.destination == "receive"
+            and "receiving: completed" in record.stderr["destination"]
         )
 
     def _judge_kept(self) -> str:

@@ -99,7 +99,8 @@ class Figures:
             self.failed.append(line)
             print(f"FAILED {line}", flush=True)
             for side, text in record.stderr.items():
-                for said in text.strip().splitlines()[-3:]:
+                lines = text.strip().splitlines()
+                for said in lines if "Traceback" in text else lines[-3:]:
                     print(f"    {side}: {said}", flush=True)
         elif self._print_all:
             print(line, flush=True)
