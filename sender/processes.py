@@ -164,6 +164,7 @@ class Processes:
 
     def close(self) -> None:
         """Give back everything that was shared with the processes, which have ended."""
+        self._writer.close()
         for ring in (*self._rings, self._control):
             ring.close()
         for counters in (*self._scanned, self._sent, self.limits):

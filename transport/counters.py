@@ -17,7 +17,7 @@ class Counters:
         self._names = names
         self._places = {name: number * _VALUE.size for number, name in enumerate(names)}
         self._memory = memory
-        self._map = memory.map(mmap.PAGESIZE)
+        self._map: mmap.mmap | bytearray = memory.map(mmap.PAGESIZE)
 
     @classmethod
     def create(cls, names: tuple[str, ...]) -> Counters:
@@ -40,5 +40,9 @@ class Counters:
         self.set(name, self[name] + amount)
 
     def close(self) -> None:
-        """Give up the descriptor; the values stay readable in this process."""
+        """Give up the shared memory; the values stay readable in this process."""
+        shared, self._map = self._map, bytearray(self._map)
+        # A mapping has a descriptor of its own.
+        if isinstance(shared, mmap.mmap):
+            shared.close()
         self._memory.close()

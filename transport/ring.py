@@ -91,6 +91,10 @@ class RingWriter:
         self._next = (self._next + 1) % self._ring.slots
         os.eventfd_write(self._ring.filled.fileno(), 1)
 
+    def close(self) -> None:
+        """Unmap the ring, which nobody reads any more."""
+        self._memory.release()
+
 
 class RingReader:
     """The reading end; one slot is out at a time."""
