@@ -33,11 +33,8 @@ def migrate(call: Call, uri: str, blk: bool, inc: bool, detach: bool, resume: bo
 
 @command("migrate-incoming", Argument("uri", string))
 async def migrate_incoming(call: Call, uri: str) -> None:
-    """Wait for a guest, where `--incoming defer` left that to this command."""
-    incoming = call.service.incoming
-    if incoming is None:
-        raise QmpError("'-incoming' was not specified on the command line")
-    await incoming.start(uri)
+    """Wait for a guest, where `--incoming defer` left that to this command, or one has left."""
+    await call.service.take_in().start(uri)
 
 
 @command("migrate_cancel")

@@ -192,6 +192,10 @@ class Outgoing:
         if fd is not None:
             os.close(fd)
 
+    def forget(self) -> None:
+        """Forget the migration that is over: `query` answers nothing until the next one."""
+        self._status, self._answer = _S.NONE, {}
+
     def cancel(self) -> None:
         """Cancel it, if there is one, and not too late."""
         if self.active and self._sender is not None:

@@ -81,6 +81,11 @@ class RunControl:
         with self._lock:
             self._state = RunState.POSTMIGRATE
 
+    def wait_for_guest(self) -> None:
+        """Note that no guest is here, and one is to come."""
+        with self._lock:
+            self._state = RunState.INMIGRATE
+
     def stayed(self) -> None:
         """It did not, and is again what it was before the switchover."""
         with self._lock:

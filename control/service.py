@@ -60,16 +60,33 @@ class Service:
             self.descriptors,
             self.events,
         )
-        self.incoming: Incoming | None = None
-        if incoming is not None:
-            self.incoming = Incoming(
-                guest, self.run_control, self.capabilities, self.descriptors, self.events
-            )
-            self.incoming.on_failure = self.fail
-            self.incoming.on_arrival = self._arrived
+        self.incoming = None if incoming is None else self._new_incoming()
         self._uri = incoming
         self._end: asyncio.Future[None] = self._loop.create_future()
         guest.add_listener(lambda event: self.events.emit(event.upper()))
+
+    def _new_incoming(self) -> Incoming:
+        incoming = Incoming(
+            self.guest, self.run_control, self.capabilities, self.descriptors, self.events
+        )
+        incoming.on_failure = self.fail
+        incoming.on_arrival = self._arrived
+        return incoming
+
+    def take_in(self) -> Incoming:
+        """Return what waits for a guest, which may be the next one where a guest has left.
+
+        What is here of the one that left is given up then. Raises QmpError where a guest is here.
+        """
+        if self.run_control.state is RunState.POSTMIGRATE:
+            self._unwatch_guest()
+            self.guest.close()
+            self.run_control.wait_for_guest()
+            self.outgoing.forget()
+            self.incoming = self._new_incoming()
+        if self.incoming is None:
+            raise QmpError("'-incoming' was not specified on the command line")
+        return self.incoming
 
     def _arrived(self) -> None:
         self._watch_guest()

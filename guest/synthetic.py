@@ -70,8 +70,6 @@ class SyntheticGuest(Guest):
         self._runs_on = True
         # A migration and whoever stops the guest meanwhile may ask at the same time.
         self._lock = threading.RLock()
-        # A controller that ends in an orderly way leaves no guest behind.
-        atexit.register(self.close)
         if options.size:
             self._start(options.size, incoming=False)
             self._command("resume")
@@ -83,7 +81,9 @@ class SyntheticGuest(Guest):
         return cls(parse_options(text))
 
     def _start(self, size: int, *, incoming: bool) -> None:
-        """Memory and the process, paused. Raises GuestError, and leaves nothing then."""
+        """Make memory and the process, paused. Raises GuestError, and leaves nothing then."""
+        # A controller that ends in an orderly way leaves no guest behind.
+        atexit.register(self.close)
         try:
             for name, length in ((RAM_NAME, size), (ROM_NAME, ROM_SIZE)):
                 fd = os.memfd_create(name, os.MFD_CLOEXEC)
