@@ -174,7 +174,10 @@ class Source(End):
         guest = f"synthetic:{size}M,dirty-rate={rate}M,seed={self._plan.number}"
         guest += f",heartbeat={self.folder}/source.beat,orphan={self.orphan:.0f}"
         if self._plan.at_rest:
-            guest = f"dir:{self._plan.at_rest}"
+            # One command at a time may use a folder.
+            copy = self.folder / "guest"
+            subprocess.run(["cp", "-a", "--sparse=always", self._plan.at_rest, copy], check=True)
+            guest = f"dir:{copy}"
         if self.kind == "serve":
             self._start(["serve", "--guest", guest, "--qmp", f"unix:{self._qmp}"])
         else:

@@ -207,8 +207,11 @@ class Judge:
         if left:
             self.faults.append(f"temporary files: {' '.join(left)}")
         for name in ("source.qmp", "destination.qmp", "link"):
+            side = "source" if name.startswith("source") else "destination"
+            kind = self._plan.source if side == "source" else self._plan.destination
+            stock = kind.startswith("qemu")
             path = record.folder / name
-            if path.exists() and not self._was_killed(name.partition(".")[0]):
+            if path.exists() and not self._was_killed(side) and not stock:
                 self.faults.append(f"a socket is left: {name}")
         first = record.folder / "some"
         if self._plan.guest == "dir" and not (self._rest.whole or self._rest.kept):
@@ -218,7 +221,6 @@ class Judge:
 
     def _was_killed(self, side: str) -> bool:
         """Whether the command that should clean up could not."""
-        side = "destination" if side == "link" else side
         return any(
             isinstance(done.deed, Signal) and done.deed.number is signal.SIGKILL
             for done in self._record.to(side, "command")

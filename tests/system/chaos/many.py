@@ -88,12 +88,14 @@ class Figures:
         self.outcomes: Counter[str] = Counter()
         self.failed: list[str] = []
         self._slow: list[float] = []
+        self._longest = (0.0, 0)
 
     def add(self, record: Record, verdict: Verdict) -> None:
         """Take one run."""
         self.outcomes[verdict.outcome] += 1
         if record.ended_after > ENDED_WITHIN:
             self._slow.append(record.ended_after)
+        self._longest = max(self._longest, (record.seconds, record.plan.number))
         line = describe(record, verdict)
         if verdict.faults:
             self.failed.append(line)
@@ -103,7 +105,7 @@ class Figures:
                 for said in lines if "Traceback" in text else lines[-3:]:
                     print(f"    {side}: {said}", flush=True)
         elif self._print_all:
-            print(line, flush=True)
+            print(f"{record.seconds:.0f} s: {line}", flush=True)
 
     def summary(self) -> str:
         """Return what came of all runs."""
@@ -113,5 +115,6 @@ class Figures:
         if self._slow:
             slow = f"{len(self._slow)} ended later than {ENDED_WITHIN:.0f} s, at most"
             lines.append(f"{slow} {max(self._slow):.1f} s (busy machine)")
+        lines.append(f"the longest, run {self._longest[1]}, took {self._longest[0]:.0f} s")
         lines.append(f"{len(self.failed)} broke a rule")
         return "\n".join(lines)

@@ -78,7 +78,8 @@ class Plan:
     """One run.
 
     `final`: how a connection is ended that is dead, and whose one end waits on rightly. `patient`:
-    guests that are left alone shall end by themselves. `at_rest`: the folder of the guest that is
+    guests that are left alone shall end by themselves. `long`: there is time to wait for what
+    happens after a minute. `at_rest`: the folder of the guest that is
     sent, where it is none that runs.
     """
 
@@ -95,6 +96,7 @@ class Plan:
     return_path: bool
     final: str
     patient: bool
+    long: bool
     at_rest: str = ""
     deeds: tuple[Deed, ...] = field(default=())
 
@@ -164,6 +166,7 @@ class _Planner:
             return_path=return_path,
             final=chance.choice(("reset", "close", "TERM")),
             patient=chance.random() < 0.1,
+            long=self._long,
             deeds=tuple(self._deeds(source)),
         )
 

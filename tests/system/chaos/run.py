@@ -56,6 +56,8 @@ class Record:
     started: float = field(default_factory=time.monotonic)
     done: list[Done] = field(default_factory=list)
     marks: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    """How long the run took in all."""
     two: str | None = None
     ended_after: float = 0.0
     """Seconds from the last event until both ends were over and all that must end had ended."""
@@ -116,7 +118,7 @@ class Run:
         self._dead_link = False
         self._next_scan = 0.0
         # The guest that is left alone has to be there when the run is judged.
-        orphan = 25 + plan.stopped + (ANSWER_WITHIN + 30 if plan.dead_link else 0)
+        orphan = 25 + plan.stopped + (ANSWER_WITHIN + 30 if plan.dead_link and plan.long else 0)
         self._source, self._destination = make_ends(plan, folder, self._family, orphan)
 
     # Deeds.
@@ -228,6 +230,7 @@ class Run:
             self._end_guests()
         finally:
             self._clean_up()
+        self.record.seconds = time.monotonic() - self.record.started
         return self.record
 
     def _begin(self) -> bool:
@@ -286,7 +289,7 @@ class Run:
             return ENDED_WITHIN + ALLOWANCE
         if self._source.over:
             return 1.0
-        return ANSWER_WITHIN + ENDED_WITHIN + ALLOWANCE
+        return ENDED_WITHIN + (ANSWER_WITHIN + ALLOWANCE if self.plan.long else 0)
 
     def _may_wait(self) -> bool:
         """Whether an end that still waits does so rightly: it cannot know."""
