@@ -37,14 +37,12 @@ class Word(IntEnum):
     """From the source: the guest runs on here, throw your copy away."""
 
 
-class Peer(IntEnum):
-    """How the other end takes part, as far as it is known."""
+class Peer(Enum):
+    """How the other end takes part in a handover."""
 
-    UNKNOWN = 0
-    """It has not answered HELLO yet."""
-    STOCK = 1
+    STOCK = 0
     """It follows QEMU's rules and knows no word but SHUT."""
-    CONFIRMING = 2
+    CONFIRMING = 1
     """It waits for CONFIRM (a destination), or sends it (a source)."""
 
 

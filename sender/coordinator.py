@@ -17,7 +17,7 @@ from ..protocol.handover import Peer, Source, Word
 from ..protocol.states import MigrationStatus, StateMachine
 from ..transport.channel import Channel, ChannelError
 from ..transport.connecting import Connecting
-from ..transport.crew import Crew, CrewError
+from ..transport.crew import Crew, CrewError, SilenceError
 from ..transport.process import default_workers, processors
 from ..transport.shared import Wakeup
 from ..transport.uri import Uri, UriError, parse_uri
@@ -38,6 +38,8 @@ from .worker import StartRound
 
 HELLO_TIMEOUT = 60.0
 """Seconds that a destination may take to answer a PING before the guest is paused for it."""
+HELLO_IS_QUICK = 0.05
+"""Seconds that an answer may take before another round is worth it."""
 STILL_TIMEOUT = 60.0
 """Seconds for which a destination may take no byte of a paused guest."""
 ENOUGH_FOR_THREADS = 4
@@ -70,6 +72,7 @@ class Sender:
         self._processes.limits.set("xbzrle_cache", cache if self._parameters.xbzrle else 0)
         self._channel: Channel | None = None
         self._on_progress: Callable[[Figures], None] = lambda _: None
+        self._peer = Peer.STOCK
         self._paused_here = False
         self._still_since = (0, 0.0)
         self._cancel_asked = False
@@ -179,10 +182,11 @@ class Sender:
 
     def _send_ram(self, return_path: bool) -> None:
         """Rounds while the guest runs, then the last one on a paused guest."""
-        while self._guest.running and not self._should_switch_over():
+        self._converge()
+        if return_path and self._say_hello() and self._guest.running:
+            # The guest went on to write while the answer was on its way.
             self._adapt(self._send_round(tracked=True))
-        if return_path:
-            self._wait_for_hello()
+            self._converge()
         self._report.note_downtime()
         self._report.meter.begin("downtime")
         self.on_switchover()
@@ -199,16 +203,24 @@ class Sender:
             self._note_progress()
         self._send_round(tracked=False)
 
-    def _wait_for_hello(self) -> None:
-        """Pause no guest for a destination whose answers do not arrive."""
-        deadline = time.monotonic() + HELLO_TIMEOUT
-        while self._processes.peer is Peer.UNKNOWN:
-            self._crew.next_report((), deadline)
-            if time.monotonic() > deadline:
-                raise MigrationError(
-                    f"the destination did not answer a PING for {HELLO_TIMEOUT:.0f} s; if its"
-                    " answers cannot arrive, say --no-return-path"
-                )
+    def _converge(self) -> None:
+        while self._guest.running and not self._should_switch_over():
+            self._adapt(self._send_round(tracked=True))
+
+    def _say_hello(self) -> bool:
+        """Pause no guest for a destination whose answers do not arrive.
+
+        Returns whether it took the destination a noticeable time to answer.
+        """
+        asked = time.monotonic()
+        try:
+            self._peer = self._processes.greet(HELLO_TIMEOUT)
+        except SilenceError:
+            raise MigrationError(
+                f"the destination did not answer a PING for {HELLO_TIMEOUT:.0f} s; if its answers"
+                " cannot arrive, say --no-return-path"
+            ) from None
+        return time.monotonic() > asked + HELLO_IS_QUICK
 
     def _should_switch_over(self) -> bool:
         forced = self.on_stall is OnStall.SWITCHOVER and self._stall.stalled
@@ -261,7 +273,7 @@ class Sender:
         assert self._channel is not None
         job = SourceJob(
             closing=self._processes.framed(stream.closing(state)),
-            peer=self._processes.peer,
+            peer=self._peer,
             return_path=return_path,
             resume=self._paused_here,
             confirm=self._processes.word(Word.CONFIRM),

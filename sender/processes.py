@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..guest.base import Guest, block_layout
 from ..protocol.handover import Peer, Word
-from ..protocol.words import word_on_wire
+from ..protocol.words import ping, word_on_wire
 from ..protocol.zstd import compressed_bound
 from ..transport.channel import Channel
 from ..transport.counters import Counters
@@ -16,6 +16,7 @@ from .slots import SLOT_FLUSHED, SLOT_PIECE
 from .transport import (
     TRANSPORT_COUNTERS,
     Flushed,
+    Greeted,
     LetGo,
     Released,
     TransportSetup,
@@ -124,10 +125,13 @@ class Processes:
         """Return a word of the handover as it goes on the wire."""
         return word_on_wire(value, framed=self._compression is not None)
 
-    @property
-    def peer(self) -> Peer:
-        """How the destination takes part in a handover, as far as it has said."""
-        return Peer(self._sent["peer"])
+    def greet(self, timeout: float) -> Peer:
+        """Return how the destination will take part in the handover, once it answers.
+
+        It answers behind all that was sent before. Raises SilenceError after `timeout` seconds.
+        """
+        self.write(ping(Word.HELLO))
+        return self._crew.wait_for(Greeted, timeout).peer
 
     def let_go(self) -> bytes:
         """Have the transport process leave the channel; return what it read and could not use.

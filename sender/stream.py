@@ -6,9 +6,7 @@ import json
 
 from ..guest.base import DeviceSection, DeviceState, Guest
 from ..protocol import events
-from ..protocol.handover import Word
 from ..protocol.marks import CommandType, SectionType
-from ..protocol.words import ping
 from ..protocol.writer import StreamWriter
 
 RAM_VERSION = 4
@@ -34,7 +32,6 @@ def opening(guest: Guest, state: DeviceState, return_path: bool) -> bytes:
     if return_path:
         command = int(CommandType.OPEN_RETURN_PATH)
         pieces.append(write(events.Command(offset=0, command=command, data=b"")))
-        pieces.append(ping(Word.HELLO))
     pieces += [_device(section) for section in state.early]
     pieces.append(_ram_start(guest, state))
     return b"".join(pieces)

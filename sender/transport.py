@@ -26,8 +26,7 @@ from .compressed_slots import FramedDirectSlots
 from .slots import SLOT_END_OF_ROUND, SLOT_FLUSHED, SLOT_STORED, DirectSlots, Slots
 from .worker import MappedBlock, StartRound, Worker, WorkerSetup, make_choice, map_blocks
 
-TRANSPORT_COUNTERS = ("transferred", "busy_ns", "peer")
-"""`peer`: a `protocol.handover.Peer`, by how the destination answered HELLO."""
+TRANSPORT_COUNTERS = ("transferred", "busy_ns")
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,13 @@ class RoundSent:
 @dataclass(frozen=True)
 class Flushed:
     """Report: everything that the coordinator wrote was handed over."""
+
+
+@dataclass(frozen=True)
+class Greeted:
+    """Report: the destination has answered HELLO, and everything before it."""
+
+    peer: Peer
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,8 @@ class Transport:
         self._in_round = list(self._workers)
         self._limiter = RateLimiter(self._limit(), time.monotonic)
         self._answers = ReturnPathReader() if setup.return_path else None
+        self._peer = Peer.STOCK
+        self._greeted = False
         self._released = False
         self._commands = Readiness(connection.fileno())
         self._worker: Worker | None = None
@@ -139,8 +147,7 @@ class Transport:
         self._take_answers(self._answers, bytes(buffer[:count]))
 
     def _take_answers(self, reader: ReturnPathReader, data: bytes) -> None:
-        """Note how the destination answers HELLO. Whatever ends the migration is an error here."""
-        counters = self._setup.counters
+        """Report how the destination answers HELLO. Raises ChannelError for what ends it all."""
         while messages := reader.feed(data):
             data = b""
             for message in messages:
@@ -150,9 +157,10 @@ class Transport:
                         what = "answered before it had the whole guest"
                     raise ChannelError(f"the destination {what}")
                 if message == Pong(Word.CONFIRMS):
-                    counters.set("peer", Peer.CONFIRMING)
-                elif message == Pong(Word.HELLO) and counters["peer"] == Peer.UNKNOWN:
-                    counters.set("peer", Peer.STOCK)
+                    self._peer = Peer.CONFIRMING
+                elif message == Pong(Word.HELLO) and not self._greeted:
+                    self._greeted = True
+                    send_message(self._connection, Greeted(self._peer))
 
     def _move_worker_slot(self, ring: RingReader) -> bool:
         slot = ring.try_take()

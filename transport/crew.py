@@ -32,6 +32,10 @@ class CrewError(Exception):
     """A process died, reported failure, or an answer did not come; one line."""
 
 
+class SilenceError(CrewError):
+    """A report did not arrive in time."""
+
+
 class DeathError(CrewError):
     """A process died without a word."""
 
@@ -78,9 +82,9 @@ class Crew:
             if isinstance(report, kind):
                 return report
             if report is not None:
-                raise CrewError(f"unexpected report {report!r}")
+                raise CrewError(f"a report came out of turn: {type(report).__name__}")
             if deadline is not None and time.monotonic() > deadline:
-                raise CrewError("no answer from the other side")
+                raise SilenceError("no answer from the other side")
 
     def wait_fd(self, fd: int) -> None:
         """Wait until `fd` is readable; reports meanwhile are for the next `wait_for`."""

@@ -53,6 +53,7 @@ class End:
     holder: bool = True
     leader: bool = True
     seen: int = 0
+    given: bool = False
     closed: bool = False
     left: bool = False
 
@@ -111,6 +112,11 @@ class Ends:
             message = world.back[end.seen]
             seen = replace(world, source=replace(end, seen=end.seen + 1))
             yield f"source reads {message}", self.feed_source(seen, TO_SOURCE[message])
+        alone = end.holder and not (end.duties or end.leader or end.given or end.runs)
+        if alone and Handover(SOURCE, self.state_of(end)).over:
+            # A guest that nobody leads and nobody has given up runs.
+            runs = replace(world, source=replace(end, runs=True, ran=True))
+            yield "source: runs by itself", runs
         if end.holder and not end.duties:
             yield "source: cancel", self.feed_source(world, SE.CANCEL)
             if world.whole:
@@ -142,6 +148,10 @@ class Ends:
             else:
                 yield "source's holder is killed", self.hang_up(replace(world, source=dead))
 
+    def state_of(self, end: End) -> Source:
+        assert isinstance(end.state, Source)
+        return end.state
+
     def feed_source(self, world: World, event: SourceEvent) -> World:
         end = world.source
         if end.duties:
@@ -155,7 +165,9 @@ class Ends:
         end = world.source
         duty, rest = end.duties[0], end.duties[1:]
         world = replace(world, source=replace(end, duties=rest))
-        if duty is SA.CONFIRM:
+        if duty is SA.GIVE_UP:
+            world = replace(world, source=replace(world.source, given=True))
+        elif duty is SA.CONFIRM:
             world = self.tell(world, "CONFIRM")
         elif duty is SA.ABORT and end.holder:
             # In the middle of the stream there is no place for a word.
@@ -284,6 +296,11 @@ def history(found: dict[World, tuple[World | None, str]], world: World) -> str:
     return "; ".join(reversed(steps))
 
 
+def hears(world: World) -> bool:
+    """Whether a source that still holds its guest has, or soon will, hear that nobody answers."""
+    return world.cut or world.destination.closed or not world.source.leader
+
+
 def killed(world: World) -> bool:
     """Whether somebody killed the guest where it ran."""
     return any(end.ran and not end.holder for end in (world.source, world.destination))
@@ -321,7 +338,7 @@ def test_never_none(confirming: dict[World, tuple[World | None, str]]) -> None:
         source, destination = world.source, world.destination
         if source.runs or destination.runs or not settled(ends, world):
             continue
-        waits = source.holder and source.state is S.HOLDING
+        waits = source.holder and source.state is S.HOLDING and not hears(world)
         kept = destination.holder and destination.state is D.KEPT
         window = world.cut or source.left or destination.left
         in_doubt = kept and (window or not source.holder)
@@ -351,7 +368,7 @@ def test_never_none_after_one_death() -> None:
         for world in found:
             if not settled(ends, world) or (not world.source.holder and not world.whole):
                 continue
-            waits = world.source.state is S.HOLDING and world.source.holder
+            waits = world.source.state is S.HOLDING and not hears(world)
             runs = world.source.runs or world.destination.runs
             assert runs or waits or killed(world), history(found, world)
 
@@ -389,7 +406,7 @@ def test_stock_source() -> None:
         assert not (source.runs and destination.runs), history(found, world)
         if source.runs or destination.runs or not settled(ends, world) or killed(world):
             continue
-        waits = source.holder and source.state is S.HOLDING_STOCK
+        waits = source.holder and source.state is S.HOLDING_STOCK and not hears(world)
         kept = destination.holder and destination.state is D.KEPT
         both = not source.holder and not destination.holder
         half = not source.holder and destination.state is None

@@ -12,7 +12,9 @@ from contextlib import suppress
 
 import pytest
 from vmferry.guest.synthetic import SyntheticGuest
+from vmferry.protocol.events import Command
 from vmferry.protocol.handover import Word
+from vmferry.protocol.marks import CommandType
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.return_path import pong, shut
 from vmferry.protocol.states import MigrationStatus
@@ -30,6 +32,7 @@ class Destination:
         self._last = last
         self._server = socket.create_server(("127.0.0.1", 0))
         self._hello = pong(Word.CONFIRMS) * confirming + pong(Word.HELLO)
+        self._reader = StreamReader()
         self.uri = f"tcp:127.0.0.1:{self._server.getsockname()[1]}"
         self.connection: socket.socket
         self.after = b""
@@ -41,10 +44,10 @@ class Destination:
     def _run(self) -> None:
         self.connection, _ = self._server.accept()
         with self.connection:
-            reader = StreamReader()
-            self.connection.sendall(self._hello)
-            while not reader.finished:
-                reader.feed(self.connection.recv(1 << 16))
+            while not self._reader.finished:
+                found = self._reader.feed(self.connection.recv(1 << 16))
+                if any(isinstance(e, Command) and e.command == CommandType.PING for e in found):
+                    self.connection.sendall(self._hello)
             self._last(self)
             with suppress(ConnectionResetError):
                 while data := self.connection.recv(100):
