@@ -64,6 +64,9 @@ class Destination:
             self.after += more
 
     def close(self) -> None:
+        # A source that was left alone keeps its connection.
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RD)
         self._thread.join(20)
         self._server.close()
 
