@@ -11,6 +11,7 @@ import atexit
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -92,14 +93,19 @@ class SyntheticGuest(Guest):
             self._connection, theirs = Pipe()
             # Not multiprocessing: it waits at exit for children that may outlive us.
             descriptors = (theirs.fileno(), *(block.fd for block in self._blocks))
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", _PROGRAM, *map(str, descriptors)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                # What ends the controller's terminal or group does not end the guest.
-                start_new_session=True,
-                pass_fds=descriptors,
-            )
+            # The process ignores SIGINT; until it can, the signal waits.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", _PROGRAM, *map(str, descriptors)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    # What ends the controller's terminal or group does not end the guest.
+                    start_new_session=True,
+                    pass_fds=descriptors,
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._pidfd = os.pidfd_open(self._process.pid)
             theirs.close()
             send_message(self._connection, (self._options, incoming))

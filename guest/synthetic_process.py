@@ -262,6 +262,7 @@ def run(connection: Connection, descriptors: list[int]) -> None:
     """
     # Ctrl-C reaches the whole group; the controller decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         options, incoming = connection.recv()
     except EOFError:

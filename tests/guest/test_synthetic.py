@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -270,3 +272,22 @@ def test_unknown_pattern(make_guest: MakeGuest) -> None:
     """Broken: a mistyped pattern would be measured as another one."""
     with pytest.raises(GuestError, match="option pattern: 'noise' is none of random, text"):
         make_guest("4M,pattern=noise")
+
+
+def test_interruption_at_the_start_is_ignored(
+    make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken: SIGINT while the guest's process starts would end it with a traceback."""
+    started: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen
+    interrupted: list[int] = []
+
+    def start(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process = started(*args, **options)
+        process.send_signal(signal.SIGINT)
+        interrupted.append(process.pid)
+        return process
+
+    monkeypatch.setattr("vmferry.guest.synthetic.subprocess.Popen", start)
+    guest = make_guest("1M")
+    assert interrupted == [guest.pid]
+    assert guest.running

@@ -347,18 +347,27 @@ class Run:
         ]
 
     def _see_who_runs(self) -> None:
+        """Watch both guests for a while, and where none is seen to run, for some seconds more."""
         now = time.time()
-        while time.time() < now + _LINGER:
+        sides = ("source", "destination")
+        while time.time() < now + _LINGER or (
+            not any(self._runs_since(now, side) for side in sides)
+            and not self._is_kept()
+            and time.time() < now + ENDED_WITHIN
+        ):
             self._turn()
-        for side in ("source", "destination"):
-            heart = self._watch.heart(side)
-            self.record.runs[side] = heart.last_run is not None and heart.last_run.time > now
-            self.record.began |= heart.first_run is not None
+        for side in sides:
+            self.record.runs[side] = self._runs_since(now, side)
+            self.record.began |= self._watch.heart(side).first_run is not None
         memory = getattr(self._source, "memory", None)
         if memory is not None and (self.record.guest_folder / "guest.json").exists():
             self.record.unequal = unequal(self.record.guest_folder, memory)
 
         self.record.kept = self._is_kept()
+
+    def _runs_since(self, moment: float, side: str) -> bool:
+        last = self._watch.heart(side).last_run
+        return last is not None and last.time > moment
 
     def _is_kept(self) -> bool:
         if self.plan.guest == "dir":
