@@ -8,6 +8,7 @@ The coordinator watches at the other end of `control`, where it may also send CA
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Generic
@@ -115,10 +116,9 @@ class Side(Generic[State, Event, Action]):
         """Send a message to the coordinator, if it lives."""
         if self._control is None:
             return
-        try:
+        # Its death is news of its own, which the next look at it brings.
+        with suppress(OSError):
             send_message(self._control, message)
-        except OSError:
-            self._control = None
 
     def _obey(self) -> None:
         while self._control is not None and self._control.poll():
