@@ -31,6 +31,17 @@ Header = c.Struct(
 )
 """`size`: bytes of the disk; a cluster has 2 ** `cluster_bits` bytes."""
 MAX_HEADER = 80
+HEADER_LENGTH_OFFSET = 100
+"""Where version 3 says how long its header is, in a be32; the extensions follow."""
+HEADER_SIZE_V2 = 72
+
+Extension = c.Struct("type" / c.Int32ub, "length" / c.Int32ub)
+"""The data follow, padded to 8 bytes; type 0 ends the list."""
+DATA_FILE_NAME, FEATURE_NAMES = 0x44415441, 0x6803F857
+"""Types of extensions."""
+FEATURE_NAME_SIZE = 48
+"""Bytes of an entry of FEATURE_NAMES: its kind (0: incompatible), its bit, its name and NULs."""
+CRYPT_METHODS = {1: "AES", 2: "LUKS"}
 
 SnapshotHead = c.Struct(
     "l1_table_offset" / c.Int64ub,

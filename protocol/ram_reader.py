@@ -24,6 +24,8 @@ _COMPRESSED = int(RamFlag.COMPRESS_PAGE)
 _CONTINUE = int(RamFlag.CONTINUE)
 _MAX_RECORDS = 4096
 """XBZRLE or COMPRESS_PAGE records of one event."""
+_ENOUGH_PAGES = 16
+"""Pages that are read in order only if their size is right."""
 _EOS_SIZE = ram.RECORD_HEADER_SIZE
 _FOOTER_SIZE: int = SectionFooter.sizeof()
 
@@ -45,6 +47,7 @@ class RamReader:
         self._seam = b""
         self._block: events.RamBlock | None = None
         self._ending = False
+        self._pages = 0
         self._runs: dict[int, Callable[[Cursor, int, int], events.Event]] = {
             _PAGE: self._read_run,
             _ZERO: self._read_run,
@@ -164,7 +167,7 @@ class RamReader:
             message = "HOOK records (RDMA) are not supported"
             return UnsupportedError(message, offset=offset, section=ram.SECTION_NAME)
         message = f"{value:#018x} is no record"
-        if not self.block_list.page_size_said:
+        if not self.block_list.page_size_said and self._pages < _ENOUGH_PAGES:
             message += f", if pages have {self.page_size} bytes: the stream does not say"
         return self._error(message, offset)
 
@@ -292,6 +295,7 @@ class RamReader:
 
     def _check_inside(self, run: events.PageRun | events.EncodedRun) -> None:
         """Raises StreamError where the first page is outside; others would begin the next run."""
+        self._pages += len(run.offsets)
         if run.offsets[0] >= run.block.length:
             message = f"a page at {int(run.offsets[0]):#x} of block {run.block.name}"
             raise self._error(f"{message}, outside its RAM", run.offset)

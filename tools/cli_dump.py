@@ -15,7 +15,7 @@ import click
 from ..protocol.outline import PAGE_SIZE, NotOrdinary, outline
 from . import dump_page
 from .dump_summary import Summary, from_outline
-from .sizes import page_size_option
+from .sizes import offset_option, page_size_option
 
 
 @click.command()
@@ -31,14 +31,21 @@ from .sizes import page_size_option
     "several), with their places in the stream; with --json: the fields of all, or of that one",
 )
 @click.option("--xml", is_flag=True, help="print the domain XML of a libvirt image, and no more")
+@offset_option
 @page_size_option
 def dump(
-    stream: str | None, as_json: bool, pages: bool, devices: str | None, xml: bool, page_size: int
+    stream: str | None,
+    as_json: bool,
+    pages: bool,
+    devices: str | None,
+    xml: bool,
+    offset: int,
+    page_size: int,
 ) -> None:
     """Show what STREAM holds: a file, - for standard input, or DISK.qcow2#SNAPSHOT.
 
-    It may be a libvirt save image, and compressed (zstd, gzip, bzip2, xz, lzop). Of a qcow2 image
-    without #SNAPSHOT, its snapshots are listed.
+    It may be a libvirt save image, and compressed (zstd, gzip, bzip2, xz, lzop, lz4, lzma). Of a
+    qcow2 image without #SNAPSHOT, its snapshots are listed.
     """
     if stream is None:
         # What stands behind --devices is taken for its NAME, even if it is all that there is.
@@ -46,12 +53,18 @@ def dump(
     if not stream:
         raise click.UsageError("Missing argument 'STREAM'.")
     fields = bool(devices) or (as_json and devices is not None)
-    summary = None if pages or xml or fields else _outlined(stream, page_size)
+    summary = None if pages or xml or fields or offset else _outlined(stream, page_size)
     if summary is None:
         from .dump_whole import dump_whole  # noqa: PLC0415 - only where it is needed
 
         dump_whole(
-            stream, as_json=as_json, pages=pages, devices=devices, xml=xml, page_size=page_size
+            stream,
+            as_json=as_json,
+            pages=pages,
+            devices=devices,
+            xml=xml,
+            offset=offset,
+            page_size=page_size,
         )
     elif as_json:
         found = {"container": {"layers": [], "libvirt": None}, **summary.as_json()}

@@ -20,7 +20,7 @@ from .failure import fail, note
 from .memory_file import FORMATS
 from .opening import opened_stream
 from .rebuild import absent_message
-from .sizes import page_size_option, size_option
+from .sizes import offset_option, page_size_option, size_option
 
 
 def _report_extracted(report: Report) -> None:
@@ -86,6 +86,7 @@ def _check_output(stream: str, out: Path | None) -> None:
     is_flag=True,
     help="of a damaged stream, keep what is sound, before and behind the damage",
 )
+@offset_option
 @page_size_option
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
 def extract(
@@ -98,6 +99,7 @@ def extract(
     disks: Path | None,
     max_below_4g: int | None,
     partial: bool,
+    offset: int,
     page_size: int,
     as_json: bool,
 ) -> None:
@@ -133,7 +135,7 @@ def extract(
         disks=disks,
         page_size=page_size,
     )
-    with opened_stream(stream) as opened:
+    with opened_stream(stream, offset) as opened:
         report = extract_command.extract(opened.stream, wanted)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
@@ -159,8 +161,11 @@ def extract(
     "--to", "container", type=click.Choice(list(convert_command.CONTAINERS)), required=True
 )
 @click.option("--xml", type=click.File(encoding="utf-8"), help="libvirt: the domain's XML")
+@offset_option
 @page_size_option
-def convert(stream: str, out: Path, container: str, xml: TextIO | None, page_size: int) -> None:
+def convert(
+    stream: str, out: Path, container: str, xml: TextIO | None, offset: int, page_size: int
+) -> None:
     """Put the stream IN (as in dump) into another container, OUT (- for standard output).
 
     What comes out is for QEMU (-incoming; compressed: by way of zstd -dc, gzip -dc ...), a libvirt
@@ -172,7 +177,7 @@ def convert(stream: str, out: Path, container: str, xml: TextIO | None, page_siz
         raise click.UsageError("--xml is for --to libvirt")
     _check_output(stream, out)
     text = None if xml is None else _xml_text(xml)
-    with opened_stream(stream) as opened:
+    with opened_stream(stream, offset) as opened:
         done = convert_command.convert(opened, out, container, text, page_size)
     if done.behind is not None:
         note(f"{click.format_filename(stream)}: {done.behind.describe()}, and not copied")

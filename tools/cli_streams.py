@@ -12,9 +12,10 @@ import click
 from ..protocol.errors import StreamError
 from . import diff as diff_command
 from . import verify as verify_command
+from .damage_signs import explain
 from .opening import opened_stream
 from .rebuild import RebuiltGuest, rebuild
-from .sizes import page_size_option
+from .sizes import offset_option, page_size_option, two_offsets_option
 from .stream_events import read_events
 
 
@@ -23,9 +24,15 @@ from .stream_events import read_events
 @click.option("--ram", "ram", multiple=True, metavar="BLOCK=FILE", help="compare this RAM block")
 @click.option("--against", metavar="STREAM", help="compare RAM with what another stream rebuilds")
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
+@offset_option
 @page_size_option
 def verify(
-    stream: str, ram: tuple[str, ...], against: str | None, as_json: bool, page_size: int
+    stream: str,
+    ram: tuple[str, ...],
+    against: str | None,
+    as_json: bool,
+    offset: int,
+    page_size: int,
 ) -> None:
     """Check that STREAM (as in dump) is whole, and rebuilds this RAM.
 
@@ -34,11 +41,12 @@ def verify(
     """
     files = _ram_files(ram)
     with ExitStack() as stack:
-        other = None if against is None else _rebuilt(against, page_size, stack)
-        opened = stack.enter_context(opened_stream(stream))
+        other = None if against is None else _rebuilt(against, 0, page_size, stack)
+        opened = stack.enter_context(opened_stream(stream, offset))
         try:
             report = verify_command.verify(opened.stream, files, other, page_size)
         except StreamError as error:
+            explain(error, opened)
             if as_json:
                 click.echo(json.dumps(verify_command.invalid_as_json(error), indent=2))
             raise
@@ -55,9 +63,9 @@ def verify(
         sys.exit(1)
 
 
-def _rebuilt(path: str, page_size: int, stack: ExitStack) -> RebuiltGuest:
+def _rebuilt(path: str, offset: int, page_size: int, stack: ExitStack) -> RebuiltGuest:
     """What a stream builds, with all its RAM, until `stack` is closed."""
-    with opened_stream(path) as opened:
+    with opened_stream(path, offset) as opened:
         return rebuild(read_events(opened.stream, page_size), stack)
 
 
@@ -78,8 +86,9 @@ def _ram_files(pairs: Iterable[str]) -> dict[str, str]:
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
+@two_offsets_option
 @page_size_option
-def diff(first: str, second: str, as_json: bool, page_size: int) -> None:
+def diff(first: str, second: str, as_json: bool, offsets: tuple[int, int], page_size: int) -> None:
     """Tell what differs between the streams A and B (as in dump).
 
     RAM blocks and their pages, as both streams build them in the end; devices and their fields.
@@ -87,7 +96,10 @@ def diff(first: str, second: str, as_json: bool, page_size: int) -> None:
     memory, zero pages apart.
     """
     with ExitStack() as stack:
-        guests = [_rebuilt(stream, page_size, stack) for stream in (first, second)]
+        guests = [
+            _rebuilt(stream, offset, page_size, stack)
+            for stream, offset in zip((first, second), offsets, strict=True)
+        ]
         difference = diff_command.compare_guests(*guests)
     if as_json:
         click.echo(json.dumps(difference.as_json(), indent=2))

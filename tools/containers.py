@@ -16,17 +16,20 @@ from typing import Any, BinaryIO, cast
 
 import click
 
+from ..guest.sizes import format_size
 from ..protocol import events, qcow2
 from ..protocol.configuration import MAPPED_RAM
 from ..protocol.errors import StreamError, UnsupportedError
+from ..protocol.marks import MAGIC
 from ..protocol.reader import StreamReader
 from .compressed import format_of
 from .save_image import HEAD, SaveImage, magic_of, read_save_image
 from .snapshots import Image, MachineState, Snapshot, names_of
-from .source import Source, give_back, sought_or_source
+from .source import Source, give_back, left_in, sought_or_source
 from .spool import spooled
 
 MAX_LAYERS = 4
+_STREAM = MAGIC.to_bytes(4, "big")
 _BEGINNING = 4096
 """Bytes in which a stream has said whether it is a mapped-ram file."""
 
@@ -52,6 +55,8 @@ class Opened:
     stream: BinaryIO
     layers: tuple[str, ...] = ()
     image: SaveImage | None = None
+    start: int = 0
+    """Where in what can be sought in the stream begins."""
 
     def as_json(self) -> dict[str, Any]:
         """Keys: layers, libvirt (None, or see SaveImage)."""
@@ -60,11 +65,14 @@ class Opened:
 
 
 @contextmanager
-def open_stream(name: str) -> Iterator[Opened]:
-    """Raises StreamError for what is wrong with what the stream stands in; OSError."""
+def open_stream(name: str, offset: int = 0) -> Iterator[Opened]:
+    """Open the stream that begins at `offset` of what is named so.
+
+    Raises StreamError for what is wrong with what the stream stands in; OSError.
+    """
     path, snapshot = split(name)
     with click.open_file(path, "rb") as file:
-        yield unpack(cast(BinaryIO, file), snapshot)
+        yield unpack(cast(BinaryIO, file), snapshot, offset)
 
 
 def split(name: str) -> tuple[str, str | None]:
@@ -75,9 +83,10 @@ def split(name: str) -> tuple[str, str | None]:
     return name, None
 
 
-def unpack(source: BinaryIO, snapshot: str | None) -> Opened:
-    """The stream in `source`; `snapshot`: which, of a qcow2 image."""
+def unpack(source: BinaryIO, snapshot: str | None, offset: int = 0) -> Opened:
+    """The stream in `source`, from `offset` on; `snapshot`: which, of a qcow2 image."""
     source = sought_or_source(source)
+    _pass(source, offset)
     layers: list[str] = []
     image: SaveImage | None = None
     at = 0
@@ -85,16 +94,20 @@ def unpack(source: BinaryIO, snapshot: str | None) -> Opened:
         beginning = _peek(source, _BEGINNING)
         head = beginning[:HEAD]
         if head.startswith(qcow2.MAGIC) or snapshot is not None:
-            return Opened(_state(source, head, snapshot, layers), (*layers, "qcow2 snapshot"))
+            state = _state(source, head, snapshot, bool(layers or offset))
+            return Opened(state, (*layers, "qcow2 snapshot"))
         if image is None and magic_of(head) is not None:
             image, at = _save_image(source)
             layers.append("libvirt save image")
             continue
         found = format_of(head)
         if found is None:
+            if not beginning.startswith(_STREAM):
+                raise StreamError(_no_stream(source, beginning, layers, offset), offset=at)
             if not source.seekable() and _is_mapped(beginning):
                 source = spooled(source)
-            return Opened(source, tuple(layers), image)
+            start = source.tell() if source.seekable() else 0
+            return Opened(source, tuple(layers), image, start)
         if len(layers) == MAX_LAYERS:
             raise StreamError(f"more than {MAX_LAYERS} layers of compression", offset=at)
         source = cast(BinaryIO, Source(found.open(source, at)))
@@ -119,10 +132,47 @@ def _save_image(source: BinaryIO) -> tuple[SaveImage, int]:
     return image, at
 
 
-def _state(source: BinaryIO, head: bytes, snapshot: str | None, layers: list[str]) -> BinaryIO:
+def _pass(source: BinaryIO, count: int) -> None:
+    """Pass so many bytes. Raises StreamError where there are fewer."""
+    passed = 0
+    if source.seekable():
+        passed = min(count, left_in(source).count)
+        source.seek(passed, os.SEEK_CUR)
+    else:
+        while passed < count and (data := source.read(min(1 << 20, count - passed))):
+            passed += len(data)
+    if passed < count:
+        message = f"there are {passed} bytes, and so no offset {count}: give a smaller --offset"
+        raise StreamError(message, offset=0)
+
+
+def _no_stream(source: BinaryIO, beginning: bytes, layers: list[str], offset: int) -> str:
+    """Say in one line what is there instead of a stream, or where one begins."""
+    # Nothing else needs them, and they take time to load.
+    from .recognised import recognised  # noqa: PLC0415
+    from .search import MAX_SEARCHED, find_stream  # noqa: PLC0415
+
+    known = recognised(beginning)
+    start = "no QEVM" if any(beginning) else "nothing but zeros"
+    if known is not None and known.packed:
+        return known.message
+    what = f"not a migration stream: {start} at its start" if known is None else known.message
+    place = find_stream(source)
+    if place is not None:
+        where = "" if not layers else f" of the {layers[-1]} data"
+        said = f"{what}; {place.what} begins at offset {offset + place.offset}{where}"
+        return f"{said}: --offset {offset + place.offset}" if not layers else said
+    return (
+        what
+        if known is not None
+        else f"{what}, and no stream in its first {format_size(MAX_SEARCHED)}"
+    )
+
+
+def _state(source: BinaryIO, head: bytes, snapshot: str | None, inside: bool) -> BinaryIO:
     if not head.startswith(qcow2.MAGIC):
         raise StreamError("not a qcow2 image, so it has no snapshots", offset=0)
-    if layers or not source.seekable():
+    if inside or not source.seekable():
         raise UnsupportedError("a qcow2 image has to be a file of its own", offset=0)
     disk = Image(source)
     if snapshot is None:

@@ -13,12 +13,19 @@ from .opening import opened_stream
 
 
 def dump_whole(
-    stream: str, *, as_json: bool, pages: bool, devices: str | None, xml: bool, page_size: int
+    stream: str,
+    *,
+    as_json: bool,
+    pages: bool,
+    devices: str | None,
+    xml: bool,
+    offset: int,
+    page_size: int,
 ) -> None:
     """See `cli_dump.dump`."""
     show = dump_command.print_pages_as_json if as_json else dump_command.print_pages
     list_snapshots = partial(dump_container.print_snapshots, as_json=as_json)
-    with opened_stream(stream, list_snapshots) as opened:
+    with opened_stream(stream, offset, list_snapshots) as opened:
         if xml:
             dump_container.print_xml(opened, as_json=as_json)
             return

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
 
+from ..guest.directory_finish import NAME as GUEST_FILE
 from ..protocol.errors import StreamError
 from . import containers
 from .containers import ChooseSnapshotError, Opened
+from .damage_signs import explain
 from .failure import CommandError, describe, fail
 from .snapshots import Snapshot
 
@@ -22,24 +25,39 @@ def _note_damage(opened: Opened, name: str) -> None:
         click.echo(f"vmferry: {click.format_filename(name)}: {message}", err=True)
 
 
+def _folder_message(name: str) -> str:
+    """What to do with a folder in place of a stream."""
+    if os.path.exists(os.path.join(name, GUEST_FILE)):
+        return f"a guest at rest, no stream: vmferry send URI --guest dir:{name} makes one of it"
+    return "a folder, no stream: name the file in it"
+
+
 @contextmanager
 def opened_stream(
-    name: str, on_snapshots: Callable[[tuple[Snapshot, ...]], None] | None = None
+    name: str,
+    offset: int = 0,
+    on_snapshots: Callable[[tuple[Snapshot, ...]], None] | None = None,
 ) -> Iterator[Opened]:
-    """What a user names as a stream; whatever is wrong with it or in it ends the command.
+    """What a user names as a stream, from `offset` on; whatever is wrong ends the command.
 
     `on_snapshots`: what to do instead where it is a qcow2 image, without a word of which snapshot.
     What is damaged in a libvirt image before its stream is mentioned when the stream was read.
     """
     try:
-        with containers.open_stream(name) as opened:
-            yield opened
+        with containers.open_stream(name, offset) as opened:
+            try:
+                yield opened
+            except StreamError as error:
+                explain(error, opened)
+                raise
             _note_damage(opened, name)
     except ChooseSnapshotError as error:
         if on_snapshots is None:
             fail(describe(error, name))
         on_snapshots(error.snapshots)
         sys.exit(0)
+    except IsADirectoryError:
+        fail(describe(CommandError(_folder_message(name)), name))
     except BrokenPipeError:
         # Nobody reads our output any more, which is no news of the stream.
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..guest.sizes import parse_size
+from ..guest.sizes import MAX_SIZE, parse_size
 from ..protocol.marks import MAX_PAGE_BITS, MIN_PAGE_BITS
 
 _PAGE_SIZES = [1 << bits for bits in range(MIN_PAGE_BITS, MAX_PAGE_BITS + 1)]
@@ -18,6 +18,30 @@ def size_option(_context: click.Context, option: click.Parameter, text: str | No
         raise click.BadParameter(str(error), param=option) from None
 
 
+def _place(option: click.Parameter, text: str) -> int:
+    """Bytes, from `2G` or `0x1000`."""
+    try:
+        return int(text, 16) if text.lower().startswith("0x") else parse_size(text)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(str(error), param=option) from None
+
+
+def _offset(_context: click.Context, option: click.Parameter, text: str) -> int:
+    place = _place(option, text)
+    if place > MAX_SIZE:
+        raise click.BadParameter(f"{text!r} is more than a file can hold", param=option)
+    return place
+
+
+def _two_offsets(
+    context: click.Context, option: click.Parameter, texts: tuple[str, ...]
+) -> tuple[int, int]:
+    if len(texts) > 2:
+        raise click.BadParameter("give one for each stream", param=option)
+    first, second = (_offset(context, option, text) for text in (*texts, "0", "0")[:2])
+    return first, second
+
+
 def _page_size(context: click.Context, option: click.Parameter, text: str) -> int:
     size = size_option(context, option, text)
     if size not in _PAGE_SIZES:
@@ -26,6 +50,21 @@ def _page_size(context: click.Context, option: click.Parameter, text: str) -> in
     return size
 
 
+offset_option = click.option(
+    "--offset",
+    default="0",
+    metavar="SIZE",
+    callback=_offset,
+    help="where in the file the stream begins: 4096, 1M, 0x1000; messages count from there",
+)
+two_offsets_option = click.option(
+    "--offset",
+    "offsets",
+    multiple=True,
+    metavar="SIZE",
+    callback=_two_offsets,
+    help="where in its file A begins: 4096, 1M, 0x1000; given again: where B does",
+)
 page_size_option = click.option(
     "--page-size",
     default="4096",

@@ -33,6 +33,10 @@ FIRST_NAMES = 4
 _READ = qcow2.DIRTY | qcow2.CORRUPT | qcow2.COMPRESSION_TYPE | qcow2.EXTENDED_L2
 """Incompatible features that make no difference here, or are known."""
 _NOWHERE = -1
+MAX_EXTENSIONS = 64
+MAX_EXTENSION = 1 << 16
+"""Bytes of one."""
+_LOAD = "load the snapshot in QEMU (-loadvm) and migrate it to a file: exec:cat > FILE"
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,52 @@ class Image:
         if not MIN_CLUSTER_BITS <= self.cluster_bits <= MAX_CLUSTER_BITS:
             raise StreamError(f"qcow2 clusters of 2**{self.cluster_bits} bytes", offset=20)
         if header.crypt_method:
-            raise UnsupportedError("an encrypted qcow2 image", offset=32)
+            method = qcow2.CRYPT_METHODS.get(header.crypt_method, f"method {header.crypt_method}")
+            message = f"a qcow2 image encrypted with {method}; {_LOAD}"
+            raise UnsupportedError(message, offset=32)
         unknown = header.incompatible_features & ~_READ
         if unknown:
-            raise UnsupportedError(f"qcow2 features {unknown:#x}", offset=72)
+            raise UnsupportedError(self._features_message(unknown), offset=72)
         self.extended = bool(header.incompatible_features & qcow2.EXTENDED_L2)
         self._disk_size: int = header.size
         self.snapshots = self._snapshots(header.nb_snapshots, header.snapshots_offset)
+
+    def _features_message(self, unknown: int) -> str:
+        """Say which features of the image are not read, by their names, and what to do."""
+        extensions = self._extensions()
+        if unknown & qcow2.DATA_FILE:
+            name = _printable(extensions.get(qcow2.DATA_FILE_NAME, b"")) or "not named"
+            return (
+                f"a qcow2 image whose data are in an external data file ({name}): QEMU keeps no "
+                "machine's state in one"
+            )
+        table = extensions.get(qcow2.FEATURE_NAMES, b"")
+        names = {1 << bit: f"bit {bit}" for bit in range(64) if unknown & 1 << bit}
+        size = qcow2.FEATURE_NAME_SIZE
+        for start in range(0, len(table) - size + 1, size):
+            kind, bit = table[start], table[start + 1]
+            if kind == 0 and bit < 64 and 1 << bit in names:
+                names[1 << bit] = _printable(table[start + 2 : start + size].rstrip(b"\0"))
+        return (
+            f"a qcow2 image with features that are not read ({', '.join(names.values())}); {_LOAD}"
+        )
+
+    def _extensions(self) -> dict[int, bytes]:
+        """The extensions of the header, by type, as far as they make sense."""
+        found: dict[int, bytes] = {}
+        try:
+            at = int.from_bytes(self.read(qcow2.HEADER_LENGTH_OFFSET, 4), "big")
+            while at < 1 << self.cluster_bits and len(found) < MAX_EXTENSIONS:
+                extension = qcow2.Extension.parse(self.read(at, qcow2.Extension.sizeof()))
+                at += qcow2.Extension.sizeof()
+                if not extension.type or extension.length > MAX_EXTENSION:
+                    break
+                found[extension.type] = self.read(at, extension.length)
+                at += -(-extension.length // 8) * 8
+        except StreamError:
+            # It is about to be refused: without names, then.
+            return found
+        return found
 
     def find(self, wanted: str) -> Snapshot:
         """By its name, or its id."""
