@@ -21,7 +21,7 @@ from .configuration import IGNORE_SHARED, MAPPED_RAM, checked_page_size, read_co
 from .cursor import Cursor, Incomplete, decode_name
 from .ending import Ending, check_page_size, read_description
 from .errors import CutError, StreamError, UnsupportedError
-from .marks import MAGIC, VERSION, CommandType, SectionType
+from .marks import MAGIC, MULTIFD_MAGIC, VERSION, CommandType, SectionType
 from .ram_reader import RamReader
 from .sections import SectionReader, reader_of
 from .writer import StreamWriter
@@ -162,6 +162,12 @@ class StreamReader:
     def _header(self, cursor: Cursor) -> list[events.Event]:
         start = cursor.offset
         header = cursor.take(stream.FileHeader)
+        if header.magic == MULTIFD_MAGIC:
+            message = (
+                "this is a further connection of a source that uses several; switch that off there "
+                "(migrate_set_capability multifd off)"
+            )
+            raise UnsupportedError(message, offset=start)
         if header.magic != MAGIC:
             raise StreamError("not a migration stream: no QEVM at its start", offset=start)
         if header.version != VERSION:

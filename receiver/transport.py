@@ -42,6 +42,12 @@ STORED_HEAD = 12
 HEAD_BYTES = 4
 """By these the stream says what it is."""
 
+NO_PAGES = (
+    ", before its first page; if the source uses several connections, switch that off there "
+    "(migrate_set_capability multifd off)"
+)
+"""What such a source sends elsewhere: here its stream ends before the first page."""
+
 DESCRIPTION_GRACE = 2.0
 """Seconds to wait, after the end of the stream, for a description that may not come."""
 
@@ -127,6 +133,7 @@ class Transport:
         self._return_path = False
         self._peer = Peer.STOCK
         self._framed = False
+        self._any_pages = False
 
     def run(self) -> None:
         """Receive until the stream ends."""
@@ -138,7 +145,7 @@ class Transport:
         else:
             self._take_plain(slot, used)
         if not self._reader.finished:
-            self._handle(self._reader.close())
+            self._handle(self._end_of_input())
         self._slots.barrier()
         rest = b"" if self._framed else self._kept
         complete = Complete(self._peer, self._return_path, self._framed, rest)
@@ -146,6 +153,15 @@ class Transport:
         command = self._connection.recv()
         assert isinstance(command, LetGo)
         self._let_go(command)
+
+    def _end_of_input(self) -> list[events.Event]:
+        """Return the last events. Raises StreamError if the stream has not ended."""
+        try:
+            return self._reader.close()
+        except StreamError as error:
+            if not self._any_pages:
+                error.message += NO_PAGES
+            raise
 
     def _let_go(self, command: LetGo) -> None:
         """Leave the channel to the guest's holder; take over if that dies and can be replaced."""
@@ -251,6 +267,7 @@ class Transport:
         runs: list[Run] = []
         for event in found:
             if isinstance(event, (events.PageRun, events.XbzrleRun)):
+                self._any_pages = True
                 runs.append(event)
             else:
                 refuse(event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,13 +14,23 @@ import numpy as np
 from ..protocol.errors import StreamError
 from ..protocol.fields import Decoder, Field, Value, leaves
 from .compare import ONLY_A, ONLY_B, names_of_both
-from .dump_devices import CONFIGURATION, format_value, value_as_json
+from .dump_devices import (
+    CONFIGURATION,
+    MOST_LETTERS,
+    format_numbers,
+    format_value,
+    text_of,
+    value_as_json,
+)
 from .rebuild import RebuiltGuest
 
 MOST_ELEMENTS = 16
 """An array of which more differ is listed as one field."""
 MOST_FIELDS = 10_000
 """How many fields of a device are listed; all are counted."""
+
+_PRINTABLE = re.compile(rb"[ -~]+")
+_PRINTABLE_END = re.compile(rb"[ -~]+\Z")
 
 FieldPair: TypeAlias = "tuple[str, Field | None, Field | None]"
 """A path, and what both streams have there."""
@@ -77,10 +88,32 @@ def _describe_values(one: Field | None, other: Field | None) -> str:
         values = "".join(format_value(side) for side in (one, other) if side is not None)
         return f"{values} ({ONLY_A if other is None else ONLY_B})"
     start = _first_unequal(one.value, other.value)
-    if not start:
+    if not start or (start < MOST_LETTERS and _are_texts(one.value, other.value)):
         return f"{format_value(one)} / {format_value(other)}"
-    shown = " / ".join(format_value(_behind(side, start)) for side in (one, other))
+    words = _words_around(one.value, other.value, start)
+    if words is not None:
+        return " / ".join(map(repr, words))
+    shown = " / ".join(format_numbers(_behind(side, start)) for side in (one, other))
     return f"from {start:#x} on {shown}"
+
+
+def _words_around(one: Value, other: Value, place: int) -> tuple[str, str] | None:
+    """The printable bytes around a place of two runs of bytes, if in both they may be a text."""
+    if not (isinstance(one, bytes) and isinstance(other, bytes)):
+        return None
+    found = []
+    for side in (one, other):
+        before = _PRINTABLE_END.search(side, max(0, place - MOST_LETTERS), place)
+        behind = _PRINTABLE.match(side, place, place + MOST_LETTERS)
+        if behind is None:
+            return None
+        found.append((before[0] if before else b"") + behind[0])
+    texts = [text_of(side) for side in found]
+    return None if texts[0] is None or texts[1] is None else (texts[0], texts[1])
+
+
+def _are_texts(one: Value, other: Value) -> bool:
+    return text_of(one) is not None and text_of(other) is not None
 
 
 def _behind(side: Field, start: int) -> Field:
@@ -165,7 +198,7 @@ def _compare_field(path: str, one: Field | None, other: Field | None) -> Iterato
     elif not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
         if a != b:
             yield path, one, other
-    elif len(a) != len(b):
+    elif len(a) != len(b) or _are_texts(a, b):
         yield path, one, other
     else:
         unequal = np.flatnonzero(a != b)

@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from ..protocol import events
-from ..protocol.fields import Decoder, Field
+from ..protocol.fields import Decoder, Field, Value
 from .dump import WithDevices, device_of
 from .dump_page import print_table
 from .failure import CommandError
@@ -18,7 +18,10 @@ CONFIGURATION = "configuration"
 """Chosen by this name as devices are by theirs."""
 MOST_BYTES = 32
 MOST_NUMBERS = 16
+MOST_LETTERS = 80
 """How much of a field is shown to people."""
+FEWEST_LETTERS = 4
+"""Printable bytes that may be meant as a text; fewer are so by chance."""
 
 
 class NoDeviceError(CommandError):
@@ -67,7 +70,27 @@ def _rows(fields: Iterable[Field], depth: int = 0) -> Iterator[tuple[str, ...]]:
             yield from _rows(field.value, depth + 1)
 
 
+def text_of(value: Value) -> str | None:
+    """Return what bytes (or an array of them) say that are a text, perhaps with NULs behind it."""
+    if isinstance(value, np.ndarray):
+        value = value.tobytes() if value.dtype.itemsize == 1 and value.dtype != np.bool_ else None
+    if not isinstance(value, bytes):
+        return None
+    raw = value.rstrip(b"\0")
+    if len(raw) < FEWEST_LETTERS or not all(0x20 <= byte < 0x7F for byte in raw):
+        return None
+    return raw.decode()
+
+
 def format_value(field: Field) -> str:
+    """On one line, and cut where it is long: a text as such, else see `format_numbers`."""
+    text = text_of(field.value)
+    if text is None:
+        return format_numbers(field)
+    return repr(text[:MOST_LETTERS]) + (" ..." if len(text) > MOST_LETTERS else "")
+
+
+def format_numbers(field: Field) -> str:
     """On one line, and cut where it is long: unsigned numbers and bytes in hexadecimal."""
     value = field.value
     if isinstance(value, np.ndarray):

@@ -208,6 +208,32 @@ def test_many_elements_are_one_field(streams: Any, vmferry: Any) -> None:
     ]
 
 
+def test_texts(streams: Any, vmferry: Any) -> None:
+    """Broken: nobody would see that one guest ran and the other one did not."""
+    entries = [
+        {"name": "state", "type": "buffer", "size": 40},
+        {"name": "mac", "type": "uint8", "size": 1, "array_len": 6},
+        {"name": "name", "type": "uint8", "size": 1, "array_len": 9},
+    ]
+    mac = b"RT\0\x12\x34"
+    states = [
+        what.ljust(40, b"\0") + mac + last + name.ljust(9, b"\0")
+        for what, last, name in ((b"running", b"V", b"disk-a"), (b"paused", b"W", b"disk-b"))
+    ]
+    paths = [
+        vmferry.write(name, make(streams, {("c", 0): state}, entries=entries))
+        for name, state in zip("ab", states, strict=True)
+    ]
+    assert vmferry.call("diff", *paths).stdout.splitlines()[1:4] == [
+        "  state: 'running' / 'paused'",
+        "  mac[5]: 0x56 / 0x57",
+        "  name: 'disk-a' / 'disk-b'",
+    ]
+    shown = vmferry.call("dump", "--devices", "c#0", paths[0]).stdout
+    assert "'running'" in shown
+    assert "0x52 0x54 0x0 0x12 0x34 0x56" in shown
+
+
 def test_versions(streams: Any, vmferry: Any) -> None:
     """Broken: a device that another version saved would count as the same."""
     data = make(streams, {("c", 0): STATE})
@@ -225,6 +251,7 @@ def test_machines(streams: Any, vmferry: Any) -> None:
     result = vmferry.call("diff", vmferry.write("a", streams.small), vmferry.write("b", other))
     assert result.exit_code == 1
     assert "configuration#0: 1 field differs\n" in result.stdout
+    assert "'pc-q35-7.2' / 'pc-q35-8.0'\n" in result.stdout
 
 
 @pytest.mark.parametrize("damaged", [0, 1])
