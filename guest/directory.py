@@ -10,42 +10,36 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from . import directory_files as files
-from .base import (
-    BlockLayout,
-    DeviceSection,
-    DeviceState,
-    Guest,
-    GuestError,
-    Machine,
-    RamBlock,
-)
+from .base import BlockLayout, DeviceState, Guest, GuestError, Machine, RamBlock
 from .directory_finish import NAME, NEW_NAME, Finisher
-from .directory_format import (
-    MAX_TEXT,
+from .directory_format import MAX_TEXT, Contents, block_files, build, parse, section_files
+from .directory_making import Making, existing_parent
+from .directory_open import (
+    DEVICES,
+    RAM,
+    check_mappable,
+    naming,
+    open_blocks,
+    read_state,
+    subfolder,
+)
+from .directory_rules import (
+    MAX_DEVICE_STATE,
     BlockFile,
-    Contents,
     FormatError,
-    SectionFile,
-    block_files,
-    build,
     check_blocks,
     check_description,
     check_machine,
     check_sections,
-    parse,
-    section_files,
-    shown,
 )
 
-MAX_DEVICE_STATE = 8 << 30
-"""Bytes of the state of all devices, which is held in memory."""
-RAM = "ram"
-DEVICES = "devices"
+MANY_FILES = 64
+"""Files of devices from which on they are synced at once: usual guests have fewer."""
 
 
 class DirectoryGuest(Guest):
@@ -65,14 +59,13 @@ class DirectoryGuest(Guest):
         self._blocks: tuple[RamBlock, ...] = ()
         self._state: DeviceState | None = None
         self._folder: int | None = None
-        self._folders: list[int] = []
-        self._undo: list[Callable[[], None]] = []
+        self._making = Making()
         self._sealed: Finisher | None = None
         self._kept = False
         try:
             # A folder that is missing can still be made, by `prepare`.
             with suppress(FileNotFoundError):
-                self._look(self._use(files.open_path(path)))
+                self._look(self._use(self._making.hold(files.open_path(path))))
         except OSError as error:
             self.close()
             raise GuestError(f"{path}: {error.strerror}") from error
@@ -83,7 +76,6 @@ class DirectoryGuest(Guest):
     def _use(self, folder: int) -> int:
         """Make the open folder ours. Raises GuestError where another process uses it."""
         self._folder = folder
-        self._folders.append(folder)
         if not files.lock(folder):
             raise GuestError(f"{self._path}: another process uses the guest in this folder")
         return folder
@@ -97,26 +89,14 @@ class DirectoryGuest(Guest):
     def _open(self, folder: int, name: str, otherwise: str) -> None:
         """Open the guest that `name` describes. Raises GuestError that says it is `otherwise`."""
         try:
-            with _naming("it"):
+            with naming("it"):
                 text = files.read_file(folder, name, MAX_TEXT)
             contents = parse(text)
-            self._open_blocks(folder, contents.blocks)
-            self._state = _read_state(folder, contents)
+            self._blocks = open_blocks(folder, contents.blocks)
+            self._state = read_state(folder, contents)
             self._machine = contents.machine
         except FormatError as error:
             raise GuestError(f"{self._path / name}: {otherwise}: {error}") from error
-
-    def _open_blocks(self, folder: int, blocks: Sequence[BlockFile]) -> None:
-        with _subfolder(folder, RAM) as ram:
-            for index, block in enumerate(blocks):
-                where, layout = f"blocks[{index}].file {shown(block.file)}", block.layout
-                with _naming(where):
-                    fd = files.open_file(ram, block.file, os.O_RDWR)
-                opened = RamBlock(layout.name, layout.length, layout.page_size, fd)
-                self._blocks += (opened,)
-                size = os.fstat(fd).st_size
-                if size != layout.length:
-                    raise FormatError(f"{where} has {size} bytes, its block {layout.length}")
 
     @property
     def machine(self) -> Machine:
@@ -179,7 +159,7 @@ class DirectoryGuest(Guest):
             raise self._no_guest()
         if self._folder is not None:
             self._check_free(self._folder)
-        parent, _ = self._existing_parent()
+        parent, _ = existing_parent(self._absolute)
         if not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
             raise GuestError(f"{parent}: no permission to write there")
 
@@ -187,14 +167,6 @@ class DirectoryGuest(Guest):
         for name in (NAME, NEW_NAME, RAM, DEVICES):
             if files.kind_of(folder, name) is not None:
                 raise GuestError(f"{self._path}: holds {name!r} of something else")
-
-    def _existing_parent(self) -> tuple[str, list[str]]:
-        """Return the folder, or the nearest above it that exists, and the names that lack."""
-        parent, missing = self._absolute, list[str]()
-        while not os.path.lexists(parent):
-            parent, name = os.path.split(parent)
-            missing.insert(0, name)
-        return parent, missing
 
     def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
         """Make sparse RAM files. Raises GuestError when anything is in the way."""
@@ -204,15 +176,17 @@ class DirectoryGuest(Guest):
             check_machine(machine)
             check_blocks(entries, machine.page_size)
         try:
-            folder = self._make_path()
-            ram = self._make_folder(folder, RAM)
-            for entry in entries:
-                self._make_block(ram, entry)
-        except (OSError, GuestError) as error:
+            with self._refusing():
+                if self._folder is None:
+                    self._check_free(self._use(self._making.path(self._absolute)))
+                assert self._folder is not None
+                ram = self._making.folder(self._folder, RAM)
+                for entry in entries:
+                    self._make_block(ram, entry)
+                check_mappable(self._blocks)
+        except GuestError:
             self.abort_incoming()
-            if isinstance(error, GuestError):
-                raise
-            raise GuestError(f"{self._path}: {error.strerror}") from error
+            raise
         self._machine = machine
 
     @contextmanager
@@ -225,30 +199,8 @@ class DirectoryGuest(Guest):
         except OSError as error:
             raise GuestError(f"{self._path}: {error.strerror}") from error
 
-    def _make_path(self) -> int:
-        """Make the folder, and those above it that lack."""
-        if self._folder is None:
-            parent, missing = self._existing_parent()
-            folder = files.open_path(parent)
-            for name in missing:
-                self._folders.append(folder)
-                folder = self._make_folder(folder, name, ours=False)
-            self._check_free(self._use(folder))
-        assert self._folder is not None
-        return self._folder
-
-    def _make_folder(self, folder: int, name: str, *, ours: bool = True) -> int:
-        """Make a folder; `ours`: its descriptor is closed with the guest."""
-        made = files.make_folder(folder, name)
-        self._undo.append(lambda: os.rmdir(name, dir_fd=folder))
-        if ours:
-            self._folders.append(made)
-        return made
-
     def _make_block(self, ram: int, entry: BlockFile) -> None:
-        layout, name = entry.layout, entry.file
-        fd = files.make_file(ram, name)
-        self._undo.append(lambda: os.unlink(name, dir_fd=ram))
+        layout, fd = entry.layout, self._making.file(ram, entry.file)
         self._blocks += (RamBlock(layout.name, layout.length, layout.page_size, fd),)
         os.ftruncate(fd, layout.length)
 
@@ -263,17 +215,11 @@ class DirectoryGuest(Guest):
             if size > MAX_DEVICE_STATE:
                 raise FormatError(f"{size} bytes of device state, more than {MAX_DEVICE_STATE}")
             assert self._folder is not None
-            folder = self._make_folder(self._folder, DEVICES)
-            for entry, section in zip(
-                (*early, *sections), (*state.early, *state.sections), strict=True
-            ):
-                self._make_file(folder, entry.file, section.payload)
+            folder = self._making.folder(self._folder, DEVICES)
+            payloads = [section.payload for section in (*state.early, *state.sections)]
+            for entry, payload in zip((*early, *sections), payloads, strict=True):
+                files.write(self._making.file(folder, entry.file), payload)
         self._machine, self._state = machine, state
-
-    def _make_file(self, folder: int, name: str, data: bytes) -> None:
-        fd = files.make_file(folder, name)
-        self._undo.append(lambda: os.unlink(name, dir_fd=folder))
-        files.write(fd, data)
 
     def invalidate_caches(self) -> None:
         """Do nothing: nothing is cached."""
@@ -285,18 +231,21 @@ class DirectoryGuest(Guest):
         with self._refusing():
             contents = self._contents(running)
             text = build(contents)
-            for block in self._blocks:
-                os.fsync(block.fd)
-            names = [section.file for section in (*contents.early, *contents.sections)]
-            with _subfolder(folder, DEVICES) as devices:
-                files.sync_files(devices, names)
+            self._sync(folder, [section.file for section in (*contents.early, *contents.sections)])
             if files.kind_of(folder, NAME) is not None:
                 raise FormatError(f"the folder holds {NAME!r} of something else")
-            for made in self._folders:
-                os.fsync(made)
-            self._make_file(folder, NEW_NAME, text)
+            self._making.sync()
+            files.write(self._making.file(folder, NEW_NAME), text)
             files.sync_files(folder, [NEW_NAME])
             self._sealed = Finisher.of(self._absolute, folder)
+
+    def _sync(self, folder: int, devices: Sequence[str]) -> None:
+        """Make RAM and the files of devices last. Raises OSError or FormatError."""
+        for block in self._blocks:
+            os.fsync(block.fd)
+        if len(devices) < MANY_FILES or not files.sync_at_once(folder):
+            with subfolder(folder, DEVICES) as opened:
+                files.sync_files(opened, devices)
 
     def _contents(self, running: bool) -> Contents:
         machine, state = self.machine, self.save_devices()
@@ -322,14 +271,16 @@ class DirectoryGuest(Guest):
         assert self._sealed is not None
         assert self._folder is not None
         self._sealed.finish(self._folder)
-        self._sealed, self._undo = None, []
+        self._making.settle()
+        self._sealed = None
 
     def keep(self) -> str:
         """Leave the sealed guest in its folder, with guest.json.new. Raises GuestError."""
         if self._sealed is None:
             raise GuestError(f"{self._path}: the guest is not complete, so it cannot be kept")
+        self._making.settle()
         self.close()
-        self._machine, self._state, self._sealed, self._undo = None, None, None, []
+        self._machine, self._state, self._sealed, self._kept = None, None, None, True
         return (
             f"the guest is kept, complete, in {self._path}; if the source does not run it: "
             f"{self._take_up_command}"
@@ -350,71 +301,16 @@ class DirectoryGuest(Guest):
 
         A guest that another process has completed meanwhile stays.
         """
-        undo, self._undo = self._undo, []
         folder, sealed = self._folder, self._sealed is not None
         if sealed and folder is not None and not files.is_file(folder, NEW_NAME):
-            undo = []
-        for step in reversed(undo):
-            # What cannot be removed stays; the user needs the error that led here, not this one.
-            with suppress(OSError):
-                step()
+            self._making.settle()
+        self._making.undo()
         self.close()
         self._machine, self._state, self._sealed = None, None, None
 
     def close(self) -> None:
         """Close the files, so that other processes may use the folder."""
-        for fd in (*(block.fd for block in self._blocks), *self._folders):
-            os.close(fd)
-        self._blocks, self._folders, self._folder = (), [], None
-
-
-@contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """Raise FormatError that begins with `where`, for what is wrong with a file."""
-    try:
-        yield
-    except OSError as error:
-        raise FormatError(f"{where} {error.strerror}") from error
-
-
-@contextmanager
-def _subfolder(folder: int, name: str) -> Iterator[int]:
-    """Open a folder of the guest. Raises FormatError."""
-    with _naming(f"folder {name!r}"):
-        fd = files.open_folder(folder, name)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _read_state(folder: int, contents: Contents) -> DeviceState:
-    """Return the state of all devices. Raises FormatError."""
-    left = MAX_DEVICE_STATE
-    read: dict[str, list[DeviceSection]] = {"early": [], "sections": []}
-    with _subfolder(folder, DEVICES) as devices:
-        for member, found in read.items():
-            for index, entry in enumerate(getattr(contents, member)):
-                found.append(_read_section(devices, f"{member}[{index}]", entry, left))
-                left -= len(found[-1].payload)
-    return DeviceState(
-        early=tuple(read["early"]),
-        sections=tuple(read["sections"]),
-        description=contents.description,
-        ram_section_id=contents.ram_section_id,
-    )
-
-
-def _read_section(devices: int, where: str, entry: SectionFile, limit: int) -> DeviceSection:
-    where = f"{where}.file {shown(entry.file)}"
-    with _naming(where):
-        payload = files.read_file(devices, entry.file, limit)
-    if entry.size is not None and entry.size != len(payload):
-        raise FormatError(f"{where} has {len(payload)} bytes, its section {entry.size}")
-    return DeviceSection(
-        section_id=entry.section_id,
-        name=entry.name,
-        instance_id=entry.instance_id,
-        version=entry.version,
-        payload=payload,
-    )
+        for block in self._blocks:
+            os.close(block.fd)
+        self._making.close()
+        self._blocks, self._folder = (), None

@@ -10,13 +10,12 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterable
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
-MANY_FILES = 64
-"""From so many files on, one `syncfs` before them costs less than it saves."""
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OPEN_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -150,15 +149,7 @@ def write(fd: int, data: bytes) -> None:
 
 
 def sync_files(folder: int, names: Iterable[str]) -> None:
-    """Make files of the folder, and their names in it, last. Raises OSError for each failure.
-
-    Of very many files each `fsync` waits for the disk. `syncfs` writes all of them at once, so
-    that they have nothing left to wait for; whether each lasts is still the word of `fsync`: old
-    kernels and some file systems hide errors from `syncfs`, or do not know it.
-    """
-    names = tuple(names)
-    if len(names) >= MANY_FILES:
-        _libc.syncfs(folder)
+    """Make files of the folder, and their names in it, last. Raises OSError."""
     for name in names:
         fd = open_file(folder, name, os.O_RDONLY)
         try:
@@ -166,3 +157,24 @@ def sync_files(folder: int, names: Iterable[str]) -> None:
         finally:
             os.close(fd)
     os.fsync(folder)
+
+
+def sync_at_once(folder: int) -> bool:
+    """Make everything in the folder's file system last; False: it has to be done file by file.
+
+    Each `fsync` waits for the disk, ten thousand of them for many seconds; one `syncfs` waits once,
+    though for what others have written there, too. It can be relied on where Linux tells errors
+    (from 5.8 on, those since `folder` was opened), and where a disk of this machine is below: it
+    does not reach through to the disks of a server. Raises OSError.
+    """
+    if _linux() < (5, 8) or os.major(os.fstat(folder).st_dev) == 0:
+        return False
+    if _libc.syncfs(folder):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return True
+
+
+def _linux() -> tuple[int, ...]:
+    """Return the first two numbers of the kernel's version."""
+    return tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])

@@ -1,0 +1,103 @@
+"""Opens what guest.json names: RAM files, to be mapped, and device files, to be read.
+
+Each is a regular file of the guest's own folders, and as large as it is said to be.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from . import directory_files as files
+from .base import DeviceSection, DeviceState, RamBlock
+from .directory_format import Contents
+from .directory_rules import MAX_DEVICE_STATE, BlockFile, FormatError, SectionFile, shown
+
+RAM = "ram"
+DEVICES = "devices"
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Raise FormatError that begins with `where`, for what is wrong with a file."""
+    try:
+        yield
+    except OSError as error:
+        raise FormatError(f"{where} {error.strerror}") from error
+
+
+@contextmanager
+def subfolder(folder: int, name: str) -> Iterator[int]:
+    """Open a folder of the guest. Raises FormatError."""
+    with naming(f"folder {name!r}"):
+        fd = files.open_folder(folder, name)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_blocks(folder: int, blocks: Sequence[BlockFile]) -> tuple[RamBlock, ...]:
+    """Return the RAM blocks with open descriptors. Raises FormatError, with none open."""
+    opened: list[RamBlock] = []
+    with subfolder(folder, RAM) as ram, ExitStack() as failed:
+        for index, block in enumerate(blocks):
+            where, layout = f"blocks[{index}].file {shown(block.file)}", block.layout
+            with naming(where):
+                fd = files.open_file(ram, block.file, os.O_RDWR)
+            failed.callback(os.close, fd)
+            opened.append(RamBlock(layout.name, layout.length, layout.page_size, fd))
+            size = os.fstat(fd).st_size
+            if size != layout.length:
+                raise FormatError(f"{where} has {size} bytes, its block {layout.length}")
+        check_mappable(opened)
+        failed.pop_all()
+    return tuple(opened)
+
+
+def check_mappable(blocks: Sequence[RamBlock]) -> None:
+    """Raise FormatError unless there is room for all RAM in the memory of a process."""
+    with ExitStack() as mapped:
+        for index, block in enumerate(blocks):
+            try:
+                mapped.enter_context(mmap.mmap(block.fd, block.length, prot=mmap.PROT_READ))
+            except OSError as error:
+                if error.errno != errno.ENOMEM:
+                    raise
+                message = f"blocks[{index}] of {block.length} bytes: no address space to map it"
+                raise FormatError(message) from None
+
+
+def read_state(folder: int, contents: Contents) -> DeviceState:
+    """Return the state of all devices. Raises FormatError."""
+    left = MAX_DEVICE_STATE
+    read: dict[str, list[DeviceSection]] = {"early": [], "sections": []}
+    with subfolder(folder, DEVICES) as devices:
+        for member, found in read.items():
+            for index, entry in enumerate(getattr(contents, member)):
+                found.append(_read_section(devices, f"{member}[{index}]", entry, left))
+                left -= len(found[-1].payload)
+    return DeviceState(
+        early=tuple(read["early"]),
+        sections=tuple(read["sections"]),
+        description=contents.description,
+        ram_section_id=contents.ram_section_id,
+    )
+
+
+def _read_section(devices: int, where: str, entry: SectionFile, limit: int) -> DeviceSection:
+    where = f"{where}.file {shown(entry.file)}"
+    with naming(where):
+        payload = files.read_file(devices, entry.file, limit)
+    if entry.size is not None and entry.size != len(payload):
+        raise FormatError(f"{where} has {len(payload)} bytes, its section {entry.size}")
+    return DeviceSection(
+        section_id=entry.section_id,
+        name=entry.name,
+        instance_id=entry.instance_id,
+        version=entry.version,
+        payload=payload,
+    )
