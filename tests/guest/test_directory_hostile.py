@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vmferry.guest import directory_rules
+from vmferry.guest import directory_files, directory_rules
 from vmferry.guest.base import BlockLayout, DeviceSection, DeviceState, GuestError, Machine
 from vmferry.guest.directory import DirectoryGuest
 from vmferry.guest.directory_format import MAX_TEXT
@@ -147,6 +147,24 @@ def test_only_regular_files_are_opened(
     assert "guest.json: not a guest: " in text
     assert "not a regular file" in text
     assert Path(name).name in text
+
+
+@pytest.mark.parametrize("put", [fifo, link, Path.mkdir])
+def test_files_that_change_under_our_eyes(
+    tmp_path: Path, put: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken: what takes a file's name after a look at it would be opened, or block."""
+    receive(tmp_path)
+    (tmp_path / "devices" / "000-timer").unlink()
+    put(tmp_path / "devices" / "000-timer")
+    monkeypatch.setattr(directory_files, "kind_of", lambda *_: "a regular file")
+    monkeypatch.setattr(directory_files, "open_folder", open_without_a_look)
+    assert "early[0].file '000-timer' " in refused(tmp_path)
+
+
+def open_without_a_look(folder: int, name: str) -> int:
+    """A folder of the guest."""
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
 
 
 @pytest.mark.parametrize("name", ["ram", "devices"])
