@@ -46,6 +46,8 @@ class Incoming:
         self._status = _S.NONE
         self._address: list[dict[str, Any]] = []
         self.on_arrival: Callable[[], None] = lambda: None
+        self.on_refused: Callable[[str], None] = lambda _: None
+        """Called, in another thread, with one line for each connection that is no source's."""
         self.on_failure: Callable[[str], None] = lambda _: None
 
     @property
@@ -74,6 +76,7 @@ class Incoming:
         parameters = ReceiveParameters(paused=not self._run.autostart)
         receiver = self._receiver = Receiver(self._guest, uri, parameters)
         receiver.states.add_listener(self._changed)
+        receiver.on_refused = self.on_refused
 
         def heard(address: str) -> None:
             loop.call_soon_threadsafe(listening.set_result, address)

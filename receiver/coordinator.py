@@ -21,10 +21,12 @@ from ..protocol.states import MigrationStatus, StateMachine
 from ..protocol.words import word_on_wire
 from ..transport.channel import Channel, ChannelError, Listener, listen
 from ..transport.crew import Crew, CrewError
+from ..transport.lobby import Lobby
 from ..transport.meter import Meter
 from ..transport.process import default_workers
 from ..transport.shared import Wakeup
 from ..transport.uri import UriError, parse_uri
+from .beginning import begins_stream
 from .errors import KeptError, MigrationCancelledError, MigrationError
 from .figures import Figures
 from .handover import lead
@@ -121,6 +123,8 @@ class Receiver:
         self._crew = Crew(self._wake.fileno(), self._check_cancel)
         count = default_workers() if self._parameters.workers is None else self._parameters.workers
         self._processes = Processes(count, self._crew)
+        self.on_refused: Callable[[str], None] = lambda _: None
+        """Called with one line for each connection that is no source's."""
         self._listener: Listener | None = None
         self._channel: Channel | None = None
         self._on_progress: Callable[[Figures], None] = lambda _: None
@@ -170,8 +174,8 @@ class Receiver:
         self._listener = listen(uri)
         self._processes.start()
         on_listening(self._listener.address)
-        self._crew.wait_fd(self._listener.fileno())
-        self._channel = self._listener.accept()
+        lobby = Lobby(self._listener, begins_stream, self.on_refused)
+        self._channel = lobby.wait(self._crew.wait_fd)
         self._listener.close()
         self._crew.on_tick = self._tick
         self._meter.begin("total")

@@ -222,6 +222,7 @@ def run_transport(connection: Connection, setup: TransportSetup) -> None:
     blocks = [] if setup.scan is None else map_blocks(connection, setup.scan)
     send_message(connection, "ready")
     channel = receive_channel(connection)
+    channel.answered = setup.return_path
     try:
         Transport(connection, setup, channel, blocks).run()
     except ChannelError as error:

@@ -220,6 +220,7 @@ def _receive(
         receiver.states.add_listener(announce_if_completed)
         on_signals(lambda _: receiver.leave())
         with Progress("receiving") as progress:
+            receiver.on_refused = lambda line: progress.say(f"receiving: {line}")
             return receiver.run(progress.update, lambda at: progress.say(f"listening on {at}"))
     finally:
         guest.close()

@@ -15,6 +15,7 @@ from ..transport.process import start_early
 from .failure import describe, fail
 from .interruption import signals_in
 from .options import announce_option, guest_option, paused_option
+from .progress import Progress
 
 
 @click.command()
@@ -63,6 +64,8 @@ async def _serve(
         for address in addresses:
             listening.append(Listening(address))
         service = Service(guest, incoming, paused=paused, announce=interfaces)
+        if service.incoming is not None:
+            service.incoming.on_refused = Progress.say
         loop = asyncio.get_running_loop()
         with signals_in(loop, lambda _: service.quit("host-signal")):
             for place in listening:

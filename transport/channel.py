@@ -14,6 +14,8 @@ from .unix_socket import UnixListener
 from .uri import Exec, Fd, Tcp, Unix, Uri
 
 CONNECT_TIMEOUT = 10.0
+BACKLOG = 16
+"""Connections that may wait to be accepted."""
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -34,6 +36,8 @@ class Channel:
         self._command = command
         self._is_file = stat.S_ISREG(mode)
         self._socket: socket.socket | None = None
+        self.answered = False
+        """Whether the other end shall answer: that it says no more then ends a wait to send."""
         if stat.S_ISSOCK(mode):
             self._socket = _tuned(fd)
 
@@ -69,11 +73,16 @@ class Channel:
 
     def _wait_writable(self, stop_fd: int | None) -> None:
         poll = select.poll()
-        poll.register(self._fd, select.POLLOUT)
+        gone = select.POLLRDHUP if self.answered else 0
+        poll.register(self._fd, select.POLLOUT | gone)
         if stop_fd is not None:
             poll.register(stop_fd, select.POLLIN)
-        if any(fd == stop_fd for fd, _ in poll.poll()):
-            raise EOFError
+        for fd, event in poll.poll():
+            if fd == stop_fd:
+                raise EOFError
+            if event & gone and not event & select.POLLOUT:
+                # It may have stopped reading, too, and then this would wait for ever.
+                raise ChannelError("the other end closed the connection; its log says why")
 
     def recv_into(self, *views: memoryview) -> int:
         """Read what is there, at least a byte, into these in turn; 0 at the end.
@@ -195,7 +204,7 @@ def _run(uri: Exec, *, sending: bool) -> Channel:
 
 
 class Listener:
-    """Waits for the one source of an incoming migration."""
+    """Waits for the one source of an incoming migration; see `Lobby` for who may come besides."""
 
     def __init__(
         self,
@@ -223,13 +232,31 @@ class Listener:
         assert self._channel is not None
         return self._channel.fileno()
 
+    @property
+    def listens(self) -> bool:
+        """Whether several may connect; else there is one channel."""
+        return self._socket is not None
+
     def accept(self) -> Channel:
-        """The channel to read from."""
+        """Return the one channel, or that of whoever connects first, to read from."""
         if self._socket is None:
             assert self._channel is not None
             channel, self._channel = self._channel, None
             return channel
-        sock, _ = self._socket.accept()
+        self._socket.setblocking(True)
+        return self.channel(self._socket.accept()[0])
+
+    def accept_socket(self) -> socket.socket | None:
+        """Return the connection of whoever came next; None when he has left again."""
+        assert self._socket is not None
+        self._socket.setblocking(False)
+        try:
+            return self._socket.accept()[0]
+        except (BlockingIOError, ConnectionAbortedError):
+            return None
+
+    def channel(self, sock: socket.socket) -> Channel:
+        """Make a channel of a connection that was accepted here."""
         return Channel(sock.detach(), str(self._uri))
 
     def close(self) -> None:
@@ -255,9 +282,11 @@ def listen(uri: Uri) -> Listener:
 def _listen(uri: Uri) -> Listener:
     if isinstance(uri, Tcp):
         family = socket.AF_INET6 if ":" in uri.host else socket.AF_INET
-        return Listener(uri, None, socket.create_server((uri.host, uri.port), family=family))
+        address = (uri.host, uri.port)
+        sock = socket.create_server(address, family=family, backlog=BACKLOG)
+        return Listener(uri, None, sock)
     if isinstance(uri, Unix):
-        named = UnixListener(uri.path, 1)
+        named = UnixListener(uri.path, BACKLOG)
         return Listener(uri, None, named.socket, named)
     if isinstance(uri, Exec):
         return Listener(uri, _run(uri, sending=False), None)

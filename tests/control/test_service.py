@@ -267,4 +267,32 @@ def test_greeted_when_a_source_may_connect(serve: Serve, tmp_path: Path) -> None
         service = serve("synthetic:", "--incoming", f"unix:{tmp_path}/in{number}")
         with socket.socket(socket.AF_UNIX) as source:
             source.connect(f"{tmp_path}/in{number}")
+            source.sendall(b"QEVM")
         assert service.wait()[0] == 1
+
+
+def test_others_do_not_take_the_place_of_the_source(serve: Serve, tmp_path: Path) -> None:
+    """Broken: a monitoring system that looks whether a port is open costs the guest its way in."""
+    destination = serve("synthetic:", "--incoming", f"unix:{tmp_path}/migrate")
+    silent, scanner, browser = (socket.socket(socket.AF_UNIX) for _ in range(3))
+    for client in (silent, scanner, browser):
+        client.connect(f"{tmp_path}/migrate")
+    scanner.close()
+    browser.sendall(b"GET / HTTP/1.1\r\n")
+    browser.settimeout(20)
+    with pytest.raises(ConnectionResetError):
+        browser.recv(1)
+    source = serve("synthetic:1M")
+    source.ask("migrate", uri=f"unix:{tmp_path}/migrate")
+    assert source.wait_until_over() == "completed"
+    destination.wait_for("completed")
+    destination.ask("quit")
+    status, said = destination.wait()
+    assert status == 0
+    refused = [line.partition(" was refused: ")[2] for line in said.splitlines()]
+    assert sorted(refused) == [
+        "it does not begin as it should",
+        "it ended before it said what it is",
+    ]
+    for client in (silent, browser):
+        client.close()

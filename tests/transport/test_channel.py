@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,17 @@ def test_refused_connection_names_the_uri() -> None:
     """The user could not tell what failed."""
     with pytest.raises(ChannelError, match=r"tcp:127\.0\.0\.1:1: Connection refused"):
         connect(Tcp("127.0.0.1", 1))
+
+
+def test_end_of_answers_ends_a_wait_to_send() -> None:
+    """Broken: a destination that hung up and reads no more would hold the source for ever."""
+    near, far = socket.socketpair()
+    channel = Channel(near.detach(), "here")
+    channel.answered = True
+    far.shutdown(socket.SHUT_WR)
+    # There is room: what it does not want to hear, it may still take.
+    channel.send(memoryview(b"x"))
+    with pytest.raises(ChannelError, match="closed the connection"):
+        channel.send(memoryview(bytes(8 << 20)))
+    channel.abort()
+    far.close()

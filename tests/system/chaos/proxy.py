@@ -20,6 +20,8 @@ from .marks import AnswerMarks, Mark, StreamMarks
 FORWARD, BACK = "forward", "back"
 _RESET = struct.pack("ii", 1, 0)
 _PIECE = 1 << 16
+_HEAD = 4
+"""Bytes by which a stream says that it is one."""
 _TICK = 0.01
 
 OnMark = Callable[[str, bool], None]
@@ -81,6 +83,11 @@ class Proxy:
         """When something passed last, or the connection changed."""
         self.events: list[tuple[float, str]] = []
         self.thread = threading.Thread(target=self._run, name="chaos-proxy", daemon=True)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the destination has seen that a source is there: it waits for another if not."""
+        return bool(self._ways) and self._ways[0].passed >= _HEAD
 
     def start(self) -> None:
         """Begin to listen."""

@@ -295,7 +295,7 @@ class Run:
         """Whether an end that still waits does so rightly: it cannot know."""
         proxy = self._proxy
         assert proxy is not None
-        return not proxy.connected or (self._dead_link and not proxy.over) or self._ended_outside
+        return not proxy.begun or (self._dead_link and not proxy.over) or self._ended_outside
 
     _ended_outside = False
 

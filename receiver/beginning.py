@@ -1,0 +1,19 @@
+"""How a connection that brings a migration stream begins."""
+
+from __future__ import annotations
+
+from ..protocol.marks import MAGIC
+from ..protocol.zstd import MAGIC as ZSTD_MAGIC
+from ..protocol.zstd import SKIPPABLE_MAGICS
+
+_BEGINNINGS = (
+    MAGIC.to_bytes(4, "big"),
+    *(magic.to_bytes(4, "little") for magic in (ZSTD_MAGIC, *SKIPPABLE_MAGICS)),
+)
+
+
+def begins_stream(head: bytes) -> bool | None:
+    """Whether a stream, plain or in zstd frames, can begin so; None: too few bytes to tell."""
+    if head.startswith(_BEGINNINGS):
+        return True
+    return None if any(known.startswith(head) for known in _BEGINNINGS) else False
