@@ -266,10 +266,9 @@ class DirectoryGuest(Guest):
 
     def complete(self, *, running: bool) -> None:
         """Give guest.json its name: nothing is left to write that might fail."""
-        if self._sealed is None:
-            self.seal(running=running)
-        assert self._sealed is not None
-        assert self._folder is not None
+        del running
+        if self._sealed is None or self._folder is None:
+            raise GuestError(f"{self._path}: the guest was not sealed, so it cannot be completed")
         self._sealed.finish(self._folder)
         self._making.settle()
         self._sealed = None

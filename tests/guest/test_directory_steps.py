@@ -147,6 +147,8 @@ def test_nothing_to_finish_before_the_seal(tmp_path: Path) -> None:
     assert guest.finisher() is None
     with pytest.raises(GuestError, match="not complete"):
         guest.keep()
+    with pytest.raises(GuestError, match="not sealed"):
+        guest.complete(running=True)
     guest.abort_incoming()
 
 
