@@ -14,6 +14,16 @@ from .unix_socket import UnixListener
 from .uri import Exec, Fd, Tcp, Unix, Uri
 
 CONNECT_TIMEOUT = 10.0
+KEEPALIVE_IDLE = 20
+"""Seconds of silence on a TCP connection with nothing on its way, until its peer's host is asked
+whether it is there. A stopped process does not matter: its kernel answers."""
+KEEPALIVE_INTERVAL = 5
+"""Seconds between two such questions."""
+KEEPALIVE_PROBES = 6
+"""Questions without an answer after which the host is given up, so 50 seconds in all.
+
+TCP_USER_TIMEOUT is not set: it also counts the time in which a peer that is there reads nothing.
+"""
 BACKLOG = 16
 """Connections that may wait to be accepted."""
 _RESET = struct.pack("ii", 1, 0)
@@ -146,6 +156,10 @@ def _tuned(fd: int) -> socket.socket:
     sock.setblocking(True)
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
     return sock
 
 

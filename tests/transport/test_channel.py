@@ -104,3 +104,21 @@ def test_end_of_answers_ends_a_wait_to_send() -> None:
         channel.send(memoryview(bytes(8 << 20)))
     channel.abort()
     far.close()
+
+
+def test_both_ends_ask_whether_the_other_host_is_there() -> None:
+    """Broken: a destination waits for ever for a source whose host lost its power."""
+    listener = listen(Tcp("127.0.0.1", 0))
+    near = connect(parse_uri(listener.address))
+    far = listener.accept()
+    listener.close()
+    for channel in (near, far):
+        with socket.socket(fileno=os.dup(channel.fileno())) as sock:
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            idle, interval, probes = (
+                sock.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            )
+            assert idle + interval * probes <= 60
+            assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        channel.close()
