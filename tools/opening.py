@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import click
 
-from ..guest.directory_finish import NAME as GUEST_FILE
 from ..protocol.errors import StreamError
 from . import containers
 from .containers import ChooseSnapshotError, Opened
@@ -27,6 +26,9 @@ def _note_damage(opened: Opened, name: str) -> None:
 
 def _folder_message(name: str) -> str:
     """What to do with a folder in place of a stream."""
+    # Nothing else needs it, and it takes time to load.
+    from ..guest.directory_finish import NAME as GUEST_FILE  # noqa: PLC0415
+
     if os.path.exists(os.path.join(name, GUEST_FILE)):
         return f"a guest at rest, no stream: vmferry send URI --guest dir:{name} makes one of it"
     return "a folder, no stream: name the file in it"
