@@ -10,7 +10,7 @@ from typing import Any
 from ..guest.base import Guest
 from ..protocol.states import MigrationStatus
 from ..receiver.coordinator import ReceiveParameters, Receiver
-from ..receiver.errors import MigrationError
+from ..receiver.errors import KeptError, MigrationError
 from ..transport.uri import Tcp, Unix, UriError, parse_uri
 from .capabilities import Capabilities
 from .descriptors import Descriptors
@@ -128,11 +128,20 @@ class Incoming:
             answer["socket-address"] = self._address
         return answer
 
-    async def finish(self) -> None:
-        """Cancel, and wait for the end."""
-        if self._receiver is not None and self._future is not None:
-            self._receiver.leave()
-            await asyncio.wait((self._future,))
+    async def finish(self) -> str:
+        """Cancel a migration that is under way, and wait for its end.
+
+        Returns a line about a guest that its source may not have any more; empty: there is none.
+        """
+        if self._receiver is None or self._future is None or self._future.done():
+            return ""
+        self._receiver.leave()
+        await asyncio.wait((self._future,))
+        error = self._future.exception()
+        if error is None:
+            self._guest.release()
+            return "the guest arrived while the service ended, and was left to itself"
+        return str(error) if isinstance(error, KeptError) else ""
 
 
 def _receive(receiver: Receiver, heard: Callable[[str], None]) -> None:

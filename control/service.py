@@ -142,11 +142,12 @@ class Service:
     async def _finish(self) -> None:
         self._unwatch_guest()
         await self._loop.run_in_executor(None, self.outgoing.finish)
-        if self.incoming is not None:
-            await self.incoming.finish()
+        late = "" if self.incoming is None else await self.incoming.finish()
         self.announcing.finish()
         self.events.deliver()
         self.descriptors.close()
+        if late:
+            raise ServiceError(late)
 
     def quit(self, reason: str) -> None:
         """End the service; `reason` is that of the event SHUTDOWN."""

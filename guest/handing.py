@@ -17,6 +17,8 @@ from ..protocol.handover import Action, Event, Handover, State
 from ..transport.process import send_message
 from .line import Line
 
+STEP = 1.0
+"""Seconds between two looks at a channel that brings nothing; nothing is decided by it."""
 LOOK_AGAIN = 0.01
 """Seconds between two looks at a channel on which messages lie that were looked at before."""
 CANCEL = "cancel"

@@ -17,14 +17,12 @@ from ..protocol.handover import (
 )
 from ..protocol.return_path import pong, shut
 from .errors import GuestError
-from .handing import CANCEL, LEAVE, Outcome, Side
+from .handing import CANCEL, LEAVE, STEP, Outcome, Side
 from .line import Line
 
 PROMISED = "promised"
 """Report that precedes the Outcome: SHUT 0 was sent."""
 BEHIND_THE_END = "the source sent something behind the end of its stream"
-STEP = 1.0
-"""Seconds between two looks at a channel that brings nothing; nothing depends on it."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,7 @@ class HandingIn(Side[Destination, DestinationEvent, DestinationAction]):
         """Read the words that have arrived, then whether the connection lives."""
         if not self._job.return_path:
             return
+        self.line.check()
         self._peeked = self._job.rest + self.line.peek()
         if not self._read_words():
             self.feed(DestinationEvent.LINK_LOST, BEHIND_THE_END)

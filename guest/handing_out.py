@@ -18,7 +18,7 @@ from ..protocol.handover import (
     Word,
 )
 from ..protocol.return_path import Pong, ReturnPathReader, Shut
-from .handing import CANCEL, LEAVE, ORPHANED, Outcome, Side
+from .handing import CANCEL, LEAVE, ORPHANED, STEP, Outcome, Side
 from .line import Line
 
 ANSWER_TIMEOUT = 60.0
@@ -78,10 +78,10 @@ class HandingOut(Side[Source, SourceEvent, SourceAction]):
         return bool(self._peeked)
 
     def patience(self) -> float:
-        """Return the seconds until the destination has been silent for too long."""
+        """Return the seconds to wait at most; 0: the destination was silent for too long."""
         if self.handover.state is not Source.HOLDING:
-            return ANSWER_TIMEOUT
-        return max(0.0, self._progress + ANSWER_TIMEOUT - time.monotonic())
+            return STEP
+        return min(STEP, max(0.0, self._progress + ANSWER_TIMEOUT - time.monotonic()))
 
     def write(self) -> None:
         """Write what the channel takes, and report when it took the whole stream."""
@@ -96,6 +96,7 @@ class HandingOut(Side[Source, SourceEvent, SourceAction]):
 
     def look(self) -> None:
         """Read the answers that have arrived, then whether the connection lives."""
+        self.line.check()
         if self._job.return_path:
             self._peeked = self.line.peek()
             try:

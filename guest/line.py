@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import array
-import fcntl
 import os
 import select
 import socket
 import stat
 import struct
-import termios
 import time
+
+from ..transport.silence import GONE_AFTER, silence, unacknowledged
 
 MAX_PEEKED = 1 << 16
 """Bytes that are looked at behind the end of a stream; no handover takes so many."""
@@ -51,6 +50,11 @@ class Line:
         self.ended = hung_up or not data
         return data
 
+    def check(self) -> None:
+        """Note in `broken` if the other end's host is gone."""
+        if self._socket is not None and silence(self._socket) > GONE_AFTER:
+            self.broken = f"the other host has been silent for {GONE_AFTER:.0f} s"
+
     def _stirs(self, events: int) -> bool:
         poll = select.poll()
         poll.register(self._fd, events)
@@ -74,9 +78,7 @@ class Line:
     @property
     def acknowledged(self) -> bool:
         """Whether the other end's system has received all that was written."""
-        left = array.array("i", [0])
-        fcntl.ioctl(self._fd, termios.TIOCOUTQ, left)
-        return left[0] == 0
+        return unacknowledged(self._fd) == 0
 
     def wait(self, control: int | None, seconds: float, *, news: bool, room: bool) -> None:
         """Wait until `control` can be read; with `news`, also for bytes or the end of the channel.

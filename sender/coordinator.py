@@ -20,6 +20,7 @@ from ..transport.connecting import Connecting
 from ..transport.crew import Crew, CrewError, SilenceError
 from ..transport.process import default_workers, processors
 from ..transport.shared import Wakeup
+from ..transport.silence import GONE_AFTER
 from ..transport.uri import Uri, UriError, parse_uri
 from . import stream
 from .compression import parse_compression
@@ -318,6 +319,11 @@ class Sender:
     def _note_progress(self) -> None:
         self._still_since = (self._processes.sent("transferred"), time.monotonic())
 
+    def _check_host(self) -> None:
+        """Notice a destination whose host is gone, which the kernel would do after 15 minutes."""
+        if self._channel is not None and self._channel.silence > GONE_AFTER:
+            raise MigrationError(f"the destination's host has been silent for {GONE_AFTER:.0f} s")
+
     def _check_still(self) -> None:
         """Take back a paused guest from a destination that has stopped reading.
 
@@ -373,6 +379,7 @@ class Sender:
 
     def _tick(self) -> None:
         self._check_still()
+        self._check_host()
         self._report.window()
         self._on_progress(self.figures())
 

@@ -10,6 +10,7 @@ import stat
 import struct
 import subprocess
 
+from .silence import silence
 from .unix_socket import UnixListener
 from .uri import Exec, Fd, Tcp, Unix, Uri
 
@@ -22,7 +23,8 @@ KEEPALIVE_INTERVAL = 5
 KEEPALIVE_PROBES = 6
 """Questions without an answer after which the host is given up, so 50 seconds in all.
 
-TCP_USER_TIMEOUT is not set: it also counts the time in which a peer that is there reads nothing.
+TCP_USER_TIMEOUT is not set: it also counts the time in which a peer that is there reads nothing
+(see `silence`, which does not).
 """
 BACKLOG = 16
 """Connections that may wait to be accepted."""
@@ -114,6 +116,11 @@ class Channel:
             status, self._command = self._command.wait(), None
             if status:
                 raise ChannelError(f"{self.name}: the command failed with status {status}")
+
+    @property
+    def silence(self) -> float:
+        """For how many seconds the other host has owed an acknowledgement; 0 if it owes none."""
+        return 0.0 if self._socket is None else silence(self._socket)
 
     def drop(self) -> None:
         """Close this process's descriptor; the channel lives on for others that share it."""

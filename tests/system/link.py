@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.qemu.machine import missing
 
@@ -90,6 +90,10 @@ class Link:
     def far(self) -> list[str]:
         """The same for the other end."""
         return ["ip", "netns", "exec", self._names[1]]
+
+    def cut(self) -> None:
+        """Lose everything from now on, as if the other host were gone."""
+        self._quality = replace(self._quality, loss=1.0)
 
     def _pass_on(self, source: int, target: int) -> None:
         on_way: deque[tuple[float, bytes]] = deque()

@@ -1,0 +1,101 @@
+"""Services that are told to end while a guest is on its way to them (law 5)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from vmferry.guest.synthetic import SyntheticGuest
+from vmferry.protocol.events import Command
+from vmferry.protocol.handover import Word
+from vmferry.protocol.marks import CommandType
+from vmferry.protocol.return_path import Pong, ReturnPathReader, Shut
+from vmferry.protocol.words import ping
+from vmferry.protocol.writer import StreamWriter
+from vmferry.sender.coordinator import Sender
+
+from tests.control.serving import Serve, Serving
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A synthetic guest on the wire, whose source wants an answer and confirms."""
+    path = tmp_path_factory.mktemp("stream") / "stream"
+    guest = SyntheticGuest.parse("1M")
+    try:
+        Sender(guest, f"file:{path}").run()
+    finally:
+        guest.close()
+    data = path.read_bytes()
+    command = Command(offset=0, command=int(CommandType.OPEN_RETURN_PATH), data=b"")
+    at = data.index(b"\x01\x00\x00\x00\x02\x03ram")
+    return data[:at] + StreamWriter().write(command) + ping(Word.HELLO) + data[at:]
+
+
+def arrive(service: Serving, address: Path, stream: bytes) -> socket.socket:
+    """Send the stream, and return the connection once the service has promised the guest."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(20)
+    connection.connect(str(address))
+    connection.sendall(stream)
+    wait_for(connection, Shut(0))
+    return connection
+
+
+def wait_for(connection: socket.socket, answer: object) -> None:
+    """Read answers up to this one."""
+    reader = ReturnPathReader()
+    while answer not in reader.feed(connection.recv(1)):
+        continue
+
+
+def terminate(service: Serving) -> None:
+    service.process.send_signal(signal.SIGTERM)
+
+
+def test_guest_goes_back(serve: Serve, tmp_path: Path, stream: bytes) -> None:
+    """Broken: a service that ends takes with it a guest that its source is about to give up."""
+    service = serve("synthetic:orphan=60", "--incoming", f"unix:{tmp_path}/in")
+    with arrive(service, tmp_path / "in", stream) as connection:
+        terminate(service)
+        wait_for(connection, Shut(1))
+        connection.sendall(ping(Word.ABORT))
+        status, said = service.wait()
+    assert (status, "kept" in said) == (0, False), said
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_guest_of_unknown_fate_is_kept(
+    serve: Serve, tmp_path: Path, stream: bytes, closes: bool
+) -> None:
+    """Broken: a service that ends, or hangs, loses a guest that its source gave up."""
+    service = serve("synthetic:orphan=60", "--incoming", f"unix:{tmp_path}/in")
+    with arrive(service, tmp_path / "in", stream) as connection:
+        terminate(service)
+        wait_for(connection, Shut(1))
+        if closes:
+            connection.close()
+        status, said = service.wait()
+    assert (status, "the guest is kept" in said) == (1, True), said
+    os.kill(int(said.rpartition("synthetic:pid=")[2]), signal.SIGKILL)
+
+
+def test_guest_that_arrives_meanwhile_runs_on(serve: Serve, tmp_path: Path, stream: bytes) -> None:
+    """Broken: the service ends with status 0, and no guest is anywhere."""
+    service = serve(
+        "synthetic:orphan=60,heartbeat=" + f"{tmp_path}/beat", "--incoming", f"unix:{tmp_path}/in"
+    )
+    with arrive(service, tmp_path / "in", stream) as connection:
+        os.kill(service.process.pid, signal.SIGSTOP)
+        terminate(service)
+        connection.sendall(ping(Word.CONFIRM))
+        wait_for(connection, Pong(Word.CONFIRM))
+        os.kill(service.process.pid, signal.SIGCONT)
+        status, said = service.wait()
+    assert (status, "left to itself" in said) == (1, True), said
+    pid, _, running = (tmp_path / "beat").read_text().split()
+    assert running == "1"
+    os.kill(int(pid), signal.SIGKILL)
