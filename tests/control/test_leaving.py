@@ -35,8 +35,8 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return data[:at] + StreamWriter().write(command) + ping(Word.HELLO) + data[at:]
 
 
-def arrive(service: Serving, address: Path, stream: bytes) -> socket.socket:
-    """Send the stream, and return the connection once the service has promised the guest."""
+def arrive(address: Path, stream: bytes) -> socket.socket:
+    """Send the stream to a service, and return the connection once it has promised the guest."""
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(20)
     connection.connect(str(address))
@@ -59,7 +59,7 @@ def terminate(service: Serving) -> None:
 def test_guest_goes_back(serve: Serve, tmp_path: Path, stream: bytes) -> None:
     """Broken: a service that ends takes with it a guest that its source is about to give up."""
     service = serve("synthetic:orphan=60", "--incoming", f"unix:{tmp_path}/in")
-    with arrive(service, tmp_path / "in", stream) as connection:
+    with arrive(tmp_path / "in", stream) as connection:
         terminate(service)
         wait_for(connection, Shut(1))
         connection.sendall(ping(Word.ABORT))
@@ -73,7 +73,7 @@ def test_guest_of_unknown_fate_is_kept(
 ) -> None:
     """Broken: a service that ends, or hangs, loses a guest that its source gave up."""
     service = serve("synthetic:orphan=60", "--incoming", f"unix:{tmp_path}/in")
-    with arrive(service, tmp_path / "in", stream) as connection:
+    with arrive(tmp_path / "in", stream) as connection:
         terminate(service)
         wait_for(connection, Shut(1))
         if closes:
@@ -88,7 +88,7 @@ def test_guest_that_arrives_meanwhile_runs_on(serve: Serve, tmp_path: Path, stre
     service = serve(
         "synthetic:orphan=60,heartbeat=" + f"{tmp_path}/beat", "--incoming", f"unix:{tmp_path}/in"
     )
-    with arrive(service, tmp_path / "in", stream) as connection:
+    with arrive(tmp_path / "in", stream) as connection:
         os.kill(service.process.pid, signal.SIGSTOP)
         terminate(service)
         connection.sendall(ping(Word.CONFIRM))
