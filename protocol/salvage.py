@@ -11,6 +11,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from . import events, stream
 from .block_section import SECTION_NAME as DISKS
 from .cursor import Cursor, Incomplete
@@ -28,6 +31,10 @@ PIECE = 4 << 20
 WINDOW = 1 << 20
 """Bytes in which records are searched for at once."""
 _Step: TypeAlias = Callable[[Cursor], Sequence[events.Event]]
+Arrived: TypeAlias = Callable[[int, npt.NDArray[np.intp]], bool]
+"""Given the index of a block and numbers of pages (n,): whether any of them arrived before."""
+_SAMPLE = 1024
+"""Pages by which it is told whether records bring what a block lacks."""
 _UNKNOWN = -1
 """The index of a block that is not known."""
 
@@ -138,11 +145,11 @@ def _differ_by_one_bit(one: bytes, other: bytes) -> bool:
 
 @dataclass(frozen=True)
 class _Ahead:
-    """What follows of one block that is not known: `count` pages, from the page `first` on, none
-    behind `highest` (bytes); then `named`, where the next record names its block, else None."""
+    """What follows of one block that is not known: `count` pages, which begin with these offsets
+    (`sample`), none behind `highest`; then `named`, where the next record names its block."""
 
     count: int
-    first: int
+    sample: npt.NDArray[np.uint64]
     highest: int
     named: events.PageRun | events.EncodedRun | None
 
@@ -151,7 +158,8 @@ class Salvage:
     """The rest of one stream, of which the list of RAM blocks was read.
 
     `ram`, `sections`: the state of the reader that failed; `size`: bytes of the stream; `ram_end`:
-    where `ram` and all other iterative sections have ended, None: not known.
+    where `ram` and all other iterative sections have ended, None: not known; `arrived`: says of
+    pages whether they came already.
     """
 
     def __init__(
@@ -161,10 +169,12 @@ class Salvage:
         ram: RamReader,
         sections: dict[int, tuple[events.IterativeSection, SectionReader]],
         ram_end: int | None,
+        arrived: Arrived,
         *,
         footers: bool = True,
     ) -> None:
         assert ram.section is not None
+        self._arrived = arrived
         self._read_at = read_at
         self._end = size if ram_end is None else ram_end
         self._ram_end = ram_end
@@ -346,30 +356,47 @@ class Salvage:
         fitting = [b for b in self._blocks if b.length > ahead.highest and b is not named]
         if len(fitting) == 1:
             return fitting[0], damage, ahead
-        before = None if damage.before is None else self._blocks[damage.before.block]
-        if before is None or damage.before is None or before not in fitting:
+        if damage.before is None:
             return None, damage, ahead
-        certain = False
-        if failure.stride:
+        before, certain = self._blocks[damage.before.block], False
+        if failure.stride and before in fitting and ahead.count:
             lost, rest = divmod(position - failure.offset, failure.stride)
             filled = damage.before.address + (lost + 1) * self._layout.page_size
-            certain = not rest and lost >= 0 and ahead.first == filled
-        return before, replace(damage, guessed=not certain), ahead
+            certain = not rest and lost >= 0 and int(ahead.sample[0]) == filled
+        guess = before if certain else self._guess(before, fitting, ahead)
+        return guess, replace(damage, guessed=guess is not None and not certain), ahead
+
+    def _guess(
+        self, before: events.RamBlock, fitting: list[events.RamBlock], ahead: _Ahead
+    ) -> events.RamBlock | None:
+        """The block before the damage; but in the first round, the one that lacks these pages."""
+        numbers = (ahead.sample // np.uint64(self._layout.page_size)).astype(np.intp)
+        indexes = self._ram.block_list.indexes
+        lacking = [b for b in fitting if not self._arrived(indexes[b.name], numbers)]
+        # Then a block comes up to its end before the next one does.
+        page_size = self._layout.page_size
+        whole = [b for b in lacking if ahead.named and b.length == ahead.highest + page_size]
+        if whole:
+            return before if before in whole else whole[0]
+        if lacking and before not in lacking:
+            behind = [b for b in lacking if indexes[b.name] > indexes[before.name]]
+            return (behind or lacking)[0]
+        return before if before in fitting else None
 
     def _look_ahead(self, position: int) -> _Ahead:
         """What continues a block that is not known, until a record names one or it is clear."""
-        count, first, highest = 0, 0, -1
+        count, sample, highest = 0, np.zeros(0, np.uint64), -1
         for event in self._walk(position, self._unknown):
             if not isinstance(event, (events.PageRun, events.EncodedRun)):
                 continue
             if not event.continued:
-                return _Ahead(count, first, highest, event)
-            first = first if count else int(event.offsets[0])
+                return _Ahead(count, sample, highest, event)
+            sample = np.concatenate((sample, event.offsets[: _SAMPLE - len(sample)]))
             count += len(event.offsets)
             highest = max(highest, int(event.offsets.max()))
             if sum(block.length > highest for block in self._blocks) == 1:
                 break
-        return _Ahead(count, first, highest, None)
+        return _Ahead(count, sample, highest, None)
 
     def _walk(
         self, position: int, block: events.RamBlock, step: _Step | None = None
@@ -431,8 +458,9 @@ class Salvage:
             return []
         kind = cursor.peek()
         if kind == SectionType.COMMAND:
-            command = cursor.take(stream.Command)
-            return [events.Command(start, command.command, command.data)]
+            # It is for the other end of a channel.
+            cursor.take(stream.Command)
+            return []
         if kind in (SectionType.FULL, SectionType.EOF):
             self.behind_ram = start
             return []

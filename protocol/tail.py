@@ -26,10 +26,12 @@ MAX_DESCRIPTION = 16 << 20
 """Bytes at the end of a stream in which its description is searched for."""
 MAX_SECTION = 64 << 20
 """Bytes of a device section that is taken without a description."""
-_MAX_TRIES = 64
+_MAX_TRIES = 16
 """Places where a description may begin, that are looked at."""
 _MAX_STEPS = 1 << 17
 """Comparisons of what stands before a place with what is described."""
+_WINDOW, _MAX_WINDOW = 64 << 10, 4 << 20
+"""Bytes in which a footer is searched for at once, at first and at most."""
 _HEADER = 512
 """More bytes than the header of any section has."""
 _START = re.compile(rb"\x00\x06(....)(?=\{)", re.DOTALL)
@@ -125,7 +127,7 @@ def read_forwards(
     *,
     footers: bool = True,
 ) -> tuple[list[events.Event], int]:
-    """Return the sections and commands from `start` on, at most to `end`, and where they stop.
+    """Return the sections from `start` on, at most to `end`, and where they stop.
 
     `lengths`: of the devices, as described; None: footers alone tell where sections end.
     """
@@ -137,8 +139,8 @@ def read_forwards(
         try:
             kind = cursor.peek()
             if kind == SectionType.COMMAND:
-                command = cursor.take(stream.Command)
-                found.append(events.Command(start, command.command, command.data))
+                # It is for the other end of a channel.
+                cursor.take(stream.Command)
                 start = cursor.offset
                 continue
             if kind == SectionType.EOF:
@@ -192,11 +194,20 @@ def _section(
 
 def _up_to_footer(read_at: ReadAt, place: int, footer: bytes) -> int | None:
     """Bytes up to the first footer that a section, a command or the end of the stream follows."""
-    data = read_at(place, MAX_SECTION)
-    for match in re.finditer(re.escape(footer), data):
-        behind = data[match.end() : match.end() + _HEADER]
-        if _may_follow(behind, int.from_bytes(footer[1:], "big")):
-            return match.start()
+    window, start = _WINDOW, 0
+    while start < MAX_SECTION:
+        data = read_at(place + start, window)
+        for match in re.finditer(re.escape(footer), data):
+            if len(data) - match.end() < _HEADER and len(data) == window:
+                break
+            behind = data[match.end() : match.end() + _HEADER]
+            if _may_follow(behind, int.from_bytes(footer[1:], "big")):
+                return start + match.start()
+        if len(data) < window:
+            return None
+        # What may be a footer at the end is looked at again, with all that follows it.
+        start += window - _HEADER - len(footer)
+        window = min(2 * window, _MAX_WINDOW)
     return None
 
 

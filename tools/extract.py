@@ -31,7 +31,8 @@ from .salvage_events import Salvager
 from .source import Left
 from .staged import Staged
 from .stream_events import Behind, Found, read_events
-from .survival import Survey, Survival
+from .survey import Survey
+from .survival import Survival
 
 
 class ExtractError(CommandError):

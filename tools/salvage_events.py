@@ -13,7 +13,7 @@ from ..protocol.salvage import Damage, Failure, Progress, Salvage, Salvaged
 from ..protocol.tail import FOOTER_SIZE, Tail, find_tail
 from .spool import spooled
 from .stream_events import Behind, Found, mapped_pages, read_events
-from .survival import Survey
+from .survey import Survey
 
 
 class Salvager:
@@ -95,6 +95,7 @@ class Salvager:
             self._reader.ram,
             self._reader.open_sections,
             tail.start,
+            self._survey.arrived,
             footers=self._reader.has_footers,
         )
         yield from salvage.read(failure)

@@ -13,6 +13,7 @@ from vmferry.protocol.libvirt import FORMATS
 from tests.fuzz.targets import PAGE
 from tests.protocol.conftest import to_bytes
 from tests.protocol.kinds import KINDS, closely, mapped
+from tests.tools.salvaging import small_pages
 from tests.tools.test_containers import ALONE, save_image
 from tests.tools.test_snapshots import Layout
 
@@ -39,6 +40,7 @@ _SMALL = to_bytes(KINDS["nothing-told"])
 SEEDS: dict[str, list[bytes]] = {
     "reader": [*_STREAMS, *_MAPPED],
     "verify": [*_STREAMS, *_MAPPED],
+    "partial": [*_STREAMS, *_MAPPED, small_pages()],
     "mapped-pages": _MAPPED,
     "container": [
         *(compress(_SMALL) for compress in ALONE.values()),

@@ -15,13 +15,17 @@ import numpy as np
 from vmferry.protocol import compress, events, fields, xbzrle
 from vmferry.protocol.errors import StreamError
 from vmferry.protocol.reader import StreamReader
+from vmferry.protocol.salvage import Damage, Mended, Unplaced
 from vmferry.protocol.writer import StreamWriter
 from vmferry.protocol.zstd import FrameWalker
+from vmferry.tools.arrivals import Arrivals
 from vmferry.tools.containers import ChooseSnapshotError, unpack
 from vmferry.tools.rebuild import rebuild
+from vmferry.tools.salvage_events import Salvager
 from vmferry.tools.save_image import read_save_image
 from vmferry.tools.snapshots import Image, MachineState
 from vmferry.tools.stream_events import read_events
+from vmferry.tools.survey import Survey
 from vmferry.tools.verify import check_devices
 
 PAGE = 4096
@@ -61,6 +65,31 @@ def fuzz_verify(data: bytes) -> None:
         guest = rebuild(read_events(io.BytesIO(data)), stack)
         check_devices(guest)
         guest.arrivals.missing()
+
+
+def fuzz_partial(data: bytes) -> None:
+    """What is left of a damaged stream: places in order, and pages inside their blocks."""
+    survey = Survey()
+    salvager = Salvager(io.BytesIO(data), survey)
+    arrivals, blocks, place = Arrivals(), set[str](), 0
+    for event in salvager.read():
+        survey.take(event)
+        if isinstance(event, Damage):
+            assert place <= event.end
+            place = event.end
+        if isinstance(event, (Damage, Mended, Unplaced)):
+            continue
+        arrivals.take(event)
+        if isinstance(event, events.RamBlocks):
+            blocks |= {block.name for block in event.blocks}
+        if isinstance(event, (events.PageRun, events.EncodedRun)):
+            assert event.block.name in blocks
+            assert len(event.offsets)
+            assert int(event.offsets.max()) < event.block.length
+    survival = survey.finish(blocks, arrivals)
+    assert salvager.error is None or survival.pieces or survival.mended
+    json.dumps(survival.as_json())
+    assert all(line.isprintable() for line in [*survival.describe(), survival.summary()])
 
 
 def fuzz_container(data: bytes) -> None:
@@ -153,6 +182,7 @@ def fuzz_description(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "reader": fuzz_reader,
     "verify": fuzz_verify,
+    "partial": fuzz_partial,
     "mapped-pages": fuzz_mapped_pages,
     "container": fuzz_container,
     "xbzrle": fuzz_xbzrle,

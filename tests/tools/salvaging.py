@@ -14,14 +14,47 @@ from pathlib import Path
 
 import numpy as np
 from vmferry.protocol import events
+from vmferry.protocol.marks import SectionType
 from vmferry.tools.extract import Report, Wanted, extract
 from vmferry.tools.rebuild import rebuild
 from vmferry.tools.stream_events import read_events
 from vmferry.tools.survival import Survival
 
+from tests.protocol.conftest import description, device, ram_piece, to_bytes
+
 PAGE = 4096
 SIZES = (1, 7, 100, 5000, 70_000)
 """Bytes that are missing, or too many."""
+
+
+def small_pages() -> bytes:
+    """A stream of pages of 256 bytes, so that a short one has chains that are long enough."""
+    size, blocks = 256, (events.RamBlock("ram", 512 * 256), events.RamBlock("rom", 512 * 256))
+    rng = np.random.default_rng(3)
+
+    def run(index: int, numbers: Iterable[int], *, zero: bool = False) -> events.PageRun:
+        offsets = np.array([*numbers], np.uint64) * np.uint64(size)
+        data = None if zero else rng.integers(0, 256, (len(offsets), size), np.uint8)
+        return events.PageRun(0, blocks[index], index, offsets, data)
+
+    rounds = [
+        [run(0, range(64)), run(0, range(64, 512), zero=True), run(1, range(512), zero=True)],
+        [run(1, range(20)), run(0, [*range(3, 40), 90])],
+        [run(0, range(5, 30)), run(0, range(200, 300), zero=True)],
+    ]
+    devices = [device(3, "timer", bytes(range(99))), device(4, "cpu", b"\x7e\0\0\0\x04\0\6" * 30)]
+    return to_bytes(
+        [
+            events.Header(0),
+            events.Configuration(0, "pc", size),
+            *ram_piece(SectionType.START, events.RamBlocks(0, 1024 * size, blocks)),
+            *(event for runs in rounds for event in ram_piece(SectionType.PART, *runs)),
+            *ram_piece(SectionType.END),
+            *devices,
+            events.EndOfStream(0),
+            description(devices, page_size=size),
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -115,11 +148,21 @@ class Sound:
         self.records = [*_records(data)]
         with ExitStack() as stack:
             guest = rebuild(read_events(io.BytesIO(data)), stack)
+            self._sections = guest.devices
             self.devices = [(device.name, device.instance_id) for device in guest.devices]
             self.ram = {
                 name: np.fromfile(f"/proc/self/fd/{image.fd}", np.uint8).reshape(-1, PAGE)
                 for name, image in guest.images.items()
             }
+
+    def devices_in(self, damaged: Damaged) -> set[tuple[str, int]]:
+        """Return the devices whose sections the damage touched."""
+        return {
+            (section.name, section.instance_id)
+            for section in self._sections
+            if section.offset <= damaged.end
+            and section.payload_offset + len(section.payload) + 5 >= damaged.start
+        }
 
     def judge(self, damaged: Damaged, out: Path) -> Verdict:
         """Extract what there is into a folder, and compare it. Raises StreamError."""
