@@ -151,6 +151,23 @@ class MappedRun(PageRun):
 
 
 @dataclass(frozen=True, eq=False)
+class MultifdRun(PageRun):
+    """Pages of a packet of a multifd channel: no records of the stream.
+
+    `channel`: its number. `offset`: in the channel, of the first page (or, of zero pages, of its
+    entry among the packet's offsets); the next ones follow `stride` bytes apart, 0: they are
+    compressed together.
+    """
+
+    channel: int = 0
+    stride: int = 0
+
+    def record_offset(self, index: int) -> int:
+        """Return the position in the channel of a page, or of a zero page's entry."""
+        return self.offset + index * self.stride
+
+
+@dataclass(frozen=True, eq=False)
 class EncodedRun:
     """Consecutive records of one RAM block and one encoding; what they encode was not looked at.
 

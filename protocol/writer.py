@@ -146,6 +146,7 @@ _WRITERS: dict[type, Callable[[Any], bytes]] = {
     events.RamBlocks: _ram_blocks,
     events.PageRun: _page_run,
     events.MappedRun: _page_run,
+    events.MultifdRun: _page_run,
     events.XbzrleRun: _xbzrle_run,
     events.CompressedRun: _compressed_run,
     events.MultifdFlush: lambda _: ram.multifd_flush(),

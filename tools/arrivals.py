@@ -27,11 +27,12 @@ from .stream_events import Found
 
 @dataclass(frozen=True)
 class MissingPages:
-    """Pages of a RAM block of `total` pages that never arrived."""
+    """Pages of a RAM block of `total` pages that never arrived; `hint`: where they may be."""
 
     block: str
     total: int
     ranges: PageRanges
+    hint: str = ""
 
     def describe(self) -> str:
         """Return one line."""
@@ -51,6 +52,9 @@ class Arrivals:
     """
 
     def __init__(self) -> None:
+        self._multifd = False
+        self._content = False
+        self._channels = False
         self._page_size = 0
         self._shift = np.uint64(0)
         self._blocks: dict[str, events.RamBlock] = {}
@@ -70,6 +74,10 @@ class Arrivals:
                 self._devices.append(event)
         elif isinstance(event, events.Command):
             self._discard(event)
+        elif isinstance(event, events.MultifdFlush):
+            self._multifd = True
+        elif isinstance(event, events.Configuration):
+            self._multifd = "multifd" in (event.capabilities or ())
         elif isinstance(event, events.Description):
             self._description = event
 
@@ -88,8 +96,21 @@ class Arrivals:
                 continue
             ranges = self._missing_of(pages, self._plugged(block))
             if ranges.count:
-                found.append(MissingPages(name, pages.count, ranges))
+                found.append(MissingPages(name, pages.count, ranges, self.hint()))
         return found
+
+    def hint(self) -> str:
+        """Return what may have become of missing pages, to be put behind that they are missing;
+        empty where the stream does not say anything of it."""
+        if self._channels:
+            return ""
+        if self._multifd:
+            return "; they went over other channels (multifd): give each by --channel FILE"
+        if not self._content:
+            return (
+                "; if this is the main channel of a multifd migration, give each other by --channel"
+            )
+        return ""
 
     def plugged(self, block: events.RamBlock) -> npt.NDArray[np.bool_] | None:
         """Return which pages (n,) of a block are plugged in; None: all, or it is not known."""
@@ -114,6 +135,8 @@ class Arrivals:
     def _note(self, run: events.PageRun | events.EncodedRun) -> None:
         name = run.block.name
         self._absent.discard(name)
+        self._channels |= isinstance(run, events.MultifdRun)
+        self._content |= not isinstance(run, events.PageRun) or run.data is not None
         self._pages[name].add((run.offsets >> self._shift).astype(np.intp))
 
     def _discard(self, command: events.Command) -> None:

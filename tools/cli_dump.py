@@ -15,7 +15,7 @@ import click
 from ..protocol.outline import PAGE_SIZE, NotOrdinary, outline
 from . import dump_page
 from .dump_summary import Summary, from_outline
-from .sizes import offset_option, page_size_option
+from .sizes import channel_option, offset_option, page_size_option
 
 
 @click.command()
@@ -31,6 +31,7 @@ from .sizes import offset_option, page_size_option
     "several), with their places in the stream; with --json: the fields of all, or of that one",
 )
 @click.option("--xml", is_flag=True, help="print the domain XML of a libvirt image, and no more")
+@channel_option
 @offset_option
 @page_size_option
 def dump(
@@ -41,6 +42,7 @@ def dump(
     xml: bool,
     offset: int,
     page_size: int,
+    channels: tuple[str, ...],
 ) -> None:
     """Show what STREAM holds: a file, - for standard input, or DISK.qcow2#SNAPSHOT.
 
@@ -53,7 +55,8 @@ def dump(
     if not stream:
         raise click.UsageError("Missing argument 'STREAM'.")
     fields = bool(devices) or (as_json and devices is not None)
-    summary = None if pages or xml or fields or offset else _outlined(stream, page_size)
+    whole = pages or xml or fields or offset or channels
+    summary = None if whole else _outlined(stream, page_size)
     if summary is None:
         from .dump_whole import dump_whole  # noqa: PLC0415 - only where it is needed
 
@@ -65,6 +68,7 @@ def dump(
             xml=xml,
             offset=offset,
             page_size=page_size,
+            channels=channels,
         )
     elif as_json:
         found = {"container": {"layers": [], "libvirt": None}, **summary.as_json()}

@@ -16,11 +16,11 @@ from . import convert as convert_command
 from . import extract as extract_command
 from .containers import split
 from .extract import Report
-from .failure import fail, note
+from .failure import describe, fail, note
 from .memory_file import FORMATS
 from .opening import opened_stream
 from .rebuild import absent_message
-from .sizes import offset_option, page_size_option, size_option
+from .sizes import channel_option, offset_option, page_size_option, size_option
 
 
 def _report_extracted(report: Report) -> None:
@@ -44,13 +44,12 @@ def _report_extracted(report: Report) -> None:
         click.echo(line)
 
 
-def _fail_for_missing(stream: str, lines: Iterable[str]) -> None:
-    """End with exit status 1, after a line for each block of which pages never arrived."""
+def _note_missing(stream: str, lines: Iterable[str]) -> bool:
+    """Write a line for each block of which pages never arrived; whether there are any."""
     told = list(lines)
     for line in told:
         note(f"{click.format_filename(stream)}: {line}")
-    if told:
-        sys.exit(1)
+    return bool(told)
 
 
 def _check_output(stream: str, out: Path | None) -> None:
@@ -81,6 +80,7 @@ def _check_output(stream: str, out: Path | None) -> None:
     callback=size_option,
     help="elf, lime: as the machine had",
 )
+@channel_option
 @click.option(
     "--partial",
     is_flag=True,
@@ -102,6 +102,7 @@ def extract(
     offset: int,
     page_size: int,
     as_json: bool,
+    channels: tuple[str, ...],
 ) -> None:
     """Take a guest's RAM out of STREAM (as in dump): an image, sparse where it is zero.
 
@@ -135,8 +136,8 @@ def extract(
         disks=disks,
         page_size=page_size,
     )
-    with opened_stream(stream, offset) as opened:
-        report = extract_command.extract(opened.stream, wanted)
+    with opened_stream(stream, offset, channels=channels) as opened:
+        report = extract_command.extract(opened.stream, wanted, opened.channels)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
     else:
@@ -148,10 +149,14 @@ def extract(
         return
     files = {block.block: click.format_filename(block.file) for block in report.blocks}
     lines = (
-        f"{pages.describe()}; {files[pages.block]} has zeros in their place"
+        f"{pages.describe()}; {files[pages.block]} has zeros in their place{pages.hint}"
         for pages in report.missing
     )
-    _fail_for_missing(stream, lines)
+    missing = _note_missing(stream, lines)
+    if report.damage is not None:
+        fail(f"{describe(report.damage, stream)}; what arrived before this was kept")
+    if missing:
+        sys.exit(1)
 
 
 @click.command()
@@ -161,29 +166,38 @@ def extract(
     "--to", "container", type=click.Choice(list(convert_command.CONTAINERS)), required=True
 )
 @click.option("--xml", type=click.File(encoding="utf-8"), help="libvirt: the domain's XML")
+@channel_option
 @offset_option
 @page_size_option
 def convert(
-    stream: str, out: Path, container: str, xml: TextIO | None, offset: int, page_size: int
+    stream: str,
+    out: Path,
+    container: str,
+    xml: TextIO | None,
+    offset: int,
+    page_size: int,
+    channels: tuple[str, ...],
 ) -> None:
     """Put the stream IN (as in dump) into another container, OUT (- for standard output).
 
     What comes out is for QEMU (-incoming; compressed: by way of zstd -dc, gzip -dc ...), a libvirt
     image for virsh restore. It keeps the domain's XML of a libvirt image. A mapped-ram file is for
     QEMU's capability of that name (9.0 on), and -incoming file:OUT; libvirt:sparse (libvirt 11 on)
-    is such a file with libvirt's header, and was tried with QEMU alone.
+    is such a file with libvirt's header, and was tried with QEMU alone. A multifd migration becomes
+    a stream of one channel.
     """
     if xml is not None and not container.startswith("libvirt"):
         raise click.UsageError("--xml is for --to libvirt")
     _check_output(stream, out)
     text = None if xml is None else _xml_text(xml)
-    with opened_stream(stream, offset) as opened:
+    with opened_stream(stream, offset, channels=channels) as opened:
         done = convert_command.convert(opened, out, container, text, page_size)
     if done.behind is not None:
         note(f"{click.format_filename(stream)}: {done.behind.describe()}, and not copied")
     lacks = f"{'the output' if str(out) == '-' else click.format_filename(out)} lacks them, too"
     missing = done.arrivals.missing()
-    _fail_for_missing(stream, (f"{pages.describe()}; {lacks}" for pages in missing))
+    if _note_missing(stream, (f"{pages.describe()}; {lacks}{pages.hint}" for pages in missing)):
+        sys.exit(1)
 
 
 def _xml_text(file: TextIO) -> str:

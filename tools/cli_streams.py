@@ -15,8 +15,17 @@ from . import verify as verify_command
 from .damage_signs import explain
 from .opening import opened_stream
 from .rebuild import RebuiltGuest, rebuild
-from .sizes import offset_option, page_size_option, two_offsets_option
+from .sizes import channel_option, offset_option, page_size_option, two_offsets_option
 from .stream_events import read_events
+
+_other_channel_option = click.option(
+    "--other-channel",
+    "other_channels",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(),
+    help="as --channel, of the other stream",
+)
 
 
 @click.command()
@@ -24,6 +33,8 @@ from .stream_events import read_events
 @click.option("--ram", "ram", multiple=True, metavar="BLOCK=FILE", help="compare this RAM block")
 @click.option("--against", metavar="STREAM", help="compare RAM with what another stream rebuilds")
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
+@channel_option
+@_other_channel_option
 @offset_option
 @page_size_option
 def verify(
@@ -33,6 +44,8 @@ def verify(
     as_json: bool,
     offset: int,
     page_size: int,
+    channels: tuple[str, ...],
+    other_channels: tuple[str, ...],
 ) -> None:
     """Check that STREAM (as in dump) is whole, and rebuilds this RAM.
 
@@ -40,11 +53,15 @@ def verify(
     RAM block arrives at least once, unless a virtio-mem device says that it is unplugged.
     """
     files = _ram_files(ram)
+    if other_channels and against is None:
+        raise click.UsageError("--other-channel is for --against")
     with ExitStack() as stack:
-        other = None if against is None else _rebuilt(against, 0, page_size, stack)
-        opened = stack.enter_context(opened_stream(stream, offset))
+        other = None
+        if against is not None:
+            other = _rebuilt(against, 0, page_size, stack, other_channels)
+        opened = stack.enter_context(opened_stream(stream, offset, channels=channels))
         try:
-            report = verify_command.verify(opened.stream, files, other, page_size)
+            report = verify_command.verify(opened.stream, files, other, page_size, opened.channels)
         except StreamError as error:
             explain(error, opened)
             if as_json:
@@ -63,10 +80,12 @@ def verify(
         sys.exit(1)
 
 
-def _rebuilt(path: str, offset: int, page_size: int, stack: ExitStack) -> RebuiltGuest:
+def _rebuilt(
+    path: str, offset: int, page_size: int, stack: ExitStack, channels: tuple[str, ...]
+) -> RebuiltGuest:
     """What a stream builds, with all its RAM, until `stack` is closed."""
-    with opened_stream(path, offset) as opened:
-        return rebuild(read_events(opened.stream, page_size), stack)
+    with opened_stream(path, offset, channels=channels) as opened:
+        return rebuild(read_events(opened.stream, page_size, opened.channels), stack)
 
 
 def _ram_files(pairs: Iterable[str]) -> dict[str, str]:
@@ -86,9 +105,19 @@ def _ram_files(pairs: Iterable[str]) -> dict[str, str]:
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
+@channel_option
+@_other_channel_option
 @two_offsets_option
 @page_size_option
-def diff(first: str, second: str, as_json: bool, offsets: tuple[int, int], page_size: int) -> None:
+def diff(
+    first: str,
+    second: str,
+    as_json: bool,
+    offsets: tuple[int, int],
+    page_size: int,
+    channels: tuple[str, ...],
+    other_channels: tuple[str, ...],
+) -> None:
     """Tell what differs between the streams A and B (as in dump).
 
     RAM blocks and their pages, as both streams build them in the end; devices and their fields.
@@ -97,8 +126,8 @@ def diff(first: str, second: str, as_json: bool, offsets: tuple[int, int], page_
     """
     with ExitStack() as stack:
         guests = [
-            _rebuilt(stream, offset, page_size, stack)
-            for stream, offset in zip((first, second), offsets, strict=True)
+            _rebuilt(first, offsets[0], page_size, stack, channels),
+            _rebuilt(second, offsets[1], page_size, stack, other_channels),
         ]
         difference = diff_command.compare_guests(*guests)
     if as_json:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
@@ -27,6 +27,9 @@ from .save_image import HEAD, SaveImage, magic_of, read_save_image
 from .snapshots import Image, MachineState, Snapshot, names_of
 from .source import Source, give_back, left_in, sought_or_source
 from .spool import spooled
+
+if TYPE_CHECKING:
+    from .channels import Channels
 
 MAX_LAYERS = 4
 _STREAM = MAGIC.to_bytes(4, "big")
@@ -49,7 +52,8 @@ class Opened:
     """A stream, at its first byte; `layers`: names of what it stood in, from the outermost on.
 
     Where nothing is compressed, `stream` is the file itself and can be sought in; so can a
-    mapped-ram file in any case, if need be as a temporary copy.
+    mapped-ram file in any case, if need be as a temporary copy. `channels`: those of a multifd
+    migration, where its user gave any.
     """
 
     stream: BinaryIO
@@ -57,6 +61,7 @@ class Opened:
     image: SaveImage | None = None
     start: int = 0
     """Where in what can be sought in the stream begins."""
+    channels: Channels | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Keys: layers, libvirt (None, or see SaveImage)."""

@@ -23,7 +23,7 @@ from ..protocol.writer import StreamWriter
 from .arrivals import Arrivals
 from .containers import Opened
 from .failure import CommandError, named
-from .mapped_stream import MappedFile, plain_events
+from .mapped_stream import MappedFile, one_channel, plain_events
 from .save_image import MAX_XML, SaveImage
 from .source import Left, fill, give_back, left_in
 from .staged import Staged
@@ -129,7 +129,7 @@ def convert(
     found = Converted()
     with _output(out) as write:
         write(head)
-        for piece in plain_stream(opened.stream, page_size, found):
+        for piece in plain_stream(opened, page_size, found):
             write(compressor.compress(piece))
             found.size += len(piece)
         write(compressor.flush())
@@ -144,7 +144,7 @@ def _to_mapped_ram(opened: Opened, out: Path, head: bytes, page_size: int) -> Co
         with os.fdopen(staged.file(out), "r+b") as file:
             with named(out):
                 mapped = MappedFile(file.fileno(), head)
-            for event in found.note(read_events(opened.stream, page_size)):
+            for event in found.note(read_events(opened.stream, page_size, opened.channels)):
                 with named(out):
                     mapped.take(event)
             with named(out):
@@ -153,12 +153,18 @@ def _to_mapped_ram(opened: Opened, out: Path, head: bytes, page_size: int) -> Co
     return found
 
 
-def plain_stream(stream: BinaryIO, page_size: int, into: Converted) -> Iterator[memoryview]:
+def plain_stream(opened: Opened, page_size: int, into: Converted) -> Iterator[memoryview]:
     """Yield the bytes of a stream up to its end, each piece valid until the next; those of a
-    mapped-ram file as an ordinary stream. Raises StreamError.
+    mapped-ram file, and of a multifd migration, as an ordinary stream. Raises StreamError.
 
     What stands behind the stream is noted in `into`.
     """
+    stream, channels = opened.stream, opened.channels
+    if channels is not None:
+        found = into.note(read_events(stream, page_size, channels))
+        for event in one_channel(found):
+            yield memoryview(StreamWriter().write(event))
+        return
     if not is_mapped(stream, page_size):
         yield from whole_stream(stream, page_size, into.arrivals)
         left = left_in(stream)

@@ -8,6 +8,7 @@ from typing import BinaryIO
 from ..protocol.errors import StreamError
 from ..protocol.zstd import CompressedError
 from .containers import Opened
+from .failure import ChannelError
 from .source import left_in
 
 _WINDOW = 1 << 20
@@ -21,7 +22,7 @@ _MAX_HOLE = 1 << 30
 
 def explain(error: StreamError, opened: Opened) -> None:
     """Add to the error's message how the file was damaged, if that shows."""
-    if isinstance(error, CompressedError) or not opened.stream.seekable():
+    if isinstance(error, (CompressedError, ChannelError)) or not opened.stream.seekable():
         return
     sign = _sign(opened.stream, opened.start, error.offset)
     if sign is not None and sign not in error.message:

@@ -10,13 +10,18 @@ from typing import Any, BinaryIO
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 from ..protocol import events
 from ..protocol.marks import SectionType
 from ..protocol.outline import Device
+from .channels import Channels
 from .dump_summary import BlockSummary, PageCount, SectionSummary, Summary
 from .rounds import Rounds
 from .stream_events import Behind, Found, read_events
+
+_Split = Callable[[int, npt.NDArray[np.intp]], Iterator[tuple[int, int]]]
+"""Of pages of a block, by their numbers: a round, and how many are of it; see `Rounds`."""
 
 
 @dataclass
@@ -49,17 +54,22 @@ class Pages:
     """`plain`, `zero`, `xbzrle` or `compressed`, as the records are."""
     fill: int | None = None
     """Of `zero` pages, the byte that they hold."""
+    channel: int | None = None
+    """The number of the multifd channel that they came over, in which `offset` is then."""
 
 
 def split_run(run: events.PageRun | events.EncodedRun, page_size: int) -> Iterator[Pages]:
     """The records of a run follow each other in the stream; its pages may lie anywhere."""
-    kind, fill = _kind(run), None
+    kind, fill, channel = _kind(run), None, None
+    if isinstance(run, events.MultifdRun):
+        channel = run.channel
     if isinstance(run, events.PageRun) and run.data is None:
         fill = run.fill
     breaks = np.flatnonzero(np.diff(run.offsets.astype(np.int64)) != page_size) + 1
     for start, end in pairwise([0, *breaks.tolist(), len(run.offsets)]):
         offset = run.record_offset(start)
-        yield Pages(offset, run.block.name, int(run.offsets[start]), end - start, kind, fill)
+        first, count = int(run.offsets[start]), end - start
+        yield Pages(offset, run.block.name, first, count, kind, fill, channel)
 
 
 def _kind(run: events.PageRun | events.EncodedRun) -> str:
@@ -71,34 +81,45 @@ def _kind(run: events.PageRun | events.EncodedRun) -> str:
 def print_pages(pages: Pages) -> None:
     """One line."""
     kind = f"{pages.kind} (all {pages.fill:#04x})" if pages.fill else pages.kind
-    click.echo(f"{pages.offset:#12x}  {pages.block}  {pages.first:#x}  {pages.count} {kind}")
+    where = "" if pages.channel is None else f"channel {pages.channel}  "
+    click.echo(f"{where}{pages.offset:#12x}  {pages.block}  {pages.first:#x}  {pages.count} {kind}")
 
 
 def print_pages_as_json(pages: Pages) -> None:
-    """An object on one line. Keys: offset, block, first, count, kind, fill."""
+    """An object on one line. Keys: offset, block, first, count, kind, fill, channel (null: the
+    main one)."""
     click.echo(json.dumps(asdict(pages)))
 
 
 def summarise(
-    stream: BinaryIO, page_size: int = 4096, on_pages: Callable[[Pages], None] | None = None
+    stream: BinaryIO,
+    page_size: int = 4096,
+    on_pages: Callable[[Pages], None] | None = None,
+    channels: Channels | None = None,
 ) -> WithDevices:
-    """Read all of it, and tell `on_pages` of every range of pages; `page_size` as in `read_events`.
+    """Read all of it, and tell `on_pages` of every range of pages; `page_size`, `channels` as in
+    `read_events`.
 
     Raises StreamError.
     """
     summary, rounds = WithDevices(page_size=page_size), Rounds()
-    for event in read_events(stream, page_size):
+    split = rounds.split if channels is None else rounds.split_interval
+    for event in read_events(stream, page_size, channels):
         if isinstance(event, (events.PageRun, events.EncodedRun)):
-            _count(summary, event, rounds)
+            _count(summary, event, split)
             if on_pages is not None:
                 for pages in split_run(event, summary.page_size):
                     on_pages(pages)
         else:
+            if isinstance(event, (events.MultifdFlush, events.EndOfRam)):
+                rounds.end_interval()
             _note(summary, event)
+    if channels is not None:
+        summary.channels = channels.counts
     return summary
 
 
-def _count(summary: Summary, run: events.PageRun | events.EncodedRun, rounds: Rounds) -> None:
+def _count(summary: Summary, run: events.PageRun | events.EncodedRun, split: _Split) -> None:
     kind = _kind(run)
     pages = summary.blocks[run.block_index].pages
     pages.add(kind, len(run.offsets))
@@ -106,8 +127,8 @@ def _count(summary: Summary, run: events.PageRun | events.EncodedRun, rounds: Ro
         pages.zero -= len(run.offsets)
         return
     numbers = (run.offsets // np.uint64(summary.page_size)).astype(np.intp)
-    for number, count in rounds.split(run.block_index, numbers):
-        if number == len(summary.rounds):
+    for number, count in split(run.block_index, numbers):
+        while number >= len(summary.rounds):
             summary.rounds.append(PageCount())
         summary.rounds[number].add(kind, count)
 

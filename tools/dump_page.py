@@ -8,9 +8,10 @@ import click
 
 from ..guest.sizes import format_size
 from ..protocol.marks import CommandType
-from .dump_summary import PAGE_KINDS, PageCount, Summary
+from .dump_summary import PAGE_KINDS, ChannelCount, PageCount, Summary
 from .readable import table
 
+_CHANNEL_KINDS = ("plain pages", "zero pages")
 MOST_ROUNDS = 12
 """Of more, the first and the last ones are shown."""
 
@@ -23,6 +24,8 @@ def print_summary(summary: Summary, *, devices: bool) -> None:
     tables = [[*_blocks(summary, kinds)]]
     if len(summary.rounds) > 1:
         tables.append([*_rounds(summary.rounds, kinds)])
+    if summary.channels:
+        tables.append([*_channels(summary.channels)])
     if devices:
         tables.append([*_devices(summary)])
     for rows in tables:
@@ -90,6 +93,14 @@ def _rounds(rounds: Sequence[PageCount], kinds: Sequence[int]) -> Iterator[list[
     for number in shown:
         left_out = ["...", *[""] * len(kinds)]
         yield left_out if number < 0 else [str(number), *_counts(rounds[number], kinds)]
+
+
+def _channels(channels: Sequence[ChannelCount]) -> Iterator[list[str]]:
+    yield ["channel", "packets", "sync points", "compression", "size", *_CHANNEL_KINDS, "file"]
+    for channel in channels:
+        counts = (channel.packets, channel.syncs, channel.compression, format_size(channel.size))
+        pages = (channel.plain, channel.zero)
+        yield [str(channel.channel), *map(str, counts), *map(str, pages), channel.file]
 
 
 def _devices(summary: Summary) -> Iterator[list[str]]:

@@ -69,6 +69,21 @@ class SectionSummary:
 
 
 @dataclass
+class ChannelCount:
+    """What came over a channel, which stands in `file`: packets, sync points, bytes, and pages that
+    are `plain` or `zero`."""
+
+    channel: int
+    file: str
+    compression: str = "none"
+    packets: int = 0
+    syncs: int = 0
+    size: int = 0
+    plain: int = 0
+    zero: int = 0
+
+
+@dataclass
 class Summary:
     """What `dump` tells of a stream."""
 
@@ -91,14 +106,16 @@ class Summary:
     footers: bool = True
     unsplit: int = 0
     """Bytes of device sections that cannot be told apart."""
+    channels: list[ChannelCount] = field(default_factory=list)
+    """Of a multifd migration, as far as they were given."""
     behind: Left | None = None
     """What stands behind the end of the stream."""
 
     def as_json(self) -> dict[str, Any]:
         """Keys: machine, page_size, capabilities, size, ram_parts, commands, blocks (see
         BlockSummary), rounds (of each, pages by kind), sections (see SectionSummary), devices (see
-        Device), unsplit_devices (bytes), footers, description (whether there are any), behind (see
-        Left; null where nothing stands behind the stream)."""
+        Device), unsplit_devices (bytes), footers, description (whether there are any), channels
+        (see ChannelCount), behind (see Left; null where nothing stands behind the stream)."""
         return {
             "machine": self.machine,
             "page_size": self.page_size,
@@ -113,6 +130,7 @@ class Summary:
             "unsplit_devices": self.unsplit,
             "footers": self.footers,
             "description": self.description is not None,
+            "channels": [asdict(channel) for channel in self.channels],
             "behind": None if self.behind is None else self.behind.as_json(),
         }
 

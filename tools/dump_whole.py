@@ -21,15 +21,17 @@ def dump_whole(
     xml: bool,
     offset: int,
     page_size: int,
+    channels: tuple[str, ...],
 ) -> None:
     """See `cli_dump.dump`."""
     show = dump_command.print_pages_as_json if as_json else dump_command.print_pages
     list_snapshots = partial(dump_container.print_snapshots, as_json=as_json)
-    with opened_stream(stream, offset, list_snapshots) as opened:
+    with opened_stream(stream, offset, list_snapshots, channels) as opened:
         if xml:
             dump_container.print_xml(opened, as_json=as_json)
             return
-        summary = dump_command.summarise(opened.stream, page_size, show if pages else None)
+        on_pages = show if pages else None
+        summary = dump_command.summarise(opened.stream, page_size, on_pages, opened.channels)
         if as_json:
             found = {"container": opened.as_json(), **summary.as_json()}
             if devices is not None:

@@ -22,6 +22,7 @@ from ..protocol.salvage import Damage, Mended, Unplaced
 from . import cpu_notes
 from .arrivals import Arrivals, MissingPages
 from .block_file import BlockFile, Run, check_run, part_of
+from .channels import Channels
 from .disks import Disk, DiskFiles
 from .failure import CommandError, named
 from .main_ram import elf_machine, memory_blocks
@@ -108,18 +109,24 @@ class Report:
         }
 
 
-def extract(stream: BinaryIO, wanted: Wanted) -> Report:
+def extract(stream: BinaryIO, wanted: Wanted, channels: Channels | None = None) -> Report:
     """Read all of the stream. Raises StreamError, ExtractError, LayoutError, OSError.
 
     Whatever is raised, no output is there. With `partial`, StreamError is raised where nothing can
     be had; else the report tells of the damage.
     """
     with ExitStack() as stack, Staged() as staged:
-        survey = Survey() if wanted.partial else None
+        # Pages of channels are sent in any order, and no page of a channel is found behind damage.
+        survey = Survey() if wanted.partial and channels is None else None
         work = _Extraction(wanted, staged, stack, survey)
         if survey is None:
-            for event in read_events(stream, wanted.page_size):
-                work.take(event)
+            try:
+                for event in read_events(stream, wanted.page_size, channels):
+                    work.take(event)
+            except StreamError as error:
+                if not wanted.partial or not work.report.blocks:
+                    raise
+                work.report.damage = error
         else:
             salvager = Salvager(stream, survey, wanted.page_size)
             for salvaged in salvager.read():

@@ -10,9 +10,19 @@ from typing import NoReturn
 
 import click
 
+from ..protocol.errors import StreamError
+
 
 class CommandError(Exception):
     """What is asked for cannot be done; one line."""
+
+
+class ChannelError(StreamError):
+    """What is wrong with a channel of a multifd migration; `file`: where that stands."""
+
+    def __init__(self, file: str, error: StreamError) -> None:
+        super().__init__(error.message, offset=error.offset, section=error.section)
+        self.file = file
 
 
 def note(message: str) -> None:
@@ -29,6 +39,8 @@ def fail(message: str) -> NoReturn:
 def describe(error: Exception, name: str | None = None) -> str:
     """What went wrong, and with what; `name` where the error itself does not say."""
     what, message = name, str(error)
+    if isinstance(error, ChannelError):
+        what = error.file
     if isinstance(error, OSError) and error.strerror:
         what, message = error.filename or name, error.strerror
     return message if what is None else f"{click.format_filename(what)}: {message}"

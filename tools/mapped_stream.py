@@ -174,6 +174,23 @@ def plain_events(found: Iterable[events.Event]) -> Iterator[events.Event]:
             yield event
 
 
+def one_channel(found: Iterable[events.Event]) -> Iterator[events.Event]:
+    """Those of an ordinary stream, from those of a multifd migration, whose pages stand where they
+    belong already."""
+    inserted = False
+    for event in found:
+        if isinstance(event, events.MultifdFlush):
+            continue
+        if isinstance(event, events.MultifdRun):
+            inserted = True
+        elif inserted and isinstance(event, (events.PageRun, events.EncodedRun)):
+            # The block of the record before is another now.
+            inserted = False
+            yield replace(event, continued=False)
+            continue
+        yield event
+
+
 def _next_piece(section_id: int) -> Iterator[events.Event]:
     """The end of a piece of `ram`, and the beginning of another."""
     yield events.EndOfRam(0)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import click
 
 from ..protocol.errors import StreamError
 from . import containers
+from .channels import opened_channels
 from .containers import ChooseSnapshotError, Opened
 from .damage_signs import explain
 from .failure import CommandError, describe, fail
@@ -39,16 +41,18 @@ def opened_stream(
     name: str,
     offset: int = 0,
     on_snapshots: Callable[[tuple[Snapshot, ...]], None] | None = None,
+    channels: Sequence[str] = (),
 ) -> Iterator[Opened]:
     """What a user names as a stream, from `offset` on; whatever is wrong ends the command.
 
     `on_snapshots`: what to do instead where it is a qcow2 image, without a word of which snapshot.
-    What is damaged in a libvirt image before its stream is mentioned when the stream was read.
+    `channels`: the files of a multifd migration's channels, beside that of its main one. What is
+    damaged in a libvirt image before its stream is mentioned when the stream was read.
     """
     try:
-        with containers.open_stream(name, offset) as opened:
+        with containers.open_stream(name, offset) as opened, opened_channels(channels) as beside:
             try:
-                yield opened
+                yield replace(opened, channels=beside)
             except StreamError as error:
                 explain(error, opened)
                 raise

@@ -40,7 +40,7 @@ _KINDS = (
         0,
         (MULTIFD_MAGIC.to_bytes(4, "big"),),
         "a channel of a multifd migration, which holds pages alone",
-        "give the capture of its main channel",
+        "name the file of its main channel, and give this one and each other by --channel FILE",
         packed=True,
     ),
     _Kind(0, (b"PK\x03\x04",), "a zip archive", _unpacked("unzip -p FILE"), packed=True),

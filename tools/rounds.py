@@ -1,7 +1,8 @@
 """Tells the rounds of a stream apart: passes over the pages that were dirty.
 
 The stream does not say where one begins. A page is sent at most once in a round, so where one comes
-again, another round has begun; rounds that have no page in common count as one.
+again, another round has begun; rounds that have no page in common count as one. Of multifd channels
+the order is known from sync point to sync point: what came before in the round is of the next.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Rounds:
 
     def __init__(self) -> None:
         self.current = 0
+        self._overtaken = False
         self._sent: dict[tuple[int, int], npt.NDArray[np.uint16]] = {}
         """Of each page, the round in which it was last sent, from 1 on."""
 
@@ -37,6 +39,32 @@ class Rounds:
                     start += count
                 if start < end:
                     self.current += 1
+
+    def split_interval(
+        self, block: int, numbers: npt.NDArray[np.intp]
+    ) -> Iterator[tuple[int, int]]:
+        """Of pages that multifd channels sent in any order between two sync points: a round, and
+        how many are of it. `end_interval` has to be called at the second one."""
+        if self.current + 2 >= MOST_ROUNDS:
+            yield self.current, len(numbers)
+            return
+        chunks, later = numbers >> _CHUNK_BITS, 0
+        for chunk in np.unique(chunks).tolist():
+            sent = self._table(block, chunk)
+            places = numbers[chunks == chunk] - (chunk << _CHUNK_BITS)
+            again = sent[places] > self.current
+            sent[places] = self.current + 1 + again
+            later += int(again.sum())
+        if later < len(numbers):
+            yield self.current, len(numbers) - later
+        if later:
+            self._overtaken = True
+            yield self.current + 1, later
+
+    def end_interval(self) -> None:
+        """A sync point: if pages came again before it, the next round has begun."""
+        self.current += self._overtaken
+        self._overtaken = False
 
     def _take(self, block: int, numbers: npt.NDArray[np.intp]) -> int:
         """How many of these pages the current round has first; they are noted."""

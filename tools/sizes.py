@@ -1,4 +1,4 @@
-"""Sizes as options of a command: from text to bytes."""
+"""The options by which commands read streams; sizes, from text to bytes."""
 
 from __future__ import annotations
 
@@ -64,6 +64,14 @@ two_offsets_option = click.option(
     metavar="SIZE",
     callback=_two_offsets,
     help="where in its file A begins: 4096, 1M, 0x1000; given again: where B does",
+)
+channel_option = click.option(
+    "--channel",
+    "channels",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(),
+    help="a channel of a captured multifd migration, whose main channel STREAM is; again for each",
 )
 page_size_option = click.option(
     "--page-size",

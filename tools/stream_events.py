@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import SEEK_CUR
-from typing import BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from ..protocol import events
 from ..protocol.errors import StreamError, UnsupportedError
@@ -13,6 +13,9 @@ from ..protocol.mapped_pages import OnMissing, read_pages
 from ..protocol.ram import SECTION_NAME
 from ..protocol.reader import StreamReader
 from .source import Left, fill, give_back, left_in
+
+if TYPE_CHECKING:
+    from .channels import Channels
 
 PIECE = 4 << 20
 """Bytes that are read at once."""
@@ -32,6 +35,7 @@ Found: TypeAlias = "events.Event | Behind"
 def read_events(
     stream: BinaryIO,
     page_size: int = 4096,
+    channels: Channels | None = None,
     *,
     reader: StreamReader | None = None,
     on_missing: OnMissing | None = None,
@@ -40,10 +44,18 @@ def read_events(
 
     The pages of a mapped-ram file come behind the list of RAM blocks. `page_size`: bytes, where the
     stream does not say before its pages come. What stands behind the end of the stream is counted;
-    the last event says so. `reader`: what reads them, which knows where it failed. `on_missing`: as
-    in `read_pages`.
+    the last event says so. `channels`: those of a multifd migration whose main channel this is;
+    their pages are put where they belong. `reader`: what reads them, which knows where it failed.
+    `on_missing`: as in `read_pages`.
     """
     reader = StreamReader(page_size=page_size) if reader is None else reader
+    found = _read_events(stream, reader, on_missing)
+    return found if channels is None else channels.merge(found)
+
+
+def _read_events(
+    stream: BinaryIO, reader: StreamReader, on_missing: OnMissing | None
+) -> Iterator[Found]:
     start = stream.tell() if stream.seekable() else None
     buffer = memoryview(bytearray(PIECE))
     kept = 0

@@ -12,6 +12,7 @@ from ..protocol.errors import StreamError
 from ..protocol.fields import Decoder
 from .arrivals import MissingPages
 from .block_file import BlockFile
+from .channels import Channels
 from .compare import differing
 from .diff import BlockDifference, compare_blocks
 from .rebuild import RebuildError, RebuiltGuest, absent_message, rebuild
@@ -80,7 +81,7 @@ class Report:
 
     def describe(self) -> Iterator[str]:
         """A line for everything that is wrong."""
-        yield from (pages.describe() for pages in self.missing)
+        yield from (f"{pages.describe()}{pages.hint}" for pages in self.missing)
         for pages in self.missing_there:
             yield f"in the other stream, {pages.describe()}"
         yield from (comparison.describe() for comparison in self.ram if not comparison.equal)
@@ -135,10 +136,11 @@ def verify(
     files: dict[str, str],
     other: RebuiltGuest | None = None,
     page_size: int = 4096,
+    channels: Channels | None = None,
 ) -> Report:
     """Read all of it, compare blocks with `files` by name, and all RAM with another stream's.
 
-    `page_size`: as in `read_events`.
+    `page_size`, `channels`: as in `read_events`.
 
     Raises StreamError when the stream is not valid, RebuildError when a file does not fit, OSError
     when one cannot be read.
@@ -146,7 +148,9 @@ def verify(
     with ExitStack() as stack:
         # A missing file is told before a long stream is read.
         opened = {block: stack.enter_context(open(path, "rb")) for block, path in files.items()}
-        guest = rebuild(read_events(stream, page_size), stack, opened if other is None else None)
+        guest = rebuild(
+            read_events(stream, page_size, channels), stack, opened if other is None else None
+        )
         guest.check_blocks(opened)
         undescribed = check_devices(guest)
         ram = [compare_file(guest.images[block], block, file) for block, file in opened.items()]

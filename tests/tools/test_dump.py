@@ -92,6 +92,7 @@ def test_json_keys_are_stable(streams: Any, vmferry: Any) -> None:
         "behind": None,
         "footers": True,
         "description": True,
+        "channels": [],
     }
     assert [device["name"] for device in devices] == ["timer", "cpu", "cpu", "0000:00:02.0/vga"]
     cpu = devices[1]

@@ -56,3 +56,18 @@ def test_many_rounds_are_cut(streams: Any, vmferry: Any) -> None:
     assert ", 40 rounds, " in lines
     shown = lines.split(" round")[-1].splitlines()[1:]
     assert [line.split()[0] for line in shown] == [*"012345", "...", *map(str, range(34, 40))]
+
+
+def test_intervals() -> None:
+    """Broken: a round would end wherever channels overtake each other."""
+    rounds = Rounds()
+    first = list(rounds.split_interval(0, np.arange(10)))
+    rounds.end_interval()
+    # The end of a round and the beginning of the next, in any order.
+    second = list(rounds.split_interval(0, np.array([3, 20, 1, 21])))
+    again = list(rounds.split_interval(1, np.array([3, 2])))
+    rounds.end_interval()
+    third = list(rounds.split_interval(0, np.array([5, 4])))
+    assert (first, second) == ([(0, 10)], [(0, 2), (1, 2)])
+    assert (again, third) == ([(0, 2)], [(1, 2)])
+    assert rounds.current == 1
