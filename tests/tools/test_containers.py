@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+import lz4.frame  # type: ignore[import-untyped]
 import pytest
 import zstandard
 from lzallright import LZOCompressor
@@ -63,6 +64,12 @@ def lzop(content: bytes, block: int = 4096) -> bytes:
 
 ALONE: dict[str, Callable[[bytes], bytes]] = {**COMPRESS, "lzop": lzop}
 """With those of which there is only one in a file."""
+EVERY: dict[str, Callable[[bytes], bytes]] = {
+    **ALONE,
+    "lz4": lz4.frame.compress,
+    "lzma": lambda content: lzma.compress(content, lzma.FORMAT_ALONE),
+}
+"""With those that libvirt does not make."""
 
 
 def save_image(stream: bytes, header: Any = LITTLE, **changes: Any) -> bytes:
@@ -252,10 +259,10 @@ def test_damaged_xml_is_refused_alone(
     assert converted.exit_code == 0, converted.output
 
 
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("name", EVERY)
 def test_cut_compressed_file_is_refused(streams: Any, name: str) -> None:
     """Broken: half a file would be taken for a whole one."""
-    data = ALONE[name](streams.small)
+    data = EVERY[name](streams.small)
     with pytest.raises(StreamError, match=f"{len(data) // 2:#x} .*within"):
         unpack(io.BytesIO(data[: len(data) // 2]), None).stream.read()
 
@@ -271,10 +278,10 @@ def _offset_of_error(data: bytes) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("name", EVERY)
 def test_damaged_compressed_files_are_refused_or_read(streams: Any, name: str) -> None:
     """Broken: some damage would end in a traceback, or take memory or time without end."""
-    whole = ALONE[name](streams.small)
+    whole = EVERY[name](streams.small)
     chance = random.Random(name)
     for _ in range(60):
         data = bytearray(whole)
@@ -294,6 +301,11 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     ),
     "gzip": lambda: gzip.compress(bytes(1 << 27), 1),
     "bzip2": lambda: bz2.compress(bytes(1 << 27)),
+    "lz4": lambda: lz4.frame.compress(bytes(1 << 28), block_size=lz4.frame.BLOCKSIZE_MAX4MB),
+    "lzma": lambda: lzma.compress(bytes(1 << 27), lzma.FORMAT_ALONE, preset=0),
+    "lzma-dictionary": lambda: lzma.compress(
+        bytes(99), lzma.FORMAT_ALONE, filters=[{"id": lzma.FILTER_LZMA1, "dict_size": 1 << 28}]
+    ),
 }
 
 
