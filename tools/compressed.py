@@ -25,6 +25,8 @@ from .source import CHUNK, Content
 
 MAX_XZ_MEMORY = 128 << 20
 """Bytes; twice what `xz -9` asks for."""
+_XZ_NEEDS_MORE = "Memory usage limit exceeded"
+"""What lzma says then."""
 MAX_PADDING = 1 << 20
 """Bytes of zeros between two files that follow each other."""
 MAX_LONG_WINDOW = 1 << 31
@@ -121,6 +123,10 @@ class Members(Content):
             return decompressor.decompress(data, most)
         except (zlib.error, OSError, ValueError, RuntimeError, lzma.LZMAError) as error:
             message = f"bad {self.name} data: {error}"
+            if isinstance(error, lzma.LZMAError) and str(error) == _XZ_NEEDS_MORE:
+                limit = format_size(MAX_XZ_MEMORY)
+                message = f"{self.name} data that need more than {limit} of memory: "
+                message += "decompress them first: xz -dc FILE | vmferry dump -"
             raise CompressedError(message, offset=self._offset - len(data)) from None
 
     def _next(self, rest: bytes) -> None:

@@ -43,7 +43,7 @@ TAILS = {
     "garbage": OLD,
     "one byte": b"x",
     "three bytes": b"\x28\xb5\x2f",
-    "zeros and garbage": bytes(1000) + OLD,
+    "zeros and garbage": bytes(300_000) + OLD,
 }
 
 

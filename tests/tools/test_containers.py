@@ -331,6 +331,13 @@ def test_bombs_stay_small(vmferry: Any, streams: Any, usual_rss: int, name: str)
     assert ran.rss < usual_rss + (96 << 10)
 
 
+@pytest.mark.parametrize("name", ["xz-dictionary", "lzma-dictionary"])
+def test_much_memory_is_refused(vmferry: Any, name: str) -> None:
+    """Broken: nobody would see why an xz file is not read, nor what to do."""
+    error = vmferry.run("dump", vmferry.write("file", BOMBS[name]())).error
+    assert "data that need more than 128.0 MiB of memory: decompress them first: xz -dc" in error
+
+
 def test_nothing_is_left_of_what_is_refused() -> None:
     """Broken: what goes on reading streams would keep the memory of each that is refused."""
     frame_of_empty_blocks = bytes.fromhex("28b52ffd2009") + bytes(3 * 1100)
