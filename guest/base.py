@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..protocol.handover import Destination, Source
+from ..protocol.kept import Payload
 from .errors import GuestError as GuestError  # noqa: PLC0414
 from .handing import Outcome
 from .handing_in import DestinationJob, hand_in
@@ -54,7 +55,7 @@ class DeviceSection:
     name: str
     instance_id: int
     version: int
-    payload: bytes
+    payload: Payload
 
 
 @dataclass(frozen=True)

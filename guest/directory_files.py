@@ -14,6 +14,8 @@ import re
 import stat
 from collections.abc import Iterable
 
+from ..protocol.kept import Payload, pieces
+
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
 
@@ -140,12 +142,13 @@ def _allow_owner(fd: int, mode: int) -> None:
         os.fchmod(fd, mode)
 
 
-def write(fd: int, data: bytes) -> None:
+def write(fd: int, data: Payload) -> None:
     """Write all bytes to the file and close it. Raises OSError."""
     with open(fd, "wb", buffering=0) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
+        for piece in pieces(data):
+            view = memoryview(piece)
+            while view:
+                view = view[file.write(view) :]
 
 
 def sync_files(folder: int, names: Iterable[str]) -> None:

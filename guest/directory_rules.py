@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..protocol.block_list import MAX_BLOCKS
+from ..protocol.candidates import read_description
 from ..protocol.configuration import (
     IGNORE_SHARED,
     MAPPED_RAM,
@@ -19,7 +20,6 @@ from ..protocol.configuration import (
 )
 from ..protocol.cursor import decode_name
 from ..protocol.description import DescriptionError, described_lengths
-from ..protocol.ending import read_description
 from ..protocol.errors import StreamError
 from ..protocol.ram import SECTION_NAME
 from .base import BlockLayout, Machine

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from xxhash import xxh3_128_hexdigest
 
 from ..protocol.handover import Destination, Source
+from ..protocol.kept import whole
 from ..transport.process import send_fd, send_message
 from .base import (
     BlockLayout,
@@ -261,7 +262,7 @@ class SyntheticGuest(Guest):
         names = [(s.name, s.version) for s in (*state.early, *state.sections)]
         if names != [(DEVICE_NAME, 1)]:
             raise GuestError(f"synthetic: device sections {names} are not a synthetic guest's")
-        self._runs_on = self._command("load", (*state.early, *state.sections)[0].payload)
+        self._runs_on = self._command("load", whole((*state.early, *state.sections)[0].payload))
 
     def invalidate_caches(self) -> None:
         """Nothing is cached."""

@@ -126,13 +126,28 @@ class Length:
     exact: bool
 
 
-def described_lengths(description: dict[str, Any]) -> dict[tuple[str, int], Length]:
-    """Payload lengths by name and instance id. Raises DescriptionError."""
-    lengths: dict[tuple[str, int], Length] = {}
-    for key, device in devices_of(description):
-        size, exact = _size_of(device)
-        lengths[key] = Length(size, exact and key not in lengths)
-    return lengths
+@dataclass(frozen=True)
+class Described:
+    """A device as the description lists it. `version`: None where it does not say."""
+
+    name: str
+    instance_id: int
+    version: int | None
+    length: Length
+
+
+def described(description: Mapping[str, Any]) -> list[Described]:
+    """Return the devices in the order of their sections. Raises DescriptionError."""
+    found = []
+    for (name, instance_id), device in devices_of(description):
+        version = number(device, "version") if "version" in device else None
+        found.append(Described(name, instance_id, version, Length(*_size_of(device))))
+    return found
+
+
+def described_lengths(description: Mapping[str, Any]) -> dict[tuple[str, int], Length]:
+    """Return payload lengths by name and instance id. Raises DescriptionError."""
+    return {(one.name, one.instance_id): one.length for one in described(description)}
 
 
 def _size_of(structure: Structure, depth: int = 0) -> tuple[int, bool]:

@@ -1,78 +1,187 @@
-"""What stands behind RAM: held back until the description confirms where device sections end.
+"""Where the device sections behind RAM end, and where the stream does.
 
-A device's state may hold what looks like its footer and a next section. The search is misled then;
-the description at the very end still tells where sections end. Without footers it alone does.
+No section carries its length, and a guest can write into its devices whatever looks like a footer,
+a section, the end of the stream, or a description. So the first FULL section or EOF behind RAM ends
+what is read as it comes. All that follows is kept, and then decided at once.
+
+**With a description.** An end is believed only if a description confirms it: it lists every section
+that was read, in order, with its name, instance id and version, and each one's header and footer
+are exactly where the described lengths put them, from the first kept byte up to the EOF before the
+description. Of several descriptions that fit, the last one in the input is right: a guest can forge
+one only inside of its own devices, and the true description stands behind all of them. So in
+an input that holds the whole stream, a guest decides nothing, whatever it writes.
+
+**Bytes behind the stream** are allowed in files: volumes are larger than the streams on them, and
+hold zeros or old data. A guest could move the end only if it wrote these bytes, too (say, it is
+shown a disk that lies behind its own state in the same file), and put a footer and a description
+there in which one of its devices goes on up to them. And of a stream that was cut within a device a
+forged end in front of the cut cannot be told from the true one: the rest of that device then counts
+as bytes behind the stream, and their number is reported.
+
+**On a connection** an end is believed only if its description fits and ends with the last byte that
+has arrived (`whole`), and nothing follows: see `receiver.transport` for how long that is watched. A
+source that waits for an answer sends nothing behind the true end, and goes on behind a forged one.
+What remains is a source, or a link, that stalls exactly behind a forged end for all of that time.
+
+**Without a description** (`undescribed`) sections are told apart only if there is one way to do so,
+and nothing but zeros follows the end. That is sure for an input that is known to be complete. It is
+not for a connection that stays open: nothing there says that the stream has ended.
+
+**Sections before RAM** ("early") are read as they come, by their footers. The description has to
+confirm their lengths as well; if a later one in the input contradicts, no other is believed.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from . import devices, events
-from .description import DescriptionError, described_lengths
+from . import diagnosis, events
+from .candidates import Candidate, LastCandidate, candidates, wrong_page_size
+from .description import Described
 from .errors import StreamError
-from .writer import StreamWriter
+from .following import CommandAt, Follower, MismatchError, Part, Search
+from .kept import Kept
+from .undescribed import take_apart
+
+SEARCH = 1 << 30
+"""Bytes that are searched at most for the ends of sections that are not described in full."""
 
 
+@dataclass(frozen=True)
+class Ended:
+    """The events of all that was kept, up to `end` of the kept bytes, where the stream ends."""
+
+    events: list[events.Event]
+    end: int
+
+
+@dataclass
 class Ending:
-    """The events held back, and every device section of the stream."""
+    """Decides about the bytes `kept` from `offset` in the stream on.
 
-    def __init__(self) -> None:
-        self.held: list[events.Event] = []
-        self.size = 0
-        """Bytes of the payloads held."""
-        self._devices: list[events.DeviceSection] = []
+    `early`: the device sections before them; `ids`: of all sections before them. `footers`: whether
+    sections have some. `page_size`: bytes of the pages that were read.
+    """
 
-    def note(self, event: events.DeviceSection) -> None:
-        """A device section was read, held back or not."""
-        self._devices.append(event)
+    kept: Kept
+    offset: int
+    early: Sequence[events.DeviceSection]
+    ids: frozenset[int]
+    page_size: int
+    footers: bool = True
+    _last: LastCandidate = field(init=False)
 
-    def hold(self, event: events.Event) -> list[events.Event]:
-        """Keep an event; nothing is told yet."""
-        self.held.append(event)
-        if isinstance(event, events.DeviceSection):
-            self.size += len(event.payload)
-        return []
+    def __post_init__(self) -> None:
+        self._last = LastCandidate(self.kept)
 
-    def release(self) -> list[events.Event]:
-        """The events held, as they are."""
-        found, self.held, self.size = self.held, [], 0
+    def whole(self) -> bool:
+        """Return whether a description confirms that the stream ends with the last byte kept."""
+        candidate = self._last.find()
+        if candidate is None:
+            return False
+        try:
+            self._follow(candidate, Search(SEARCH))
+        except MismatchError:
+            return False
+        return True
+
+    def bare(self) -> bool:
+        """Return whether the kept bytes look like a whole stream that has no description."""
+        return self.kept.size > 0 and self._undescribed() is not None
+
+    def resolve(self) -> Ended:
+        """Return the events, now that the input has ended. Raises StreamError."""
+        search, wrong = Search(SEARCH), diagnosis.Worst()
+        for candidate in candidates(self.kept):
+            try:
+                parts = self._follow(candidate, search)
+            except MismatchError as error:
+                wrong.note(candidate, error)
+                continue
+            if wrong.early is not None:
+                raise self._placed(wrong.early)
+            return self._described(candidate, parts)
+        found = self._undescribed() if self.footers else self._without_footers(wrong.last)
+        if found is None:
+            raise self._placed(wrong.explained(self.kept) or diagnosis.undescribed(self.kept))
         return found
 
-    def raw(self) -> bytes:
-        """All held, as on the wire."""
-        return b"".join(map(StreamWriter().write, self.held))
+    def _follow(self, candidate: Candidate, search: Search) -> list[Part]:
+        """Return the parts up to a candidate. Raises MismatchError."""
+        if candidate.error is not None:
+            message = f"a device is described without sense: {candidate.error}"
+            raise MismatchError(message, candidate.position)
+        size = candidate.json.get("page_size", self.page_size)
+        if size != self.page_size:
+            message = wrong_page_size(size, self.page_size)
+            raise MismatchError(message, candidate.position)
+        listed = self._behind_ram(candidate)
+        follower = Follower(self.kept, candidate, listed, self.ids, search, self.footers)
+        return follower.run()
 
-    def confirm(self, description: events.Description) -> list[events.Event]:
-        """The events held, with sections as long as described. Raises StreamError."""
-        raw = b"".join(StreamWriter().write(event) for event in self.held[:-1])
-        try:
-            lengths = described_lengths(description.json)
-        except DescriptionError as error:
-            message = f"a device is described without sense: {error}"
-            raise StreamError(message, offset=description.offset) from None
-        settled = devices.settle(self.held, self._devices, lengths, raw)
-        self.release()
-        return [*settled, description]
+    def _behind_ram(self, candidate: Candidate) -> list[Described]:
+        """Return the devices that are still to come. Raises MismatchError for one before RAM."""
+        early = {(section.name, section.instance_id): section for section in self.early}
+        listed = []
+        for one in candidate.devices:
+            section = early.pop((one.name, one.instance_id), None)
+            if section is None:
+                listed.append(one)
+            elif one.length.exact and one.length.size != len(section.payload):
+                message = f"the section has {len(section.payload)} bytes, its description"
+                where = section.payload_offset - self.offset
+                raise diagnosis.EarlyMismatchError(
+                    f"{message} {one.length.size}", where, section.name
+                )
+        return listed
 
+    def _described(self, candidate: Candidate, parts: Sequence[Part]) -> Ended:
+        offset = self.offset + candidate.position
+        description = events.Description(offset + 1, candidate.text, candidate.json)
+        found = [*map(self._event, parts), events.EndOfStream(offset), description]
+        return Ended(found, candidate.end)
 
-def read_description(text: bytes, offset: int, page_size: int) -> events.Description:
-    """The description, whose pages have to be as they were read. Raises StreamError."""
-    try:
-        description = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        message = f"the description is not JSON: {error}"
-        raise StreamError(message, offset=offset) from None
-    if not isinstance(description, dict):
-        raise StreamError("the description is not a JSON object", offset=offset)
-    check_page_size(description, offset, page_size)
-    return events.Description(offset, text, description)
+    def _undescribed(self) -> Ended | None:
+        apart = take_apart(self.kept, self.ids)
+        if apart is None:
+            return None
+        found: list[events.Event] = []
+        if apart.parts is not None:
+            found += map(self._event, apart.parts)
+        else:
+            found.append(events.UnsplitDevices(self.offset, self.kept.part(0, apart.eof)))
+        return Ended([*found, events.EndOfStream(self.offset + apart.eof)], apart.eof + 1)
 
+    def _without_footers(self, last: Candidate | None) -> Ended | None:
+        """Return all devices as one, up to the description at the very end or the last byte."""
+        eof = self.kept.size - 1
+        told: list[events.Event] = []
+        if last is not None and last.error is None and last.end == self.kept.size:
+            eof = last.position
+            told = [events.Description(self.offset + eof + 1, last.text, last.json)]
+        elif self.kept.read(eof, 1) != b"\0":
+            return None
+        found: list[events.Event] = [events.EndOfStream(self.offset + eof), *told]
+        if eof:
+            found.insert(0, events.UnsplitDevices(self.offset, self.kept.part(0, eof)))
+        return Ended(found, last.end if told and last is not None else eof + 1)
 
-def check_page_size(description: dict[str, Any], offset: int, page_size: int) -> None:
-    """Raises StreamError where the description at `offset` tells of other pages."""
-    described = description.get("page_size", page_size)
-    if described != page_size:
-        message = f"pages have {described} bytes by the description, were read as {page_size}"
-        raise StreamError(message, offset=offset)
+    def _event(self, part: Part) -> events.Event:
+        start = self.offset + part.start
+        if isinstance(part, CommandAt):
+            return events.Command(start, part.command, part.data)
+        return events.DeviceSection(
+            offset=start,
+            section_id=part.section_id,
+            name=part.name,
+            instance_id=part.instance_id,
+            version=part.version,
+            payload=self.kept.part(part.payload, part.size),
+            payload_offset=self.offset + part.payload,
+            footer=self.footers,
+        )
+
+    def _placed(self, error: MismatchError) -> StreamError:
+        offset = self.offset + error.position
+        return StreamError(error.message, offset=offset, section=error.section)

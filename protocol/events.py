@@ -16,6 +16,7 @@ import numpy.typing as npt
 from .block_section import DiskEvent
 from .dirty_bitmap import BitmapChunk
 from .htab import HtabEvent
+from .kept import Payload
 from .mapped_ram import MappedRam
 from .marks import SectionType
 from .ram import COMPRESSED_HEAD_SIZE, RECORD_HEADER_SIZE, XBZRLE_HEAD_SIZE
@@ -73,7 +74,7 @@ class OpaquePiece:
     """The payload of a piece of an iterative section that nobody knows, carried verbatim."""
 
     offset: int
-    payload: bytes = field(repr=False)
+    payload: Payload = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ class DeviceSection:
     name: str
     instance_id: int
     version: int
-    payload: bytes = field(repr=False)
+    payload: Payload = field(repr=False)
     payload_offset: int = 0
     footer: bool = True
 
@@ -264,7 +265,7 @@ class UnsplitDevices:
     """Device sections that cannot be told apart: no footers, and no description that fits."""
 
     offset: int
-    data: bytes = field(repr=False)
+    data: Payload = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from .description import (
     text,
 )
 from .errors import StreamError
+from .kept import Payload, opened, whole
 from .stream import Str8
 from .writer import StreamWriter
 
@@ -242,18 +243,21 @@ class Decoder:
 
 
 def decode(
-    structure: Structure | None, payload: bytes, offset: int, section: str
+    structure: Structure | None, payload: Payload, offset: int, section: str
 ) -> tuple[Field, ...]:
     """The fields of a payload that stands at `offset` in the stream: one of type `undescribed`
     where its description is missing, or hides part of it. Raises StreamError."""
-    undescribed = (Field("payload", "undescribed", offset, len(payload), payload),)
+
+    def undescribed() -> tuple[Field, ...]:
+        return (Field("payload", "undescribed", offset, len(payload), whole(payload)),)
+
     if structure is None:
-        return undescribed
+        return undescribed()
     try:
         return _decode(structure, payload, offset, section)
     except StreamError:
         if isinstance(structure, dict) and _hides_structures(structure):
-            return undescribed
+            return undescribed()
         raise
 
 
@@ -268,7 +272,7 @@ def _hides_structures(structure: Structure) -> bool:
         return False
 
 
-def _decode(structure: Structure, payload: bytes, offset: int, section: str) -> tuple[Field, ...]:
+def _decode(structure: Structure, payload: Payload, offset: int, section: str) -> tuple[Field, ...]:
     try:
         if not isinstance(structure, dict):
             raise DescriptionError("it is no object")
@@ -279,7 +283,7 @@ def _decode(structure: Structure, payload: bytes, offset: int, section: str) -> 
     if declared.size > len(payload):
         message = f"the section has {len(payload)} bytes, its description {declared.size}"
         raise StreamError(message, offset=offset, section=section)
-    data = io.BytesIO(payload)
+    data = opened(payload)
     try:
         found = cast("tuple[Field, ...]", declared.construct.parse_stream(data, offset=offset))
     except StreamError as error:

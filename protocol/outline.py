@@ -19,7 +19,7 @@ from mmap import mmap
 from operator import ne
 from typing import NamedTuple
 
-from .description import described_lengths
+from .description import Described, described
 from .marks import (
     MAGIC,
     MAX_DEVICE_VERSION,
@@ -33,8 +33,8 @@ from .marks import (
 PAGE_SIZE = 4096
 MAX_TOTAL_RAM = 1 << 38
 """Bytes. A byte is kept for each page of it."""
-MAX_BEHIND_RAM = 64 << 20
-"""Bytes that are held at once, as the reader does."""
+MAX_DESCRIPTION = 64 << 20
+"""Bytes of a description, as the reader has it."""
 MAX_NAME = 255
 MAX_ROUNDS = 1000
 PLAIN, ZERO = 0, 1
@@ -70,6 +70,11 @@ _COMMANDS = {
     int(CommandType.SWITCHOVER_START): 0,
 }
 """Bytes of data of those that change nothing of what follows."""
+
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_TRIES = 4
+"""JSON has no such bytes; the length before it may look like the beginning of its own header."""
 
 
 class NotOrdinary(Exception):  # noqa: N818 - not an error: the reader has to look
@@ -270,39 +275,50 @@ class _Walk:
                 self._begin_round()
 
     def _devices(self) -> None:
-        """The device sections, and what stands behind them: that it is the end, was seen."""
-        lengths = self._description()
+        """The device sections, each of which is as the description at the very end lists it."""
+        listed = self._description()
+        end = len(self._data) - self._found.description - _FOOTER.size - 1
         ids = {self._found.section_id}
-        while self._part() == SectionType.FULL:
+        for one in listed:
+            self._expect(self._part() == SectionType.FULL and self._position < end)
             (section_id,) = self._take(_U32)
             name = self._name(self._byte())
             instance_id, version = self._take(_IDS)
-            self._expect((name, instance_id) in lengths and section_id not in ids)
+            self._expect((name, instance_id) == (one.name, one.instance_id))
+            self._expect(one.version in (None, version) and section_id not in ids)
             self._expect(section_id < MAX_SECTION_ID and version < MAX_DEVICE_VERSION)
             ids.add(section_id)
-            size = lengths.pop((name, instance_id))
+            size = one.length.size
             device = Device(name, section_id, instance_id, version, self._position, size)
             self._found.devices.append(device)
             self._position += size
             self._expect(self._take(_FOOTER) == (SectionType.FOOTER, section_id))
-        behind = len(self._data) - self._position - _FOOTER.size
-        self._expect(self._take(_FOOTER) == (SectionType.VMDESCRIPTION, behind))
+        self._expect(self._part() == SectionType.EOF and self._position == end + 1)
 
-    def _description(self) -> dict[tuple[str, int], int]:
-        """Bytes of each device by name and instance id, as the description at the end has it."""
-        self._expect(len(self._data) - self._position <= MAX_BEHIND_RAM)
-        tail = self._data[self._position :]
-        pattern = rb"\x00\x06(....)\{"
-        for match in re.finditer(pattern, tail, re.DOTALL):
-            text = tail[match.end() - 1 :]
-            if int.from_bytes(match[1], "big") == len(text):
-                break
-        else:
-            raise NotOrdinary
+    def _description(self) -> list[Described]:
+        """The devices, as the description that ends with the last byte lists them.
+
+        Guests can write what looks like a description, but not behind the true one.
+        """
+        text = self._text_at_the_end()
         self._found.description = len(text)
-        described = json.loads(text)
-        self._expect(described.get("page_size", PAGE_SIZE) == PAGE_SIZE)
-        return {key: length.size for key, length in described_lengths(described).items()}
+        value = json.loads(text)
+        self._expect(isinstance(value, dict))
+        self._expect(value.get("page_size", PAGE_SIZE) == PAGE_SIZE)
+        return described(value)
+
+    def _text_at_the_end(self) -> bytes:
+        size, end = len(self._data), len(self._data)
+        for _ in range(_TRIES):
+            end = self._data.rfind(b"\0\6", max(self._position, size - MAX_DESCRIPTION), end)
+            if end < 0:
+                break
+            start = end + 1 + _FOOTER.size
+            if int.from_bytes(self._data[end + 2 : start], "big") == size - start:
+                text = self._data[start:]
+                self._expect(text[:1] == b"{" and not _CONTROL.search(text))
+                return text
+        raise NotOrdinary
 
     def _take(self, layout: struct.Struct) -> tuple[int, ...]:
         values = layout.unpack_from(self._data, self._position)

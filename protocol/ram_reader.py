@@ -65,6 +65,11 @@ class RamReader:
         """Bytes of a page, as far as known by now."""
         return self.block_list.page_size
 
+    @property
+    def begun(self) -> bool:
+        """Its first piece was read, or is being read."""
+        return self._start is not None
+
     def start(self, section: events.IterativeSection) -> events.RamSection:
         """The section's first piece begins. Raises StreamError where there was one before."""
         offset, name = section.offset, section.name

@@ -4,9 +4,9 @@ The reader is a state machine: `_step` is the method that reads what comes next.
 whole part from the cursor and returns its events, or raises Incomplete. Iterative sections have
 readers of their own (see `sections`), of which one is at work at a time.
 
-The end of a device section is found by its footer (see `devices`). Sections behind RAM are held
-back until the description confirms their lengths, or the stream ends without one (see `ending`).
-Nothing read is trusted: what is wrong raises StreamError, with its place.
+From the first device section behind RAM on, or from an EOF, all bytes are kept until the caller
+says that the input has ended (`close`): only then is it known where sections and the stream end,
+and `ending` says how. Nothing read is trusted: what is wrong raises StreamError, with its place.
 """
 
 from __future__ import annotations
@@ -15,16 +15,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from . import devices, events, ram, stream
+from . import devices, events, stream
 from .commands import read_command
 from .configuration import IGNORE_SHARED, MAPPED_RAM, checked_page_size, read_configuration
 from .cursor import Cursor, Incomplete, decode_name
-from .ending import Ending, check_page_size, read_description
+from .ending import Ending
 from .errors import CutError, StreamError, UnsupportedError
+from .kept import Kept, KeptInMemory
 from .marks import MAGIC, MULTIFD_MAGIC, VERSION, CommandType, SectionType
+from .ram import SECTION_NAME
 from .ram_reader import RamReader
 from .sections import SectionReader, reader_of
-from .writer import StreamWriter
+
+MAX_IN_MEMORY = 64 << 20
+"""Bytes of device state that are kept in memory, if the caller does not say otherwise."""
+
+_FOOTER_SIZE: int = stream.SectionFooter.sizeof()
 
 _Step = Callable[[Cursor], Sequence[events.Event]]
 
@@ -32,29 +38,47 @@ _Step = Callable[[Cursor], Sequence[events.Event]]
 class StreamReader:
     """One stream from its first byte to its end.
 
-    `page_size`: bytes, where the stream does not say before its pages come. `max_section`: bound
-    for what has to be held in memory, in bytes: one device section, all behind RAM, the
-    description. `max_total_ram`: bytes of RAM that a stream may announce.
+    `page_size`: bytes, where the stream does not say before its pages come. `keep`: makes the
+    places where device state is kept until its end is known, one for each section before RAM and
+    one for all behind it; `keep_rest` makes the latter, given the position in the stream where it
+    begins, if it is another one. `max_device_state`: bytes that one of them may hold, None for any
+    number. `described_size`: asked for the payload's bytes of a device section before RAM, given
+    its payload's offset, section id, name and instance id; returns None where nobody can tell.
+    `max_total_ram`: bytes of RAM that a stream may announce.
     """
 
     def __init__(
-        self, *, page_size: int = 4096, max_section: int = 64 << 20, max_total_ram: int = 1 << 46
+        self,
+        *,
+        page_size: int = 4096,
+        keep: Callable[[], Kept] = KeptInMemory,
+        keep_rest: Callable[[int], Kept] | None = None,
+        max_device_state: int | None = MAX_IN_MEMORY,
+        described_size: Callable[[int, int, str, int], int | None] | None = None,
+        max_total_ram: int = 1 << 46,
     ) -> None:
-        self._max_section = max_section
+        self._keep = keep
+        self._keep_rest = keep_rest or (lambda _: keep())
+        self._max_device_state = max_device_state
+        self._described_size = described_size
         self._ram = RamReader(page_size, max_total_ram)
-        self._known = devices.Known(max_description=max_section)
+        self._known = devices.Known()
         self._open: dict[int, tuple[events.IterativeSection, SectionReader]] = {}
         self._step: _Step = self._header
         self._offset = 0
         self._rest = b""
-        self._collected = bytearray()
+        self._collected: Kept = keep()
+        self._size: int | None = None
         self._section: tuple[int, Any, str] | None = None
         self._reading: SectionReader = self._ram
         self._footers: bool | None = None
         self._package_end: int | None = None
-        self._ending = Ending()
-        self._error: StreamError | None = None
+        self._early: list[events.DeviceSection] = []
+        self._ending: Ending | None = None
         self.finished = False
+        """The stream is whole: `close` was called, or as much was kept as device state may have."""
+        self.end = 0
+        """The position in the stream behind its last byte, once it is finished."""
 
     @property
     def ram(self) -> RamReader:
@@ -77,16 +101,40 @@ class StreamReader:
         return self._ram.page_size
 
     @property
-    def awaiting_description(self) -> bool:
-        """The stream may end here; only a description may follow, or nothing."""
-        return not self.finished and (
-            self._step in (self._after_eof, self._description, self._tail)
-            or (self._step == self._device and not self._open and self._ends_in_eof())
-        )
+    def keeping_from(self) -> int | None:
+        """The position in the stream from which all bytes are kept; None before it is reached."""
+        return None if self._ending is None else self._ending.offset
 
-    def _ends_in_eof(self) -> bool:
-        assert self._section is not None
-        return self._rest == stream.section_footer(self._section[1].section_id) + b"\0"
+    @property
+    def kept(self) -> Kept:
+        """What is kept from `keeping_from` on; the caller may put bytes there itself."""
+        assert self._ending is not None
+        return self._ending.kept
+
+    @property
+    def position(self) -> int:
+        """The position in the stream up to which all was read."""
+        return self._offset
+
+    @property
+    def behind(self) -> int:
+        """Bytes that are kept and stand behind the end of the stream, once it is finished."""
+        if self._ending is None:
+            return 0
+        return self._ending.offset + self._ending.kept.size - self.end
+
+    @property
+    def whole(self) -> bool:
+        """Whether a description confirms that the stream ends with the last byte that came."""
+        return self.finished or (self._ending is not None and self._ending.whole())
+
+    @property
+    def bare(self) -> bool:
+        """Whether the stream may end here, but nothing confirms it: it has no description.
+
+        It costs a look at all device state.
+        """
+        return self._ending is not None and self._ending.bare()
 
     @property
     def to_skip(self) -> int:
@@ -116,16 +164,10 @@ class StreamReader:
         except StreamError as error:
             if error.section is None and self._section is not None:
                 error.section = self._section[2]
-            if not self._ending.held or self._step == self._description:
-                error.found = found
-                raise
-            self._doubt(cursor, error)
-        resolved = self._resolve_tail(view, cursor.done)
-        if resolved:
-            found += resolved
-            cursor.done = len(view)
+            error.found = found
+            raise
         self._offset += cursor.done
-        self._rest = bytes(view[cursor.done :])
+        self._rest = b"" if self.finished else bytes(view[cursor.done :])
         return found, cursor.done
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[events.Event]:
@@ -133,29 +175,22 @@ class StreamReader:
         return self.parse(memoryview(b"".join((self._rest, data))))[0]
 
     def close(self) -> list[events.Event]:
-        """The input has ended: the last events. Raises StreamError if the stream has not."""
+        """Return the last events: the input has ended. Raises StreamError if the stream has not.
+
+        Of the kept bytes, those from `end` on are not of the stream.
+        """
         if self.finished:
             return []
         self._known.at_end = True
         found = self.feed(b"")
-        if self.finished:
-            return found
-        if self._error is not None:
-            raise self._error
-        if self._step == self._tail and self._collected.endswith(b"\0"):
-            # No footers, no description: what stands before the last byte stays whole.
-            start = self._offset - len(self._collected)
-            devices_of_all = events.UnsplitDevices(start, bytes(self._collected[:-1]))
-            found += [devices_of_all, events.EndOfStream(self._offset - 1)]
-        elif self._step != self._after_eof or self._rest:
+        if self._ending is None:
             where = self._step.__name__.strip("_").replace("_", " ")
             raise CutError(
                 f"the stream ends early, in: {where}",
                 offset=self._offset + len(self._rest),
                 section=None if self._section is None else self._section[2],
             )
-        self.finished = True
-        return found + self._ending.release()
+        return found + self._resolve()
 
     # The steps, in the order of a stream.
 
@@ -195,7 +230,7 @@ class StreamReader:
             if cursor.offset > self._package_end:
                 message = f"the package before ended at {self._package_end:#x}, within a section"
                 raise StreamError(message, offset=cursor.offset)
-            self._package_end = None
+            self._package_end, self._known.in_package = None, False
         kind = cursor.peek()
         read = self._parts().get(kind)
         if read is None:
@@ -204,13 +239,17 @@ class StreamReader:
 
     def _parts(self) -> dict[int, _Step]:
         return {
-            SectionType.EOF: self._eof,
+            SectionType.EOF: self._end,
             SectionType.START: self._section_header,
-            SectionType.FULL: self._tail if self._footers is False else self._section_header,
+            SectionType.FULL: self._end if self._behind_ram() else self._section_header,
             SectionType.PART: self._continuation,
             SectionType.END: self._continuation,
             SectionType.COMMAND: self._command,
         }
+
+    def _behind_ram(self) -> bool:
+        """Whether a device section here is behind all of RAM; those of a postcopy are not."""
+        return self._footers is False or (self._ram.ended and self._package_end is None)
 
     def _section_header(self, cursor: Cursor) -> list[events.Event]:
         start = cursor.offset
@@ -226,19 +265,27 @@ class StreamReader:
         self._known.instances.add(instance)
         self._section = (start, header, name)
         if header.type == SectionType.FULL:
-            self._collected = bytearray()
+            self._collected, self._size = self._keep(), None
+            if self._described_size is not None:
+                of = (header.section_id, name, header.instance_id)
+                self._size = self._described_size(cursor.offset, *of)
             self._step = self._device
             return []
         ids = (header.section_id, name, header.instance_id, header.version)
         section = events.IterativeSection(start, SectionType.START, *ids)
-        if name == ram.SECTION_NAME:
+        if name == SECTION_NAME:
             section, self._reading = self._ram.start(section), self._ram
         else:
-            footers, limit = self._footers is not False, self._max_section
-            self._reading = reader_of(section, self._known, footers=footers, max_size=limit)
+            self._reading = reader_of(
+                section,
+                self._known,
+                footers=self._footers is not False,
+                keep=self._keep,
+                max_size=self._max_device_state,
+            )
         self._open[header.section_id] = (section, self._reading)
         self._known.open_ids.add(header.section_id)
-        return [*self._ending.release(), *self._begin(section)]
+        return self._begin(section)
 
     def _continuation(self, cursor: Cursor) -> list[events.Event]:
         start = cursor.offset
@@ -252,7 +299,7 @@ class StreamReader:
         if kind == SectionType.END:
             del self._open[header.section_id]
             self._known.open_ids.remove(header.section_id)
-        return [*self._ending.release(), *self._begin(replace(section, offset=start, kind=kind))]
+        return self._begin(replace(section, offset=start, kind=kind))
 
     def _begin(self, section: events.IterativeSection) -> list[events.Event]:
         self._reading.begin(section.kind)
@@ -285,28 +332,43 @@ class StreamReader:
         return [events.NoFooters(start)] if noticed else []
 
     def _device(self, cursor: Cursor) -> list[events.Event]:
+        """A device section before RAM, or of a postcopy's package."""
         assert self._section is not None
         start, header, name = self._section
-        end, found = devices.find_end(cursor, header.section_id, self._known)
+        if self._size is None:
+            end, found = devices.find_end(cursor, header.section_id, self._known)
+        else:
+            end = cursor.position + self._size - self._collected.size
+            found = end <= len(cursor.view)
         self._collect(cursor, end)
         if not found:
             raise Incomplete
-        payload = bytes(self._collected)
-        payload_offset = cursor.offset - len(payload)
-        cursor.take(stream.SectionFooter)
+        size = self._collected.size
+        footer = cursor.take(stream.SectionFooter)
+        if footer.section_id != header.section_id:
+            message = f"no footer behind the {size} bytes that are described"
+            raise StreamError(message, offset=cursor.offset - size)
         self._step = self._part
         ids = (header.section_id, name, header.instance_id, header.version)
-        event = events.DeviceSection(start, *ids, payload, payload_offset)
-        self._ending.note(event)
-        behind_ram = self._ram.ended and not self._open
-        return self._ending.hold(event) if behind_ram else [event]
+        place = cursor.offset - size - _FOOTER_SIZE
+        event = events.DeviceSection(start, *ids, self._collected.part(0, size), place)
+        self._early.append(event)
+        return [event]
 
     def _collect(self, cursor: Cursor, end: int) -> None:
-        size = len(self._collected) + end - cursor.position + self._ending.size
-        if size > self._max_section:
-            message = f"more than {self._max_section} bytes without the end of a section"
-            raise StreamError(message, offset=cursor.offset)
-        cursor.absorb(self._collected, end)
+        """Keep everything up to the position `end`, as far as it is here."""
+        end = min(end, len(cursor.view))
+        self._check_size(self._collected.size + end - cursor.position, cursor.offset)
+        if end > cursor.position:
+            self._collected.append(cursor.view[cursor.position : end])
+            cursor.position = end
+        cursor.commit()
+
+    def _check_size(self, size: int, offset: int) -> None:
+        limit = self._max_device_state
+        if limit is not None and size > limit:
+            message = f"more than {limit} bytes of device state (--max-device-state)"
+            raise StreamError(message, offset=offset)
 
     def _command(self, cursor: Cursor) -> list[events.Event]:
         start = cursor.offset
@@ -326,85 +388,53 @@ class StreamReader:
             if self._package_end is not None:
                 raise StreamError("a package within a package", offset=start)
             self._package_end = cursor.offset + said.length
-        event = events.Command(start, command.command, command.data)
-        return self._ending.hold(event) if self._ending.held else [event]
+            self._known.in_package = True
+        return [events.Command(start, command.command, command.data)]
 
-    def _eof(self, cursor: Cursor) -> list[events.Event]:
+    def _end(self, cursor: Cursor) -> list[events.Event]:
+        """The first device section behind RAM, or the EOF: from here on all is kept."""
         start = cursor.offset
-        if self._open:
-            section, _ = next(iter(self._open.values()))
-            message = f"the stream ends before its section {section.name!r} does"
+        if self._ram.begun and not self._ram.ended:
+            message = f"the stream ends before its section {SECTION_NAME!r} does"
             raise StreamError(message, offset=start)
         if self._package_end is not None:
             raise StreamError("the stream ends within a package", offset=start)
-        cursor.take(stream.EndOfStream)
-        self._step = self._after_eof
-        event = events.EndOfStream(start)
-        return self._ending.hold(event) if self._ending.held else [event]
-
-    def _after_eof(self, cursor: Cursor) -> list[events.Event]:
-        if cursor.peek() != SectionType.VMDESCRIPTION:
-            # Not ours: a stream may stand inside something else.
-            self.finished = True
-            return self._ending.release()
-        start = cursor.offset
-        header = cursor.take(stream.DescriptionHeader)
-        if header.length > self._max_section:
-            raise StreamError(f"a description of {header.length} bytes", offset=start)
-        self._section = (start, header, "description")
-        self._collected = bytearray()
-        self._step = self._description
+        self._ending = Ending(
+            self._keep_rest(start),
+            start,
+            self._early,
+            frozenset(self._known.ids),
+            self.page_size,
+            self._footers is not False,
+        )
+        self._step = self._keep_all
         return []
 
-    def _description(self, cursor: Cursor) -> list[events.Event]:
-        assert self._section is not None
-        start, header, _ = self._section
-        text = cursor.gather(self._collected, header.length)
-        description = read_description(text, start, self.page_size)
+    def _keep_all(self, cursor: Cursor) -> list[events.Event]:
+        """Keep what is here. Device state does not go on beyond its limit: the end is before it."""
+        assert self._ending is not None
+        end, limit = len(cursor.view), self._max_device_state
+        if limit is not None:
+            end = min(end, cursor.position + self._ending.offset + limit - cursor.offset)
+        self._ending.kept.append(cursor.view[cursor.position : end])
+        cursor.position = end
+        cursor.commit()
+        if end == len(cursor.view):
+            raise Incomplete
+        return self._resolve()
+
+    def _resolve(self) -> list[events.Event]:
+        assert self._ending is not None
+        limit = self._max_device_state
+        try:
+            ended = self._ending.resolve()
+        except StreamError:
+            # What is wrong may be that the rest is missing.
+            if limit is not None:
+                self._check_size(self._ending.kept.size + 1, self._ending.offset + limit)
+            raise
+        # What is kept where it was does not go by as it comes.
+        self._check_size(ended.end, self._ending.offset)
         self.finished = True
-        self._section = None
-        return self._ending.confirm(description)
-
-    # The tail is only collected: the description alone can tell what it is.
-
-    def _tail(self, cursor: Cursor) -> list[events.Event]:
-        if self._step != self._tail:
-            self._collected = bytearray()
-            self._step = self._tail
-        self._collect(cursor, len(cursor.view))
-        raise Incomplete
-
-    def _doubt(self, cursor: Cursor, error: StreamError) -> None:
-        """What was held back makes no sense at last: the search for footers was misled."""
-        self._error = error
-        self._collected = bytearray(self._uncertain())
-        self._step = self._tail
-        cursor.position = cursor.done
-        self._collect(cursor, len(cursor.view))
-
-    def _uncertain(self) -> bytes:
-        """All held back, and what was collected of the next section, as on the wire."""
-        raw = self._ending.raw()
-        if self._step == self._device and self._section is not None:
-            start, header, name = self._section
-            ids = (header.section_id, name, header.instance_id, header.version)
-            cut = events.DeviceSection(start, *ids, bytes(self._collected), footer=False)
-            raw += StreamWriter().write(cut)
-        return raw
-
-    def _resolve_tail(self, view: memoryview, done: int) -> list[events.Event]:
-        """If the bytes at hand may be the last, try the description."""
-        uncertain = self._step == self._device and self._ending.held
-        if bytes(view[-1:]) != b"}" or not (uncertain or self._step == self._tail):
-            return []
-        raw = self._uncertain() if uncertain else bytes(self._collected)
-        raw += bytes(view[done:])
-        start = self._offset + len(view) - len(raw)
-        found = devices.split_tail(raw, start, footers=self._footers is not False)
-        if found is None:
-            return []
-        sections, eof, description = found
-        check_page_size(description.json, description.offset, self.page_size)
-        self.finished = True
-        self._ending.release()
-        return [*sections, eof, description]
+        self.end = self._ending.offset + ended.end
+        return ended.events

@@ -11,6 +11,7 @@ from typing import Protocol
 from . import block_section, devices, dirty_bitmap, events, htab, storage_attributes
 from .cursor import Cursor, Incomplete
 from .errors import StreamError, UnsupportedError
+from .kept import Kept
 from .marks import SectionType
 
 
@@ -31,15 +32,23 @@ class OpaqueReader:
     """Of a section that nobody knows: passes each piece by its footer.
 
     That is the first one with this id that is followed by what may lawfully follow. Without
-    footers such a section cannot be passed. `max_size`: bytes of one piece.
+    footers such a section cannot be passed. `keep`: makes the place where a piece is kept.
+    `max_size`: bytes of one piece, None for any number.
     """
 
-    def __init__(self, section_id: int, known: devices.Known, max_size: int) -> None:
+    def __init__(
+        self,
+        section_id: int,
+        known: devices.Known,
+        keep: Callable[[], Kept],
+        max_size: int | None,
+    ) -> None:
         self.at_end = False
         self._section_id = section_id
         self._known = known
+        self._keep = keep
         self._max_size = max_size
-        self._payload = bytearray()
+        self._payload = keep()
 
     def begin(self, kind: SectionType) -> None:  # noqa: ARG002
         """See SectionReader."""
@@ -48,16 +57,19 @@ class OpaqueReader:
     def read(self, cursor: Cursor) -> list[events.Event]:
         """See SectionReader."""
         end, found = devices.find_end(cursor, self._section_id, self._known)
-        if len(self._payload) + end - cursor.position > self._max_size:
+        end = min(end, len(cursor.view))
+        size = self._payload.size + end - cursor.position
+        if self._max_size is not None and size > self._max_size:
             message = f"more than {self._max_size} bytes of an unknown section, without a footer"
-            raise StreamError(message, offset=cursor.offset)
-        cursor.absorb(self._payload, end)
+            raise StreamError(f"{message} (--max-device-state)", offset=cursor.offset)
+        self._payload.append(cursor.view[cursor.position : end])
+        cursor.position = end
+        cursor.commit()
         if not found:
             raise Incomplete
         self.at_end = True
-        payload = bytes(self._payload)
-        self._payload.clear()
-        return [events.OpaquePiece(cursor.offset - len(payload), payload)]
+        payload, self._payload = self._payload.part(0, size), self._keep()
+        return [events.OpaquePiece(cursor.offset - size, payload)]
 
 
 _KNOWN: dict[tuple[str, int], Callable[[], SectionReader]] = {
@@ -73,7 +85,12 @@ _KNOWN: dict[tuple[str, int], Callable[[], SectionReader]] = {
 
 
 def reader_of(
-    section: events.IterativeSection, known: devices.Known, *, footers: bool, max_size: int
+    section: events.IterativeSection,
+    known: devices.Known,
+    *,
+    footers: bool,
+    keep: Callable[[], Kept],
+    max_size: int | None,
 ) -> SectionReader:
     """A reader for a section other than `ram`. Raises UnsupportedError where there can be none."""
     make = _KNOWN.get((section.name, section.version))
@@ -82,4 +99,4 @@ def reader_of(
     if not footers:
         message = "this kind of section cannot be passed without footers"
         raise UnsupportedError(message, offset=section.offset, section=section.name)
-    return OpaqueReader(section.section_id, known, max_size)
+    return OpaqueReader(section.section_id, known, keep, max_size)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from .events import DeviceSection
 from .fields import Decoder, leaves
+from .kept import whole
 from .marks import SectionType
 
 EARLY_NAME = "virtio-mem-device-early"
@@ -71,7 +72,7 @@ def read_state(section: DeviceSection, region_size: int, decoder: Decoder) -> Pl
     """
     if section.name.endswith(EARLY_NAME):
         return _read_early(section, region_size, decoder)
-    found = list(_search(section.payload, region_size))
+    found = list(_search(whole(section.payload), region_size))
     # A guest can write to parts of the section. Where it forges a second one, neither is believed.
     return found[0] if len(found) == 1 else None
 

@@ -16,6 +16,7 @@ from . import (
     storage_attributes,
     stream,
 )
+from .kept import whole
 from .marks import CAPABILITIES, MAGIC, PAGE_BITS, UUID, RamFlag, SectionType
 
 
@@ -122,7 +123,7 @@ def _encoded_run(event: events.EncodedRun, flag: RamFlag, head: Callable[[int], 
 
 def _device(event: events.DeviceSection) -> bytes:
     footer = stream.section_footer(event.section_id) if event.footer else b""
-    return _section_header(SectionType.FULL, event) + event.payload + footer
+    return _section_header(SectionType.FULL, event) + whole(event.payload) + footer
 
 
 def _command(event: events.Command) -> bytes:
@@ -158,9 +159,9 @@ _WRITERS: dict[type, Callable[[Any], bytes]] = {
     htab.HtabHeader: htab.write_header,
     htab.HtabChunk: htab.write_chunk,
     storage_attributes.StorageAttributes: storage_attributes.write_record,
-    events.OpaquePiece: lambda event: event.payload,
+    events.OpaquePiece: lambda event: whole(event.payload),
     events.NoFooters: lambda _: b"",
-    events.UnsplitDevices: lambda event: event.data,
+    events.UnsplitDevices: lambda event: whole(event.data),
     events.Footer: lambda event: stream.section_footer(event.section_id),
     events.DeviceSection: _device,
     events.Command: _command,

@@ -17,6 +17,7 @@ from ..guest.handing_in import DestinationJob
 from ..guest.watching import HolderSilent, Wishes
 from ..protocol import events
 from ..protocol.handover import Destination, Word
+from ..protocol.kept import Part, Payload
 from ..protocol.states import MigrationStatus, StateMachine
 from ..protocol.words import word_on_wire
 from ..transport.channel import Channel, ChannelError, Listener, listen
@@ -25,13 +26,17 @@ from ..transport.lobby import Lobby
 from ..transport.meter import Meter
 from ..transport.process import default_workers
 from ..transport.shared import Wakeup
+from ..transport.spill import SentFile, SpillFile
 from ..transport.uri import UriError, parse_uri
 from .beginning import begins_stream
 from .errors import KeptError, MigrationCancelledError, MigrationError
 from .figures import Figures
 from .handover import lead
 from .processes import Processes
-from .transport import Arrived, Complete
+from .transport import Arrived, Complete, Spilled
+
+MAX_DEVICE_STATE = 4 << 30
+"""Bytes of device state that a source may send: so many of the disk with the temporary files."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,13 @@ class ReceiveParameters:
     """`paused`: do not resume the guest at the end.
 
     `workers`: processes that apply pages beside the transport process; 0: it does that itself.
+    `max_device_state`: bytes of device state that a source may send, None for any number; beyond
+    some MiB it is kept in a temporary file.
     """
 
     workers: int | None = None
     paused: bool = False
+    max_device_state: int | None = MAX_DEVICE_STATE
 
 
 class Incoming:
@@ -56,6 +64,8 @@ class Incoming:
         self.sections: list[DeviceSection] = []
         self.description: bytes | None = None
         self.blocks: events.RamBlocks | None = None
+        self.files: list[SpillFile] = []
+        """The files of large payloads, as they were sent ahead."""
 
     def take(self, event: events.Event) -> None:
         """Remember one event."""
@@ -71,11 +81,17 @@ class Incoming:
                 name=event.name,
                 instance_id=event.instance_id,
                 version=event.version,
-                payload=event.payload,
+                payload=self._payload(event.payload),
             )
             (self.sections if self.blocks else self.early).append(section)
         elif isinstance(event, events.Description):
             self.description = event.text
+
+    def _payload(self, payload: Payload) -> Payload:
+        if isinstance(payload, bytes):
+            return payload
+        assert isinstance(payload.kept, SentFile)
+        return Part(self.files[payload.kept.number], payload.start, payload.size)
 
     def machine(self) -> Machine:
         """The machine that the configuration names."""
@@ -122,7 +138,7 @@ class Receiver:
         self._wake = Wakeup()
         self._crew = Crew(self._wake.fileno(), self._check_cancel)
         count = default_workers() if self._parameters.workers is None else self._parameters.workers
-        self._processes = Processes(count, self._crew)
+        self._processes = Processes(count, self._crew, self._parameters.max_device_state)
         self.on_refused: Callable[[str], None] = lambda _: None
         """Called with one line for each connection that is no source's."""
         self._listener: Listener | None = None
@@ -186,9 +202,12 @@ class Receiver:
 
     def _take_stream(self) -> Complete:
         while True:
-            report = self._crew.wait_for((Arrived, Complete))
+            report = self._crew.wait_for((Arrived, Spilled, Complete))
             if isinstance(report, Complete):
                 return report
+            if isinstance(report, Spilled):
+                self._incoming.files.append(SpillFile(self._processes.receive_fd()))
+                continue
             assert isinstance(report, Arrived)
             for event in report.events:
                 self._incoming.take(event)
@@ -211,7 +230,6 @@ class Receiver:
             running=running,
             confirm=word_on_wire(Word.CONFIRM, framed=complete.framed),
             abort=word_on_wire(Word.ABORT, framed=complete.framed),
-            rest=complete.rest,
         )
         self._processes.let_go(job, self._guest.finisher())
         assert self._channel is not None

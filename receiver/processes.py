@@ -10,7 +10,7 @@ from ..guest.handing_in import DestinationJob
 from ..transport.channel import Channel
 from ..transport.counters import Counters
 from ..transport.crew import Crew
-from ..transport.process import Child, preload, send_channel, send_fd, send_message
+from ..transport.process import Child, preload, receive_fd, send_channel, send_fd, send_message
 from ..transport.ring import Ring
 from ..transport.shared import SharedFd
 from .slots import SLOT_SIZE
@@ -36,7 +36,8 @@ class Processes:
     `count` workers; with none, the transport process applies pages as well.
     """
 
-    def __init__(self, count: int, crew: Crew) -> None:
+    def __init__(self, count: int, crew: Crew, max_device_state: int | None) -> None:
+        self._max_device_state = max_device_state
         self._crew = crew
         self._workers: list[Child] = []
         self._transport: Child | None = None
@@ -47,7 +48,9 @@ class Processes:
 
     def start(self) -> None:
         """Start all processes."""
-        setup = TransportSetup(self._rings, self._applied, self._received, self._progress_fd)
+        setup = TransportSetup(
+            self._rings, self._applied, self._received, self._progress_fd, self._max_device_state
+        )
         self._transport = self._crew.start("vmferry-transport", run_transport, (setup,))
         for index, ring in enumerate(self._rings):
             worker = WorkerSetup(ring, self._applied[index], self._progress_fd)
@@ -74,6 +77,11 @@ class Processes:
         """Send a command to the transport process."""
         assert self._transport is not None
         send_message(self._transport.connection, command)
+
+    def receive_fd(self) -> int:
+        """Return the descriptor that the transport process has announced."""
+        assert self._transport is not None
+        return receive_fd(self._transport.connection)
 
     def let_go(self, job: DestinationJob, finisher: Callable[[], None] | None) -> None:
         """Have the transport process leave the channel; no process of these is watched any more.

@@ -30,6 +30,8 @@ def refuse(event: events.Event) -> None:
         what, section = (None if known else "this kind of iterative section is"), event.name
     elif isinstance(event, events.CompressedRun):
         what, section = "COMPRESS_PAGE records are", SECTION_NAME
+    elif isinstance(event, events.UnsplitDevices):
+        what = "devices that nothing tells apart (no description, several possible ends) are"
     elif isinstance(event, events.NoFooters):
         what = "sections without footers (very old machine types) are"
     elif isinstance(event, events.Command) and event.command in _COMMANDS:

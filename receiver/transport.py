@@ -8,6 +8,7 @@ the coordinator.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, Pipe
@@ -19,16 +20,19 @@ from ..guest.handing_in import DestinationJob, hand_in
 from ..protocol import events
 from ..protocol.errors import StreamError
 from ..protocol.handover import Peer, Word
+from ..protocol.kept import Part
 from ..protocol.marks import CommandType, SectionType
 from ..protocol.reader import StreamReader
 from ..protocol.return_path import pong
+from ..protocol.words import word_on_wire
 from ..protocol.zstd import is_compressed
 from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters
 from ..transport.crew import Failed
-from ..transport.process import receive_channel, send_message
+from ..transport.process import receive_channel, send_fd, send_message
 from ..transport.ring import Ring
 from ..transport.shared import Readiness, SharedFd
+from ..transport.spill import FileError, SentFile, Spill
 from .compression import Inflater
 from .refusal import refuse
 from .slots import DATA_START, TABLE_RUNS, DirectSlots, RingSlots, Run, Slots
@@ -48,8 +52,22 @@ NO_PAGES = (
 )
 """What such a source sends elsewhere: here its stream ends before the first page."""
 
+ENDING_GRACE = 0.05
+"""Seconds without a byte behind what is a whole stream, before a source that waits for an answer is
+believed to have sent all. Its guest stands still for as long."""
+
+CLOSE_GRACE = 5.0
+"""The same for a source that wants no answer: it closes the connection."""
+
 DESCRIPTION_GRACE = 2.0
-"""Seconds to wait, after the end of the stream, for a description that may not come."""
+"""Seconds without a byte, after which a stream that may have ended without a description is given
+up if its source waits for an answer."""
+
+UNCONFIRMED = (
+    "the stream has no description of its devices (machine option suppress-vmdesc), so nothing "
+    "confirms where it ends, and a source that waits for an answer gets none: migrate without the "
+    "capability return-path, or to a file that you convert or send on"
+)
 
 TRANSPORT_COUNTERS = ("transferred",)
 
@@ -65,27 +83,35 @@ class TransportSetup:
     applied: tuple[Counters, ...]
     counters: Counters
     progress_fd: SharedFd
+    max_device_state: int | None
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """Report: events that are not pages, in order."""
+    """Report: events that are not pages, in order.
+
+    Payloads that are too large for a message are in files, numbered from 0 on in the order in
+    which they were reported (Spilled).
+    """
 
     events: tuple[events.Event, ...]
+
+
+@dataclass(frozen=True)
+class Spilled:
+    """Report: the descriptor of a file with payloads of the next events follows."""
 
 
 @dataclass(frozen=True)
 class Complete:
     """Report: the stream ended well and every page was applied.
 
-    `return_path`: the source wants an answer. `framed`: the stream was compressed. `rest`: bytes
-    that were read behind its end.
+    `return_path`: the source wants an answer. `framed`: the stream was compressed.
     """
 
     peer: Peer
     return_path: bool
     framed: bool
-    rest: bytes
 
 
 @dataclass(frozen=True)
@@ -128,7 +154,8 @@ class Transport:
             self._slots = RingSlots(connection, setup.rings, setup.applied, setup.progress_fd)
         self._input = Readiness(channel.fileno(), connection.fileno())
         self._commands = Readiness(connection.fileno())
-        self._reader = StreamReader()
+        self._reader = StreamReader(keep=Spill, max_device_state=setup.max_device_state)
+        self._spills: list[Spill] = []
         self._kept = b""
         self._return_path = False
         self._peer = Peer.STOCK
@@ -144,11 +171,9 @@ class Transport:
             self._take_compressed(slot.data[DATA_START : DATA_START + used])
         else:
             self._take_plain(slot, used)
-        if not self._reader.finished:
-            self._handle(self._end_of_input())
+        self._end()
         self._slots.barrier()
-        rest = b"" if self._framed else self._kept
-        complete = Complete(self._peer, self._return_path, self._framed, rest)
+        complete = Complete(self._peer, self._return_path, self._framed)
         send_message(self._connection, complete)
         command = self._connection.recv()
         assert isinstance(command, LetGo)
@@ -162,6 +187,20 @@ class Transport:
             if not self._any_pages:
                 error.message += NO_PAGES
             raise
+
+    def _end(self) -> None:
+        """Take the last events of the stream, where nothing more comes. Raises StreamError."""
+        found = self._end_of_input()
+        behind = self._reader.behind
+        if behind and not stat.S_ISREG(os.fstat(self._channel.fileno()).st_mode):
+            # A guest may have forged the end, and the source been cut off behind it.
+            message = f"{behind} bytes behind what looked like the end of the stream"
+            raise StreamError(message, offset=self._reader.end)
+        if self._return_path and not any(isinstance(e, events.Description) for e in found):
+            raise StreamError(UNCONFIRMED, offset=self._reader.end)
+        for event in found:
+            refuse(event)
+        self._handle(found)
 
     def _let_go(self, command: LetGo) -> None:
         """Leave the channel to the guest's holder; take over if that dies and can be replaced."""
@@ -182,8 +221,6 @@ class Transport:
     def _take_plain(self, slot: npt.NDArray[np.uint8], used: int) -> None:
         while used:
             self._take(slot, used)
-            if self._reader.finished:
-                return
             slot = self._slots.acquire()
             used = self._fill(slot.data[DATA_START:])
 
@@ -233,10 +270,9 @@ class Transport:
         """Read what the channel has, at least `wanted` bytes if they come; how far it is filled."""
         used, end = 0, min(len(view), RECEIVE_BYTES)
         while used < end:
-            timeout = None if used < wanted else 0.0
-            if timeout is None and self._reader.awaiting_description:
-                timeout = DESCRIPTION_GRACE
-            ready = self._input.ready(timeout)
+            ready = self._input.ready(0.0)
+            if not ready and used < wanted:
+                ready = self._wait()
             if self._connection.fileno() in ready:
                 raise EOFError
             if not ready:
@@ -248,8 +284,28 @@ class Transport:
             self._setup.counters.add("transferred", count)
         return used
 
+    def _wait(self) -> set[int]:
+        """Wait for more; empty: nothing comes, and what came is a whole stream.
+
+        Raises StreamError where the stream may have ended, but nothing confirms it.
+        """
+        if self._reader.keeping_from is None:
+            return self._input.ready(None)
+        if self._reader.whole:
+            return self._input.ready(ENDING_GRACE if self._return_path else CLOSE_GRACE)
+        ready = self._input.ready(DESCRIPTION_GRACE)
+        if ready or not self._return_path:
+            return ready or self._input.ready(None)
+        kept = self._reader.kept
+        abort = word_on_wire(Word.ABORT, framed=False)
+        if kept.read(max(0, kept.size - len(abort)), len(abort)) == abort:
+            raise ChannelError("the source took the guest back")
+        if self._reader.bare:
+            raise StreamError(UNCONFIRMED, offset=self._reader.position)
+        return self._input.ready(None)
+
     def _take(self, slot: npt.NDArray[np.uint8], used: int) -> bool:
-        """The next bytes of the stream, `used` from DATA_START on; whether it may go on."""
+        """Take the next bytes of the stream, `used` from DATA_START on: it may go on."""
         if self._commands.now():
             raise EOFError
         start, end = DATA_START - len(self._kept), DATA_START + used
@@ -257,7 +313,7 @@ class Transport:
         found, consumed = self._reader.parse(slot.data[start:end])
         self._kept = bytes(slot.data[start + consumed : end])
         self._deliver(found, slot, start, end)
-        return not self._reader.finished
+        return True
 
     def _deliver(
         self, found: list[events.Event], slot: npt.NDArray[np.uint8], start: int, end: int
@@ -284,6 +340,8 @@ class Transport:
             elif isinstance(event, events.Description):
                 # Parsed, it may be nested deeper than a message between processes can be.
                 told.append(replace(event, json={}))
+            elif isinstance(event, events.DeviceSection) and isinstance(event.payload, Part):
+                told.append(replace(event, payload=self._spilled(event.payload)))
             elif _matters(event):
                 told.append(event)
         if not told:
@@ -293,6 +351,16 @@ class Transport:
             if isinstance(event, events.RamBlocks):
                 self._wait_mapped()
                 self._slots.set_blocks(event.blocks, self._reader.page_size)
+
+    def _spilled(self, payload: Part) -> Part:
+        """The payload as a message carries it: the file goes ahead, once, by its descriptor."""
+        spill = payload.kept
+        assert isinstance(spill, Spill)
+        if spill not in self._spills:
+            self._spills.append(spill)
+            send_message(self._connection, Spilled())
+            send_fd(self._connection, spill.fileno())
+        return Part(SentFile(self._spills.index(spill)), payload.start, payload.size)
 
     def _wait_mapped(self) -> None:
         command: MapBlocks | Continue = self._connection.recv()
@@ -351,5 +419,7 @@ def run_transport(connection: Connection, setup: TransportSetup) -> None:
         Transport(connection, setup, channel).run()
     except (StreamError, ChannelError) as error:
         send_message(connection, Failed(str(error)))
+    except FileError as error:
+        send_message(connection, Failed(f"{error.filename}: {error.strerror}"))
     finally:
         channel.abort()

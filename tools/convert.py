@@ -18,16 +18,15 @@ import zstandard
 
 from ..protocol import events, libvirt
 from ..protocol.configuration import MAPPED_RAM
-from ..protocol.reader import StreamReader
 from ..protocol.writer import StreamWriter
 from .arrivals import Arrivals
 from .containers import Opened
 from .failure import CommandError, named
 from .mapped_stream import MappedFile, one_channel, plain_events
 from .save_image import MAX_XML, SaveImage
-from .source import Left, fill, give_back, left_in
+from .source import Left
 from .staged import Staged
-from .stream_events import PIECE, Behind, Found, from_a_pipe, read_events
+from .stream_events import Behind, Found, Reading, from_a_pipe, read_events
 
 FRAME = 1 << 20
 """Bytes of stream in a zstd frame: `vmferry receive` decompresses frames of this size at once."""
@@ -166,9 +165,7 @@ def plain_stream(opened: Opened, page_size: int, into: Converted) -> Iterator[me
             yield memoryview(StreamWriter().write(event))
         return
     if not is_mapped(stream, page_size):
-        yield from whole_stream(stream, page_size, into.arrivals)
-        left = left_in(stream)
-        into.behind = left if left.count else None
+        yield from whole_stream(stream, page_size, into)
         return
     for event in plain_events(into.note(read_events(stream, page_size))):
         yield memoryview(StreamWriter().write(event))
@@ -185,32 +182,20 @@ def is_mapped(stream: BinaryIO, page_size: int) -> bool:
     return listed is not None and any(block.mapped is not None for block in listed.blocks)
 
 
-def whole_stream(stream: BinaryIO, page_size: int, arrivals: Arrivals) -> Iterator[memoryview]:
-    """Yield the bytes of a stream up to its end, as they are; there it stands then.
+def whole_stream(stream: BinaryIO, page_size: int, into: Converted) -> Iterator[memoryview]:
+    """Yield the bytes of a stream up to its end, as they are. Raises StreamError.
 
-    Raises StreamError.
+    What stands behind the stream is noted in `into`.
     """
-    reader = StreamReader(page_size=page_size)
-    buffer = memoryview(bytearray(PIECE))
-    kept = 0
-    while not reader.finished:
-        count = fill(stream, buffer[kept:])
-        if not count:
-            for event in reader.close():
-                arrivals.take(event)
-            yield buffer[:kept]
-            kept = 0
-            break
-        found, done = reader.parse(buffer[: kept + count])
+    reading = Reading(stream, page_size)
+    for found, piece in reading.pieces():
         for event in found:
             if isinstance(event, events.RamBlocks) and any(block.mapped for block in event.blocks):
                 raise from_a_pipe(event)
-            arrivals.take(event)
-        yield buffer[:done]
-        rest = bytes(buffer[done : kept + count])
-        buffer[: len(rest)] = rest
-        kept = len(rest)
-    give_back(stream, bytes(buffer[:kept]))
+            into.arrivals.take(event)
+        yield piece
+    left = reading.left()
+    into.behind = left if left.count else None
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from ..guest.file_names import file_name
 from ..protocol import events
 from ..protocol.block_section import DiskBlock
 from ..protocol.errors import StreamError
+from ..protocol.kept import Payload, pieces
 from ..protocol.memory_image import Region, elf_head
 from ..protocol.salvage import Damage, Mended, Unplaced
 from . import cpu_notes
@@ -313,12 +314,12 @@ class _Extraction:
         )
         self.report.devices += 1
 
-    def _write(self, name: str, data: bytes) -> None:
-        """A file in the folder for devices."""
+    def _write(self, name: str, data: Payload) -> None:
+        """Write a file in the folder for devices."""
         assert self._folder is not None
         assert self._wanted.devices is not None
-        with named(self._wanted.devices / name):
-            (self._folder / name).write_bytes(data)
+        with named(self._wanted.devices / name), (self._folder / name).open("wb") as file:
+            file.writelines(pieces(data))
 
 
 @dataclass

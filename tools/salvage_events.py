@@ -8,11 +8,10 @@ from typing import BinaryIO
 
 from ..protocol import events
 from ..protocol.errors import CutError, StreamError
-from ..protocol.reader import StreamReader
 from ..protocol.salvage import Damage, Failure, Progress, Salvage, Salvaged
 from ..protocol.tail import FOOTER_SIZE, Tail, find_tail
 from .spool import spooled
-from .stream_events import Behind, Found, mapped_pages, read_events
+from .stream_events import Behind, Found, Reading, mapped_pages
 from .survey import Survey
 
 
@@ -26,7 +25,8 @@ class Salvager:
         self._stream = stream if stream.seekable() else spooled(stream)
         self._start = self._stream.tell()
         self._survey = survey
-        self._reader = StreamReader(page_size=page_size)
+        self._reading = Reading(self._stream, page_size, on_missing=survey.miss)
+        self._reader = self._reading.reader
         self._progress = Progress(0)
         self._seen: list[tuple[str, int]] = []
         self._ram_end: int | None = None
@@ -35,8 +35,7 @@ class Salvager:
 
     def read(self) -> Iterator[Salvaged | Found]:
         """Yield all that can be had. Raises StreamError where that is nothing; OSError."""
-        missed = self._survey.miss
-        found = read_events(self._stream, reader=self._reader, on_missing=missed)
+        found = self._reading.all_events()
         try:
             for event in found:
                 if not isinstance(event, Behind):

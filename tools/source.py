@@ -154,6 +154,20 @@ class Source(io.BufferedIOBase):
         self._back = memoryview(data + bytes(self._back))
         self._position -= len(data)
 
+    def left_behind(self, count: int, damage: StreamError | None) -> Left:
+        """Return what stands behind the place `count` bytes back, all of which was read since.
+
+        `damage`: what was raised behind them. Raises it where it is of the part in which that place
+        is: a checksum at its end says that the stream is damaged.
+        """
+        if not isinstance(self._raw, Content):
+            return Left(count)
+        if damage is not None:
+            if self._raw.part_start < self._position - count:
+                raise damage
+            return self._raw.left(self._raw.part_offset)
+        return Left(count) if count else self._raw.left()
+
     def left(self) -> Left:
         """Count what stands behind the present place. Raises StreamError.
 

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from os import SEEK_CUR
+from os import SEEK_CUR, SEEK_END
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from ..protocol import events
+from ..protocol.candidates import candidates
 from ..protocol.errors import StreamError, UnsupportedError
+from ..protocol.kept import LARGE, Kept, Part, Payload
 from ..protocol.mapped_pages import OnMissing, read_pages
 from ..protocol.ram import SECTION_NAME
 from ..protocol.reader import StreamReader
-from .source import Left, fill, give_back, left_in
+from ..protocol.stream import section_footer
+from ..transport.spill import Spill
+from .source import Left, Source, fill, give_back, left_in
 
 if TYPE_CHECKING:
     from .channels import Channels
 
 PIECE = 4 << 20
 """Bytes that are read at once."""
+
+MAX_DEVICE_STATE = 1 << 28
+"""Bytes of device state of what cannot be sought in, if nobody says otherwise: so many, and as many
+bytes behind the stream, are kept in a temporary file until the end is known."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,179 @@ class Behind:
     left: Left
 
 
-Found: TypeAlias = "events.Event | Behind"
+Found: TypeAlias = events.Event | Behind
+
+
+class InPlace:
+    """Bytes of a file that can be sought in, from a place on up to its end: a Kept."""
+
+    def __init__(self, stream: BinaryIO, start: int) -> None:
+        self._stream = stream
+        self._start = start
+        here = stream.tell()
+        self._size = max(0, stream.seek(0, SEEK_END) - start)
+        stream.seek(here)
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are."""
+        return self._size
+
+    def append(self, data: memoryview) -> None:
+        """Do nothing: the bytes are there."""
+
+    def read(self, start: int, size: int) -> bytes:
+        """Return `size` bytes from `start` on, or as many as there are."""
+        here = self._stream.tell()
+        try:
+            self._stream.seek(self._start + start)
+            return self._stream.read(max(0, min(size, self._size - start)))
+        finally:
+            self._stream.seek(here)
+
+    def part(self, start: int, size: int) -> Payload:
+        """Return the payload at `start`; a large one stays in the file, which has to stay open."""
+        return self.read(start, size) if size <= LARGE else Part(self, start, size)
+
+
+class _Described:
+    """What the description says, asked before the stream is read up to it."""
+
+    def __init__(self, stream: BinaryIO, start: int) -> None:
+        self._all = InPlace(stream, start)
+        self._sizes: dict[tuple[str, int], int] | None = None
+
+    def size_of(self, offset: int, section_id: int, name: str, instance_id: int) -> int | None:
+        """Return the payload's bytes of a section, where its footer is then where it has to be."""
+        if self._sizes is None:
+            last = next(candidates(self._all), None)
+            listed = [] if last is None else last.devices
+            self._sizes = {(one.name, one.instance_id): one.length.size for one in listed}
+        size = self._sizes.get((name, instance_id))
+        footer = section_footer(section_id)
+        if size is None or self._all.read(offset + size, len(footer)) != footer:
+            return None
+        return size
+
+
+class Reading:
+    """One stream as it is read: its events, and its bytes as they are.
+
+    `page_size`: bytes, where the stream does not say before its pages come. `max_device_state`: see
+    StreamReader. What can be sought in stays where it is; of what cannot, device state is kept
+    until the end (see `protocol.ending`), beyond some MiB in a temporary file.
+    """
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        page_size: int = 4096,
+        max_device_state: int | None = None,
+        on_missing: OnMissing | None = None,
+    ) -> None:
+        self._stream = stream
+        self._on_missing = on_missing
+        self._start = stream.tell() if stream.seekable() else None
+        self._damage: StreamError | None = None
+        self._ended = False
+        """All of what cannot be sought in was read."""
+        described = None if self._start is None else _Described(stream, self._start)
+        self.reader = StreamReader(
+            page_size=page_size,
+            keep=Spill,
+            keep_rest=None if self._start is None else self._in_place,
+            max_device_state=max_device_state or (None if stream.seekable() else MAX_DEVICE_STATE),
+            described_size=None if described is None else described.size_of,
+        )
+
+    def _in_place(self, offset: int) -> Kept:
+        assert self._start is not None
+        return InPlace(self._stream, self._start + offset)
+
+    def pieces(self) -> Iterator[tuple[list[events.Event], memoryview]]:
+        """Yield events, and the bytes of the stream that were read for them, up to its end.
+
+        Both are valid until the next ones are asked for. Raises StreamError, OSError.
+        """
+        buffer, kept, at = memoryview(bytearray(PIECE)), 0, 0
+        while not self.reader.finished and (
+            self.reader.keeping_from is None or self._start is None
+        ):
+            skipped = self.reader.to_skip if self._start is not None else 0
+            if skipped:
+                self._stream.seek(skipped, SEEK_CUR)
+                self.reader.skip(skipped)
+                at += skipped
+            try:
+                count = fill(self._stream, buffer[kept:])
+            except StreamError as error:
+                if self.reader.keeping_from is None:
+                    raise
+                # What holds the stream is damaged here, maybe behind the stream's own end.
+                self._damage, self._ended = error, True
+                break
+            if not count:
+                self._ended = True
+                break
+            failure: StreamError | None = None
+            try:
+                found, done = self.reader.parse(buffer[: kept + count])
+            except StreamError as error:
+                found, done, failure = list(error.found), 0, error
+            limit = self.reader.keeping_from
+            yield found, buffer[: done if limit is None else max(0, min(done, limit - at))]
+            if failure is not None:
+                raise failure
+            rest = bytes(buffer[done : kept + count])
+            buffer[: len(rest)] = rest
+            kept, at = len(rest), at + done
+        if self._start is None:
+            give_back(self._stream, bytes(buffer[:kept]))
+        yield from self._last_pieces()
+
+    def _last_pieces(self) -> Iterator[tuple[list[events.Event], memoryview]]:
+        """Yield what was kept up to the end: no piece of it was read before this."""
+        try:
+            found = self.reader.close()
+        except StreamError as error:
+            raise self._damage or error from None
+        yield found, memoryview(b"")
+        start = self.reader.keeping_from
+        assert start is not None
+        for at in range(start, self.reader.end, PIECE):
+            size = min(PIECE, self.reader.end - at)
+            yield [], memoryview(self.reader.kept.read(at - start, size))
+
+    def left(self) -> Left:
+        """Return how much stands behind the stream, once all its events were read."""
+        reader = self.reader
+        assert reader.keeping_from is not None
+        end = reader.end - reader.keeping_from
+        if self._start is not None:
+            self._stream.seek(self._start + reader.end)
+            return left_in(self._stream)
+        if self._ended and isinstance(self._stream, Source):
+            return self._stream.left_behind(reader.kept.size - end, self._damage)
+        more = left_in(self._stream)
+        count = reader.kept.size - end
+        return Left(count + more.count, more.exact) if count else more
+
+    def all_events(self) -> Iterator[Found]:
+        """Yield all events; the pages of a mapped-ram file come behind the list of RAM blocks.
+
+        Page data is valid until the next event is asked for. What stands behind the end of the
+        stream is counted; the last event says so. Raises StreamError, OSError.
+        """
+        for found, _ in self.pieces():
+            for event in found:
+                yield event
+                if isinstance(event, events.RamBlocks) and any(b.mapped for b in event.blocks):
+                    yield from mapped_pages(self._stream, self._start, event, self._on_missing)
+            if self.reader.finished:
+                break
+        left = self.left()
+        if left.count:
+            yield Behind(0, left)
 
 
 def read_events(
@@ -37,55 +217,15 @@ def read_events(
     page_size: int = 4096,
     channels: Channels | None = None,
     *,
-    reader: StreamReader | None = None,
-    on_missing: OnMissing | None = None,
+    max_device_state: int | None = None,
 ) -> Iterator[Found]:
-    """All events of a stream; page data is valid until the next one is asked for.
+    """Yield all events of a stream, and what stands behind it: see Reading.
 
-    The pages of a mapped-ram file come behind the list of RAM blocks. `page_size`: bytes, where the
-    stream does not say before its pages come. What stands behind the end of the stream is counted;
-    the last event says so. `channels`: those of a multifd migration whose main channel this is;
-    their pages are put where they belong. `reader`: what reads them, which knows where it failed.
-    `on_missing`: as in `read_pages`.
+    `channels`: those of a multifd migration whose main channel this is; their pages are put where
+    they belong.
     """
-    reader = StreamReader(page_size=page_size) if reader is None else reader
-    found = _read_events(stream, reader, on_missing)
+    found = Reading(stream, page_size, max_device_state).all_events()
     return found if channels is None else channels.merge(found)
-
-
-def _read_events(
-    stream: BinaryIO, reader: StreamReader, on_missing: OnMissing | None
-) -> Iterator[Found]:
-    start = stream.tell() if stream.seekable() else None
-    buffer = memoryview(bytearray(PIECE))
-    kept = 0
-    while not reader.finished:
-        if start is not None and reader.to_skip:
-            stream.seek(reader.to_skip, SEEK_CUR)
-            reader.skip(reader.to_skip)
-        count = fill(stream, buffer[kept:])
-        if not count:
-            yield from reader.close()
-            kept = 0
-            break
-        failure: StreamError | None = None
-        try:
-            found, done = reader.parse(buffer[: kept + count])
-        except StreamError as error:
-            found, done, failure = list(error.found), 0, error
-        for event in found:
-            yield event
-            if isinstance(event, events.RamBlocks) and any(b.mapped for b in event.blocks):
-                yield from mapped_pages(stream, start, event, on_missing)
-        if failure is not None:
-            raise failure
-        rest = bytes(buffer[done : kept + count])
-        buffer[: len(rest)] = rest
-        kept = len(rest)
-    give_back(stream, bytes(buffer[:kept]))
-    left = left_in(stream)
-    if left.count:
-        yield Behind(0, left)
 
 
 def from_a_pipe(listed: events.RamBlocks) -> UnsupportedError:
@@ -100,7 +240,7 @@ def mapped_pages(
     listed: events.RamBlocks,
     on_missing: OnMissing | None = None,
 ) -> Iterator[events.Event]:
-    """The pages of a mapped-ram file whose stream begins at `start` in the file."""
+    """Yield the pages of a mapped-ram file whose stream begins at `start` in the file."""
     if start is None:
         raise from_a_pipe(listed)
     first, behind = start, stream.tell()

@@ -17,6 +17,7 @@ from vmferry.guest.base import BlockLayout, DeviceState, GuestError, Machine, ma
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_memory import BadPage
 from vmferry.guest.zero import zero_mask
+from vmferry.protocol.kept import whole
 from vmferry.transport.process import send_message
 
 MakeGuest = Callable[[str], SyntheticGuest]
@@ -123,7 +124,7 @@ def test_every_damage_is_found(make_guest: MakeGuest) -> None:
     torn, stale, lost, foreign, other = np.flatnonzero(~zero)[:5].tolist()
     was_zero = int(np.flatnonzero(zero)[0])
     old = ram[stale].copy()
-    state = guest.save_devices().sections[0].payload
+    state = whole(guest.save_devices().sections[0].payload)
     # One more write is expected of a page than it got.
     place = len(state) - 4 * len(ram) + 4 * stale
     table = bytearray(state)
@@ -191,7 +192,8 @@ def test_refuses_device_state_that_does_not_fit(make_guest: MakeGuest) -> None:
     copy_ram(source, target)
     good = source.save_devices()
     (section,) = good.sections
-    bad = [b"", section.payload[:-1], b"\xff" * len(section.payload), section.payload + b"\0" * 4]
+    payload = whole(section.payload)
+    bad = [b"", payload[:-1], b"\xff" * len(payload), payload + b"\0" * 4]
     for payload in bad:
         state = replace(good, sections=(replace(section, payload=payload),))
         with pytest.raises(GuestError, match="device state"):

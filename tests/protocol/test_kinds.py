@@ -86,7 +86,7 @@ def test_damage_never_ends_in_another_exception(
         del data[int(cut * 3 * len(data)) :]
     caught, found = None, []
     try:
-        found = _read(bytes(data), max_section=1 << 16)
+        found = _read(bytes(data), max_device_state=1 << 16)
     except StreamError as error:
         caught = error
     if caught is not None:

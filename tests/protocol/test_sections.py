@@ -114,7 +114,7 @@ def test_an_unknown_section_is_bounded(make: Any) -> None:
     """If it failed, a section that never ends would take all memory."""
     data = _begun(make, "vfio") + bytes(1 << 20)
     with pytest.raises(StreamError, match="more than 65536 bytes of an unknown section") as caught:
-        _read(data, max_section=1 << 16)
+        _read(data, max_device_state=1 << 16)
     assert caught.value.section == "vfio"
 
 

@@ -29,12 +29,12 @@ class Sink:
         with connection, self._stream.open("wb") as file:
             connection.settimeout(1)
             try:
-                while not reader.finished and (data := connection.recv(1 << 20)):
+                while not reader.whole and (data := connection.recv(1 << 20)):
                     file.write(data)
                     reader.feed(data)
             except TimeoutError:
                 # Without a description nothing says that all has come, but that the source waits.
-                assert reader.awaiting_description
+                assert reader.bare
             connection.sendall(shut(0))
             connection.settimeout(20)
             while data := connection.recv(1 << 20):

@@ -189,7 +189,9 @@ def test_stream_that_ends_early(stream: bytes, part: float) -> None:
 
 def test_device_section_that_cannot_be_loaded(stream: bytes) -> None:
     """Broken: a guest without its devices would start, and the source would give it up."""
-    (device,) = (e for e in StreamReader().feed(stream) if isinstance(e, events.DeviceSection))
+    reader = StreamReader()
+    reader.feed(stream)
+    (device,) = (e for e in reader.close() if isinstance(e, events.DeviceSection))
     at = device.payload_offset
     lame = stream[:at] + struct.pack("<Q", 7) + stream[at + 8 :]
     answers: list[bytes] = []

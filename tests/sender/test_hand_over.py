@@ -44,7 +44,7 @@ class Destination:
     def _run(self) -> None:
         self.connection, _ = self._server.accept()
         with self.connection:
-            while not self._reader.finished:
+            while not self._reader.whole:
                 found = self._reader.feed(self.connection.recv(1 << 16))
                 if any(isinstance(e, Command) and e.command == CommandType.PING for e in found):
                     self.connection.sendall(self._hello)

@@ -90,7 +90,7 @@ def usual(streams: Any, tmp_path_factory: pytest.TempPathFactory) -> int:
     [
         (_image_that_lies, "offset 0x14: 4294967280 bytes of XML in the libvirt image"),
         (_image_of_all_that_is_allowed, "the libvirt image ends within its XML"),
-        (_bomb, "without the end of a section"),
+        (_bomb, "bytes of device state"),
         (_bomb_of_zeros_as_an_image, "offset 0x"),
         (_cut_bitmap, "the bitmap of block ram lies past the end of the file"),
         (_bitmap_far_away, "offset 0x"),

@@ -6,6 +6,7 @@ import io
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vmferry.protocol import events
-from vmferry.protocol.description import Length, described_lengths
+from vmferry.protocol.description import Length, described
 from vmferry.protocol.errors import StreamError
 from vmferry.protocol.marks import SectionType
 from vmferry.protocol.outline import NotOrdinary, _Walk, outline
@@ -153,10 +154,10 @@ def test_lengths_that_would_take_memory(monkeypatch: pytest.MonkeyPatch) -> None
     named = whole.replace(b"\0\0\0\x0dpc-i440fx-7.2", b"\0\0\1\0" + b"m" * 256)
     assert len(_told_by_the_reader(named)["machine"]) == 256
     assert not _if_ordinary(named)
-    behind_ram = len(whole) - whole.index(b"\x04\0\0\0\3\5timer")
-    monkeypatch.setattr("vmferry.protocol.outline.MAX_BEHIND_RAM", behind_ram)
+    text = len(whole) - whole.rindex(b"\0\6")
+    monkeypatch.setattr("vmferry.protocol.outline.MAX_DESCRIPTION", text)
     assert _if_ordinary(whole)
-    monkeypatch.setattr("vmferry.protocol.outline.MAX_BEHIND_RAM", behind_ram - 1)
+    monkeypatch.setattr("vmferry.protocol.outline.MAX_DESCRIPTION", text - 1)
     assert not _if_ordinary(whole)
 
 
@@ -164,8 +165,8 @@ def test_a_description_of_more_than_can_be(monkeypatch: pytest.MonkeyPatch) -> N
     """Broken: sizes without sense would end `dump` in a traceback."""
     whole = _of_runs(RUNS_OF_ALL_KINDS)
     monkeypatch.setattr(
-        "vmferry.protocol.outline.described_lengths",
-        lambda told: {key: Length(1 << 66, True) for key in described_lengths(told)},
+        "vmferry.protocol.outline.described",
+        lambda told: [replace(one, length=Length(1 << 66, True)) for one in described(told)],
     )
     with pytest.raises(NotOrdinary):
         outline(whole)

@@ -238,7 +238,7 @@ def test_shared_ram(streams: Any, vmferry: Any) -> None:
     zeros = events.PageRun(0, blocks[1], 1, rest, None)
     run = events.PageRun(0, blocks[1], 1, rest[:1], np.ones((1, PAGE), np.uint8))
     head = events.Configuration(0, "pc-q35-7.2", PAGE, ("x-ignore-shared",))
-    made = [events.Header(0), head, *streams.opening(blocks)[3:]]
+    made = [events.Header(0), head, *streams.opening(blocks)[2:]]
     made += [*streams.piece(SectionType.PART, zeros, run), *streams.closing()]
     path = vmferry.write("stream", streams.to_bytes(made))
     good = vmferry.write("vram", b"\1" * PAGE + bytes(3 * PAGE))

@@ -1,0 +1,126 @@
+"""Bytes that are kept in memory as long as they are few, and in a temporary file beyond.
+
+The file has no name, so nothing stays behind; it is made where TMPDIR says.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from dataclasses import dataclass
+
+from ..protocol.kept import LARGE, Part, Payload
+
+IN_MEMORY = 16 << 20
+"""Bytes that are kept in memory."""
+
+
+class FileError(OSError):
+    """The temporary file could not be made, or has no room; it names the folder."""
+
+
+class Spill:
+    """A Kept (see `protocol.kept`). Raises FileError."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._fd: int | None = None
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are."""
+        return self._size
+
+    def append(self, data: memoryview) -> None:
+        """Put `data` behind all that is there."""
+        if self._fd is None and self._size + len(data) <= IN_MEMORY:
+            self._data += data
+        else:
+            self._write(data)
+        self._size += len(data)
+
+    def _write(self, data: memoryview) -> None:
+        try:
+            if self._fd is None:
+                with tempfile.TemporaryFile(prefix="vmferry-", buffering=0) as file:
+                    self._fd = os.dup(file.fileno())
+                # The file ends with the last payload that is in it.
+                weakref.finalize(self, os.close, self._fd)
+                self._put(self._fd, memoryview(self._data))
+                self._data = bytearray()
+            self._put(self._fd, data)
+        except OSError as error:
+            raise FileError(error.errno, error.strerror, tempfile.gettempdir()) from None
+
+    @staticmethod
+    def _put(fd: int, data: memoryview) -> None:
+        while data:
+            data = data[os.write(fd, data) :]
+
+    def read(self, start: int, size: int) -> bytes:
+        """Return `size` bytes from `start` on, or as many as there are."""
+        if self._fd is None:
+            return bytes(memoryview(self._data)[start : start + size])
+        return os.pread(self._fd, max(0, size), start)
+
+    def fileno(self) -> int:
+        """Return the descriptor of the temporary file, which large payloads have."""
+        assert self._fd is not None
+        return self._fd
+
+    def part(self, start: int, size: int) -> Payload:
+        """Return the payload at `start`; a large one stays in the temporary file."""
+        if self._fd is None or size <= LARGE:
+            return self.read(start, size)
+        return Part(self, start, size)
+
+
+class SpillFile:
+    """The temporary file of another process's Spill; its descriptor belongs to this object."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        weakref.finalize(self, os.close, fd)
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are."""
+        return os.fstat(self._fd).st_size
+
+    def append(self, data: memoryview) -> None:
+        """Refuse: the other process writes the file."""
+        raise NotImplementedError
+
+    def read(self, start: int, size: int) -> bytes:
+        """Return `size` bytes from `start` on, or as many as there are."""
+        return os.pread(self._fd, max(0, size), start)
+
+    def part(self, start: int, size: int) -> Payload:
+        """Return the payload at `start`."""
+        return Part(self, start, size)
+
+
+@dataclass(frozen=True)
+class SentFile:
+    """Stands for the file of a payload in a message between processes; `number` says which."""
+
+    number: int
+
+    @property
+    def size(self) -> int:
+        """Not known here."""
+        raise NotImplementedError
+
+    def append(self, data: memoryview) -> None:
+        """Refuse: there are no bytes here."""
+        raise NotImplementedError
+
+    def read(self, start: int, size: int) -> bytes:
+        """Refuse: there are no bytes here."""
+        raise NotImplementedError
+
+    def part(self, start: int, size: int) -> Payload:
+        """Refuse: there are no bytes here."""
+        raise NotImplementedError
