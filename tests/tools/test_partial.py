@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import zstandard
 from vmferry.protocol import events
+from vmferry.protocol.block_section import DiskBlock, EndOfDisks
 from vmferry.protocol.errors import StreamError
 from vmferry.protocol.marks import SectionType
 from vmferry.tools.extract import Wanted, extract
@@ -209,6 +210,27 @@ def test_memory_that_looks_like_a_stream(tmp_path: Path) -> None:
             verdict = sound.judge(damaged, tmp_path / f"{kind}{number}")
             assert not verdict.wrong
             assert len(verdict.excess) <= 3
+
+
+def test_disk_that_holds_a_stream(tmp_path: Path) -> None:
+    """Broken: behind damage in a disk that moves along, a stream that somebody saved on that disk
+    would be read as this guest's memory."""
+    saved = _stream()[300:].ljust(1 << 20, b"\0")[: 1 << 20]
+
+    def disks(kind: SectionType, *records: events.Event) -> list[events.Event]:
+        section = events.IterativeSection(0, kind, 9, "block", 0, 1)
+        return [section, *records, EndOfDisks(0), events.Footer(0, 9)]
+
+    moved = [*disks(SectionType.START), *disks(PART, DiskBlock(0, "disk0", 0, saved))]
+    again = pages(0, range(30, 40), 9)
+    end = disks(SectionType.END)
+    found = [*opening(), *moved, *piece(PART, again), *end, *closing()]
+    sound = Sound(to_bytes(found))
+    at = sound.data.index(b"disk0")
+    verdict = sound.judge(_hole(sound, at - 9, 20), tmp_path / "out")
+    assert not verdict.wrong
+    assert verdict.survival.blocks[0].lost.count == 256
+    assert verdict.survival.kept == sound.devices
 
 
 def test_forged_devices(tmp_path: Path) -> None:
