@@ -135,7 +135,8 @@ def read_description(text: bytes, offset: int, page_size: int) -> events.Descrip
 
 def wrong_page_size(described: object, read: int) -> str:
     """Return what is wrong with a description of other pages than were read, both in bytes."""
-    return f"pages have {described} bytes by the description, were read as {read}"
+    told = f"pages have {described} bytes by the description, were read as {read}"
+    return f"{told} (give --page-size)"
 
 
 class LastCandidate:

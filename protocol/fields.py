@@ -33,7 +33,7 @@ from .description import (
     text,
 )
 from .errors import StreamError
-from .kept import Payload, opened, whole
+from .kept import LARGE, Payload, opened, whole
 from .stream import Str8
 from .writer import StreamWriter
 
@@ -108,6 +108,19 @@ class _Placed(c.Subconstruct):  # type: ignore[misc]
             message = f"field {name!r} ({self._kind}) is not as described"
             raise StreamError(message, offset=offset) from None
         return Field(name, self._kind, offset, payload.tell() - start, value)
+
+
+class _Bytes(c.Bytes):  # type: ignore[misc]
+    """Bytes of a type not known here. Large ones are passed where nobody wants values."""
+
+    def _parse(self, payload: io.BufferedIOBase, context: Any, path: str) -> bytes:
+        if context._params.wanted or self.length <= LARGE:
+            return cast(bytes, super()._parse(payload, context, path))
+        end = payload.tell() + self.length
+        if end > payload.seek(0, io.SEEK_END):
+            raise c.StreamError("too few bytes", path=path)
+        payload.seek(end)
+        return b""
 
 
 def _declare_structure(structure: Structure, depth: int = 0) -> _Declared:
@@ -190,7 +203,7 @@ def _declare_value(entry: Entry, kind: str, size: int, depth: int) -> _Declared:
         return _Declared(_CAPABILITY, 1, fixed=False)
     structure = entry if kind in _INLINE else entry.get("struct")
     if structure is None:
-        return _Declared(c.Bytes(size), size)
+        return _Declared(_Bytes(size), size)
     if not isinstance(structure, dict):
         raise DescriptionError("struct is no object")
     if not structure and size == 1:
@@ -226,14 +239,15 @@ class Decoder:
         self._json = {} if description is None else description.json
         self._devices = dict(devices_of(self._json))
 
-    def decode(self, section: events.DeviceSection) -> tuple[Field, ...]:
+    def decode(self, section: events.DeviceSection, *, values: bool = True) -> tuple[Field, ...]:
         """The fields of a device: one of type `undescribed` where the description lacks it.
 
-        Raises StreamError where the payload is not as described, or the description makes no
-        sense.
+        Without `values` those of more than LARGE bytes are empty, and take no memory. Raises
+        StreamError where the payload is not as described, or the description makes no sense.
         """
         structure = self._devices.get((section.name, section.instance_id))
-        return decode(structure, section.payload, section.payload_offset, section.name)
+        of = (section.payload, section.payload_offset, section.name)
+        return decode(structure, *of, values=values)
 
     def decode_configuration(self, configuration: events.Configuration) -> tuple[Field, ...]:
         """The same of the configuration, which only newer streams describe."""
@@ -243,18 +257,24 @@ class Decoder:
 
 
 def decode(
-    structure: Structure | None, payload: Payload, offset: int, section: str
+    structure: Structure | None,
+    payload: Payload,
+    offset: int,
+    section: str,
+    *,
+    values: bool = True,
 ) -> tuple[Field, ...]:
     """The fields of a payload that stands at `offset` in the stream: one of type `undescribed`
     where its description is missing, or hides part of it. Raises StreamError."""
 
     def undescribed() -> tuple[Field, ...]:
-        return (Field("payload", "undescribed", offset, len(payload), whole(payload)),)
+        value = whole(payload) if values or len(payload) <= LARGE else b""
+        return (Field("payload", "undescribed", offset, len(payload), value),)
 
     if structure is None:
         return undescribed()
     try:
-        return _decode(structure, payload, offset, section)
+        return _decode(structure, payload, offset, section, values=values)
     except StreamError:
         if isinstance(structure, dict) and _hides_structures(structure):
             return undescribed()
@@ -272,7 +292,9 @@ def _hides_structures(structure: Structure) -> bool:
         return False
 
 
-def _decode(structure: Structure, payload: Payload, offset: int, section: str) -> tuple[Field, ...]:
+def _decode(
+    structure: Structure, payload: Payload, offset: int, section: str, *, values: bool
+) -> tuple[Field, ...]:
     try:
         if not isinstance(structure, dict):
             raise DescriptionError("it is no object")
@@ -285,7 +307,10 @@ def _decode(structure: Structure, payload: Payload, offset: int, section: str) -
         raise StreamError(message, offset=offset, section=section)
     data = opened(payload)
     try:
-        found = cast("tuple[Field, ...]", declared.construct.parse_stream(data, offset=offset))
+        found = cast(
+            "tuple[Field, ...]",
+            declared.construct.parse_stream(data, offset=offset, wanted=values),
+        )
     except StreamError as error:
         error.section = section
         raise

@@ -108,7 +108,8 @@ class RamReader:
         offset, value = cursor.offset, cursor.peek_u64()
         flags = value & (self.page_size - 1)
         if flags != RamFlag.MEM_SIZE:
-            raise self._error(f"{value:#018x} where the list of blocks stands", offset)
+            message = f"{value:#018x} where the list of blocks stands{self._doubt()}"
+            raise self._error(message, offset)
         cursor.take(ram.RecordHeader)
         self.block_list.begin(offset, value - flags)
         return []
@@ -171,10 +172,14 @@ class RamReader:
         if kind == RamFlag.HOOK:
             message = "HOOK records (RDMA) are not supported"
             return UnsupportedError(message, offset=offset, section=ram.SECTION_NAME)
-        message = f"{value:#018x} is no record"
-        if not self.block_list.page_size_said and self._pages < _ENOUGH_PAGES:
-            message += f", if pages have {self.page_size} bytes: the stream does not say"
-        return self._error(message, offset)
+        return self._error(f"{value:#018x} is no record{self._doubt()}", offset)
+
+    def _doubt(self) -> str:
+        """Say that pages may have another size, where that is not known."""
+        if self.block_list.page_size_said or self._pages >= _ENOUGH_PAGES:
+            return ""
+        size = self.page_size
+        return f", if pages have {size} bytes: the stream does not say (give --page-size)"
 
     def _read_run(self, cursor: Cursor, address: int, flags: int) -> events.PageRun:
         offset = cursor.offset

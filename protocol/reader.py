@@ -22,8 +22,7 @@ from .cursor import Cursor, Incomplete, decode_name
 from .ending import Ending
 from .errors import CutError, StreamError, UnsupportedError
 from .kept import Kept, KeptInMemory
-from .marks import MAGIC, VERSION, CommandType, SectionType
-from .multifd import MAGIC as MULTIFD_MAGIC
+from .marks import MAGIC, MULTIFD_MAGIC, VERSION, CommandType, SectionType
 from .ram import SECTION_NAME
 from .ram_reader import RamReader
 from .sections import SectionReader, reader_of
@@ -39,7 +38,8 @@ _Step = Callable[[Cursor], Sequence[events.Event]]
 class StreamReader:
     """One stream from its first byte to its end.
 
-    `page_size`: bytes, where the stream does not say before its pages come. `keep`: makes the
+    `page_size`: bytes, where the stream does not say before its pages come;
+    `described_page_size` is asked then, and may know better. `keep`: makes the
     places where device state is kept until its end is known, one for each section before RAM and
     one for all behind it; `keep_rest` makes the latter, given the position in the stream where it
     begins, if it is another one. `max_device_state`: bytes that one of them may hold, None for any
@@ -52,6 +52,7 @@ class StreamReader:
         self,
         *,
         page_size: int = 4096,
+        described_page_size: Callable[[], int | None] | None = None,
         keep: Callable[[], Kept] = KeptInMemory,
         keep_rest: Callable[[int], Kept] | None = None,
         max_device_state: int | None = MAX_IN_MEMORY,
@@ -62,6 +63,7 @@ class StreamReader:
         self._keep_rest = keep_rest or (lambda _: keep())
         self._max_device_state = max_device_state
         self._described_size = described_size
+        self._described_page_size = described_page_size
         self._ram = RamReader(page_size, max_total_ram)
         self._known = devices.Known()
         self._open: dict[int, tuple[events.IterativeSection, SectionReader]] = {}
@@ -275,6 +277,7 @@ class StreamReader:
         ids = (header.section_id, name, header.instance_id, header.version)
         section = events.IterativeSection(start, SectionType.START, *ids)
         if name == SECTION_NAME:
+            self._ask_page_size()
             section, self._reading = self._ram.start(section), self._ram
         else:
             self._reading = reader_of(
@@ -287,6 +290,12 @@ class StreamReader:
         self._open[header.section_id] = (section, self._reading)
         self._known.open_ids.add(header.section_id)
         return self._begin(section)
+
+    def _ask_page_size(self) -> None:
+        """Ask the description how large pages are, where nothing before it says so."""
+        blocks = self._ram.block_list
+        if self._described_page_size is not None and not blocks.page_size_said:
+            blocks.page_size = self._described_page_size() or blocks.page_size
 
     def _continuation(self, cursor: Cursor) -> list[events.Event]:
         start = cursor.offset

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from . import block_section, devices, dirty_bitmap, events, htab, storage_attributes
+from . import block_section, devices, dirty_bitmap, events, htab, pbs_state, storage_attributes
 from .cursor import Cursor, Incomplete
 from .errors import StreamError, UnsupportedError
 from .kept import Kept
@@ -93,7 +93,10 @@ def reader_of(
     max_size: int | None,
 ) -> SectionReader:
     """A reader for a section other than `ram`. Raises UnsupportedError where there can be none."""
-    make = _KNOWN.get((section.name, section.version))
+    kind = (section.name, section.version)
+    if kind == (pbs_state.SECTION_NAME, pbs_state.SECTION_VERSION):
+        return pbs_state.PbsStateReader(keep, max_size)
+    make = _KNOWN.get(kind)
     if make is not None:
         return make()
     if not footers:

@@ -15,7 +15,7 @@ import click
 from ..protocol.outline import PAGE_SIZE, NotOrdinary, outline
 from . import dump_page
 from .dump_summary import Summary, from_outline
-from .sizes import channel_option, offset_option, page_size_option
+from .sizes import channel_option, max_device_state_option, offset_option, page_size_option
 
 
 @click.command()
@@ -31,23 +31,19 @@ from .sizes import channel_option, offset_option, page_size_option
     "several), with their places in the stream; with --json: the fields of all, or of that one",
 )
 @click.option("--xml", is_flag=True, help="print the domain XML of a libvirt image, and no more")
-@click.option(
-    "--command",
-    is_flag=True,
-    help="print a QEMU command line that would take STREAM, with comments on what it does not tell",
-)
 @channel_option
 @offset_option
 @page_size_option
+@max_device_state_option
 def dump(
     stream: str | None,
     as_json: bool,
     pages: bool,
     devices: str | None,
     xml: bool,
-    command: bool,
     offset: int,
-    page_size: int,
+    page_size: int | None,
+    max_device_state: int | None,
     channels: tuple[str, ...],
 ) -> None:
     """Show what STREAM holds: a file, - for standard input, or DISK.qcow2#SNAPSHOT.
@@ -60,18 +56,12 @@ def dump(
         stream, devices = devices, ""
     if not stream:
         raise click.UsageError("Missing argument 'STREAM'.")
-    if command:
-        if pages or devices is not None or xml:
-            raise click.UsageError("--command prints nothing else: no --pages, --devices, --xml")
-        from .dump_command import print_command  # noqa: PLC0415 - only where it is needed
-
-        print_command(stream, as_json=as_json, offset=offset, page_size=page_size)
-        return
     fields = bool(devices) or (as_json and devices is not None)
-    whole = pages or xml or fields or offset or channels
+    whole = pages or xml or fields or offset or channels or max_device_state
     summary = None if whole else _outlined(stream, page_size)
     if summary is None:
         from .dump_whole import dump_whole  # noqa: PLC0415 - only where it is needed
+        from .stream_events import How  # noqa: PLC0415
 
         dump_whole(
             stream,
@@ -80,7 +70,7 @@ def dump(
             devices=devices,
             xml=xml,
             offset=offset,
-            page_size=page_size,
+            how=How(page_size, max_device_state),
             channels=channels,
         )
     elif as_json:
@@ -90,9 +80,9 @@ def dump(
         dump_page.print_summary(summary, devices=devices is not None)
 
 
-def _outlined(name: str, page_size: int) -> Summary | None:
+def _outlined(name: str, page_size: int | None) -> Summary | None:
     """None: not an ordinary stream, or not in a file of its own."""
-    if page_size != PAGE_SIZE or name == "-" or not os.path.isfile(name):
+    if page_size not in (None, PAGE_SIZE) or name == "-" or not os.path.isfile(name):
         return None
     try:
         with open(name, "rb") as file:

@@ -30,6 +30,7 @@ from .failure import describe, fail
 from .interruption import on_signals
 from .options import announce_option, guest_option, paused_option
 from .progress import Progress
+from .sizes import size_option
 from .summary import summary
 
 MAX_DOWNTIME = 2_000_000
@@ -154,6 +155,14 @@ def send(
 @click.argument("uri", required=False)
 @guest_option(incoming=True)
 @click.option("--workers", type=click.IntRange(0, 64), help="beside the one that reads")
+@click.option(
+    "--max-device-state",
+    default="4G",
+    show_default=True,
+    metavar="SIZE",
+    callback=size_option,
+    help="refuse more state of devices than this; beyond some MiB it is kept in a temporary file",
+)
 @paused_option
 @click.option(
     "--resume",
@@ -167,6 +176,7 @@ def receive(
     uri: str | None,
     guest_text: str,
     workers: int | None,
+    max_device_state: int,
     paused: bool,
     taking_up: bool,
     interfaces: tuple[Interface, ...],
@@ -182,7 +192,8 @@ def receive(
         raise click.UsageError("--announce: a guest that is --paused is not announced")
     try:
         with Announcer(interfaces) as announcer:
-            figures = _receive(uri, guest_text, ReceiveParameters(workers, paused), announcer)
+            parameters = ReceiveParameters(workers, paused, max_device_state)
+            figures = _receive(uri, guest_text, parameters, announcer)
             for line in announcer.finish():
                 # The guest is here all the same.
                 Progress.say(f"receiving: {line}")

@@ -15,8 +15,14 @@ from . import verify as verify_command
 from .damage_signs import explain
 from .opening import opened_stream
 from .rebuild import RebuiltGuest, rebuild
-from .sizes import channel_option, offset_option, page_size_option, two_offsets_option
-from .stream_events import read_events
+from .sizes import (
+    channel_option,
+    max_device_state_option,
+    offset_option,
+    page_size_option,
+    two_offsets_option,
+)
+from .stream_events import How, read_events
 
 _other_channel_option = click.option(
     "--other-channel",
@@ -37,13 +43,15 @@ _other_channel_option = click.option(
 @_other_channel_option
 @offset_option
 @page_size_option
+@max_device_state_option
 def verify(
     stream: str,
     ram: tuple[str, ...],
     against: str | None,
     as_json: bool,
     offset: int,
-    page_size: int,
+    page_size: int | None,
+    max_device_state: int | None,
     channels: tuple[str, ...],
     other_channels: tuple[str, ...],
 ) -> None:
@@ -52,16 +60,16 @@ def verify(
     Whole: every structure is in order, devices are as the description says, and each page of each
     RAM block arrives at least once, unless a virtio-mem device says that it is unplugged.
     """
-    files = _ram_files(ram)
+    how, files = How(page_size, max_device_state), _ram_files(ram)
     if other_channels and against is None:
         raise click.UsageError("--other-channel is for --against")
     with ExitStack() as stack:
         other = None
         if against is not None:
-            other = _rebuilt(against, 0, page_size, stack, other_channels)
+            other = _rebuilt(against, 0, how, stack, other_channels)
         opened = stack.enter_context(opened_stream(stream, offset, channels=channels))
         try:
-            report = verify_command.verify(opened.stream, files, other, page_size, opened.channels)
+            report = verify_command.verify(opened.stream, files, other, how, opened.channels)
         except StreamError as error:
             explain(error, opened)
             if as_json:
@@ -81,11 +89,12 @@ def verify(
 
 
 def _rebuilt(
-    path: str, offset: int, page_size: int, stack: ExitStack, channels: tuple[str, ...]
+    path: str, offset: int, how: How, stack: ExitStack, channels: tuple[str, ...]
 ) -> RebuiltGuest:
     """What a stream builds, with all its RAM, until `stack` is closed."""
-    with opened_stream(path, offset, channels=channels) as opened:
-        return rebuild(read_events(opened.stream, page_size, opened.channels), stack)
+    # Large device state is read from the stream where it is.
+    opened = stack.enter_context(opened_stream(path, offset, channels=channels))
+    return rebuild(read_events(opened.stream, how, opened.channels), stack)
 
 
 def _ram_files(pairs: Iterable[str]) -> dict[str, str]:
@@ -109,12 +118,14 @@ def _ram_files(pairs: Iterable[str]) -> dict[str, str]:
 @_other_channel_option
 @two_offsets_option
 @page_size_option
+@max_device_state_option
 def diff(
     first: str,
     second: str,
     as_json: bool,
     offsets: tuple[int, int],
-    page_size: int,
+    page_size: int | None,
+    max_device_state: int | None,
     channels: tuple[str, ...],
     other_channels: tuple[str, ...],
 ) -> None:
@@ -124,10 +135,11 @@ def diff(
     Exit status: 0 equal, 1 different, or pages of either never arrived. The RAM of both is held in
     memory, zero pages apart.
     """
+    how = How(page_size, max_device_state)
     with ExitStack() as stack:
         guests = [
-            _rebuilt(first, offsets[0], page_size, stack, channels),
-            _rebuilt(second, offsets[1], page_size, stack, other_channels),
+            _rebuilt(first, offsets[0], how, stack, channels),
+            _rebuilt(second, offsets[1], how, stack, other_channels),
         ]
         difference = diff_command.compare_guests(*guests)
     if as_json:

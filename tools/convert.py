@@ -26,7 +26,7 @@ from .mapped_stream import MappedFile, one_channel, plain_events
 from .save_image import MAX_XML, SaveImage
 from .source import Left
 from .staged import Staged
-from .stream_events import Behind, Found, Reading, from_a_pipe, read_events
+from .stream_events import USUALLY, Behind, Found, How, Reading, from_a_pipe, read_events
 
 FRAME = 1 << 20
 """Bytes of stream in a zstd frame: `vmferry receive` decompresses frames of this size at once."""
@@ -110,11 +110,11 @@ class Converted:
 
 
 def convert(
-    opened: Opened, out: Path, container: str, xml: str | None = None, page_size: int = 4096
+    opened: Opened, out: Path, container: str, xml: str | None = None, how: How = USUALLY
 ) -> Converted:
     """Write the stream to `out` (`-`: standard output), in one of CONTAINERS.
 
-    `xml`: of the domain, for a libvirt image; None: what `opened` has. `page_size`: as in
+    `xml`: of the domain, for a libvirt image; None: what `opened` has. `how`: as in
     `read_events`. A file is there only when all went well. Raises StreamError, CommandError,
     OSError.
     """
@@ -123,19 +123,19 @@ def convert(
     if container.startswith("libvirt"):
         head = _save_image_head(opened.image, _domain_xml(opened.image, xml), name)
     if name == "sparse":
-        return _to_mapped_ram(opened, out, head, page_size)
+        return _to_mapped_ram(opened, out, head, how)
     compressor = COMPRESSORS[name]()
     found = Converted()
     with _output(out) as write:
         write(head)
-        for piece in plain_stream(opened, page_size, found):
+        for piece in plain_stream(opened, how, found):
             write(compressor.compress(piece))
             found.size += len(piece)
         write(compressor.flush())
     return found
 
 
-def _to_mapped_ram(opened: Opened, out: Path, head: bytes, page_size: int) -> Converted:
+def _to_mapped_ram(opened: Opened, out: Path, head: bytes, how: How) -> Converted:
     if str(out) == "-":
         raise ConvertError("a mapped-ram file is written at any place: it needs a file")
     found = Converted()
@@ -143,7 +143,7 @@ def _to_mapped_ram(opened: Opened, out: Path, head: bytes, page_size: int) -> Co
         with os.fdopen(staged.file(out), "r+b") as file:
             with named(out):
                 mapped = MappedFile(file.fileno(), head)
-            for event in found.note(read_events(opened.stream, page_size, opened.channels)):
+            for event in found.note(read_events(opened.stream, how, opened.channels)):
                 with named(out):
                     mapped.take(event)
             with named(out):
@@ -152,7 +152,7 @@ def _to_mapped_ram(opened: Opened, out: Path, head: bytes, page_size: int) -> Co
     return found
 
 
-def plain_stream(opened: Opened, page_size: int, into: Converted) -> Iterator[memoryview]:
+def plain_stream(opened: Opened, how: How, into: Converted) -> Iterator[memoryview]:
     """Yield the bytes of a stream up to its end, each piece valid until the next; those of a
     mapped-ram file, and of a multifd migration, as an ordinary stream. Raises StreamError.
 
@@ -160,34 +160,34 @@ def plain_stream(opened: Opened, page_size: int, into: Converted) -> Iterator[me
     """
     stream, channels = opened.stream, opened.channels
     if channels is not None:
-        found = into.note(read_events(stream, page_size, channels))
+        found = into.note(read_events(stream, how, channels))
         for event in one_channel(found):
             yield memoryview(StreamWriter().write(event))
         return
-    if not is_mapped(stream, page_size):
-        yield from whole_stream(stream, page_size, into)
+    if not is_mapped(stream, how):
+        yield from whole_stream(stream, how, into)
         return
-    for event in plain_events(into.note(read_events(stream, page_size))):
+    for event in plain_events(into.note(read_events(stream, how))):
         yield memoryview(StreamWriter().write(event))
 
 
-def is_mapped(stream: BinaryIO, page_size: int) -> bool:
+def is_mapped(stream: BinaryIO, how: How) -> bool:
     """Whether it is a mapped-ram file; only what can be sought in may be. Raises StreamError."""
     if not stream.seekable():
         return False
     start = stream.tell()
-    found = read_events(stream, page_size)
+    found = read_events(stream, how)
     listed = next((event for event in found if isinstance(event, events.RamBlocks)), None)
     stream.seek(start)
     return listed is not None and any(block.mapped is not None for block in listed.blocks)
 
 
-def whole_stream(stream: BinaryIO, page_size: int, into: Converted) -> Iterator[memoryview]:
+def whole_stream(stream: BinaryIO, how: How, into: Converted) -> Iterator[memoryview]:
     """Yield the bytes of a stream up to its end, as they are. Raises StreamError.
 
     What stands behind the stream is noted in `into`.
     """
-    reading = Reading(stream, page_size)
+    reading = Reading(stream, how)
     for found, piece in reading.pieces():
         for event in found:
             if isinstance(event, events.RamBlocks) and any(block.mapped for block in event.blocks):

@@ -18,7 +18,7 @@ from ..protocol.outline import Device
 from .channels import Channels
 from .dump_summary import BlockSummary, PageCount, SectionSummary, Summary
 from .rounds import Rounds
-from .stream_events import Behind, Found, read_events
+from .stream_events import PAGE_SIZE, USUALLY, Behind, Found, How, read_events
 
 _Split = Callable[[int, npt.NDArray[np.intp]], Iterator[tuple[int, int]]]
 """Of pages of a block, by their numbers: a round, and how many are of it; see `Rounds`."""
@@ -93,18 +93,18 @@ def print_pages_as_json(pages: Pages) -> None:
 
 def summarise(
     stream: BinaryIO,
-    page_size: int = 4096,
+    how: How = USUALLY,
     on_pages: Callable[[Pages], None] | None = None,
     channels: Channels | None = None,
 ) -> WithDevices:
-    """Read all of it, and tell `on_pages` of every range of pages; `page_size`, `channels` as in
+    """Read all of it, and tell `on_pages` of every range of pages; `how`, `channels` as in
     `read_events`.
 
     Raises StreamError.
     """
-    summary, rounds = WithDevices(page_size=page_size), Rounds()
+    summary, rounds = WithDevices(page_size=how.page_size or PAGE_SIZE), Rounds()
     split = rounds.split if channels is None else rounds.split_interval
-    for event in read_events(stream, page_size, channels):
+    for event in read_events(stream, how, channels):
         if isinstance(event, (events.PageRun, events.EncodedRun)):
             _count(summary, event, split)
             if on_pages is not None:

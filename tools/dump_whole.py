@@ -10,6 +10,7 @@ import click
 from . import dump as dump_command
 from . import dump_container, dump_devices, dump_page
 from .opening import opened_stream
+from .stream_events import How
 
 
 def dump_whole(
@@ -20,7 +21,7 @@ def dump_whole(
     devices: str | None,
     xml: bool,
     offset: int,
-    page_size: int,
+    how: How,
     channels: tuple[str, ...],
 ) -> None:
     """See `cli_dump.dump`."""
@@ -31,7 +32,7 @@ def dump_whole(
             dump_container.print_xml(opened, as_json=as_json)
             return
         on_pages = show if pages else None
-        summary = dump_command.summarise(opened.stream, page_size, on_pages, opened.channels)
+        summary = dump_command.summarise(opened.stream, how, on_pages, opened.channels)
         if as_json:
             found = {"container": opened.as_json(), **summary.as_json()}
             if devices is not None:

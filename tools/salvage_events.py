@@ -11,7 +11,7 @@ from ..protocol.errors import CutError, StreamError
 from ..protocol.salvage import Damage, Failure, Progress, Salvage, Salvaged
 from ..protocol.tail import FOOTER_SIZE, Tail, find_tail
 from .spool import spooled
-from .stream_events import Behind, Found, Reading, mapped_pages
+from .stream_events import USUALLY, Behind, Found, How, Reading, mapped_pages
 from .survey import Survey
 
 
@@ -21,11 +21,11 @@ class Salvager:
     `error`: what was wrong first; None: nothing.
     """
 
-    def __init__(self, stream: BinaryIO, survey: Survey, page_size: int = 4096) -> None:
+    def __init__(self, stream: BinaryIO, survey: Survey, how: How = USUALLY) -> None:
         self._stream = stream if stream.seekable() else spooled(stream)
         self._start = self._stream.tell()
         self._survey = survey
-        self._reading = Reading(self._stream, page_size, on_missing=survey.miss)
+        self._reading = Reading(self._stream, how, on_missing=survey.miss)
         self._reader = self._reading.reader
         self._progress = Progress(0)
         self._seen: list[tuple[str, int]] = []

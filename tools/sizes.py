@@ -42,9 +42,9 @@ def _two_offsets(
     return first, second
 
 
-def _page_size(context: click.Context, option: click.Parameter, text: str) -> int:
+def _page_size(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
     size = size_option(context, option, text)
-    if size not in _PAGE_SIZES:
+    if size is not None and size not in _PAGE_SIZES:
         message = f"{text} is no power of 2 from {_PAGE_SIZES[0]} to {_PAGE_SIZES[-1]}"
         raise click.BadParameter(message, param=option)
     return size
@@ -75,8 +75,14 @@ channel_option = click.option(
 )
 page_size_option = click.option(
     "--page-size",
-    default="4096",
     metavar="SIZE",
     callback=_page_size,
-    help="of a page, where the stream does not say (default: 4096)",
+    help="of a page, where the stream does not say (default: as its description says, or 4096)",
+)
+max_device_state_option = click.option(
+    "--max-device-state",
+    metavar="SIZE",
+    callback=size_option,
+    help="refuse more state of devices than this (default: any in a file; 1G from a pipe or out of "
+    "compressed data, which is kept in a temporary file, see TMPDIR, until the end is found)",
 )

@@ -8,10 +8,11 @@ from os import SEEK_CUR, SEEK_END
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from ..protocol import events
-from ..protocol.candidates import candidates
+from ..protocol.candidates import Candidate, candidates
 from ..protocol.errors import StreamError, UnsupportedError
 from ..protocol.kept import LARGE, Kept, Part, Payload
 from ..protocol.mapped_pages import OnMissing, read_pages
+from ..protocol.marks import MAX_PAGE_BITS, MIN_PAGE_BITS
 from ..protocol.ram import SECTION_NAME
 from ..protocol.reader import StreamReader
 from ..protocol.stream import section_footer
@@ -21,10 +22,15 @@ from .source import Left, Source, fill, give_back, left_in
 if TYPE_CHECKING:
     from .channels import Channels
 
+PAGE_SIZE = 4096
+"""Bytes of a page, if nobody says otherwise."""
+PAGE_SIZES = [1 << bits for bits in range(MIN_PAGE_BITS, MAX_PAGE_BITS + 1)]
+"""Bytes that a page can have."""
+
 PIECE = 4 << 20
 """Bytes that are read at once."""
 
-MAX_DEVICE_STATE = 1 << 28
+MAX_DEVICE_STATE = 1 << 30
 """Bytes of device state of what cannot be sought in, if nobody says otherwise: so many, and as many
 bytes behind the stream, are kept in a temporary file until the end is known."""
 
@@ -38,6 +44,24 @@ class Behind:
 
 
 Found: TypeAlias = events.Event | Behind
+
+
+@dataclass(frozen=True)
+class How:
+    """How a stream is to be read.
+
+    `page_size`: bytes, where the stream does not say before its pages come; None: what the
+    description says, if it can be sought, else 4096. `max_device_state`: bytes of device state, and
+    of one piece of an unknown section; None: any number, or MAX_DEVICE_STATE of what cannot be
+    sought in.
+    """
+
+    page_size: int | None = None
+    max_device_state: int | None = None
+
+
+USUALLY = How()
+"""As nobody says otherwise."""
 
 
 class InPlace:
@@ -77,34 +101,43 @@ class _Described:
 
     def __init__(self, stream: BinaryIO, start: int) -> None:
         self._all = InPlace(stream, start)
+        self._last: Candidate | None = None
         self._sizes: dict[tuple[str, int], int] | None = None
 
     def size_of(self, offset: int, section_id: int, name: str, instance_id: int) -> int | None:
         """Return the payload's bytes of a section, where its footer is then where it has to be."""
-        if self._sizes is None:
-            last = next(candidates(self._all), None)
-            listed = [] if last is None else last.devices
-            self._sizes = {(one.name, one.instance_id): one.length.size for one in listed}
-        size = self._sizes.get((name, instance_id))
+        size = self._look().get((name, instance_id))
         footer = section_footer(section_id)
         if size is None or self._all.read(offset + size, len(footer)) != footer:
             return None
         return size
 
+    def page_size(self) -> int | None:
+        """Return the bytes of a page, if the description says so and they may be a page's."""
+        self._look()
+        size = None if self._last is None else self._last.json.get("page_size")
+        return size if size in PAGE_SIZES else None
+
+    def _look(self) -> dict[tuple[str, int], int]:
+        """Look for what may be the description, once; bytes of devices by name and instance id."""
+        if self._sizes is None:
+            self._last = next(candidates(self._all), None)
+            listed = [] if self._last is None else self._last.devices
+            self._sizes = {(one.name, one.instance_id): one.length.size for one in listed}
+        return self._sizes
+
 
 class Reading:
     """One stream as it is read: its events, and its bytes as they are.
 
-    `page_size`: bytes, where the stream does not say before its pages come. `max_device_state`: see
-    StreamReader. What can be sought in stays where it is; of what cannot, device state is kept
+    What can be sought in stays where it is; of what cannot, device state is kept
     until the end (see `protocol.ending`), beyond some MiB in a temporary file.
     """
 
     def __init__(
         self,
         stream: BinaryIO,
-        page_size: int = 4096,
-        max_device_state: int | None = None,
+        how: How = USUALLY,
         on_missing: OnMissing | None = None,
     ) -> None:
         self._stream = stream
@@ -114,11 +147,15 @@ class Reading:
         self._ended = False
         """All of what cannot be sought in was read."""
         described = None if self._start is None else _Described(stream, self._start)
+        limit = how.max_device_state
+        if limit is None and described is None:
+            limit = MAX_DEVICE_STATE
         self.reader = StreamReader(
-            page_size=page_size,
+            page_size=how.page_size or PAGE_SIZE,
+            described_page_size=None if how.page_size or described is None else described.page_size,
             keep=Spill,
             keep_rest=None if self._start is None else self._in_place,
-            max_device_state=max_device_state or (None if stream.seekable() else MAX_DEVICE_STATE),
+            max_device_state=limit,
             described_size=None if described is None else described.size_of,
         )
 
@@ -213,18 +250,14 @@ class Reading:
 
 
 def read_events(
-    stream: BinaryIO,
-    page_size: int = 4096,
-    channels: Channels | None = None,
-    *,
-    max_device_state: int | None = None,
+    stream: BinaryIO, how: How = USUALLY, channels: Channels | None = None
 ) -> Iterator[Found]:
     """Yield all events of a stream, and what stands behind it: see Reading.
 
     `channels`: those of a multifd migration whose main channel this is; their pages are put where
     they belong.
     """
-    found = Reading(stream, page_size, max_device_state).all_events()
+    found = Reading(stream, how).all_events()
     return found if channels is None else channels.merge(found)
 
 

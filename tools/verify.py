@@ -17,7 +17,7 @@ from .compare import differing
 from .diff import BlockDifference, compare_blocks
 from .rebuild import RebuildError, RebuiltGuest, absent_message, rebuild
 from .source import Left
-from .stream_events import read_events
+from .stream_events import USUALLY, How, read_events
 
 FIRST_PAGES = 8
 """How many differing pages are named."""
@@ -135,12 +135,12 @@ def verify(
     stream: BinaryIO,
     files: dict[str, str],
     other: RebuiltGuest | None = None,
-    page_size: int = 4096,
+    how: How = USUALLY,
     channels: Channels | None = None,
 ) -> Report:
     """Read all of it, compare blocks with `files` by name, and all RAM with another stream's.
 
-    `page_size`, `channels`: as in `read_events`.
+    `how`, `channels`: as in `read_events`.
 
     Raises StreamError when the stream is not valid, RebuildError when a file does not fit, OSError
     when one cannot be read.
@@ -149,7 +149,7 @@ def verify(
         # A missing file is told before a long stream is read.
         opened = {block: stack.enter_context(open(path, "rb")) for block, path in files.items()}
         guest = rebuild(
-            read_events(stream, page_size, channels), stack, opened if other is None else None
+            read_events(stream, how, channels), stack, opened if other is None else None
         )
         guest.check_blocks(opened)
         undescribed = check_devices(guest)
@@ -188,5 +188,5 @@ def check_devices(guest: RebuiltGuest) -> list[str]:
     return [
         f"{section.name}#{section.instance_id}"
         for section in guest.devices
-        if any(field.type == "undescribed" for field in decoder.decode(section))
+        if any(field.type == "undescribed" for field in decoder.decode(section, values=False))
     ]

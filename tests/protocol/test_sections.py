@@ -118,6 +118,44 @@ def test_an_unknown_section_is_bounded(make: Any) -> None:
     assert caught.value.section == "vfio"
 
 
+def _piece_of(name: str, payload: bytes, version: int = 1) -> list[events.Event]:
+    return piece(START, name, events.OpaquePiece(0, payload), version=version)
+
+
+def _first_piece(kind: str) -> list[events.Event]:
+    """Of the section beside `ram`, with its footer."""
+    made = KINDS[kind]
+    start = next(n for n, e in enumerate(made) if type(e) is events.IterativeSection)
+    return made[start : 1 + next(n for n, e in enumerate(made) if e == events.Footer(0, 9))]
+
+
+@pytest.mark.parametrize("step", [997, 1 << 20])
+@pytest.mark.parametrize(
+    "begun",
+    [
+        _piece_of("pbs-state", (20).to_bytes(8, "big") + b"\x7e\0\0\0\x09\1\0\0\0\2\3ram......"),
+        _piece_of("pbs-state", bytes(8)),
+        _piece_of("pbs-state", b"another version", version=2),
+        _piece_of("vfio", b"state"),
+        _first_piece("dirty-bitmap"),
+        _first_piece("htab"),
+        _first_piece("block"),
+    ],
+)
+def test_a_section_that_only_begins(make: Any, begun: list[events.Event], step: int) -> None:
+    """Broken: streams of Proxmox VE would be refused, as would others that stock QEMUs load."""
+    made = [*make.opening()[:4], *begun, *make.opening()[4:], *make.closing(*DEVICES)]
+    data, reader = make.to_bytes(made), StreamReader()
+    found = [e for at in range(0, len(data), step) for e in reader.feed(data[at : at + step])]
+    assert make.to_bytes(found + reader.close()) == data
+
+
+def test_ram_that_only_begins(make: Any) -> None:
+    """Broken: a stream without the last pages would be taken for whole."""
+    with pytest.raises(StreamError, match="ends before its section 'ram' does"):
+        _read(make.to_bytes([*make.opening(), *make.closing()[3:]]))
+
+
 def test_an_unknown_section_without_footers_is_named(make: Any) -> None:
     """If it failed, what follows it would be misread."""
     unknown = events.IterativeSection(0, START, 9, "vfio")
