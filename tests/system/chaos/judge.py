@@ -232,6 +232,10 @@ class Judge:
             if found := _NOISE.search(text):
                 last = text.strip().splitlines()[-1:]
                 self.faults.append(f"{side} stderr: {found.group()} ... {' '.join(last)}")
+        self._check_status()
+
+    def _check_status(self) -> None:
+        record = self._record
         for side, kind in (("source", self._plan.source), ("destination", self._plan.destination)):
             succeeded = kind in ("send", "receive") and record.status.get(side) == 0
             if succeeded and record.runs.get("source"):
