@@ -28,8 +28,8 @@ ALLOWANCE = 12.0
 """As many again are allowed on a busy machine, which the record shows."""
 ANSWER_WITHIN = 60.0
 """Seconds that a source waits for an answer."""
-_LOOK = 0.02
-_SCAN = 0.15
+_LOOK = 0.03
+_SCAN = 0.5
 _LINGER = 1.2
 """Seconds that both guests are watched after everything has ended."""
 _LISTENS_WITHIN = 60.0
