@@ -165,7 +165,7 @@ class _Planner:
             receive_options=receive_options,
             return_path=return_path,
             final=chance.choice(("reset", "close", "TERM")),
-            patient=chance.random() < 0.1,
+            patient=chance.random() < 0.05,
             long=self._long,
             deeds=tuple(self._deeds(source)),
         )

@@ -118,7 +118,7 @@ class Run:
         self._dead_link = False
         self._next_scan = 0.0
         # The guest that is left alone has to be there when the run is judged.
-        orphan = 25 + plan.stopped + (ANSWER_WITHIN + 30 if plan.dead_link and plan.long else 0)
+        orphan = (30 if plan.patient else 150) + plan.stopped + (ANSWER_WITHIN + 30 if plan.dead_link and plan.long else 0)
         self._source, self._destination = make_ends(plan, folder, self._family, orphan)
 
     # Deeds.
