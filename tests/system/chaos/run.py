@@ -115,10 +115,14 @@ class Run:
         self._lock = threading.RLock()
         self._proxy: Proxy | None = None
         self._last = time.monotonic()
-        self._dead_link = False
+        self._dead_link = self._ended_outside = False
         self._next_scan = 0.0
         # The guest that is left alone has to be there when the run is judged.
-        orphan = (30 if plan.patient else 150) + plan.stopped + (ANSWER_WITHIN + 30 if plan.dead_link and plan.long else 0)
+        orphan = (
+            (30 if plan.patient else 150)
+            + plan.stopped
+            + (ANSWER_WITHIN + 30 if plan.dead_link and plan.long else 0)
+        )
         self._source, self._destination = make_ends(plan, folder, self._family, orphan)
 
     # Deeds.
@@ -268,24 +272,19 @@ class Run:
         return max(self._last, stirred, self._source.changed, self._destination.changed)
 
     def _until_over(self) -> None:
-        """Both ends know how it ended; what would wait for ever is ended from outside."""
-        finals = iter(("final", "TERM"))
+        """Both ends know how it ended; what would wait for ever is ended from outside, once."""
         while not (self._source.over and self._destination.over) or self._due:
             self._turn()
-            if self._due:
+            if self._due or time.monotonic() - self._last_event() < self._patience():
                 continue
-            quiet = time.monotonic() - self._last_event()
-            if quiet < self._patience():
-                continue
-            final = next(finals, None)
-            if final is None or not self._may_wait():
+            if self._ended_outside or not self._may_wait():
                 self._note_hung()
                 return
-            self._finish(self.plan.final if final == "final" else final)
+            self._finish(self.plan.final)
 
     def _patience(self) -> float:
         """Seconds of quiet after which something is wrong, or is to be ended from outside."""
-        if not self._may_wait():
+        if self._ended_outside or not self._may_wait():
             return ENDED_WITHIN + ALLOWANCE
         if self._source.over:
             return 1.0
@@ -295,9 +294,7 @@ class Run:
         """Whether an end that still waits does so rightly: it cannot know."""
         proxy = self._proxy
         assert proxy is not None
-        return not proxy.begun or (self._dead_link and not proxy.over) or self._ended_outside
-
-    _ended_outside = False
+        return not proxy.begun or (self._dead_link and not proxy.over)
 
     def _finish(self, how: str) -> None:
         self._ended_outside = True
