@@ -288,7 +288,9 @@ class Run:
             return ENDED_WITHIN + ALLOWANCE
         if self._source.over:
             return 1.0
-        return ENDED_WITHIN + (ANSWER_WITHIN + ALLOWANCE if self.plan.long else 0)
+        assert self._proxy is not None
+        short = self._proxy.connected and not self.plan.long
+        return ENDED_WITHIN + (0 if short else ANSWER_WITHIN + ALLOWANCE)
 
     def _may_wait(self) -> bool:
         """Whether an end that still waits does so rightly: it cannot know."""
