@@ -18,7 +18,7 @@ from vmferry.protocol.marks import CommandType
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.return_path import Pong, ReturnPathReader, Shut
 from vmferry.protocol.states import MigrationStatus
-from vmferry.protocol.words import ping
+from vmferry.protocol.words import ping, word_on_wire
 from vmferry.protocol.writer import StreamWriter
 from vmferry.protocol.zstd import stored_size
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
@@ -178,6 +178,26 @@ def test_confirming_source_that_does_not_confirm(
     with pytest.raises(error, match=message) as raised:
         receive(source)
     assert raised.type is error
+
+
+@pytest.mark.parametrize("framed", [False, True], ids=["plain", "compressed"])
+def test_source_that_takes_back_at_once(stream: bytes, framed: bool) -> None:
+    """Broken: a word that arrives together with the end of the stream would be lost."""
+    at = stream.index(b"\x01\x00\x00\x00\x02\x03ram")
+    whole = stream[:at] + ping(Word.HELLO) + stream[at:]
+    if framed:
+        whole = zstandard.compress(whole[:-1000]) + zstandard.compress(whole[-1000:])
+
+    def source(connection: socket.socket) -> None:
+        connection.sendall(whole + word_on_wire(Word.ABORT, framed=framed))
+        connection.settimeout(20)
+        with suppress(TimeoutError, ConnectionResetError):
+            while connection.recv(100):
+                continue
+
+    with pytest.raises(MigrationError, match="took the guest back") as raised:
+        receive(source)
+    assert raised.type is MigrationError
 
 
 @pytest.mark.parametrize("part", [0.001, 0.3, 0.9, 0.99999])

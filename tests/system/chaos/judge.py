@@ -138,7 +138,7 @@ class Judge:
     def _window(self) -> str | None:
         """Why nobody can know whether the guest may run, if that is so."""
         marks = self._record.marks
-        if "shut" not in marks:
+        if "before shut" not in marks:
             return None
         until = marks.get("confirm", NEVER)
         if any(self._is_break(done) and done.time <= until for done in self._record.done):
@@ -185,7 +185,11 @@ class Judge:
             "no answer was asked for": (
                 not self._plan.return_path
                 and any(done.pid for done in self._record.done)
-                and ("before end" in marks or "--compress" in self._plan.options)
+                and (
+                    "before end" in marks
+                    or "--compress" in self._plan.options
+                    or self._record.status.get("source") == 0
+                )
             ),
         }
         return next((reason for reason, holds in reasons.items() if holds), None)

@@ -306,9 +306,11 @@ class Run:
             proxy.ask(lambda proxy: proxy.cut(reset=how == "reset"))
         else:
             how = "TERM"
-            for end in (self._source, self._destination):
-                if not end.over:
-                    end.signal(signal.SIGTERM)
+            # What ends a service ends its guest.
+            if not self._source.over:
+                self._source.cancel()
+            if not self._destination.over:
+                self._destination.signal(signal.SIGTERM)
         self._last = time.monotonic()
         self._trace(f"final: {how}")
 
@@ -351,7 +353,7 @@ class Run:
         sides = ("source", "destination")
         while time.time() < now + _LINGER or (
             not any(self._runs_since(now, side) for side in sides)
-            and not self._is_kept()
+            and not (self.record.guest_folder / "guest.json").exists()
             and time.time() < now + ENDED_WITHIN
         ):
             self._turn()
