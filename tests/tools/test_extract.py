@@ -308,7 +308,7 @@ def test_output_that_cannot_be(vmferry: Any, streams: Any) -> None:
 
 def test_no_ram_is_told(vmferry: Any, streams: Any) -> None:
     """Broken: a stream without RAM would give an empty file."""
-    feed = streams.to_bytes([streams.events[0], *streams.closing()[-2:]])
+    feed = streams.to_bytes([streams.events[0], events.EndOfStream(0), streams.describe([])])
     ran = vmferry.run("extract", "-", "-o", str(vmferry.folder / "x"), feed=feed)
     assert "no RAM" in ran.error
 
