@@ -1,18 +1,21 @@
-"""Declarations of the notes of an ELF core that hold a processor's registers: x86-64.
+"""Declarations of the notes of an ELF core that hold a processor's registers: x86, Arm.
 
-Sources: "ELF-64 Object File Format" (version 1.5) for notes; the x86-64 psABI's and gdb's layout of
-NT_PRSTATUS; cores that QEMU's `dump-guest-memory` wrote, for the note of QEMU's own, by which
-`crash` finds where a kernel was loaded.
+Sources: "ELF-64 Object File Format" (version 1.5) for notes; the psABIs of i386, x86-64, AArch32
+and AArch64, and gdb's layouts of NT_PRSTATUS, NT_FPREGSET and NT_ARM_VFP; the Arm Architecture
+Reference Manual for FPSCR; cores that QEMU's `dump-guest-memory` wrote, for the note of QEMU's own,
+by which `crash` finds where a kernel was loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import construct as c  # type: ignore[import-untyped]
 
 NT_PRSTATUS = 1
+NT_FPREGSET = 2
 NT_QEMU = 0
+NT_ARM_VFP = 0x400
 
 Note = c.Struct(
     "name_size" / c.Rebuild(c.Int32ul, lambda this: len(this.name) + 1),
@@ -41,7 +44,53 @@ PrStatus = c.Struct(
     ),
     c.Padding(8),
 )
-"""Of Linux: what a debugger shows. `process`: the processor, counted from 1."""
+"""Of Linux on x86-64: what a debugger shows. `process`: the processor, counted from 1."""
+
+PrStatus32 = c.Struct(
+    c.Padding(24),
+    "process" / c.Int32ul,
+    c.Padding(44),
+    *(
+        name / c.Int32ul
+        for name in (
+            *("rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rax", "ds", "es", "fs", "gs"),
+            *("original_rax", "rip", "cs", "rflags", "rsp", "ss"),
+        )
+    ),
+    c.Padding(4),
+)
+"""The same of i386; registers have the names of x86-64."""
+
+PrStatusArm = c.Struct(
+    c.Padding(24),
+    "process" / c.Int32ul,
+    c.Padding(44),
+    "registers" / c.Int32ul[16],
+    "cpsr" / c.Int32ul,
+    "original_r0" / c.Const(0, c.Int32ul),
+    "floats_follow" / c.Int32ul,
+)
+"""The same of 32-bit Arm."""
+
+PrStatusAArch64 = c.Struct(
+    c.Padding(32),
+    "process" / c.Int32ul,
+    c.Padding(76),
+    "registers" / c.Int64ul[32],
+    "pc" / c.Int64ul,
+    "pstate" / c.Int64ul,
+    "floats_follow" / c.Const(1, c.Int32ul),
+    c.Padding(4),
+)
+"""The same of AArch64; the last of 32 registers is SP."""
+
+VfpArm = c.Struct("registers" / c.Int64ul[32], "fpscr" / c.Int32ul)
+FloatsAArch64 = c.Struct(
+    "registers" / c.Int64ul[64], "fpsr" / c.Int32ul, "fpcr" / c.Int32ul, c.Padding(8)
+)
+"""Each of 32 registers is two numbers, the low one first."""
+FPSR_BITS, FPCR_BITS = 0xF800_009F, 0x07FF_9F00
+"""What of FPSCR is FPSR and FPCR in AArch64."""
 
 _Segment = c.Struct(
     *(name / c.Int32ul for name in ("selector", "limit", "flags")), c.Padding(4), "base" / c.Int64ul
@@ -57,7 +106,7 @@ QemuState = c.Struct(
     "cr" / c.Int64ul[5],
     "kernel_gs_base" / c.Int64ul,
 )
-"""Of QEMU."""
+"""Of QEMU, for x86 of 32 and 64 bits."""
 
 
 def registers(
@@ -66,22 +115,66 @@ def registers(
     segments: Mapping[str, Mapping[str, int]],
     control: tuple[int, ...],
     kernel_gs_base: int,
-) -> bytes:
-    """Both notes of a processor, counted from 0.
+    bits: int = 64,
+) -> tuple[bytes, bytes]:
+    """Return both notes of an x86 processor, counted from 0, whose words have so many bits.
 
-    `plain`: GENERAL, rip, rflags; `segments`: SEGMENTS, ldt, tr, gdt, idt, of each selector, limit,
-    flags, base; `control`: CR0 to CR4. Raises ValueError where one is no such number.
+    A core has the first one of every processor before the second ones. `plain`: GENERAL, rip,
+    rflags; `segments`: SEGMENTS, ldt, tr, gdt, idt, of each selector, limit, flags, base;
+    `control`: CR0 to CR4. Raises ValueError where one is no such number.
     """
     selectors = {name: segments[name]["selector"] for name in SEGMENTS}
     bases = {f"{name}_base": segments[name]["base"] for name in ("fs", "gs")}
     whole = {**plain, **selectors, **bases, "process": number + 1, "original_rax": 0}
     state = {**plain, **segments, "cr": control, "kernel_gs_base": kernel_gs_base}
+    status = PrStatus if bits == 64 else PrStatus32
+    return _note(NT_PRSTATUS, b"CORE", status, whole), _note(NT_QEMU, b"QEMU", QemuState, state)
+
+
+def arm_registers(
+    number: int,
+    general: Sequence[int],
+    cpsr: int,
+    floats: tuple[Sequence[int], int] | None,
+) -> bytes:
+    """Return the notes of a 32-bit Arm processor, counted from 0.
+
+    `general`: R0 to R15; `floats`: 32 registers of 64 bits, and FPSCR; None: it has none. Raises
+    ValueError where one is no such number.
+    """
+    follow = int(floats is not None)
+    plain = {
+        "process": number + 1,
+        "registers": general,
+        "cpsr": cpsr,
+        "floats_follow": follow,
+    }
+    notes = _note(NT_PRSTATUS, b"CORE", PrStatusArm, plain)
+    if floats is not None:
+        found = {"registers": floats[0], "fpscr": floats[1]}
+        notes += _note(NT_ARM_VFP, b"LINUX", VfpArm, found)
+    return notes
+
+
+def aarch64_registers(
+    number: int, general: Sequence[int], pc: int, pstate: int, floats: tuple[Sequence[int], int]
+) -> bytes:
+    """Return the notes of an AArch64 processor, counted from 0.
+
+    `general`: X0 to X30 and SP; `floats`: 32 registers of two numbers of 64 bits, one behind the
+    other, and FPSCR. Raises ValueError where one is no such number.
+    """
+    plain = {"process": number + 1, "registers": general, "pc": pc, "pstate": pstate}
+    fpsr, fpcr = floats[1] & FPSR_BITS, floats[1] & FPCR_BITS
+    vectors = {"registers": floats[0], "fpsr": fpsr, "fpcr": fpcr}
+    status = _note(NT_PRSTATUS, b"CORE", PrStatusAArch64, plain)
+    return status + _note(NT_FPREGSET, b"CORE", FloatsAArch64, vectors)
+
+
+def _note(kind: int, name: bytes, declared: c.Construct, values: Mapping[str, object]) -> bytes:
     try:
-        contents = PrStatus.build(whole), QemuState.build(state)
+        content = declared.build(values)
     except c.ConstructError as error:
         raise ValueError(f"a register is no number: {error}") from None
-    named = ((NT_PRSTATUS, b"CORE"), (NT_QEMU, b"QEMU"))
-    return b"".join(
-        Note.build({"type": kind, "name": name, "content": content})
-        for (kind, name), content in zip(named, contents, strict=True)
-    )
+    note: bytes = Note.build({"type": kind, "name": name, "content": content})
+    return note

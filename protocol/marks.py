@@ -10,8 +10,6 @@ from enum import IntEnum, IntFlag
 MAGIC = 0x5145564D
 """The characters QEVM."""
 VERSION = 3
-MULTIFD_MAGIC = 0x11223344
-"""How each further channel of a multifd migration begins."""
 
 
 class SectionType(IntEnum):

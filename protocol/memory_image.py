@@ -1,53 +1,90 @@
 """Declarations of files that hold physical memory with its addresses: ELF cores, LiME.
 
-Sources: "ELF-64 Object File Format" (version 1.5); LiME's documentation, "Memory Acquisition File
-Format" (doc/ of the project). Both are little-endian here.
+Sources: "System V Application Binary Interface", chapter 4 (ELF of 32 bits), "ELF-64 Object File
+Format" (version 1.5); LiME's documentation, "Memory Acquisition File Format" (doc/ of the project),
+which is little-endian.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import construct as c  # type: ignore[import-untyped]
 
 ET_CORE = 4
 PT_LOAD, PT_NOTE = 1, 4
-EM_X86_64, EM_AARCH64 = 62, 183
 ALL_ACCESS = 7
-"""Of a segment: read, write, execute."""
+"""Flags of a segment: read, write, execute."""
 ELF_HEAD_SIZE = 4 << 20
 """Bytes before the memory in an ELF core: room for notes of 5000 processors. A stream brings these
 behind its RAM, but `crash` wants notes before it."""
+MAX_SEGMENTS = 0xFFFE
+"""Program headers that an ELF header can count."""
+LIMIT_OF_32_BITS = 1 << 32
+"""No address and no place in a file of 32-bit ELF reaches it."""
 
-ElfHeader = c.Struct(
-    "identification" / c.Const(b"\x7fELF\x02\x01\x01" + bytes(9)),
-    "type" / c.Int16ul,
-    "machine" / c.Int16ul,
-    "version" / c.Const(1, c.Int32ul),
-    "entry" / c.Const(0, c.Int64ul),
-    "program_headers" / c.Int64ul,
-    "section_headers" / c.Const(0, c.Int64ul),
-    "flags" / c.Const(0, c.Int32ul),
-    "header_size" / c.Int16ul,
-    "program_header_size" / c.Int16ul,
-    "program_header_count" / c.Int16ul,
-    "section_header_size" / c.Const(0, c.Int16ul),
-    "section_header_count" / c.Const(0, c.Int16ul),
-    "section_names" / c.Const(0, c.Int16ul),
-)
 
-ProgramHeader = c.Struct(
-    "type" / c.Int32ul,
-    "flags" / c.Int32ul,
-    "offset" / c.Int64ul,
-    "virtual_address" / c.Int64ul,
-    "physical_address" / c.Int64ul,
-    "file_size" / c.Int64ul,
-    "memory_size" / c.Int64ul,
-    "alignment" / c.Const(0, c.Int64ul),
-)
-"""`alignment`: none; by that `crash` tells a core of a whole machine from one that kdump made."""
+class Processor(NamedTuple):
+    """What an ELF header says of a processor: the number of its kind (`EM_...`), the bits of a word
+    (32 or 64), and its byte order."""
+
+    machine: int
+    bits: int
+    little: bool = True
+
+
+def elf_header(processor: Processor) -> c.Construct:
+    """Return the declaration of an ELF file's header."""
+    half, word, address = _numbers(processor)
+    marks = bytes([1 + (processor.bits == 64), 1 + (not processor.little), 1])
+    return c.Struct(
+        "identification" / c.Const(b"\x7fELF" + marks + bytes(9)),
+        "type" / half,
+        "machine" / half,
+        "version" / c.Const(1, word),
+        "entry" / c.Const(0, address),
+        "program_headers" / address,
+        "section_headers" / c.Const(0, address),
+        "flags" / c.Const(0, word),
+        "header_size" / half,
+        "program_header_size" / half,
+        "program_header_count" / half,
+        "section_header_size" / c.Const(0, half),
+        "section_header_count" / c.Const(0, half),
+        "section_names" / c.Const(0, half),
+    )
+
+
+def program_header(processor: Processor) -> c.Construct:
+    """Return the declaration of a program header.
+
+    `alignment`: none; by that `crash` tells a core of a whole machine from one that kdump made.
+    """
+    _, word, address = _numbers(processor)
+    places = [
+        "offset" / address,
+        "virtual_address" / address,
+        "physical_address" / address,
+        "file_size" / address,
+        "memory_size" / address,
+    ]
+    flags = "flags" / word
+    fields = [flags, *places] if processor.bits == 64 else [*places, flags]
+    return c.Struct("type" / word, *fields, "alignment" / c.Const(0, address))
+
+
+def _numbers(processor: Processor) -> tuple[c.Construct, c.Construct, c.Construct]:
+    """Numbers of 16 and 32 bits, and of as many as an address has."""
+    if processor.little:
+        return c.Int16ul, c.Int32ul, c.Int64ul if processor.bits == 64 else c.Int32ul
+    return c.Int16ub, c.Int32ub, c.Int64ub if processor.bits == 64 else c.Int32ub
+
+
+X86_64 = Processor(62, 64)
+ElfHeader, ProgramHeader = elf_header(X86_64), program_header(X86_64)
+"""Of most cores: those of little-endian processors of 64 bits."""
 
 LimeHeader = c.Struct(
     "magic" / c.Const(0x4C694D45, c.Int32ul),
@@ -70,46 +107,57 @@ class Region:
     address: int
 
 
-def elf_head(regions: Sequence[Region], machine: int, notes: bytes = b"") -> bytes:
-    """What an ELF core begins with; at ELF_HEAD_SIZE memory follows in one piece, region by region.
+class Segment(NamedTuple):
+    """A part of the guest's memory in an ELF core: `length` bytes at `place` in the file that the
+    guest sees at `address`."""
 
-    Each region's virtual address is its physical one: a debugger then finds it there. Raises
-    ValueError where there is no room for the notes.
+    place: int
+    length: int
+    address: int
+
+
+def elf_head(segments: Sequence[Segment], processor: Processor, notes: bytes = b"") -> bytes:
+    """Return the header, program headers and notes, for the begin of an ELF core.
+
+    Each segment's virtual address is its physical one: a debugger then finds it there. Where an
+    address or a place needs more than 32 bits, the core is one of 64. Raises ValueError where there
+    is no room for the notes or the segments.
     """
-    count = 1 + len(regions)
-    behind = ElfHeader.sizeof() + count * ProgramHeader.sizeof()
+    reach = max((max(s.place, s.address) + s.length for s in segments), default=0)
+    if reach > LIMIT_OF_32_BITS:
+        processor = processor._replace(bits=64)
+    header, entry = elf_header(processor), program_header(processor)
+    count = 1 + len(segments)
+    if count > MAX_SEGMENTS:
+        raise ValueError(f"{count} segments")
+    behind = header.sizeof() + count * entry.sizeof()
     if behind + len(notes) > ELF_HEAD_SIZE:
         raise ValueError(f"{len(notes)} bytes of notes")
-    head: bytes = ElfHeader.build(
+    head: bytes = header.build(
         {
             "type": ET_CORE,
-            "machine": machine,
-            "program_headers": ElfHeader.sizeof(),
-            "header_size": ElfHeader.sizeof(),
-            "program_header_size": ProgramHeader.sizeof(),
+            "machine": processor.machine,
+            "program_headers": header.sizeof(),
+            "header_size": header.sizeof(),
+            "program_header_size": entry.sizeof(),
             "program_header_count": count,
         }
     )
-    head += _program_header(PT_NOTE, behind, len(notes))
-    for region in regions:
-        place = ELF_HEAD_SIZE + region.start
-        head += _program_header(PT_LOAD, place, region.length, region.address)
+    shown = [(PT_NOTE, 0, Segment(behind, len(notes), 0))]
+    shown += [(PT_LOAD, ALL_ACCESS, segment) for segment in segments]
+    for kind, flags, segment in shown:
+        head += entry.build(
+            {
+                "type": kind,
+                "flags": flags,
+                "offset": segment.place,
+                "virtual_address": segment.address,
+                "physical_address": segment.address,
+                "file_size": segment.length,
+                "memory_size": segment.length if kind == PT_LOAD else 0,
+            }
+        )
     return head + notes
-
-
-def _program_header(kind: int, offset: int, size: int, address: int = 0) -> bytes:
-    header: bytes = ProgramHeader.build(
-        {
-            "type": kind,
-            "flags": ALL_ACCESS if kind == PT_LOAD else 0,
-            "offset": offset,
-            "virtual_address": address,
-            "physical_address": address,
-            "file_size": size,
-            "memory_size": size if kind == PT_LOAD else 0,
-        }
-    )
-    return header
 
 
 def lime_header(region: Region) -> bytes:

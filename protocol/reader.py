@@ -22,7 +22,8 @@ from .cursor import Cursor, Incomplete, decode_name
 from .ending import Ending
 from .errors import CutError, StreamError, UnsupportedError
 from .kept import Kept, KeptInMemory
-from .marks import MAGIC, MULTIFD_MAGIC, VERSION, CommandType, SectionType
+from .marks import MAGIC, VERSION, CommandType, SectionType
+from .multifd import MAGIC as MULTIFD_MAGIC
 from .ram import SECTION_NAME
 from .ram_reader import RamReader
 from .sections import SectionReader, reader_of

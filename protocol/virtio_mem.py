@@ -48,9 +48,10 @@ State = c.Struct(
 
 @dataclass(frozen=True, eq=False)
 class PluggedMemory:
-    """What is plugged in of a region of `region_size` bytes: `plugged` (n,) says so of each block
-    of `block_size` bytes."""
+    """What is plugged in of a region of `region_size` bytes at the guest-physical `address`:
+    `plugged` (n,) says so of each block of `block_size` bytes."""
 
+    address: int
     region_size: int
     block_size: int
     plugged: npt.NDArray[np.bool_]
@@ -85,14 +86,19 @@ def _read_early(section: DeviceSection, region_size: int, decoder: Decoder) -> P
             values = dict(EarlyState.parse(section.payload))
         except c.ConstructError:
             return None
-    said, block_size, size, bitmap = (
-        values.get(name) for name in ("region_size", "block_size", "size", "bitmap")
+    address, said, block_size, size, bitmap = (
+        values.get(name) for name in ("addr", "region_size", "block_size", "size", "bitmap")
     )
+    if not isinstance(address, int):
+        # Where the description is not used, fields have the names that they are declared by.
+        address = values.get("address")
     if not isinstance(block_size, int) or not isinstance(size, int):
+        return None
+    if not isinstance(address, int):
         return None
     if said != region_size or not isinstance(bitmap, bytes):
         return None
-    return _checked(region_size, block_size, size, bitmap)
+    return _checked(address, region_size, block_size, size, bitmap)
 
 
 def _search(payload: bytes, region_size: int) -> Iterator[PluggedMemory]:
@@ -109,7 +115,8 @@ def _search(payload: bytes, region_size: int) -> Iterator[PluggedMemory]:
         end = behind + _bitmap_size(region_size, state.block_size)
         if state.usable_region_size > region_size or not _may_end(payload, end):
             continue
-        found = _checked(region_size, state.block_size, state.size, payload[behind:end])
+        bitmap = payload[behind:end]
+        found = _checked(state.address, region_size, state.block_size, state.size, bitmap)
         if found is not None:
             yield found
 
@@ -123,7 +130,9 @@ def _bitmap_size(region_size: int, block_size: int) -> int:
     return -(-region_size // (block_size * _WORD)) * _WORD // 8
 
 
-def _checked(region_size: int, block_size: int, size: int, bitmap: bytes) -> PluggedMemory | None:
+def _checked(
+    address: int, region_size: int, block_size: int, size: int, bitmap: bytes
+) -> PluggedMemory | None:
     """The state, if its parts agree with each other."""
     if block_size == 0 or block_size & (block_size - 1) or region_size % block_size:
         return None
@@ -133,4 +142,4 @@ def _checked(region_size: int, block_size: int, size: int, bitmap: bytes) -> Plu
     bits = np.unpackbits(words, bitorder="little").view(np.bool_)
     plugged = bits[: region_size // block_size]
     agrees = not bits[len(plugged) :].any() and int(plugged.sum()) * block_size == size
-    return PluggedMemory(region_size, block_size, plugged) if agrees else None
+    return PluggedMemory(address, region_size, block_size, plugged) if agrees else None

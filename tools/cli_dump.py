@@ -31,6 +31,11 @@ from .sizes import channel_option, max_device_state_option, offset_option, page_
     "several), with their places in the stream; with --json: the fields of all, or of that one",
 )
 @click.option("--xml", is_flag=True, help="print the domain XML of a libvirt image, and no more")
+@click.option(
+    "--command",
+    is_flag=True,
+    help="print a QEMU command line that would take STREAM, with comments on what it does not tell",
+)
 @channel_option
 @offset_option
 @page_size_option
@@ -41,6 +46,7 @@ def dump(
     pages: bool,
     devices: str | None,
     xml: bool,
+    command: bool,
     offset: int,
     page_size: int | None,
     max_device_state: int | None,
@@ -56,6 +62,15 @@ def dump(
         stream, devices = devices, ""
     if not stream:
         raise click.UsageError("Missing argument 'STREAM'.")
+    if command:
+        if pages or devices is not None or xml:
+            raise click.UsageError("--command prints nothing else: no --pages, --devices, --xml")
+        from .dump_command import print_command  # noqa: PLC0415 - only where it is needed
+        from .stream_events import How  # noqa: PLC0415
+
+        how = How(page_size, max_device_state)
+        print_command(stream, as_json=as_json, offset=offset, how=how)
+        return
     fields = bool(devices) or (as_json and devices is not None)
     whole = pages or xml or fields or offset or channels or max_device_state
     summary = None if whole else _outlined(stream, page_size)

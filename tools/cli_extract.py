@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,8 +16,10 @@ from ..guest.sizes import format_size
 from . import convert as convert_command
 from . import extract as extract_command
 from .containers import split
+from .domain import domain_of
 from .extract import Report
 from .failure import describe, fail, note
+from .machines import TARGETS
 from .memory_file import FORMATS
 from .opening import opened_stream
 from .rebuild import absent_message
@@ -29,6 +32,9 @@ from .sizes import (
 )
 from .stream_events import How
 
+_PLACED = re.compile(r"(.+)@0x([0-9a-fA-F]+)")
+"""A RAM block, and the address at which the guest sees it."""
+
 
 def _report_extracted(report: Report) -> None:
     for block in report.blocks:
@@ -37,6 +43,10 @@ def _report_extracted(report: Report) -> None:
             for region in block.regions or ()
         )
         click.echo(f"{block.block}  {format_size(block.length)}{seen}  {block.file}")
+    for left in report.left_out:
+        click.echo(left.why)
+    for line in report.notices:
+        click.echo(line)
     for name in report.absent:
         click.echo(absent_message(name))
     for disk in report.disks:
@@ -59,6 +69,43 @@ def _note_missing(stream: str, lines: Iterable[str]) -> bool:
     return bool(told)
 
 
+def _address_option(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    """A number as C has it."""
+    if text is None:
+        return None
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1 << 64:
+        raise click.BadParameter(f"{text!r} is no address, such as 0x40000000")
+    return value
+
+
+def _split_blocks(
+    given: tuple[str, ...],
+) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:
+    """What stands without, and with, an address; names may have an @ of their own."""
+    matches = [(text, _PLACED.fullmatch(text)) for text in given]
+    plain = tuple(text for text, match in matches if match is None)
+    found = [(match[1], int(match[2], 16)) for _, match in matches if match is not None]
+    if any(address >= 1 << 64 for _, address in found):
+        raise click.UsageError("--block: an address has 64 bits at most")
+    return plain, tuple(found)
+
+
+def _check_usage(
+    output: Path | None, devices: Path | None, disks: Path | None, several: bool
+) -> None:
+    """Raises UsageError where there is no output, or (`several`) too much of one."""
+    if output is None and devices is None and disks is None:
+        raise click.UsageError("nothing to extract: give -o FILE, --devices or --disks FOLDER")
+    if several:
+        raise click.UsageError("--all extracts raw images of every block")
+    if str(output) == "-":
+        raise click.UsageError("an image is written at any place: -o needs a file")
+
+
 def _check_output(stream: str, out: Path | None) -> None:
     """The stream itself must not be replaced by what is made of it."""
     source = 0 if stream == "-" else split(stream)[0]
@@ -75,7 +122,12 @@ def _check_output(stream: str, out: Path | None) -> None:
 @click.argument("stream", metavar="STREAM")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="of the RAM; --all: a folder")
 @click.option(
-    "--block", "blocks", multiple=True, metavar="NAME", help="this RAM block; may be repeated"
+    "--block",
+    "blocks",
+    multiple=True,
+    metavar="NAME[@ADDRESS]",
+    help="this RAM block; may be repeated. With the address at which the guest sees it: beside the "
+    "guest's memory (elf, lime)",
 )
 @click.option("--all", "everything", is_flag=True, help="every RAM block, each in a file")
 @click.option("--format", "kind", type=click.Choice(FORMATS), default="raw")
@@ -86,6 +138,19 @@ def _check_output(stream: str, out: Path | None) -> None:
     "max_below_4g",
     callback=size_option,
     help="elf, lime: as the machine had",
+)
+@click.option("--machine", metavar="NAME", help="QEMU's name of the machine, if STREAM has none")
+@click.option(
+    "--arch",
+    type=click.Choice(sorted(TARGETS)),
+    metavar="NAME",
+    help="the processor, as in qemu-system-NAME, if STREAM does not tell it",
+)
+@click.option(
+    "--base",
+    callback=_address_option,
+    metavar="ADDRESS",
+    help="elf, lime: where memory begins, if the machine is not known",
 )
 @channel_option
 @click.option(
@@ -106,6 +171,9 @@ def extract(
     devices: Path | None,
     disks: Path | None,
     max_below_4g: int | None,
+    machine: str | None,
+    arch: str | None,
+    base: int | None,
     partial: bool,
     offset: int,
     page_size: int | None,
@@ -115,37 +183,42 @@ def extract(
 ) -> None:
     """Take a guest's RAM out of STREAM (as in dump): an image, sparse where it is zero.
 
-    The guest's memory is the block with the name that its machine gives it (pc.ram, microvm.ram,
-    mach-virt.ram), else the one that is neither firmware nor of a device. Of a guest with NUMA
-    nodes, it is several: in the order of libvirt's names (ram-node0), or of the addresses that
-    x-ignore-shared brings; where neither tells, name them by --block, node by node. What was
-    plugged in (pc-dimm) is not among them. ELF cores and LiME tell where the guest sees it, around
-    the PCI hole; an ELF core also has the registers of x86 processors.
+    The guest's memory is the block with the name that its machine gives it (pc.ram, mach-virt.ram
+    ...), else the one that is neither firmware nor of a device. Of a guest with NUMA nodes, it is
+    several: in the order of libvirt's names (ram-node0), or of the addresses that x-ignore-shared
+    brings; where neither tells, name them by --block, node by node.
+
+    ELF cores and LiME tell where the guest sees it, around the PCI hole, and have what was plugged
+    in (DIMMs, virtio-mem) at its address; what has no certain address is left out, and named. An
+    ELF core also has the registers of x86 and Arm processors.
 
     Of disks (block migration) come raw images, sparse too. The stream has no word of a disk's
     size: an image ends with the last block of 1 MiB, which may reach behind the disk's end.
     """
-    if output is None and devices is None and disks is None:
-        raise click.UsageError("nothing to extract: give -o FILE, --devices or --disks FOLDER")
-    if everything and (blocks or kind != "raw"):
-        raise click.UsageError("--all extracts raw images of every block")
-    if len(set(blocks)) < len(blocks):
+    plain, placed = _split_blocks(blocks)
+    _check_usage(output, devices, disks, everything and (bool(blocks) or kind != "raw"))
+    if len({*plain, *dict(placed)}) < len(blocks):
         raise click.UsageError("--block: a block comes twice")
-    if str(output) == "-":
-        raise click.UsageError("an image is written at any place: -o needs a file")
+    if placed and kind == "raw":
+        raise click.UsageError("--block NAME@ADDRESS is for --format elf or lime")
     _check_output(stream, output)
-    wanted = extract_command.Wanted(
-        out=output,
-        blocks=blocks,
-        everything=everything,
-        format=kind,
-        devices=devices,
-        max_below_4g=max_below_4g,
-        partial=partial,
-        disks=disks,
-        how=How(page_size, max_device_state),
-    )
     with opened_stream(stream, offset, channels=channels) as opened:
+        wanted = extract_command.Wanted(
+            out=output,
+            blocks=plain,
+            placed=placed,
+            machine=machine,
+            arch=arch,
+            base=base,
+            everything=everything,
+            format=kind,
+            devices=devices,
+            max_below_4g=max_below_4g,
+            partial=partial,
+            disks=disks,
+            how=How(page_size, max_device_state),
+            domain=domain_of(opened.image),
+        )
         report = extract_command.extract(opened.stream, wanted, opened.channels)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))

@@ -18,16 +18,17 @@ from ..protocol import events
 from ..protocol.block_section import DiskBlock
 from ..protocol.errors import StreamError
 from ..protocol.kept import Payload, pieces
-from ..protocol.memory_image import Region, elf_head
+from ..protocol.memory_image import Region
 from ..protocol.salvage import Damage, Mended, Unplaced
-from . import cpu_notes
 from .arrivals import Arrivals, MissingPages
 from .block_file import BlockFile, Run, check_run, part_of
 from .channels import Channels
 from .disks import Disk, DiskFiles
+from .domain import Domain
 from .failure import CommandError, named
-from .main_ram import elf_machine, memory_blocks
-from .memory_file import MemoryFile, lay_out
+from .main_ram import Guest
+from .memory_output import Asked, MemoryOutput
+from .plugged import LeftOut
 from .rebuild import absent_message
 from .salvage_events import Salvager
 from .source import Left
@@ -43,12 +44,14 @@ class ExtractError(CommandError):
 
 @dataclass(frozen=True)
 class Wanted:
-    """`blocks`: by name, one behind the other; none: the guest's memory. `everything`: all blocks,
-    into a folder.
+    """`blocks`: by name, one behind the other; none: the guest's memory. `placed`: further ones,
+    with their addresses. `everything`: all blocks, into a folder.
 
     `out`: of the RAM; `devices`: a folder for the devices' state; `disks`: one for disks.
-    `max_below_4g`: see main_ram. `partial`: keep what there is where the stream is damaged.
-    `how`: as in `read_events`.
+    `machine`: its name, where the stream has none, or another; `arch`: the processor, by QEMU's
+    name; `base`: where memory begins; `domain`: what libvirt says of the guest. `max_below_4g`: see
+    main_ram. `partial`: keep what there is where the stream is damaged. `how`: as in
+    `read_events`.
     """
 
     out: Path | None
@@ -60,6 +63,11 @@ class Wanted:
     partial: bool = False
     disks: Path | None = None
     how: How = USUALLY
+    placed: tuple[tuple[str, int], ...] = ()
+    machine: str | None = None
+    arch: str | None = None
+    base: int | None = None
+    domain: Domain | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,8 @@ class Report:
     how many have their registers in the ELF core; `behind`: what stands behind the stream;
     `missing`: pages of these blocks that never arrived, in whose place are zeros; `damage`,
     `survival`: what was wrong first in a damaged stream, and what became of its pages and devices,
-    where that was asked for."""
+    where that was asked for; `left_out`: memory that is in no output; `notices`: further lines for
+    the user."""
 
     blocks: list[Extracted] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
@@ -93,11 +102,14 @@ class Report:
     missing: list[MissingPages] = field(default_factory=list)
     damage: StreamError | None = None
     survival: Survival | None = None
+    left_out: list[LeftOut] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Keys: blocks (see Extracted), absent (names), devices (how many sections), processors
         (how many have their registers in the ELF core), disks (see Disk), behind (null, or see
-        Left), missing (see MissingPages), survival (with --partial; see Survival)."""
+        Left), missing (see MissingPages), survival (with --partial; see Survival), left_out (see
+        LeftOut), notices (lines)."""
         return {
             "blocks": [block.as_json() for block in self.blocks],
             "absent": self.absent,
@@ -107,6 +119,8 @@ class Report:
             "behind": None if self.behind is None else self.behind.as_json(),
             "missing": [pages.as_json() for pages in self.missing],
             "survival": None if self.survival is None else self.survival.as_json(),
+            "left_out": [left.as_json() for left in self.left_out],
+            "notices": self.notices,
         }
 
 
@@ -150,7 +164,8 @@ class _Extraction:
         self._staged = staged
         self._stack = stack
         self._survey = survey
-        self._machine = ""
+        named_by_libvirt = "" if wanted.domain is None else wanted.domain.machine
+        self._machine = wanted.machine or named_by_libvirt
         self._page_size = wanted.how.page_size or PAGE_SIZE
         self._files: dict[str, BlockFile] = {}
         self._paths: dict[str, Path] = {}
@@ -162,14 +177,15 @@ class _Extraction:
             self._disks = DiskFiles(staged.folder(wanted.disks), wanted.disks, stack)
         self._arrivals = Arrivals()
         self._listed = False
-        self._core: _Core | None = None
+        self._memory: MemoryOutput | None = None
+        self._description: events.Description | None = None
         self.report = Report()
 
     def take(self, event: Found) -> None:
         """The next event."""
         self._arrivals.take(event)
         if isinstance(event, events.Configuration):
-            self._machine = event.machine
+            self._machine = self._wanted.machine or event.machine
         elif isinstance(event, events.RamBlocks):
             self._page_size = event.page_size
             self._open(event.blocks)
@@ -216,6 +232,7 @@ class _Extraction:
             raise ExtractError("the stream has no RAM")
         if self._disks is not None and not self.report.disks:
             raise ExtractError("the stream has no disks")
+        self._finish_memory()
         self._leave_out_absent()
         if self._folder is not None:
             text = json.dumps(self._devices, indent=1)
@@ -251,53 +268,58 @@ class _Extraction:
         if out is None:
             return
         if not wanted.everything:
-            chosen = self._chosen(blocks)
-            memory = lay_out(wanted.format, self._machine, chosen, wanted.max_below_4g)
+            asked = Asked(wanted.format, wanted.blocks, wanted.placed, wanted.arch)
+            self._memory = MemoryOutput(asked, self._guest(), blocks, self._page_size, self._stack)
             fd = self._staged.file(out)
-            if wanted.format == "elf":
-                self._core = _Core(fd, out, self._machine, memory.regions)
-            self._make(fd, memory, out)
+            self._stack.callback(os.close, fd)
+            self._memory.open(fd, out)
+            self._files = self._memory.files
+            self._shown = dict.fromkeys(self._files, out)
             return
         folder = self._staged.folder(out)
         for number, block in enumerate(blocks):
             path = folder / file_name(number, block.name)
             self._paths[block.name] = path
-            with named(out / path.name):
+            shown = out / path.name
+            with named(shown):
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            memory = lay_out(wanted.format, self._machine, [block], wanted.max_below_4g)
-            self._make(fd, memory, out / path.name)
-
-    def _make(self, fd: int, memory: MemoryFile, shown: Path) -> None:
-        """The file of some blocks; `shown`: its name, when it is complete."""
-        self._stack.callback(os.close, fd)
-        with named(shown):
-            os.ftruncate(fd, memory.size)
-            for place, header in memory.headers:
-                os.pwrite(fd, header, place)
-        for block, regions, places in memory.parts:
-            self._files[block.name] = BlockFile(fd, block.length, self._page_size, places)
-            self.report.blocks.append(Extracted(block.name, str(shown), block.length, regions))
+                self._stack.callback(os.close, fd)
+                os.ftruncate(fd, block.length)
+            self._files[block.name] = BlockFile(fd, block.length, self._page_size)
             self._shown[block.name] = shown
+            self.report.blocks.append(Extracted(block.name, str(shown), block.length, None))
 
-    def _chosen(self, blocks: tuple[events.RamBlock, ...]) -> list[events.RamBlock]:
-        if not self._wanted.blocks:
-            return memory_blocks(blocks)
-        found = {block.name: block for block in blocks}
-        for name in self._wanted.blocks:
-            if name not in found:
-                names = ", ".join(found)
-                raise ExtractError(f"no RAM block {name!r} in the stream; it has {names}")
-        return [found[name] for name in self._wanted.blocks]
+    def _guest(self) -> Guest:
+        """What says where its memory is."""
+        wanted, domain = self._wanted, self._wanted.domain
+        target = wanted.arch or (None if domain is None else domain.target)
+        plugged = {} if domain is None else domain.plugged
+        return Guest(self._machine, target, wanted.base, wanted.max_below_4g, plugged)
+
+    def _finish_memory(self) -> None:
+        """The memory is complete, but for what stands behind it in the stream."""
+        if self._memory is None:
+            return
+        assert self._wanted.out is not None
+        written = self._memory.finish(
+            self._description, self._arrivals.absent, damaged=self.report.damage is not None
+        )
+        out = str(self._wanted.out)
+        self.report.blocks = [
+            Extracted(block.name, out, block.length, seen) for block, seen, _ in written.parts
+        ]
+        self.report.left_out = written.left
+        self.report.notices = written.notices
+        self.report.processors = written.processors or 0
 
     def _describe(self, description: events.Description) -> None:
         if self._folder is not None:
             self._write("description.json", description.text)
-        if self._core is not None:
-            self.report.processors = self._core.add_registers(description)
+        self._description = description
 
     def _device(self, section: events.DeviceSection) -> None:
-        if self._core is not None and section.name == cpu_notes.SECTION_NAME:
-            self._core.processors.append(section)
+        if self._memory is not None:
+            self._memory.take(section)
         if self._folder is None:
             return
         name = file_name(len(self._devices), section.name)
@@ -320,25 +342,3 @@ class _Extraction:
         assert self._wanted.devices is not None
         with named(self._wanted.devices / name), (self._folder / name).open("wb") as file:
             file.writelines(pieces(data))
-
-
-@dataclass
-class _Core:
-    """An ELF core, whose `processors` come behind its memory."""
-
-    fd: int
-    shown: Path
-    machine: str
-    regions: list[Region]
-    processors: list[events.DeviceSection] = field(default_factory=list)
-
-    def add_registers(self, description: events.Description) -> int:
-        """Of how many processors there are some. Raises StreamError, ExtractError, OSError."""
-        notes = cpu_notes.register_notes(self.processors, description)
-        try:
-            head = elf_head(self.regions, elf_machine(self.machine), b"".join(notes))
-        except ValueError as error:
-            raise ExtractError(f"an ELF core has no room for {error}") from None
-        with named(self.shown):
-            os.pwrite(self.fd, head, 0)
-        return len(notes)

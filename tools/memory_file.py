@@ -11,8 +11,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from ..protocol.events import RamBlock
-from ..protocol.memory_image import ELF_HEAD_SIZE, LIME_HEADER_SIZE, Region, elf_head, lime_header
-from .main_ram import elf_machine, regions
+from ..protocol.memory_image import ELF_HEAD_SIZE, LIME_HEADER_SIZE, Region, Segment, lime_header
 
 FORMATS = ("raw", "elf", "lime")
 
@@ -20,7 +19,7 @@ FORMATS = ("raw", "elf", "lime")
 class Part(NamedTuple):
     """A RAM block in the file; `regions`: where the guest sees it, None: not told.
 
-    `places`: (start in the block, place in the file), as `BlockFile` takes them.
+    `places`: (start in the block, place in the file) of each region, as `BlockFile` takes them.
     """
 
     block: RamBlock
@@ -30,32 +29,33 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class MemoryFile:
-    """A file of `size` bytes; `headers`: what stands beside memory, and where.
-
-    `regions`: where the guest sees the memory, all of it.
-    """
+    """A file of `size` bytes; `headers`: what stands between memory, and where; `segments`: what
+    an ELF core's head tells of it."""
 
     size: int
-    regions: list[Region]
+    segments: list[Segment]
     headers: list[tuple[int, bytes]]
     parts: list[Part]
 
 
-def lay_out(
-    kind: str, machine: str, blocks: Sequence[RamBlock], max_below_4g: int | None
-) -> MemoryFile:
-    """A file of these blocks, one behind the other, in one of FORMATS. Raises LayoutError."""
-    if kind == "raw":
-        whole = [Region(0, sum(block.length for block in blocks), 0)]
-        return _file(blocks, whole, [], [0], told=False)
-    found = regions(machine, blocks, max_below_4g)
+def lay_out(kind: str, blocks: Sequence[RamBlock], seen: list[Region] | None) -> MemoryFile:
+    """Return how a file of these blocks, one behind the other, is laid out in one of FORMATS.
+
+    `seen`: where the guest sees them, counted as if they were one block; what it does not see is
+    not in LiME. None: not known, which only raw and ELF can do without.
+    """
+    length = sum(block.length for block in blocks)
+    if kind == "raw" or seen is None:
+        head = ELF_HEAD_SIZE if kind == "elf" else 0
+        return _file(blocks, [Region(0, length, 0)], [], [head], told=False)
     if kind == "elf":
-        places = [ELF_HEAD_SIZE + region.start for region in found]
-        return _file(blocks, found, [(0, elf_head(found, elf_machine(machine)))], places)
-    starts = [region.start + i * LIME_HEADER_SIZE for i, region in enumerate(found)]
-    headers = [lime_header(region) for region in found]
+        places = [ELF_HEAD_SIZE + region.start for region in seen]
+        return _file(blocks, seen, [], places, size=ELF_HEAD_SIZE + length)
+    sizes = [LIME_HEADER_SIZE + region.length for region in seen]
+    starts = list(accumulate(sizes[:-1], initial=0))
+    headers = [lime_header(region) for region in seen]
     places = [start + LIME_HEADER_SIZE for start in starts]
-    return _file(blocks, found, list(zip(starts, headers, strict=True)), places)
+    return _file(blocks, seen, list(zip(starts, headers, strict=True)), places)
 
 
 def _file(
@@ -65,6 +65,7 @@ def _file(
     places: list[int],
     *,
     told: bool = True,
+    size: int | None = None,
 ) -> MemoryFile:
     """`places`: where in the file each of these regions stands."""
     parts = []
@@ -75,7 +76,12 @@ def _file(
         seen = [region for region, _ in inside]
         shown = [(region.start, place) for region, place in inside]
         parts.append(Part(block, seen if told else None, shown))
-    return MemoryFile(places[-1] + found[-1].length, found, headers, parts)
+    segments = [
+        Segment(place, region.length, region.address)
+        for region, place in zip(found, places, strict=True)
+    ]
+    end = places[-1] + found[-1].length if size is None else size
+    return MemoryFile(end, segments, headers, parts)
 
 
 def _cut(region: Region, place: int, begin: int, length: int) -> tuple[Region, int] | None:

@@ -82,6 +82,11 @@ class PageStates:
             if sound.any():
                 some[sound] = state
 
+    def doubt_some(self, numbers: Numbers) -> None:
+        """Say of those of these pages (n,) that the block has, and that are sound: maybe stale."""
+        inside = numbers[numbers < self.count]
+        self._states[inside[self._states[inside] == State.SOUND]] = State.STALE
+
     def lost(self, page_size: int, plugged: Mask | None) -> Pages:
         """Return the pages that never arrived, or are damaged; `plugged` (n,): which are memory."""
         return self._pages(self._lost(plugged), page_size)

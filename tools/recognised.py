@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..protocol.marks import MULTIFD_MAGIC
+from ..protocol.multifd import MAGIC as MULTIFD_MAGIC
 
 HEAD = 4096
 """Bytes that tell what something is."""

@@ -108,6 +108,11 @@ class Survey:
             states.change(numbers, new)
         else:
             states.put(numbers, new)
+        if self._guessing:
+            # If the guess is wrong, it is another block that lacks these pages.
+            for other in self._states:
+                if other is not states:
+                    other.doubt_some(numbers)
         if not isinstance(run, events.MappedRun):
             self._look_at_order(run.block_index, numbers)
 

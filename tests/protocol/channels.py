@@ -134,7 +134,7 @@ def migration(
         source.put(turn, "pc.rom", {at: page(9000 + turn + at) for at in range(4)}, [])
         zero = [*range(7, 64, 8), *([] if at_flush else range(6, 64, 8))]
         source.sync()
-        main += ram_piece(SectionType.PART, page_run(0, zero, 0), *mark)
+        main += ram_piece(SectionType.PART, page_run(0, zero, 0, continued=turn > 0), *mark)
     # These were sent over channels before, as something else.
     main += ram_piece(SectionType.PART, page_run(0, [0, 9], 0), *mark)
     source.sync()

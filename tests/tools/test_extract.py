@@ -24,8 +24,10 @@ from vmferry.protocol.memory_image import (
 )
 from vmferry.tools.block_file import PAGES, BlockFile
 from vmferry.tools.extract import ExtractError, Wanted, extract
-from vmferry.tools.main_ram import LayoutError, memory_blocks, regions
+from vmferry.tools.machines import table
+from vmferry.tools.main_ram import Guest, LayoutError, memory_blocks, regions
 from vmferry.tools.memory_file import lay_out
+from vmferry.tools.memory_output import OutputError
 from vmferry.tools.verify import verify
 
 from tests.tools.test_cpu_notes import program_headers
@@ -176,20 +178,57 @@ MIB = 1 << 20
 def test_layouts(machine: str, mib: int, limit: int | None, below: int) -> None:
     """Broken: addresses would differ from those that the machine has."""
     length, split = mib * MIB, below * MIB
-    found = regions(
-        machine, [events.RamBlock("ram", length)], None if limit is None else limit * MIB
-    )
+    guest = Guest(machine, max_below_4g=None if limit is None else limit * MIB)
+    found = regions(guest, [events.RamBlock("pc.ram", length)])
     expected = [Region(0, split, 0), Region(split, length - split, 4 * GIB)]
     assert found == (expected if length > split else expected[:1])
 
 
 def test_other_layouts() -> None:
     """Broken: an address would be made up where it is not known."""
-    assert regions("virt-10.0", [events.RamBlock("ram", 8 * GIB)]) == [Region(0, 8 * GIB, GIB)]
-    with pytest.raises(LayoutError, match=r"pseries-7\.2 is not known"):
-        regions("pseries-7.2", [events.RamBlock("ram", GIB)])
+    memory = [events.RamBlock("mine", 8 * GIB)]
+    assert regions(Guest("virt-10.0", "aarch64"), memory) == [Region(0, 8 * GIB, GIB)]
+    assert regions(Guest("pseries-7.2"), memory) == [Region(0, 8 * GIB, 0)]
+    with pytest.raises(LayoutError, match="layout of machine nonsense is not known"):
+        regions(Guest("nonsense"), memory)
+    with pytest.raises(LayoutError, match="machine without a name is not known: say its --machine"):
+        regions(Guest(), memory)
     with pytest.raises(LayoutError, match="1 TiB"):
-        regions("pc-q35-7.2", [events.RamBlock("ram", 1100 * GIB)])
+        regions(Guest("pc-q35-7.2"), [events.RamBlock("mine", 1100 * GIB)])
+    assert regions(Guest("nonsense", base=GIB), memory) == [Region(0, 8 * GIB, GIB)]
+    with pytest.raises(LayoutError, match="no such address"):
+        regions(Guest("nonsense", base=(1 << 64) - GIB), memory)
+
+
+def test_names_that_only_begin_alike() -> None:
+    """Broken: memory of one processor's machine would be at the addresses of another's."""
+    memory = [events.RamBlock("mine", GIB)]
+    for target, name, address in (
+        ("aarch64", "virt-7.2", GIB),
+        ("arm", "virt-7.2", GIB),
+        ("m68k", "virt-7.2", 0),
+        ("riscv64", "virt", 2 * GIB),
+        ("or1k", "virt", 0),
+    ):
+        assert regions(Guest(name, target), memory) == [Region(0, GIB, address)], target
+    for name in ("virt-7.2", "virt"):
+        with pytest.raises(LayoutError, match=r"several processors.*: say --arch .* or "):
+            regions(Guest(name), memory)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("pc-q35-99.0", "pc-q35-10.0"),
+        ("pc-i440fx-10.0+pve1", "pc-i440fx-10.0"),
+        ("pc-i440fx-jammy", "pc-i440fx-10.0"),
+        ("pc-q35-rhel9.4.0", "pc-q35-10.0"),
+        ("s390-ccw-virtio-rhel9.4.0", "s390-ccw-virtio-7.2"),
+    ],
+)
+def test_machines_that_nobody_asked(name: str, known: str) -> None:
+    """Broken: a machine of another version or vendor would be unknown."""
+    assert table().find(name) == table().find(known) != []
 
 
 @pytest.mark.parametrize(
@@ -243,16 +282,16 @@ def test_devices_memory_has_no_place() -> None:
     for address in (None, 0):
         video = events.RamBlock("0000:00:02.0/vga.vram", MIB, address=address)
         with pytest.raises(LayoutError, match="where the guest sees RAM block 0000"):
-            regions("pc-q35-7.2", [video])
+            regions(Guest("pc-q35-7.2"), [video])
     video = events.RamBlock("0000:00:02.0/vga.vram", MIB, address=0xFD000000)
-    assert regions("pc-q35-7.2", [video]) == [Region(0, MIB, 0xFD000000)]
+    assert regions(Guest("pc-q35-7.2"), [video]) == [Region(0, MIB, 0xFD000000)]
 
 
 @pytest.mark.parametrize("kind", ["raw", "elf", "lime"])
 def test_memory_of_several_blocks(kind: str) -> None:
     """Broken: a block's bytes would stand at the addresses of another one, or of the hole."""
     nodes = [events.RamBlock(str(n), size * GIB) for n, size in enumerate((1, 3, 1))]
-    found = lay_out(kind, "pc-q35-7.2", nodes, None)
+    found = lay_out(kind, nodes, regions(Guest("pc-q35-7.2"), nodes))
     assert [part.block for part in found.parts] == nodes
     first, second, third = (part.places for part in found.parts)
     if kind == "raw":
@@ -350,7 +389,7 @@ def test_damaged_streams_are_as_verify_has_them(streams: Any, tmp_path: Path) ->
         path = tmp_path / "ram"
         try:
             report = extract(io.BytesIO(data), Wanted(path))
-        except (StreamError, ExtractError, LayoutError):
+        except (StreamError, ExtractError, LayoutError, OutputError):
             assert os.listdir(tmp_path) == []
             continue
         compared = verify(io.BytesIO(data), {report.blocks[0].block: str(path)})

@@ -120,7 +120,8 @@ def test_unplugged_memory_is_not_missing(streams: Any, vmferry: Any, make: Any) 
     result = vmferry.call("verify", bad)
     last = f"{MEMORY.name}: {BLOCK // PAGE} of {REGION // PAGE} pages never arrived"
     where = f"first at {PLUGGED[-1] * BLOCK:#x}-{(PLUGGED[-1] + 1) * BLOCK:#x}"
-    assert (result.exit_code, result.stdout.splitlines()[0]) == (1, f"{last}, {where}")
+    assert result.exit_code == 1
+    assert result.stdout.startswith(f"{last}, {where}; if this is the main channel of a multifd")
     of_another = _with_memory(streams, make(), PLUGGED).replace(b"1.0/virtio", b"2.0/virtio")
     assert vmferry.call("verify", vmferry.write("other", of_another)).exit_code == 1
 

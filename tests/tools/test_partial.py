@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import zstandard
 from vmferry.protocol import events
+from vmferry.protocol.block_section import DiskBlock, EndOfDisks
 from vmferry.protocol.errors import StreamError
 from vmferry.protocol.marks import SectionType
 from vmferry.tools.extract import Wanted, extract
@@ -195,6 +196,27 @@ def test_two_blocks_of_one_length(tmp_path: Path) -> None:
     assert guessed.count + verdict.survival.unplaced > 20
 
 
+def test_wrong_guess_leaves_nothing_in_silence(tmp_path: Path) -> None:
+    """Broken: where pages are put into a block by guess, the one that they may be of would pass for
+    up to date."""
+    blocks = (events.RamBlock("a", 64 * PAGE), events.RamBlock("b", 64 * PAGE))
+
+    def run(index: int, seed: int, numbers: range, continued: bool = False) -> events.PageRun:
+        offsets = np.arange(numbers.start, numbers.stop, dtype=np.uint64) * np.uint64(PAGE)
+        data = np.random.default_rng(seed).integers(0, 256, (len(offsets), PAGE), np.uint8)
+        return events.PageRun(0, blocks[index], index, offsets, data, 0, continued)
+
+    # All of `b`, and where the second round names `a`, are lost: the rest of it looks like `b`.
+    found = [run(0, 1, range(64)), run(1, 2, range(64)), run(0, 3, range(10, 40))]
+    sound = Sound(to_bytes([*opening(blocks), *piece(PART, *found), *closing()]))
+    start = next(r.start for r in sound.records if (r.block, r.number) == ("a", 50))
+    end = next(r.start for r in sound.records[128:] if (r.block, r.number) == ("a", 15))
+    verdict = sound.judge(_hole(sound, start, end - start), tmp_path / "out")
+    assert not verdict.wrong
+    assert verdict.survival.blocks[1].guessed.count == 25
+    assert (15, 40) in _lost(verdict, "stale")
+
+
 def test_memory_that_looks_like_a_stream(tmp_path: Path) -> None:
     """Broken: a guest that keeps a saved stream in its memory would have it read as its own."""
     ram = np.frombuffer(_stream()[2000:].ljust(256 * PAGE, b"\0")[: 256 * PAGE], np.uint8)
@@ -209,6 +231,27 @@ def test_memory_that_looks_like_a_stream(tmp_path: Path) -> None:
             verdict = sound.judge(damaged, tmp_path / f"{kind}{number}")
             assert not verdict.wrong
             assert len(verdict.excess) <= 3
+
+
+def test_disk_that_holds_a_stream(tmp_path: Path) -> None:
+    """Broken: behind damage in a disk that moves along, a stream that somebody saved on that disk
+    would be read as this guest's memory."""
+    saved = _stream()[300:].ljust(1 << 20, b"\0")[: 1 << 20]
+
+    def disks(kind: SectionType, *records: events.Event) -> list[events.Event]:
+        section = events.IterativeSection(0, kind, 9, "block", 0, 1)
+        return [section, *records, EndOfDisks(0), events.Footer(0, 9)]
+
+    moved = [*disks(SectionType.START), *disks(PART, DiskBlock(0, "disk0", 0, saved))]
+    again = pages(0, range(30, 40), 9)
+    end = disks(SectionType.END)
+    found = [*opening(), *moved, *piece(PART, again), *end, *closing()]
+    sound = Sound(to_bytes(found))
+    at = sound.data.index(b"disk0")
+    verdict = sound.judge(_hole(sound, at - 9, 20), tmp_path / "out")
+    assert not verdict.wrong
+    assert verdict.survival.blocks[0].lost.count == 256
+    assert verdict.survival.kept == sound.devices
 
 
 def test_forged_devices(tmp_path: Path) -> None:
