@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 
 from ..guest.base import Guest
 from ..guest.handing import Outcome
 from ..guest.handing_in import PROMISED, DestinationJob
-from ..guest.watching import HolderDied, Wishes, watch
+from ..guest.line import Line
+from ..guest.watching import LOOK_EVERY, HolderDied, Wishes, watch
 from ..protocol.handover import Destination
 from ..protocol.return_path import shut
-from ..transport.channel import Channel, ChannelError
+from ..transport.channel import Channel
 from .errors import MigrationError
 
 
@@ -44,9 +44,26 @@ def lead(
             outcome: Outcome[Destination] = watch(connection, wishes, on_look, heard)
         except HolderDied:
             if job.return_path:
-                # A connection that is gone says the same.
-                with suppress(ChannelError):
-                    channel.send(memoryview(shut(1)))
+                _give_back(channel, wishes, on_look)
             raise MigrationError("the guest's process died") from None
     guest.settled(outcome)
     return outcome
+
+
+def _give_back(channel: Channel, wishes: Wishes, on_look: Callable[[], None]) -> None:
+    """Say that the guest never runs here, and wait until the source has closed, or gone.
+
+    It may have given the guest up and sent CONFIRM: a connection that is closed before that arrives
+    is reset, and a reset can overtake what we say on its way.
+    """
+    line = Line(os.dup(channel.fileno()))
+    channel.drop()
+    line.write(memoryview(shut(1)))
+    while True:
+        line.drain()
+        line.peek()
+        if line.ended or line.broken or wishes.cancel() or wishes.leave():
+            break
+        line.wait(None, LOOK_EVERY, news=True, room=False)
+        on_look()
+    line.close()

@@ -311,7 +311,10 @@ class Sender:
                 f" ({outcome.reason}); look there: vmferry receive --resume starts a kept guest"
             )
         if handed.dead:
-            raise MigrationError("the guest's process died")
+            raise MigrationError(
+                "the guest's process died while it was handed over; if the destination says that it"
+                " keeps the guest, vmferry receive --resume starts it there"
+            )
         if self._cancel_asked and outcome.reason == "cancelled":
             raise MigrationCancelledError("cancelled")
         raise MigrationError(outcome.reason)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import zstandard
+from vmferry.guest.line import LINGER
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol import events
 from vmferry.protocol.handover import Word
@@ -44,9 +48,11 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return data[:at] + wish + data[at:]
 
 
-def receive(source: Callable[[socket.socket], None], workers: int = 0) -> SyntheticGuest:
+def receive(
+    source: Callable[[socket.socket], None], workers: int = 0, options: str = ""
+) -> SyntheticGuest:
     """The guest, which the caller closes, after `source` has sent what it likes."""
-    guest = SyntheticGuest.parse("")
+    guest = SyntheticGuest.parse(options)
     threads: list[threading.Thread] = []
 
     def listening(uri: str) -> None:
@@ -198,6 +204,30 @@ def test_source_that_takes_back_at_once(stream: bytes, framed: bool) -> None:
     with pytest.raises(MigrationError, match="took the guest back") as raised:
         receive(source)
     assert raised.type is MigrationError
+
+
+def test_guest_that_dies_behind_the_promise(stream: bytes, tmp_path: Path) -> None:
+    """Broken: a source that confirms late would be reset before it hears that it has the guest."""
+    at = stream.index(b"\x01\x00\x00\x00\x02\x03ram")
+    heart, heard = tmp_path / "heart", []
+
+    def source(connection: socket.socket) -> None:
+        connection.sendall(stream[:at] + ping(Word.HELLO) + stream[at:])
+        reader = ReturnPathReader()
+        while Shut(0) not in reader.feed(connection.recv(100)):
+            continue
+        os.kill(int(heart.read_text().split()[0]), signal.SIGKILL)
+        # The connection is there, and takes the word, for as long as the source is slow.
+        time.sleep(LINGER + 0.5)
+        connection.sendall(ping(Word.CONFIRM))
+        time.sleep(0.2)
+        connection.sendall(ping(Word.ABORT))
+        heard.extend(reader.feed(connection.recv(100)))
+
+    with pytest.raises(MigrationError, match="process died") as raised:
+        receive(source, options=f"heartbeat={heart}")
+    assert raised.type is MigrationError
+    assert heard == [Shut(1)]
 
 
 @pytest.mark.parametrize("part", [0.001, 0.3, 0.9, 0.99999])

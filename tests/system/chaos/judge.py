@@ -41,7 +41,7 @@ from .plan import Fault, Signal
 from .run import ALLOWANCE, ENDED_WITHIN, Done, Record
 
 _NOISE = re.compile(r"Traceback|Exception ignored|Error in |leaked|Fatal Python|Segmentation")
-_HELD_THERE = re.compile(r"the destination has the (whole )?guest")
+_HELD_THERE = re.compile(r"the destination (has the (whole )?guest|says that it keeps)|left alone")
 NEVER = float("inf")
 
 
