@@ -42,7 +42,6 @@ from .description import Described
 from .errors import StreamError
 from .following import CommandAt, Follower, MismatchError, Part, Search
 from .kept import Kept
-from .undescribed import take_apart
 
 SEARCH = 1 << 30
 """Bytes that are searched at most for the ends of sections that are not described in full."""
@@ -143,6 +142,9 @@ class Ending:
         return Ended(found, candidate.end)
 
     def _undescribed(self) -> Ended | None:
+        # Nearly every stream has a description.
+        from .undescribed import take_apart  # noqa: PLC0415
+
         apart = take_apart(self.kept, self.ids)
         if apart is None:
             return None

@@ -12,8 +12,7 @@ import click
 from ..protocol.errors import StreamError
 from . import diff as diff_command
 from . import verify as verify_command
-from .damage_signs import explain
-from .opening import opened_stream
+from .opening import explain_damage, opened_stream
 from .rebuild import RebuiltGuest, rebuild
 from .sizes import (
     channel_option,
@@ -71,7 +70,7 @@ def verify(
         try:
             report = verify_command.verify(opened.stream, files, other, how, opened.channels)
         except StreamError as error:
-            explain(error, opened)
+            explain_damage(error, opened)
             if as_json:
                 click.echo(json.dumps(verify_command.invalid_as_json(error), indent=2))
             raise

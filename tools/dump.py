@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 import numpy as np
@@ -15,10 +15,12 @@ import numpy.typing as npt
 from ..protocol import events
 from ..protocol.marks import SectionType
 from ..protocol.outline import Device
-from .channels import Channels
 from .dump_summary import BlockSummary, PageCount, SectionSummary, Summary
 from .rounds import Rounds
 from .stream_events import PAGE_SIZE, USUALLY, Behind, Found, How, read_events
+
+if TYPE_CHECKING:
+    from .channels import Channels
 
 _Split = Callable[[int, npt.NDArray[np.intp]], Iterator[tuple[int, int]]]
 """Of pages of a block, by their numbers: a round, and how many are of it; see `Rounds`."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..guest.file_names import file_name
 from ..protocol import events
@@ -19,10 +19,8 @@ from ..protocol.block_section import DiskBlock
 from ..protocol.errors import StreamError
 from ..protocol.kept import Payload, pieces
 from ..protocol.memory_image import Region
-from ..protocol.salvage import Damage, Mended, Unplaced
 from .arrivals import Arrivals, MissingPages
 from .block_file import BlockFile, Run, check_run, part_of
-from .channels import Channels
 from .disks import Disk, DiskFiles
 from .domain import Domain
 from .failure import CommandError, named
@@ -30,12 +28,14 @@ from .main_ram import Guest
 from .memory_output import Asked, MemoryOutput
 from .plugged import LeftOut
 from .rebuild import absent_message
-from .salvage_events import Salvager
 from .source import Left
 from .staged import Staged
 from .stream_events import PAGE_SIZE, USUALLY, Behind, Found, How, read_events
-from .survey import Survey
-from .survival import Survival
+
+if TYPE_CHECKING:
+    from .channels import Channels
+    from .survey import Survey
+    from .survival import Survival
 
 
 class ExtractError(CommandError):
@@ -132,33 +132,53 @@ def extract(stream: BinaryIO, wanted: Wanted, channels: Channels | None = None) 
     """
     with ExitStack() as stack, Staged() as staged:
         # Pages of channels are sent in any order, and no page of a channel is found behind damage.
-        survey = Survey() if wanted.partial and channels is None else None
-        work = _Extraction(wanted, staged, stack, survey)
-        if survey is None:
-            try:
-                for event in read_events(stream, wanted.how, channels):
-                    work.take(event)
-            except StreamError as error:
-                if not wanted.partial or not work.report.blocks:
-                    raise
-                work.report.damage = error
+        if wanted.partial and channels is None:
+            report = _extract_around_damage(stream, wanted, staged, stack)
         else:
-            salvager = Salvager(stream, survey, wanted.how)
-            for salvaged in salvager.read():
-                survey.take(salvaged)
-                if not isinstance(salvaged, (Damage, Mended, Unplaced)):
-                    work.take(salvaged)
-            work.report.damage = salvager.error
-        report = work.finish()
+            report = _extract_sound(stream, wanted, channels, _Extraction(wanted, staged, stack))
         staged.keep()
         return report
+
+
+def _extract_sound(
+    stream: BinaryIO, wanted: Wanted, channels: Channels | None, work: _Extraction
+) -> Report:
+    """Read up to the first damage, which with `partial` is reported, and raised otherwise."""
+    try:
+        for event in read_events(stream, wanted.how, channels):
+            work.take(event)
+    except StreamError as error:
+        if not wanted.partial or not work.report.blocks:
+            raise
+        work.report.damage = error
+    return work.finish()
+
+
+def _extract_around_damage(
+    stream: BinaryIO, wanted: Wanted, staged: Staged, stack: ExitStack
+) -> Report:
+    """Read what is sound before and behind damage."""
+    # Most streams are sound, and all this takes longer to import than a small one to read.
+    from ..protocol.salvage import Damage, Mended, Unplaced  # noqa: PLC0415
+    from .salvage_events import Salvager  # noqa: PLC0415
+    from .survey import Survey  # noqa: PLC0415
+
+    survey = Survey()
+    work = _Extraction(wanted, staged, stack, survey)
+    salvager = Salvager(stream, survey, wanted.how)
+    for salvaged in salvager.read():
+        survey.take(salvaged)
+        if not isinstance(salvaged, (Damage, Mended, Unplaced)):
+            work.take(salvaged)
+    work.report.damage = salvager.error
+    return work.finish()
 
 
 class _Extraction:
     """Takes the events of one stream."""
 
     def __init__(
-        self, wanted: Wanted, staged: Staged, stack: ExitStack, survey: Survey | None
+        self, wanted: Wanted, staged: Staged, stack: ExitStack, survey: Survey | None = None
     ) -> None:
         self._wanted = wanted
         self._staged = staged

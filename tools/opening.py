@@ -5,18 +5,37 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
 from ..protocol.errors import StreamError
 from . import containers
-from .channels import opened_channels
 from .containers import ChooseSnapshotError, Opened
-from .damage_signs import explain
 from .failure import CommandError, describe, fail
 from .snapshots import Snapshot
+
+if TYPE_CHECKING:
+    from .channels import Channels
+
+
+def _opened(channels: Sequence[str]) -> AbstractContextManager[Channels | None]:
+    """Open the channels of a multifd migration; there are none as a rule, and they load slowly."""
+    if not channels:
+        return nullcontext()
+    from .channels import opened_channels  # noqa: PLC0415
+
+    return opened_channels(channels)
+
+
+def explain_damage(error: StreamError, opened: Opened) -> None:
+    """Add to the error's message how the file was damaged, if that shows."""
+    # Only a damaged stream needs it.
+    from .damage_signs import explain  # noqa: PLC0415
+
+    explain(error, opened)
 
 
 def _note_damage(opened: Opened, name: str) -> None:
@@ -50,11 +69,11 @@ def opened_stream(
     damaged in a libvirt image before its stream is mentioned when the stream was read.
     """
     try:
-        with containers.open_stream(name, offset) as opened, opened_channels(channels) as beside:
+        with containers.open_stream(name, offset) as opened, _opened(channels) as beside:
             try:
                 yield replace(opened, channels=beside)
             except StreamError as error:
-                explain(error, opened)
+                explain_damage(error, opened)
                 raise
             _note_damage(opened, name)
     except ChooseSnapshotError as error:

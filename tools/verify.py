@@ -6,18 +6,20 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..protocol.errors import StreamError
 from ..protocol.fields import Decoder
 from .arrivals import MissingPages
 from .block_file import BlockFile
-from .channels import Channels
 from .compare import differing
 from .diff import BlockDifference, compare_blocks
 from .rebuild import RebuildError, RebuiltGuest, absent_message, rebuild
 from .source import Left
 from .stream_events import USUALLY, How, read_events
+
+if TYPE_CHECKING:
+    from .channels import Channels
 
 FIRST_PAGES = 8
 """How many differing pages are named."""
