@@ -91,7 +91,7 @@ class HandingIn(Side[Destination, DestinationEvent, DestinationAction]):
         self.line.check()
         self._peeked = self._job.rest + self.line.peek()
         if not self._read_words():
-            self.feed(DestinationEvent.LINK_LOST, BEHIND_THE_END)
+            self.feed(DestinationEvent.MORE, BEHIND_THE_END)
         if self.line.broken:
             self.feed(DestinationEvent.LINK_LOST, f"the connection broke: {self.line.broken}")
         elif self.line.ended and not self.unsent and self.line.acknowledged:

@@ -119,7 +119,10 @@ class HandingOut(Side[Source, SourceEvent, SourceAction]):
         for message in reader.feed(self._job.answers + self._peeked)[self._read :]:
             self._read += 1
             self._progress = time.monotonic()
-            if isinstance(message, Shut) and message.status == 0:
+            if isinstance(message, Shut) and message.status == 0 and self._closing:
+                reason = "the destination answered before it had the whole guest"
+                self.feed(SourceEvent.SHUT_FAILED, reason)
+            elif isinstance(message, Shut) and message.status == 0:
                 self.feed(SourceEvent.SHUT_OK)
             elif isinstance(message, Shut):
                 reason = "the destination could not load the guest; its log says why"

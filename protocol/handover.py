@@ -160,7 +160,9 @@ class DestinationEvent(Enum):
     CLOSED = auto()
     """The source closed the connection in an orderly way."""
     LINK_LOST = auto()
-    """The connection broke, or brought what is no word."""
+    """The connection broke."""
+    MORE = auto()
+    """The stream went on behind what had looked like its end: the guest is not whole."""
     STARTED = auto()
     """The guest was let go."""
     NOT_STARTED = auto()
@@ -199,11 +201,13 @@ DESTINATION: dict[
     (_D.PROMISED, _F.ABORT): (_D.RETURNED, (_B.DISCARD, _B.CLOSE)),
     (_D.PROMISED, _F.CLOSED): (_D.KEPT, (_B.KEEP, _B.CLOSE)),
     (_D.PROMISED, _F.LINK_LOST): (_D.KEPT, (_B.KEEP, _B.CLOSE)),
+    (_D.PROMISED, _F.MORE): (_D.KEPT, (_B.REFUSE, _B.KEEP, _B.CLOSE)),
     (_D.PROMISED, _F.CANCEL): (_D.RETURNING, (_B.REFUSE,)),
     (_D.PROMISED, _F.LEAVE): (_D.KEPT, (_B.KEEP, _B.CLOSE)),
     (_D.PROMISED_STOCK, _F.BEGIN): (_D.PROMISED_STOCK, (_B.PROMISE,)),
     (_D.PROMISED_STOCK, _F.LEFT): (_D.KEPT, (_B.KEEP, _B.CLOSE)),
     (_D.PROMISED_STOCK, _F.CLOSED): (_D.STARTING, (_B.START,)),
+    (_D.PROMISED_STOCK, _F.MORE): (_D.KEPT, (_B.REFUSE, _B.KEEP, _B.CLOSE)),
     (_D.PROMISED_STOCK, _F.LINK_LOST): (_D.KEPT, (_B.KEEP, _B.CLOSE)),
     (_D.PROMISED_STOCK, _F.LEAVE): (_D.KEPT, (_B.KEEP, _B.CLOSE)),
     (_D.LOADED_ONE_WAY, _F.BEGIN): (_D.STARTING, (_B.START,)),

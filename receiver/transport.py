@@ -284,6 +284,13 @@ class Transport:
             self._setup.counters.add("transferred", count)
         return used
 
+    def _silence(self) -> float:
+        """Return the seconds of silence behind a whole stream that show it to be the stream."""
+        if not self._return_path:
+            return CLOSE_GRACE
+        # A source that confirms takes no promise before it has sent everything.
+        return 0.0 if self._peer is Peer.CONFIRMING else ENDING_GRACE
+
     def _wait(self) -> set[int]:
         """Wait for more; empty: nothing comes, and what came is a whole stream.
 
@@ -292,7 +299,7 @@ class Transport:
         if self._reader.keeping_from is None:
             return self._input.ready(None)
         if self._reader.whole:
-            return self._input.ready(ENDING_GRACE if self._return_path else CLOSE_GRACE)
+            return self._input.ready(self._silence())
         ready = self._input.ready(DESCRIPTION_GRACE)
         if ready or not self._return_path:
             return ready or self._input.ready(None)

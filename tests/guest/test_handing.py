@@ -227,6 +227,28 @@ def test_destination_gives_the_guest_back(sides: list[Under], holder: Holder) ->
     assert side.end().state is Destination.RETURNED
 
 
+def test_stream_that_goes_on_behind_the_promise(sides: list[Under], holder: Holder) -> None:
+    """Broken: a guest of which only a part is here would start, and its source give it up."""
+    side = destination(sides, holder, Peer.CONFIRMING)
+    side.read(shut(0))
+    side.peer.sendall(b"the rest" + CONFIRM)
+    side.read(shut(1))
+    side.peer.close()
+    assert side.end().state is Destination.KEPT
+    assert holder.done == []
+
+
+def test_answer_before_the_end_was_sent(sides: list[Under], holder: Holder) -> None:
+    """Broken: a guest is given up to an end that a guest has deceived about its stream's end."""
+    job = SourceJob(bytes(64 << 20), Peer.CONFIRMING, True, True, CONFIRM, ABORT)
+    sides.append(Under(lambda fd, control: hand_out(fd, job, holder, control)))
+    side = sides[-1]
+    side.read(bytes(1000))
+    side.peer.sendall(shut(0))
+    assert side.end().state is Source.STAYED
+    assert holder.done == ["resume"]
+
+
 def test_words_in_pieces(sides: list[Under], holder: Holder) -> None:
     """Broken: a word that arrives byte by byte is no word, or keeps a processor busy."""
     side = destination(sides, holder, Peer.CONFIRMING)
