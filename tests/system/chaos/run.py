@@ -425,6 +425,9 @@ class Run:
 
     def _end_guests(self) -> None:
         """Wait for guests that are left alone to end, or do not."""
+        if self._proxy is not None and not self._proxy.over:
+            # A guest that was given up waits for news for as long as there is a connection.
+            self._proxy.ask(lambda proxy: proxy.cut(reset=True))
         until = time.monotonic() + self._source.orphan + ENDED_WITHIN + ALLOWANCE
         while self.plan.patient and (left := self._family.alive()):
             self._turn()
