@@ -27,6 +27,9 @@ So a run in which no guest runs, and none is kept, is a lost guest, except where
 - without a return path (rule "no answer"): the source gives its guest up when the stream is sent.
   What breaks at the destination or on the link from then on costs the guest.
 
+A command that is killed by SIGKILL cannot clean up: the names of its sockets may stay, and of a
+`dir:` guest that was not whole, its files.
+
 Two guests are never right, and neither is a source that runs beside a `dir:` guest that is whole.
 """
 
@@ -218,7 +221,8 @@ class Judge:
             if path.exists() and not self._was_killed(side) and not stock:
                 self.faults.append(f"a socket is left: {name}")
         first = record.folder / "some"
-        if self._plan.guest == "dir" and not (self._rest.whole or self._rest.kept):
+        nothing = not (self._rest.whole or self._rest.kept or self._was_killed("destination"))
+        if self._plan.guest == "dir" and nothing:
             found = sorted(str(p.relative_to(first)) for p in first.rglob("*"))
             if first.exists():
                 self.faults.append(f"a folder is left: some {' '.join(found[:6])}")
