@@ -353,8 +353,8 @@ class Run:
         sides = ("source", "destination")
         while time.time() < now + _LINGER or (
             not any(self._runs_since(now, side) for side in sides)
-            and not (self.record.guest_folder / "guest.json").exists()
-            and time.time() < now + ENDED_WITHIN
+            and not self._arrived_and_ended()
+            and time.time() < now + ENDED_WITHIN + ALLOWANCE
         ):
             self._turn()
         for side in sides:
@@ -365,6 +365,11 @@ class Run:
             self.record.unequal = unequal(self.record.guest_folder, memory)
 
         self.record.kept = self._is_kept()
+
+    def _arrived_and_ended(self) -> bool:
+        """Whether the guest is where it does not run: in a folder, or gone with its command."""
+        at_rest = (self.record.guest_folder / "guest.json").exists()
+        return at_rest or "receiving: completed" in self._destination.said()
 
     def _runs_since(self, moment: float, side: str) -> bool:
         last = self._watch.heart(side).last_run
