@@ -11,6 +11,10 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from vmferry.protocol.handover import Word
+from vmferry.protocol.return_path import pong
+from vmferry.protocol.words import ping
+
 from tests.control.serving import Monitor, keys
 
 HOLD = 0.3
@@ -36,9 +40,15 @@ class Wire:
         self._thread.start()
 
     def _take(self) -> None:
+        hello, seen = ping(Word.HELLO), b""
         while self._stop not in select.select([self._far, self._stop], [], [])[0]:
-            if not os.read(self._far, 1 << 20):
+            data = os.read(self._far, 1 << 20)
+            if not data:
                 return
+            if hello in seen + data:
+                # Any destination answers a PING, and without that no guest is paused.
+                os.write(self._far, pong(Word.HELLO))
+            seen = data[-len(hello) :]
 
     def hold(self) -> None:
         """From now on nothing is."""
