@@ -148,7 +148,7 @@ def _extract_sound(
         for event in read_events(stream, wanted.how, channels):
             work.take(event)
     except StreamError as error:
-        if not wanted.partial or not work.report.blocks:
+        if not wanted.partial or not work.listed:
             raise
         work.report.damage = error
     return work.finish()
@@ -196,7 +196,7 @@ class _Extraction:
         if wanted.disks is not None:
             self._disks = DiskFiles(staged.folder(wanted.disks), wanted.disks, stack)
         self._arrivals = Arrivals()
-        self._listed = False
+        self.listed = False
         self._memory: MemoryOutput | None = None
         self._description: events.Description | None = None
         self.report = Report()
@@ -248,7 +248,7 @@ class _Extraction:
 
     def finish(self) -> Report:
         """The stream has ended."""
-        if not self._listed and self._wanted.out is not None:
+        if not self.listed and self._wanted.out is not None:
             raise ExtractError("the stream has no RAM")
         if self._disks is not None and not self.report.disks:
             raise ExtractError("the stream has no disks")
@@ -283,7 +283,7 @@ class _Extraction:
 
     def _open(self, blocks: tuple[events.RamBlock, ...]) -> None:
         """The outputs for all blocks that are wanted."""
-        self._listed = True
+        self.listed = True
         out, wanted = self._wanted.out, self._wanted
         if out is None:
             return
