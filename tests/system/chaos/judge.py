@@ -24,6 +24,7 @@ So a run in which no guest runs, and none is kept, is a lost guest, except where
   and its command was killed as well, or the link broke, so that no SHUT 1 could return the guest;
 - a service (`serve`) that held the guest was ended by SIGTERM, SIGHUP or SIGINT: this is how a user
   ends a guest;
+- a command was asked to end before it had connected: it ends the guest that it has just started;
 - without a return path (rule "no answer"): the source gives its guest up when the stream is sent.
   What breaks at the destination or on the link from then on costs the guest.
 
@@ -178,6 +179,10 @@ class Judge:
                 self._ended_by_user("source", until=answered)
                 or self._ended_by_user("destination", since=told)
             ),
+            "its command was ended before it had connected": (
+                "connected" not in marks
+                and any(_asks_to_end(done) for done in self._record.to("source", "command"))
+            ),
             "the source's guest was killed": bool(source) and "before shut" not in marks,
             "the guests of both sides were killed": bool(source and destination),
             "the destination's guest was killed when it ran": any(
@@ -200,9 +205,7 @@ class Judge:
     def _ended_by_user(self, side: str, *, since: float = 0.0, until: float = NEVER) -> bool:
         kind = self._plan.source if side == "source" else self._plan.destination
         return kind == "serve" and any(
-            since <= done.time <= until + 0.5
-            and isinstance(done.deed, Signal)
-            and done.deed.number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+            since <= done.time <= until + 0.5 and _asks_to_end(done)
             for done in self._record.to(side, "command")
         )
 
@@ -248,3 +251,11 @@ class Judge:
             succeeded = kind in ("send", "receive") and record.status.get(side) == 0
             if succeeded and record.runs.get("source"):
                 self.faults.append(f"{kind}: exit status 0, and the guest runs at the source")
+
+
+def _asks_to_end(done: Done) -> bool:
+    return isinstance(done.deed, Signal) and done.deed.number in (
+        signal.SIGTERM,
+        signal.SIGHUP,
+        signal.SIGINT,
+    )

@@ -115,7 +115,7 @@ class Run:
         self._lock = threading.RLock()
         self._proxy: Proxy | None = None
         self._last = time.monotonic()
-        self._dead_link = self._ended_outside = False
+        self._dead_link = self._ended_outside = self._ended_by_term = False
         self._next_scan = 0.0
         # The guest that is left alone has to be there when the run is judged.
         orphan = (
@@ -277,10 +277,13 @@ class Run:
             self._turn()
             if self._due or time.monotonic() - self._last_event() < self._patience():
                 continue
-            if self._ended_outside or not self._may_wait():
+            if self._waits_for_another():
+                self._finish("TERM")
+            elif self._ended_outside or not self._may_wait():
                 self._note_hung()
                 return
-            self._finish(self.plan.final)
+            else:
+                self._finish(self.plan.final)
 
     def _patience(self) -> float:
         """Seconds of quiet after which something is wrong, or is to be ended from outside."""
@@ -298,6 +301,11 @@ class Run:
         assert proxy is not None
         return not proxy.begun or (self._dead_link and not proxy.over)
 
+    def _waits_for_another(self) -> bool:
+        """Whether the destination has not taken the connection for a source's, and it is gone."""
+        refused = "ended before it said what it is" in self._destination.said()
+        return refused and not self._ended_by_term
+
     def _finish(self, how: str) -> None:
         self._ended_outside = True
         proxy = self._proxy
@@ -306,6 +314,7 @@ class Run:
             proxy.ask(lambda proxy: proxy.cut(reset=how == "reset"))
         else:
             how = "TERM"
+            self._ended_by_term = True
             # What ends a service ends its guest.
             if not self._source.over:
                 self._source.cancel()
