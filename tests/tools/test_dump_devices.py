@@ -44,6 +44,8 @@ def make(streams: Any, more: tuple[tuple[str, Any], ...] = ()) -> bytes:
         events.DeviceSection(0, 5, "bare", 0, 1, b"abc"),
     ]
     described = [{**DEVICE, "instance_id": instance} for instance in (0, 1)]
+    bare = {"name": "data", "type": "buffer", "size": 3}
+    described.append({"name": "bare", "instance_id": 0, "version": 1, "fields": [bare]})
     value = {"page_size": 4096, "devices": described, **dict(more)}
     description = events.Description(0, json.dumps(value).encode(), value)
     end = streams.closing()[:3]
@@ -153,7 +155,7 @@ def test_all_as_json(path: str, vmferry: Any) -> None:
     found = json.loads(vmferry.call("dump", path, "--json", "--devices").stdout)
     assert [device["name"] for device in found["devices"]] == ["timer", "c", "c", "bare"]
     (bare,) = found["devices"][3]["fields"]
-    assert (bare["name"], bare["type"], bare["value"]) == ("payload", "undescribed", b"abc".hex())
+    assert (bare["name"], bare["type"], bare["value"]) == ("data", "buffer", b"abc".hex())
     (configuration,) = found["configuration"]["fields"]
     assert (configuration["type"], configuration["offset"]) == ("undescribed", 9)
     without = json.loads(vmferry.call("dump", path, "--json").stdout)

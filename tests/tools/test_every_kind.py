@@ -104,8 +104,17 @@ def test_an_address_in_the_stream(vmferry: Any) -> None:
         *(events.RamSection(0, SectionType.END, 1), events.EndOfRam(0), events.Footer(0, 1)),
         events.EndOfStream(0),
     ]
-    arguments = ("--format", "lime", "-o", str(vmferry.folder / "lime"), "--json")
+    arguments = (
+        "--format",
+        "lime",
+        "--arch",
+        "x86_64",
+        "-o",
+        str(vmferry.folder / "lime"),
+        "--json",
+    )
     result = vmferry.call("extract", vmferry.write("stream", to_bytes(made)), *arguments)
+    assert result.stdout, result.stderr
     regions = json.loads(result.stdout)["blocks"][0]["regions"]
     assert regions == [{"start": 0, "length": 4 * PAGE, "address": 0x8000_0000}]
 
