@@ -128,12 +128,19 @@ class Incoming:
             answer["socket-address"] = self._address
         return answer
 
-    async def finish(self) -> str:
+    @property
+    def under_way(self) -> bool:
+        """Whether a guest may be arriving now."""
+        return self._future is not None and not self._future.done()
+
+    async def finish(self, *, late: bool) -> str:
         """Cancel a migration that is under way, and wait for its end.
+
+        `late`: it was under way when the service was told to end.
 
         Returns a line about a guest that its source may not have any more; empty: there is none.
         """
-        if self._receiver is None or self._future is None or self._future.done():
+        if self._receiver is None or self._future is None or not (late or self.under_way):
             return ""
         self._receiver.leave()
         await asyncio.wait((self._future,))

@@ -62,6 +62,7 @@ class Service:
         )
         self.incoming = None if incoming is None else self._new_incoming()
         self._uri = incoming
+        self._late = False
         self._end: asyncio.Future[None] = self._loop.create_future()
         guest.add_listener(lambda event: self.events.emit(event.upper()))
 
@@ -142,7 +143,7 @@ class Service:
     async def _finish(self) -> None:
         self._unwatch_guest()
         await self._loop.run_in_executor(None, self.outgoing.finish)
-        late = "" if self.incoming is None else await self.incoming.finish()
+        late = "" if self.incoming is None else await self.incoming.finish(late=self._late)
         self.announcing.finish()
         self.events.deliver()
         self.descriptors.close()
@@ -152,6 +153,7 @@ class Service:
     def quit(self, reason: str) -> None:
         """End the service; `reason` is that of the event SHUTDOWN."""
         if not self._end.done():
+            self._late = self.incoming is not None and self.incoming.under_way
             self.events.emit("SHUTDOWN", guest=False, reason=reason)
             self._end.set_result(None)
 
