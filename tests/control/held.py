@@ -36,7 +36,7 @@ class Wire:
 
     def flow(self) -> None:
         """From now on all is taken."""
-        self._thread = threading.Thread(target=self._take)
+        self._thread = threading.Thread(target=self._take, daemon=True)
         self._thread.start()
 
     def _take(self) -> None:

@@ -51,7 +51,9 @@ class Under:
         self.peer.settimeout(20)
         self.control, theirs = Pipe()
         self.outcome: Outcome[Any] | None = None
-        self._thread = threading.Thread(target=self._run, args=(run, ours.detach(), theirs))
+        self._thread = threading.Thread(
+            target=self._run, args=(run, ours.detach(), theirs), daemon=True
+        )
         self._thread.start()
 
     def _run(

@@ -11,7 +11,7 @@ from vmferry.protocol import multifd
 
 class Capture:
     """Listens at the socket `place`, passes on to `target`, and writes what the source sends over
-    each connection to a file in `folder`."""
+    each connection to a file in `folder`. Its threads never keep a failed test from ending."""
 
     def __init__(self, place: Path, target: Path, folder: Path) -> None:
         folder.mkdir()
@@ -22,7 +22,7 @@ class Capture:
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(place))
         self._server.listen(16)
-        self._listener = threading.Thread(target=self._accept)
+        self._listener = threading.Thread(target=self._accept, daemon=True)
         self._listener.start()
 
     def close(self) -> tuple[Path, list[Path]]:
@@ -52,7 +52,7 @@ class Capture:
             target.connect(str(self._target))
             file = self._folder / str(len(self._threads))
             for pass_on in ((source, target, file), (target, source, None)):
-                thread = threading.Thread(target=self._pass, args=pass_on)
+                thread = threading.Thread(target=self._pass, args=pass_on, daemon=True)
                 thread.start()
                 self._threads.append(thread)
 

@@ -20,7 +20,7 @@ class Sink:
         self._server.bind(str(path))
         self._server.listen(1)
         self._stream = stream
-        self._thread = threading.Thread(target=self._take)
+        self._thread = threading.Thread(target=self._take, daemon=True)
         self._thread.start()
 
     def _take(self) -> None:

@@ -49,17 +49,17 @@ def stopped(source: Machine, uri: str) -> None:
 
 def live(source: Machine, uri: str) -> None:
     """While the guest writes to its memory: three rounds at least."""
-    _send_until(source, uri, lambda told: told["ram"]["dirty-sync-count"] > 3)
+    send_until(source, uri, lambda told: told["ram"]["dirty-sync-count"] > 3)
 
 
 def until_xbzrle(source: Machine, uri: str) -> None:
-    _send_until(source, uri, lambda told: told.get("xbzrle-cache", {}).get("pages", 0) > 500)
+    send_until(source, uri, lambda told: told.get("xbzrle-cache", {}).get("pages", 0) > 500)
 
 
 def until_throttled(source: Machine, uri: str) -> None:
     """Slower than the guest writes, until QEMU has slowed that down."""
     source.ask("migrate-set-parameters", **{"cpu-throttle-initial": 50})
-    _send_until(source, uri, lambda told: told.get("cpu-throttle-percentage", 0) >= 50, 4 * MIB)
+    send_until(source, uri, lambda told: told.get("cpu-throttle-percentage", 0) >= 50, 4 * MIB)
 
 
 def with_disks(source: Machine, uri: str) -> None:
@@ -77,7 +77,7 @@ def with_bitmaps(source: Machine, uri: str) -> None:
     source.migrate(uri)
 
 
-def _send_until(
+def send_until(
     source: Machine, uri: str, enough: Callable[[Any], bool], limit: int = 16 * MIB
 ) -> None:
     source.ask("migrate-set-parameters", **{"max-bandwidth": limit, "downtime-limit": 1})

@@ -65,7 +65,7 @@ class Busy(DirectoryGuest):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self._stop = threading.Event()
-        self._writer = threading.Thread(target=self._write)
+        self._writer = threading.Thread(target=self._write, daemon=True)
         self._writer.start()
 
     @property

@@ -57,7 +57,7 @@ def receive(
 
     def listening(uri: str) -> None:
         _, host, port = uri.split(":")
-        threads.append(threading.Thread(target=send, args=((host, int(port)),)))
+        threads.append(threading.Thread(target=send, args=((host, int(port)),), daemon=True))
         threads[0].start()
 
     def send(address: tuple[str, int]) -> None:

@@ -65,7 +65,7 @@ def _migrate(guest: Watched, prepare: Callable[[Receiver], None]) -> tuple[str, 
 
     receiver = Receiver(guest, "tcp:127.0.0.1:0")
     prepare(receiver)
-    thread = threading.Thread(target=receive)
+    thread = threading.Thread(target=receive, daemon=True)
     thread.start()
     try:
         assert listening.wait(20)

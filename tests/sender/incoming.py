@@ -18,7 +18,7 @@ class Incoming:
         self.error: MigrationError | None = None
         self.address = ""
         self._listening = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         assert self._listening.wait(20)
 

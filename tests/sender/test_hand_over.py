@@ -38,7 +38,7 @@ class Destination:
         self.after = b""
         """What the source sent behind the end of its stream."""
         self.sender: Sender
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -196,7 +196,7 @@ def test_answer_that_comes_too_early(source: SyntheticGuest) -> None:
                     while connection.recv(1 << 16):
                         continue
 
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         with pytest.raises(MigrationError, match="before it had"):
             Sender(source, f"tcp:127.0.0.1:{server.getsockname()[1]}").run()

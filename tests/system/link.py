@@ -65,7 +65,7 @@ class Link:
         run(f"ip netns exec {self._names[0]} tc qdisc add dev {DEVICE} root {bucket}")
         near, far = self._fds
         for ends in ((near, far), (far, near)):
-            self._threads.append(threading.Thread(target=self._pass_on, args=ends))
+            self._threads.append(threading.Thread(target=self._pass_on, args=ends, daemon=True))
             self._threads[-1].start()
 
     def _end(self, name: str, address: str) -> int:

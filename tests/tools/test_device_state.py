@@ -148,7 +148,7 @@ def receive(
             with socket.create_connection((host, int(port))) as connection:
                 source(connection)
 
-        threads.append(threading.Thread(target=send))
+        threads.append(threading.Thread(target=send, daemon=True))
         threads[0].start()
 
     guest = DirectoryGuest(str(folder))

@@ -100,7 +100,7 @@ def test_death_as_a_child_starts(crew: Crew) -> None:
         except StartError as error:
             errors.append(error)
 
-    starting = threading.Thread(target=start)
+    starting = threading.Thread(target=start, daemon=True)
     starting.start()
     starting.join(0.1)
     server.kill()

@@ -33,7 +33,7 @@ class Waiting:
         self.said: list[str] = []
         self.channel: Channel | None = None
         self._lobby = Lobby(listener, begins, self.said.append)
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:

@@ -113,7 +113,7 @@ def test_many_at_once(tmp_path: Path) -> None:
                 # Another one has it.
                 return
 
-        threads = [threading.Thread(target=run) for _ in range(4)]
+        threads = [threading.Thread(target=run, daemon=True) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
