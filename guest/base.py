@@ -204,6 +204,15 @@ class Guest(ABC):
         """
         return None
 
+    def remover(self) -> Callable[[], None] | None:
+        """Return a picklable callable that removes the incoming guest from another process.
+
+        It is for when the guest's own process has died, and no answer can have left. Ask before
+        `prepare`, and again after it. None where nothing stays behind of such a guest. Raises
+        GuestError where `prepare` would.
+        """
+        return None
+
     def keep(self) -> str:
         """Give up the descriptors and leave the sealed guest where it is, not started.
 

@@ -28,6 +28,7 @@ from .directory_open import (
     read_state,
     subfolder,
 )
+from .directory_removal import Remover
 from .directory_rules import (
     MAX_DEVICE_STATE,
     BlockFile,
@@ -61,6 +62,7 @@ class DirectoryGuest(Guest):
         self._folder: int | None = None
         self._making = Making()
         self._sealed: Finisher | None = None
+        self._remover: Remover | None = None
         self._kept = False
         try:
             # A folder that is missing can still be made, by `prepare`.
@@ -167,6 +169,15 @@ class DirectoryGuest(Guest):
         for name in (NAME, NEW_NAME, RAM, DEVICES):
             if files.kind_of(folder, name) is not None:
                 raise GuestError(f"{self._path}: holds {name!r} of something else")
+
+    def remover(self) -> Remover | None:
+        """Return what removes the guest from another process. Raises GuestError."""
+        if self._machine is None:
+            self.check_incoming()
+            self._remover = Remover.before(self._absolute)
+        elif self._remover is not None and self._folder is not None:
+            self._remover = self._remover.of(self._folder)
+        return self._remover
 
     def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
         """Make sparse RAM files. Raises GuestError when anything is in the way."""

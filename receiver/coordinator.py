@@ -212,9 +212,16 @@ class Receiver:
             for event in report.events:
                 self._incoming.take(event)
                 if isinstance(event, events.RamBlocks):
-                    self._guest.prepare(self._incoming.machine(), self._incoming.layout())
-                    self._prepared = True
-                    self._processes.map_blocks(self._guest.blocks)
+                    self._prepare()
+
+    def _prepare(self) -> None:
+        """Make RAM; should we die in the middle, the transport process removes what was made."""
+        machine, layout = self._incoming.machine(), self._incoming.layout()
+        self._processes.stand_by(self._guest.remover())
+        self._guest.prepare(machine, layout)
+        self._prepared = True
+        self._processes.stand_by(self._guest.remover())
+        self._processes.map_blocks(self._guest.blocks)
 
     def _hand_over(self, complete: Complete) -> None:
         """All pages are in place: load devices, then promise, and start on the source's word."""
@@ -242,7 +249,7 @@ class Receiver:
             )
         except HolderSilent:
             outcome = Outcome(Destination.KEPT, "the guest's process does not answer")
-        self._processes.done()
+        self._processes.dismiss()
         self._conclude(outcome)
         self.states.to(MigrationStatus.COMPLETED)
 
@@ -263,6 +270,8 @@ class Receiver:
             raise MigrationCancelledError("cancelled")
 
     def _give_up(self, error: BaseException) -> None:
+        # Or the transport process would take the silence for our death, and promise the guest.
+        self._processes.dismiss()
         self._crew.stop()
         if self._channel is not None:
             self._channel.abort()

@@ -17,9 +17,11 @@ from .slots import SLOT_SIZE
 from .transport import (
     TRANSPORT_COUNTERS,
     Continue,
+    Dismissed,
     LetGo,
     Promised,
     Released,
+    StandBy,
     TransportSetup,
     run_transport,
 )
@@ -73,6 +75,11 @@ class Processes:
             self._crew.wait_for(str)
         self.command_transport(Continue())
 
+    def stand_by(self, remover: Callable[[], None] | None) -> None:
+        """Have the transport process remove the guest should this process die before `let_go`."""
+        if remover is not None:
+            self.command_transport(StandBy(remover))
+
     def command_transport(self, command: object) -> None:
         """Send a command to the transport process."""
         assert self._transport is not None
@@ -96,14 +103,15 @@ class Processes:
         """Tell the transport process that the answer has left."""
         self._tell(Promised())
 
-    def done(self) -> None:
-        """Tell the transport process that the handover is over."""
-        self._tell(Continue())
+    def dismiss(self) -> None:
+        """Tell the transport process that this one lives, and does itself what is left to do."""
+        self._tell(Dismissed())
 
     def _tell(self, command: object) -> None:
         """Send to a process that may have ended, or died, which does not matter any more."""
-        with suppress(OSError):
-            self.command_transport(command)
+        if self._transport is not None:
+            with suppress(OSError):
+                self.command_transport(command)
 
     def received(self, name: str) -> int:
         """A counter of the transport process."""

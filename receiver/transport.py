@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, Pipe
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +73,8 @@ UNCONFIRMED = (
 
 TRANSPORT_COUNTERS = ("transferred",)
 
+Command = TypeVar("Command")
+
 
 @dataclass(frozen=True)
 class TransportSetup:
@@ -120,6 +124,18 @@ class Continue:
 
 
 @dataclass(frozen=True)
+class StandBy:
+    """Command: call `remove` should the coordinator die before it commands LetGo."""
+
+    remove: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Dismissed:
+    """Command: the coordinator lives, and does itself what is left to do; end."""
+
+
+@dataclass(frozen=True)
 class LetGo:
     """Command: the guest is whole, and its handover begins elsewhere; leave the channel.
 
@@ -161,6 +177,7 @@ class Transport:
         self._peer = Peer.STOCK
         self._framed = False
         self._any_pages = False
+        self._remove: Callable[[], None] | None = None
 
     def run(self) -> None:
         """Receive until the stream ends."""
@@ -175,9 +192,31 @@ class Transport:
         self._slots.barrier()
         complete = Complete(self._peer, self._return_path, self._framed)
         send_message(self._connection, complete)
-        command = self._connection.recv()
-        assert isinstance(command, LetGo)
-        self._let_go(command)
+        self._let_go(self._command(LetGo))
+
+    def remove_unfinished(self) -> None:
+        """Remove the guest once the coordinator has died; it may still have to say that it lives.
+
+        From LetGo on there is nothing to remove.
+        """
+        with suppress(EOFError, ConnectionError):
+            while self._remove is not None:
+                self._command(object)
+        if self._remove is not None:
+            self._remove()
+
+    def _command(self, kind: type[Command] | tuple[type[Command], ...]) -> Command:
+        """Return the next command of this kind. Raises EOFError when there will be none."""
+        while True:
+            command: object = self._connection.recv()
+            if isinstance(command, StandBy):
+                self._remove = command.remove
+            elif isinstance(command, (Dismissed, LetGo)):
+                self._remove = None
+            if isinstance(command, Dismissed):
+                raise EOFError
+            if isinstance(command, kind):
+                return command
 
     def _end_of_input(self) -> list[events.Event]:
         """Return the last events. Raises StreamError if the stream has not ended."""
@@ -370,11 +409,10 @@ class Transport:
         return Part(SentFile(self._spills.index(spill)), payload.start, payload.size)
 
     def _wait_mapped(self) -> None:
-        command: MapBlocks | Continue = self._connection.recv()
+        command = self._command((MapBlocks, Continue))
         if isinstance(command, MapBlocks):
             self._applier.map(self._connection, command)
-            command = self._connection.recv()
-        assert isinstance(command, Continue)
+            self._command(Continue)
 
     def _obey(self, command: events.Command) -> None:
         if command.command == CommandType.OPEN_RETURN_PATH:
@@ -422,11 +460,15 @@ def _matters(event: events.Event) -> bool:
 def run_transport(connection: Connection, setup: TransportSetup) -> None:
     """Process entry: take the channel, receive until the end or until the coordinator goes away."""
     channel = receive_channel(connection)
-    try:
-        Transport(connection, setup, channel).run()
-    except (StreamError, ChannelError) as error:
-        send_message(connection, Failed(str(error)))
-    except FileError as error:
-        send_message(connection, Failed(f"{error.filename}: {error.strerror}"))
-    finally:
-        channel.abort()
+    transport = Transport(connection, setup, channel)
+    # The coordinator may die at any moment.
+    with suppress(EOFError, ConnectionError):
+        try:
+            transport.run()
+        except (StreamError, ChannelError) as error:
+            send_message(connection, Failed(str(error)))
+        except FileError as error:
+            send_message(connection, Failed(f"{error.filename}: {error.strerror}"))
+        finally:
+            channel.abort()
+    transport.remove_unfinished()

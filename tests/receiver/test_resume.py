@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import pytest
 from vmferry.guest.base import BlockLayout, DeviceState, GuestError, Machine
+from vmferry.guest.directory import DirectoryGuest
 from vmferry.guest.handing_in import DestinationJob
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_options import parse_options
-from vmferry.receiver.coordinator import Receiver
+from vmferry.receiver.coordinator import ReceiveParameters, Receiver
 from vmferry.receiver.errors import MigrationError
+from vmferry.receiver.transport import Released
 from vmferry.sender.coordinator import Sender
 from vmferry.sender.errors import MigrationError as SendError
 
@@ -124,3 +128,40 @@ def _cancel_then(receiver: Receiver) -> Callable[[DestinationJob, Any], None]:
         receiver.cancel()
 
     return cancelled
+
+
+def test_cancel_just_before_the_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: the transport process would promise a guest that is removed (law 5)."""
+    source, guest = SyntheticGuest.parse("2M"), DirectoryGuest(str(tmp_path / "guest"))
+    receiver = Receiver(guest, "tcp:127.0.0.1:0", ReceiveParameters(workers=0))
+    wait_for, ends = receiver._crew.wait_for, list[str]()
+
+    def cancelled(kind: Any, timeout: float | None = None) -> Any:
+        if kind is Released:
+            # The transport process stands by for our death now.
+            time.sleep(0.5)
+            receiver.cancel()
+        return wait_for(kind, timeout)
+
+    def send(address: str) -> None:
+        try:
+            Sender(source, address).run()
+        except SendError as error:
+            ends.append(str(error))
+
+    monkeypatch.setattr(receiver._crew, "wait_for", cancelled)
+    threads: list[threading.Thread] = []
+
+    def listening(address: str) -> None:
+        threads.append(threading.Thread(target=send, args=(address,), daemon=True))
+        threads[0].start()
+
+    try:
+        with pytest.raises(MigrationError, match="cancelled"):
+            receiver.run(on_listening=listening)
+        threads[0].join(20)
+        assert ends
+        assert source.running
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        source.close()

@@ -28,8 +28,8 @@ So a run in which no guest runs, and none is kept, is a lost guest, except where
 - without a return path (rule "no answer"): the source gives its guest up when the stream is sent.
   What breaks at the destination or on the link from then on costs the guest.
 
-A command that is killed by SIGKILL cannot clean up: the names of its sockets may stay, and of a
-`dir:` guest that was not whole, its files.
+A command that is killed by SIGKILL cannot clean up: the names of its sockets may stay. The files of
+a `dir:` guest that was not whole are removed by its transport process, unless that was killed, too.
 
 Two guests are never right, and neither is a source that runs beside a `dir:` guest that is whole.
 """
@@ -224,17 +224,18 @@ class Judge:
             if path.exists() and not self._was_killed(side) and not stock:
                 self.faults.append(f"a socket is left: {name}")
         first = record.folder / "some"
-        nothing = not (self._rest.whole or self._rest.kept or self._was_killed("destination"))
+        killed = self._was_killed("destination") and self._was_killed("destination", "transport")
+        nothing = not (self._rest.whole or self._rest.kept or killed)
         if self._plan.guest == "dir" and nothing:
             found = sorted(str(p.relative_to(first)) for p in first.rglob("*"))
             if first.exists():
                 self.faults.append(f"a folder is left: some {' '.join(found[:6])}")
 
-    def _was_killed(self, side: str) -> bool:
-        """Whether the command that should clean up could not."""
+    def _was_killed(self, side: str, role: str = "command") -> bool:
+        """Whether the process that should clean up could not."""
         return any(
             isinstance(done.deed, Signal) and done.deed.number is signal.SIGKILL
-            for done in self._record.to(side, "command")
+            for done in self._record.to(side, role)
         )
 
     def _check_words(self) -> None:
