@@ -37,7 +37,7 @@ class SilenceError(CrewError):
 
 
 class DeathError(CrewError):
-    """A process died without a word."""
+    """A process died, and said nothing itself."""
 
 
 class _Nothing:
@@ -109,14 +109,15 @@ class Crew:
                 return self._receive(child)
         for child in self._children:
             if child.pidfd in ready:
-                raise DeathError(f"process {child.name} died")
+                raise DeathError(child.death())
         return None
 
     def _receive(self, child: Child) -> object:
         try:
             report = child.connection.recv()
         except (EOFError, ConnectionError):
-            raise DeathError(f"process {child.name} died") from None
+            # The note of a fault is written before the connection is closed by it.
+            raise DeathError(child.death()) from None
         if isinstance(report, ChildDied):
             raise CrewError(str(report))
         if isinstance(report, Failed):

@@ -25,6 +25,7 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
 
+from .last_words import begin_last_words
 from .process import ENDING, ChildDied, receive_fd, send_fd, send_message
 from .shared import Readiness, SharedFd
 
@@ -72,6 +73,7 @@ def _run(connection: Connection) -> int:
         pidfd = os.pidfd_open(os.getpid())
         send_fd(connection, pidfd)
         os.close(pidfd)
+        send_fd(connection, begin_last_words())
         name, parent, count = connection.recv()
         fds = [receive_fd(connection) for _ in range(count)]
         target, arguments = _Unpickler(connection.recv_bytes(), fds).load()

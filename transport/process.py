@@ -28,6 +28,7 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from .channel import Channel
+from .last_words import read_last_words
 from .shared import SharedFd, wait_readable
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -139,16 +140,31 @@ def _fork(fd: int) -> None:
 
 @dataclass(frozen=True)
 class Child:
-    """A running child: its pidfd, and the parent's end of its connection."""
+    """A running child. `last_words`: the descriptor of the note of what killed it, if anything did.
+
+    `connection`: the parent's end.
+    """
 
     name: str
     pid: int
     pidfd: int
+    last_words: int
     connection: Connection
 
     def wait(self, timeout: float | None) -> bool:
         """Whether it ends within `timeout` seconds (None: wait for ever)."""
         return bool(wait_readable([self.pidfd], timeout))
+
+    def death(self) -> str:
+        """Say that it died, and of what if that is known, in one line."""
+        fault = read_last_words(self.last_words)
+        return f"process {self.name} died" + (f" by {fault}" if fault else "")
+
+    def close(self) -> None:
+        """Give up the descriptors, the connection among them."""
+        self.connection.close()
+        os.close(self.pidfd)
+        os.close(self.last_words)
 
     def kill(self) -> None:
         """Kill it, if it is there."""
@@ -202,11 +218,11 @@ def start_child(
         with theirs:
             _fork(theirs.fileno())
         wait(ours.fileno())
-        child = Child(name, ours.recv(), receive_fd(ours), ours)
+        child = Child(name, ours.recv(), receive_fd(ours), receive_fd(ours), ours)
         try:
             _send_target(child, parent, target, args)
         except BaseException:
-            os.close(child.pidfd)
+            child.close()
             raise
     except (EOFError, ConnectionError):
         ours.close()
@@ -291,4 +307,4 @@ def stop_children(children: Iterable[Child], timeout: float = 5.0) -> None:
         if not child.wait(max(0.0, deadline - time.monotonic())):
             child.kill()
             child.wait(timeout)
-        os.close(child.pidfd)
+        child.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import time
 from collections.abc import Iterator
@@ -81,6 +82,33 @@ def test_death(crew: Crew) -> None:
     """Broken: a killed process would leave its coordinator waiting for ever."""
     crew.start("child", die, ())
     with pytest.raises(DeathError, match="process child died"):
+        crew.wait_for(str, 20)
+
+
+def lose_file(connection: Connection) -> None:
+    """A child whose mapped file is cut before it touches it."""
+    del connection
+    fd = os.memfd_create("file")
+    os.ftruncate(fd, mmap.PAGESIZE)
+    mapping = mmap.mmap(fd, mmap.PAGESIZE)
+    os.ftruncate(fd, 0)
+    mapping[0] = 1
+
+
+def abort(connection: Connection) -> None:
+    """A child in which a library gives up."""
+    del connection
+    os.abort()
+
+
+def test_fault_is_named(crew: Crew) -> None:
+    """Broken: nobody would learn that the disk is full."""
+    crew.start("child", lose_file, ())
+    with pytest.raises(DeathError, match=r"^process child died by SIGBUS: .*disk full"):
+        crew.wait_for(str, 20)
+    crew.stop()
+    crew.start("child", abort, ())
+    with pytest.raises(DeathError, match=r"^process child died by SIGABRT$"):
         crew.wait_for(str, 20)
 
 
