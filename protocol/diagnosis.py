@@ -53,8 +53,18 @@ class Worst:
             self.found = error
 
 
-def undescribed(kept: Kept) -> MismatchError:
+def undescribed(kept: Kept, *, footers: bool = True) -> MismatchError:
     """Return what is wrong with kept bytes that no description fits, and that do not end in EOF."""
+    error = _undescribed(kept)
+    if not footers:
+        error.message += (
+            "; or, as its sections have no footers, it ends before what stands behind it: "
+            "give --length"
+        )
+    return error
+
+
+def _undescribed(kept: Kept) -> MismatchError:
     at = 0
     while True:
         _, at = read_commands(kept, at)
@@ -87,6 +97,14 @@ def first_footer(kept: Kept, section: Section) -> int | None:
             if match is not None:
                 return start + match.start()
     return None
+
+
+def is_description_begun(kept: Kept, eof: int) -> bool:
+    """Whether what follows the EOF is a description, maybe cut or damaged, rather than old data."""
+    behind = kept.read(eof + 1, HEADER_SIZE)
+    size = int.from_bytes(behind[1:5], "big")
+    marked = behind[:1] == bytes([SectionType.VMDESCRIPTION])
+    return (marked and size <= MAX_DESCRIPTION) or behind[5:] == b"{"
 
 
 def _behind_eof(kept: Kept, at: int) -> MismatchError:

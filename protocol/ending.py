@@ -25,7 +25,9 @@ What remains is a source, or a link, that stalls exactly behind a forged end for
 
 **Without a description** (`undescribed`) sections are told apart only if there is one way to do so,
 and nothing but zeros follows the end. That is sure for an input that is known to be complete. It is
-not for a connection that stays open: nothing there says that the stream has ended.
+not for a connection that stays open: nothing there says that the stream has ended. Where other
+bytes follow, or sections may have no footers, the end is a guess (`Ended.guessed`): it is the last
+place that can be one, behind which nothing of the guest is, and a receiver refuses it.
 
 **Sections before RAM** ("early") are read as they come, by their footers. The description has to
 confirm their lengths as well; if a later one in the input contradicts, no other is believed.
@@ -34,14 +36,26 @@ confirm their lengths as well; if a later one in the input contradicts, no other
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from . import diagnosis, events
 from .candidates import Candidate, LastCandidate, candidates, wrong_page_size
 from .description import Described
 from .errors import StreamError
-from .following import CommandAt, Follower, MismatchError, Part, Search
+from .following import (
+    CommandAt,
+    Follower,
+    MismatchError,
+    Part,
+    Search,
+    read_commands,
+    read_section,
+)
 from .kept import Kept
+
+if TYPE_CHECKING:
+    from .undescribed import Apart
 
 SEARCH = 1 << 30
 """Bytes that are searched at most for the ends of sections that are not described in full."""
@@ -49,10 +63,14 @@ SEARCH = 1 << 30
 
 @dataclass(frozen=True)
 class Ended:
-    """The events of all that was kept, up to `end` of the kept bytes, where the stream ends."""
+    """The events of all that was kept, up to `end` of the kept bytes, where the stream ends.
+
+    `guessed`: the stream may end before, and nothing tells.
+    """
 
     events: list[events.Event]
     end: int
+    guessed: bool = False
 
 
 @dataclass
@@ -60,7 +78,7 @@ class Ending:
     """Decides about the bytes `kept` from `offset` in the stream on.
 
     `early`: the device sections before them; `ids`: of all sections before them. `footers`: whether
-    sections have some. `page_size`: bytes of the pages that were read.
+    sections have some, None where that is not known. `page_size`: bytes of the pages read so far.
     """
 
     kept: Kept
@@ -68,11 +86,15 @@ class Ending:
     early: Sequence[events.DeviceSection]
     ids: frozenset[int]
     page_size: int
-    footers: bool = True
+    footers: bool | None = True
     _last: LastCandidate = field(init=False)
 
     def __post_init__(self) -> None:
         self._last = LastCandidate(self.kept)
+
+    @property
+    def _footers(self) -> bool:
+        return self.footers is not False
 
     def whole(self) -> bool:
         """Return whether a description confirms that the stream ends with the last byte kept."""
@@ -101,9 +123,14 @@ class Ending:
             if wrong.early is not None:
                 raise self._placed(wrong.early)
             return self._described(candidate, parts)
-        found = self._undescribed() if self.footers else self._without_footers(wrong.last)
+        found = None
+        if self._footers:
+            found = self._undescribed() or self._guessed(wrong.last)
+        if found is None and not self.footers:
+            found = self._without_footers(wrong.last)
         if found is None:
-            raise self._placed(wrong.explained(self.kept) or diagnosis.undescribed(self.kept))
+            missing = diagnosis.undescribed(self.kept, footers=self.footers is True)
+            raise self._placed(wrong.explained(self.kept) or missing)
         return found
 
     def _follow(self, candidate: Candidate, search: Search) -> list[Part]:
@@ -116,7 +143,7 @@ class Ending:
             message = wrong_page_size(size, self.page_size)
             raise MismatchError(message, candidate.position)
         listed = self._behind_ram(candidate)
-        follower = Follower(self.kept, candidate, listed, self.ids, search, self.footers)
+        follower = Follower(self.kept, candidate, listed, self.ids, search, self._footers)
         return follower.run()
 
     def _behind_ram(self, candidate: Candidate) -> list[Described]:
@@ -146,12 +173,40 @@ class Ending:
         from .undescribed import take_apart  # noqa: PLC0415
 
         apart = take_apart(self.kept, self.ids)
-        if apart is None:
+        return None if apart is None else self._apart(apart)
+
+    def _guessed(self, last: Candidate | None) -> Ended | None:
+        """Return the last end that there may be where anything follows it; None: there is none.
+
+        `last`: the last description in the input, none of which fits.
+        """
+        from .undescribed import last_zero, take_apart  # noqa: PLC0415
+
+        if last is not None and self._is_its_own(last):
             return None
+        apart = take_apart(self.kept, self.ids, anything_behind=True)
+        if apart is None or diagnosis.is_description_begun(self.kept, apart.eof):
+            return None
+        if self.footers is None:
+            # What looks like footers may be of the guest's making.
+            apart = last_zero(self.kept) or apart
+        return replace(self._apart(apart), guessed=True)
+
+    def _is_its_own(self, last: Candidate) -> bool:
+        """Whether a description tells of this stream, by the first device behind RAM.
+
+        Others are what is left of older streams in the same place.
+        """
+        _, at = read_commands(self.kept, 0)
+        first = read_section(self.kept, at)
+        listed = {(one.name, one.instance_id) for one in last.devices}
+        return first is None or (first.name, first.instance_id) in listed
+
+    def _apart(self, apart: Apart) -> Ended:
         found: list[events.Event] = []
         if apart.parts is not None:
             found += map(self._event, apart.parts)
-        else:
+        elif apart.eof:
             found.append(events.UnsplitDevices(self.offset, self.kept.part(0, apart.eof)))
         return Ended([*found, events.EndOfStream(self.offset + apart.eof)], apart.eof + 1)
 
@@ -181,7 +236,7 @@ class Ending:
             version=part.version,
             payload=self.kept.part(part.payload, part.size),
             payload_offset=self.offset + part.payload,
-            footer=self.footers,
+            footer=self._footers,
         )
 
     def _placed(self, error: MismatchError) -> StreamError:

@@ -76,6 +76,7 @@ class StreamReader:
         self._section: tuple[int, Any, str] | None = None
         self._reading: SectionReader = self._ram
         self._footers: bool | None = None
+        self._configured = False
         self._package_end: int | None = None
         self._early: list[events.DeviceSection] = []
         self._ending: Ending | None = None
@@ -83,6 +84,8 @@ class StreamReader:
         """The stream is whole: `close` was called, or as much was kept as device state may have."""
         self.end = 0
         """The position in the stream behind its last byte, once it is finished."""
+        self.guessed = False
+        """Once it is finished: the stream may end before, and nothing tells. See `ending`."""
 
     @property
     def ram(self) -> RamReader:
@@ -194,7 +197,7 @@ class StreamReader:
                 offset=self._offset + len(self._rest),
                 section=None if self._section is None else self._section[2],
             )
-        return found + self._resolve()
+        return found + self._resolve(at_end=True)
 
     # The steps, in the order of a stream.
 
@@ -218,7 +221,7 @@ class StreamReader:
         if cursor.peek() != SectionType.CONFIGURATION:
             self._step = self._part
             return []
-        event = read_configuration(cursor)
+        event, self._configured = read_configuration(cursor), True
         blocks, capabilities = self._ram.block_list, event.capabilities or ()
         if event.page_size is not None:
             blocks.page_size, blocks.page_size_said = event.page_size, True
@@ -253,6 +256,10 @@ class StreamReader:
 
     def _behind_ram(self) -> bool:
         """Whether a device section here is behind all of RAM; those of a postcopy are not."""
+        if not (self._configured or self._ram.begun):
+            # No machine without a configuration saves devices before RAM: this is what Xen saves,
+            # or COLO, devices alone.
+            return True
         return self._footers is False or (self._ram.ended and self._package_end is None)
 
     def _section_header(self, cursor: Cursor) -> list[events.Event]:
@@ -416,7 +423,7 @@ class StreamReader:
             self._early,
             frozenset(self._known.ids),
             self.page_size,
-            self._footers is not False,
+            True if self._ram.begun and self._footers is None else self._footers,
         )
         self._step = self._keep_all
         return []
@@ -432,9 +439,10 @@ class StreamReader:
         cursor.commit()
         if end == len(cursor.view):
             raise Incomplete
-        return self._resolve()
+        return self._resolve(at_end=False)
 
-    def _resolve(self) -> list[events.Event]:
+    def _resolve(self, *, at_end: bool) -> list[events.Event]:
+        """Decide where sections and the stream end; `at_end`: the input has ended, too."""
         assert self._ending is not None
         limit = self._max_device_state
         try:
@@ -446,6 +454,9 @@ class StreamReader:
             raise
         # What is kept where it was does not go by as it comes.
         self._check_size(ended.end, self._ending.offset)
-        self.finished = True
+        if ended.guessed and not at_end:
+            # A later place may be the last one.
+            self._check_size(self._ending.kept.size + 1, self._ending.offset)
+        self.finished, self.guessed = True, ended.guessed
         self.end = self._ending.offset + ended.end
         return ended.events

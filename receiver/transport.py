@@ -71,6 +71,11 @@ UNCONFIRMED = (
     "capability return-path, or to a file that you convert or send on"
 )
 
+UNKNOWN_END = (
+    "nothing tells where the stream ends: it describes no devices, and what follows is not all "
+    "zeros; convert it with the option --length, and receive that"
+)
+
 TRANSPORT_COUNTERS = ("transferred",)
 
 Command = TypeVar("Command")
@@ -235,6 +240,8 @@ class Transport:
             # A guest may have forged the end, and the source been cut off behind it.
             message = f"{behind} bytes behind what looked like the end of the stream"
             raise StreamError(message, offset=self._reader.end)
+        if self._reader.guessed:
+            raise StreamError(UNKNOWN_END, offset=self._reader.end)
         if self._return_path and not any(isinstance(e, events.Description) for e in found):
             raise StreamError(UNCONFIRMED, offset=self._reader.end)
         for event in found:

@@ -15,7 +15,13 @@ import click
 from ..protocol.outline import PAGE_SIZE, NotOrdinary, outline
 from . import dump_page
 from .dump_summary import Summary, from_outline
-from .sizes import channel_option, max_device_state_option, offset_option, page_size_option
+from .sizes import (
+    channel_option,
+    length_option,
+    max_device_state_option,
+    offset_option,
+    page_size_option,
+)
 
 
 @click.command()
@@ -38,6 +44,7 @@ from .sizes import channel_option, max_device_state_option, offset_option, page_
 )
 @channel_option
 @offset_option
+@length_option
 @page_size_option
 @max_device_state_option
 def dump(
@@ -48,6 +55,7 @@ def dump(
     xml: bool,
     command: bool,
     offset: int,
+    length: int | None,
     page_size: int | None,
     max_device_state: int | None,
     channels: tuple[str, ...],
@@ -69,10 +77,10 @@ def dump(
         from .stream_events import How  # noqa: PLC0415
 
         how = How(page_size, max_device_state)
-        print_command(stream, as_json=as_json, offset=offset, how=how)
+        print_command(stream, as_json=as_json, offset=offset, length=length, how=how)
         return
     fields = bool(devices) or (as_json and devices is not None)
-    whole = pages or xml or fields or offset or channels or max_device_state
+    whole = pages or xml or fields or offset or channels or max_device_state or length is not None
     summary = None if whole else _outlined(stream, page_size)
     if summary is None:
         from .dump_whole import dump_whole  # noqa: PLC0415 - only where it is needed
@@ -85,6 +93,7 @@ def dump(
             devices=devices,
             xml=xml,
             offset=offset,
+            length=length,
             how=How(page_size, max_device_state),
             channels=channels,
         )

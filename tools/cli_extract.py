@@ -21,10 +21,11 @@ from .extract import Report
 from .failure import describe, fail, note
 from .machines import TARGETS
 from .memory_file import FORMATS
-from .opening import opened_stream
+from .opening import note_guess, opened_stream
 from .rebuild import absent_message
 from .sizes import (
     channel_option,
+    length_option,
     max_device_state_option,
     offset_option,
     page_size_option,
@@ -159,6 +160,7 @@ def _check_output(stream: str, out: Path | None) -> None:
     help="of a damaged stream, keep what is sound, before and behind the damage",
 )
 @offset_option
+@length_option
 @page_size_option
 @max_device_state_option
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
@@ -176,6 +178,7 @@ def extract(
     base: int | None,
     partial: bool,
     offset: int,
+    length: int | None,
     page_size: int | None,
     max_device_state: int | None,
     as_json: bool,
@@ -202,7 +205,7 @@ def extract(
     if placed and kind == "raw":
         raise click.UsageError("--block NAME@ADDRESS is for --format elf or lime")
     _check_output(stream, output)
-    with opened_stream(stream, offset, channels=channels) as opened:
+    with opened_stream(stream, offset, channels=channels, length=length) as opened:
         wanted = extract_command.Wanted(
             out=output,
             blocks=plain,
@@ -220,6 +223,7 @@ def extract(
             domain=domain_of(opened.image),
         )
         report = extract_command.extract(opened.stream, wanted, opened.channels)
+    note_guess(stream, report.behind)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
     else:
@@ -250,6 +254,7 @@ def extract(
 @click.option("--xml", type=click.File(encoding="utf-8"), help="libvirt: the domain's XML")
 @channel_option
 @offset_option
+@length_option
 @page_size_option
 @max_device_state_option
 def convert(
@@ -258,6 +263,7 @@ def convert(
     container: str,
     xml: TextIO | None,
     offset: int,
+    length: int | None,
     page_size: int | None,
     max_device_state: int | None,
     channels: tuple[str, ...],
@@ -274,9 +280,10 @@ def convert(
         raise click.UsageError("--xml is for --to libvirt")
     _check_output(stream, out)
     text = None if xml is None else _xml_text(xml)
-    with opened_stream(stream, offset, channels=channels) as opened:
+    with opened_stream(stream, offset, channels=channels, length=length) as opened:
         how = How(page_size, max_device_state)
         done = convert_command.convert(opened, out, container, text, how)
+    note_guess(stream, done.behind)
     if done.behind is not None:
         note(f"{click.format_filename(stream)}: {done.behind.describe()}, and not copied")
     lacks = f"{'the output' if str(out) == '-' else click.format_filename(out)} lacks them, too"

@@ -12,10 +12,11 @@ import click
 from ..protocol.errors import StreamError
 from . import diff as diff_command
 from . import verify as verify_command
-from .opening import explain_damage, opened_stream
+from .opening import explain_damage, note_guess, opened_stream
 from .rebuild import RebuiltGuest, rebuild
 from .sizes import (
     channel_option,
+    length_option,
     max_device_state_option,
     offset_option,
     page_size_option,
@@ -41,6 +42,7 @@ _other_channel_option = click.option(
 @channel_option
 @_other_channel_option
 @offset_option
+@length_option
 @page_size_option
 @max_device_state_option
 def verify(
@@ -49,6 +51,7 @@ def verify(
     against: str | None,
     as_json: bool,
     offset: int,
+    length: int | None,
     page_size: int | None,
     max_device_state: int | None,
     channels: tuple[str, ...],
@@ -66,7 +69,9 @@ def verify(
         other = None
         if against is not None:
             other = _rebuilt(against, 0, how, stack, other_channels)
-        opened = stack.enter_context(opened_stream(stream, offset, channels=channels))
+        opened = stack.enter_context(
+            opened_stream(stream, offset, channels=channels, length=length)
+        )
         try:
             report = verify_command.verify(opened.stream, files, other, how, opened.channels)
         except StreamError as error:
@@ -74,6 +79,7 @@ def verify(
             if as_json:
                 click.echo(json.dumps(verify_command.invalid_as_json(error), indent=2))
             raise
+    note_guess(stream, report.behind)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
     else:
@@ -141,6 +147,8 @@ def diff(
             _rebuilt(second, offsets[1], how, stack, other_channels),
         ]
         difference = diff_command.compare_guests(*guests)
+    for name, behind in zip((first, second), difference.behind, strict=True):
+        note_guess(name, behind)
     if as_json:
         click.echo(json.dumps(difference.as_json(), indent=2))
     else:

@@ -70,14 +70,14 @@ class Opened:
 
 
 @contextmanager
-def open_stream(name: str, offset: int = 0) -> Iterator[Opened]:
-    """Open the stream that begins at `offset` of what is named so.
+def open_stream(name: str, offset: int = 0, length: int | None = None) -> Iterator[Opened]:
+    """Open the stream that begins at `offset` of what is named so, and ends in `length` bytes.
 
     Raises StreamError for what is wrong with what the stream stands in; OSError.
     """
     path, snapshot = split(name)
     with click.open_file(path, "rb") as file:
-        yield unpack(cast(BinaryIO, file), snapshot, offset)
+        yield unpack(cast(BinaryIO, file), snapshot, offset, length)
 
 
 def split(name: str) -> tuple[str, str | None]:
@@ -88,10 +88,20 @@ def split(name: str) -> tuple[str, str | None]:
     return name, None
 
 
-def unpack(source: BinaryIO, snapshot: str | None, offset: int = 0) -> Opened:
-    """The stream in `source`, from `offset` on; `snapshot`: which, of a qcow2 image."""
+def unpack(
+    source: BinaryIO, snapshot: str | None, offset: int = 0, length: int | None = None
+) -> Opened:
+    """The stream in `source`, from `offset` on; `snapshot`: which, of a qcow2 image.
+
+    `length`: bytes in which it ends, None if that is not known.
+    """
     source = sought_or_source(source)
     _pass(source, offset)
+    if length is not None:
+        # Nothing else needs it.
+        from .window import window  # noqa: PLC0415
+
+        source = window(source, length)
     layers: list[str] = []
     image: SaveImage | None = None
     at = 0
@@ -99,7 +109,7 @@ def unpack(source: BinaryIO, snapshot: str | None, offset: int = 0) -> Opened:
         beginning = _peek(source, _BEGINNING)
         head = beginning[:HEAD]
         if head.startswith(qcow2.MAGIC) or snapshot is not None:
-            state = _state(source, head, snapshot, bool(layers or offset))
+            state = _state(source, head, snapshot, bool(layers or offset or length))
             return Opened(state, (*layers, "qcow2 snapshot"))
         if image is None and magic_of(head) is not None:
             image, at = _save_image(source)

@@ -195,7 +195,7 @@ def whole_stream(stream: BinaryIO, how: How, into: Converted) -> Iterator[memory
             into.arrivals.take(event)
         yield piece
     left = reading.left()
-    into.behind = left if left.count else None
+    into.behind = left if left.count or left.guessed else None
 
 
 @contextmanager

@@ -18,9 +18,9 @@ _UNPACK = {"zstd": "zstd -dc", "gzip": "gzip -dc", "bzip2": "bzip2 -dc", "xz": "
 """What writes the stream of a compressed file to its standard output."""
 
 
-def print_command(stream: str, *, as_json: bool, offset: int, how: How) -> None:
+def print_command(stream: str, *, as_json: bool, offset: int, length: int | None, how: How) -> None:
     """Print it. Whatever is wrong with the stream ends the command."""
-    with opened_stream(stream, offset) as opened:
+    with opened_stream(stream, offset, length=length) as opened:
         command = command_of(opened, stream, offset, how)
     if as_json:
         click.echo(json.dumps(command.as_json(), indent=2))

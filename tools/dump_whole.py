@@ -9,7 +9,7 @@ import click
 
 from . import dump as dump_command
 from . import dump_container, dump_devices, dump_page
-from .opening import opened_stream
+from .opening import note_guess, opened_stream
 from .stream_events import How
 
 
@@ -21,18 +21,20 @@ def dump_whole(
     devices: str | None,
     xml: bool,
     offset: int,
+    length: int | None,
     how: How,
     channels: tuple[str, ...],
 ) -> None:
     """See `cli_dump.dump`."""
     show = dump_command.print_pages_as_json if as_json else dump_command.print_pages
     list_snapshots = partial(dump_container.print_snapshots, as_json=as_json)
-    with opened_stream(stream, offset, list_snapshots, channels) as opened:
+    with opened_stream(stream, offset, list_snapshots, channels, length) as opened:
         if xml:
             dump_container.print_xml(opened, as_json=as_json)
             return
         on_pages = show if pages else None
         summary = dump_command.summarise(opened.stream, how, on_pages, opened.channels)
+        note_guess(stream, summary.behind)
         if as_json:
             found = {"container": opened.as_json(), **summary.as_json()}
             if devices is not None:

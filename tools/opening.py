@@ -14,11 +14,12 @@ import click
 from ..protocol.errors import StreamError
 from . import containers
 from .containers import ChooseSnapshotError, Opened
-from .failure import CommandError, describe, fail
+from .failure import CommandError, describe, fail, note
 from .snapshots import Snapshot
 
 if TYPE_CHECKING:
     from .channels import Channels
+    from .source import Left
 
 
 def _opened(channels: Sequence[str]) -> AbstractContextManager[Channels | None]:
@@ -45,6 +46,13 @@ def _note_damage(opened: Opened, name: str) -> None:
         click.echo(f"vmferry: {click.format_filename(name)}: {message}", err=True)
 
 
+def note_guess(name: str, behind: Left | None) -> None:
+    """Warn on standard error where nothing tells where the stream ended that was read."""
+    warning = None if behind is None else behind.warning()
+    if warning is not None:
+        note(f"{click.format_filename(name)}: {warning}")
+
+
 def _folder_message(name: str) -> str:
     """What to do with a folder in place of a stream."""
     # Nothing else needs it, and it takes time to load.
@@ -61,15 +69,17 @@ def opened_stream(
     offset: int = 0,
     on_snapshots: Callable[[tuple[Snapshot, ...]], None] | None = None,
     channels: Sequence[str] = (),
+    length: int | None = None,
 ) -> Iterator[Opened]:
     """What a user names as a stream, from `offset` on; whatever is wrong ends the command.
 
+    `length`: bytes in which it ends, None if that is not known.
     `on_snapshots`: what to do instead where it is a qcow2 image, without a word of which snapshot.
     `channels`: the files of a multifd migration's channels, beside that of its main one. What is
     damaged in a libvirt image before its stream is mentioned when the stream was read.
     """
     try:
-        with containers.open_stream(name, offset) as opened, _opened(channels) as beside:
+        with containers.open_stream(name, offset, length) as opened, _opened(channels) as beside:
             try:
                 yield replace(opened, channels=beside)
             except StreamError as error:

@@ -33,6 +33,10 @@ def _offset(_context: click.Context, option: click.Parameter, text: str) -> int:
     return place
 
 
+def _length(_context: click.Context, option: click.Parameter, text: str | None) -> int | None:
+    return None if text is None else _place(option, text)
+
+
 def _two_offsets(
     context: click.Context, option: click.Parameter, texts: tuple[str, ...]
 ) -> tuple[int, int]:
@@ -56,6 +60,13 @@ offset_option = click.option(
     metavar="SIZE",
     callback=_offset,
     help="where in the file the stream begins: 4096, 1M, 0x1000; messages count from there",
+)
+length_option = click.option(
+    "--length",
+    metavar="SIZE",
+    callback=_length,
+    help="bytes of the file from --offset on in which the stream ends: what stands behind them is "
+    "not looked at (default: all; most streams tell their end)",
 )
 two_offsets_option = click.option(
     "--offset",

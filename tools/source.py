@@ -21,6 +21,10 @@ MAX_COUNTED = 64 << 20
 CHUNK = 128 << 10
 """Compressed bytes that are read at once."""
 _STEP = 1 << 20
+GUESSED = (
+    "nothing confirms where the stream ends: it describes no devices, and what follows the last "
+    "place where it may end is not all zeros; give --length if you know how long it is"
+)
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,13 @@ class Left:
     """How many bytes stand behind a place: `count`, or more where that is not `exact`.
 
     `layer`: the name of the compressed data behind which they stand; None: behind the stream
-    itself.
+    itself. `guessed`: nothing tells where it ends, and it may end before.
     """
 
     count: int
     exact: bool = True
     layer: str | None = None
+    guessed: bool = False
 
     def describe(self) -> str:
         """Return one line."""
@@ -43,9 +48,19 @@ class Left:
         were = "was" if self.count == 1 else "were"
         return f"{least}{count} behind the end of the {what} {were} not looked at"
 
+    def warning(self) -> str | None:
+        """Return what to warn of, in one line; None if it is known where the stream ends."""
+        return GUESSED if self.guessed else None
+
     def as_json(self) -> dict[str, Any]:
-        """Keys: bytes, exact, layer (null, or the name of a compression)."""
-        return {"bytes": self.count, "exact": self.exact, "layer": self.layer}
+        """Keys: bytes, exact, layer (null, or the name of a compression), warning (null, or a line:
+        nothing tells where the stream ends)."""
+        return {
+            "bytes": self.count,
+            "exact": self.exact,
+            "layer": self.layer,
+            "warning": self.warning(),
+        }
 
 
 class Content(io.RawIOBase):

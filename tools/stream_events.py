@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import SEEK_CUR, SEEK_END
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
@@ -219,6 +219,9 @@ class Reading:
 
     def left(self) -> Left:
         """Return how much stands behind the stream, once all its events were read."""
+        return replace(self._left(), guessed=self.reader.guessed)
+
+    def _left(self) -> Left:
         reader = self.reader
         assert reader.keeping_from is not None
         end = reader.end - reader.keeping_from
@@ -245,7 +248,7 @@ class Reading:
             if self.reader.finished:
                 break
         left = self.left()
-        if left.count:
+        if left.count or left.guessed:
             yield Behind(0, left)
 
 

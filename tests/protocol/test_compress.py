@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from vmferry.protocol import compress, ram
 from vmferry.protocol.errors import StreamError
@@ -17,6 +17,7 @@ from vmferry.protocol.marks import RamFlag
 PAGE = 4096
 
 
+@settings(deadline=None)
 @given(
     records=st.lists(st.tuples(st.integers(0, 1 << 40), st.binary(max_size=200)), max_size=8),
     behind=st.binary(max_size=20),

@@ -72,7 +72,7 @@ def _checked(vmferry: Any, path: str, same: bytes) -> list[Any]:
 def test_plain_stream_in_a_volume(vmferry: Any, streams: Any, pad: bytes) -> None:
     """Broken: a volume that is larger than its stream would be refused, or copied with it."""
     path = vmferry.write("volume", streams.whole + pad)
-    said = {"bytes": len(pad), "exact": True, "layer": None}
+    said = {"bytes": len(pad), "exact": True, "layer": None, "warning": None}
     assert _checked(vmferry, path, streams.whole) == [said] * 5
     line = f"{len(pad)} bytes behind the end of the stream were not looked at"
     for command in (("dump",), ("verify",), ("extract", "-o", str(vmferry.folder / "ram"))):
@@ -94,7 +94,7 @@ def test_compressed_stream_in_a_volume(vmferry: Any, streams: Any, name: str, ta
     path = vmferry.write("volume", COMPRESS[name](streams.whole) + TAILS[tail])
     ran = vmferry.call("verify", "--json", path)
     assert ran.exit_code == 0, ran.output
-    said = {"bytes": len(TAILS[tail]), "exact": True, "layer": name}
+    said = {"bytes": len(TAILS[tail]), "exact": True, "layer": name, "warning": None}
     assert json.loads(ran.stdout)["behind"] == said
 
 
@@ -102,7 +102,7 @@ def test_compressed_stream_in_a_volume(vmferry: Any, streams: Any, name: str, ta
 def test_padding_that_was_compressed_too(vmferry: Any, streams: Any, name: str) -> None:
     """Broken: a whole volume that was compressed would have its padding copied, or not counted."""
     path = vmferry.write("volume", COMPRESS[name](streams.whole + bytes(1 << 20)))
-    said = {"bytes": 1 << 20, "exact": True, "layer": None}
+    said = {"bytes": 1 << 20, "exact": True, "layer": None, "warning": None}
     assert _checked(vmferry, path, streams.whole) == [said] * 5
 
 
@@ -111,7 +111,7 @@ def test_old_frames_behind(vmferry: Any, streams: Any, name: str) -> None:
     """Broken: what is left of an older file behind this one would make this one unreadable."""
     one, other = COMPRESS[name](streams.whole), COMPRESS[name](streams.small)
     path = vmferry.write("both", one + other)
-    said = {"bytes": len(streams.small), "exact": True, "layer": None}
+    said = {"bytes": len(streams.small), "exact": True, "layer": None, "warning": None}
     assert _checked(vmferry, path, streams.whole)[0] == said
     damaged = bytearray(other)
     damaged[len(other) // 2 :] = OLD
@@ -158,7 +158,7 @@ def test_containers_in_volumes(vmferry: Any, streams: Any) -> None:
         name = f"{path}#first" if data.startswith(b"QFI") else path
         ran = vmferry.call("verify", "--json", name)
         assert ran.exit_code == 0, ran.output
-        said = {"bytes": count, "exact": True, "layer": layer}
+        said = {"bytes": count, "exact": True, "layer": layer, "warning": None}
         assert json.loads(ran.stdout)["behind"] == said
 
 
@@ -175,11 +175,64 @@ def test_mapped_ram_in_a_volume(vmferry: Any, streams: Any) -> None:
         path = vmferry.write("volume", volume)
         ran = vmferry.call("verify", "--json", path)
         assert ran.exit_code == 0, ran.output
-        said = {"bytes": len(OLD), "exact": True, "layer": layer}
+        said = {"bytes": len(OLD), "exact": True, "layer": layer, "warning": None}
         assert json.loads(ran.stdout)["behind"] == said
         out = vmferry.folder / "out"
         assert vmferry.call("convert", path, str(out), "--to", "mapped-ram").exit_code == 0
         assert out.read_bytes() == data
+
+
+def _undescribed(streams: Any) -> bytes:
+    whole: bytes = streams.whole
+    return whole[: whole.rindex(b"\0\6") + 1]
+
+
+def test_a_guess_is_told(vmferry: Any, streams: Any) -> None:
+    """Broken: an end that nothing confirms would pass for a certain one, or be refused."""
+    bare = _undescribed(streams)
+    path = vmferry.write("volume", bare + OLD)
+    behind = _checked(vmferry, path, bare)
+    assert behind[0]["bytes"] == len(OLD)
+    warning = behind[0]["warning"]
+    assert "nothing confirms where the stream ends" in warning
+    assert behind == [behind[0]] * 5
+    for command in ("dump", "verify"):
+        assert warning in vmferry.call(command, path).stderr
+    assert vmferry.call("diff", path, path).stderr.count(warning) == 2
+    out = ("-o", str(vmferry.folder / "ram"))
+    assert warning in vmferry.call("extract", path, *out).stderr
+    ran = vmferry.call("receive", f"file:{path}", "--guest", f"dir:{vmferry.folder / 'guest'}")
+    assert ran.exit_code == 1
+    assert "nothing tells where the stream ends" in ran.stderr
+
+
+def test_length(vmferry: Any, streams: Any) -> None:
+    """Broken: whoever knows how long a stream is could not say so."""
+    bare = _undescribed(streams)
+    path = vmferry.write("volume", OLD[:77] + bare + OLD)
+    place = ("--offset", "77", "--length", str(len(bare)))
+    out = vmferry.folder / "out"
+    for command in (
+        ("dump", "--json", path),
+        ("verify", "--json", path),
+        ("extract", "--json", path, "-o", str(vmferry.folder / "ram")),
+    ):
+        ran = vmferry.call(*command, *place)
+        assert (ran.exit_code, ran.stderr) == (0, "")
+        assert json.loads(ran.stdout)["behind"] is None
+    assert vmferry.call("convert", path, str(out), "--to", "plain", *place).exit_code == 0
+    assert out.read_bytes() == bare
+    ran = vmferry.call("verify", path, *place[:3], "0x10000000")
+    assert "give a smaller --length" in ran.stderr
+    ran = vmferry.call("verify", path, *place[:3], str(len(bare) - 1))
+    assert ran.exit_code == 1
+    packed = gzip.compress(bare)
+    path = vmferry.write("packed", packed + OLD)
+    for name in (path, "-"):
+        data = (packed + OLD) if name == "-" else None
+        ran = vmferry.call("verify", "--json", name, "--length", str(len(packed)), feed=data)
+        assert ran.exit_code == 0, ran.output
+        assert json.loads(ran.stdout)["behind"] is None
 
 
 def test_much_behind_takes_no_time(vmferry: Any, streams: Any, monkeypatch: Any) -> None:

@@ -143,7 +143,7 @@ def test_offset_of_every_command(vmferry: Any, streams: Any) -> None:
     """Broken: one of the commands would read from the file's start, or count places from there."""
     plain = vmferry.write("plain", streams.whole)
     path = vmferry.write("file", NOISE[:5000] + streams.whole + NOISE)
-    behind = {"bytes": len(NOISE), "exact": True, "layer": None}
+    behind = {"bytes": len(NOISE), "exact": True, "layer": None, "warning": None}
     same = json.loads(vmferry.call("dump", "--json", plain).stdout)
     found = json.loads(vmferry.call("dump", "--json", path, "--offset", "5000").stdout)
     assert found == {**same, "behind": behind}
