@@ -38,6 +38,7 @@ from .directory_rules import (
     check_machine,
     check_sections,
 )
+from .directory_writeback import Writeback
 
 MANY_FILES = 64
 """Files of devices from which on they are synced at once: usual guests have fewer."""
@@ -63,6 +64,7 @@ class DirectoryGuest(Guest):
         self._making = Making()
         self._sealed: Finisher | None = None
         self._remover: Remover | None = None
+        self._writeback: Writeback | None = None
         self._kept = False
         try:
             # A folder that is missing can still be made, by `prepare`.
@@ -199,6 +201,7 @@ class DirectoryGuest(Guest):
             self.abort_incoming()
             raise
         self._machine = machine
+        self._writeback = Writeback(block.fd for block in self._blocks)
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -239,6 +242,7 @@ class DirectoryGuest(Guest):
         """Make RAM and devices last, then write guest.json.new, which says that they do."""
         folder = self._folder
         assert folder is not None
+        self._stop_writeback()
         with self._refusing():
             contents = self._contents(running)
             text = build(contents)
@@ -320,7 +324,13 @@ class DirectoryGuest(Guest):
 
     def close(self) -> None:
         """Close the files, so that other processes may use the folder."""
+        self._stop_writeback()
         for block in self._blocks:
             os.close(block.fd)
         self._making.close()
         self._blocks, self._folder = (), None
+
+    def _stop_writeback(self) -> None:
+        if self._writeback is not None:
+            self._writeback.stop()
+            self._writeback = None
