@@ -104,6 +104,8 @@ class Figures:
                 lines = text.strip().splitlines()
                 for said in lines if "Traceback" in text else lines[-3:]:
                     print(f"    {side}: {said}", flush=True)
+            for what in (*record.trace, *(f"link: {event}" for event in record.link)):
+                print(f"    {what}", flush=True)
         elif self._print_all:
             print(f"{record.seconds:.0f} s: {line}", flush=True)
 
