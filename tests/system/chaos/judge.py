@@ -42,7 +42,7 @@ from dataclasses import dataclass, field
 
 from .directory import RestState, at_rest
 from .plan import Fault, Signal
-from .run import ALLOWANCE, ENDED_WITHIN, Done, Record
+from .run import ENDED_WITHIN, Done, Record
 
 _NOISE = re.compile(r"Traceback|Exception ignored|Error in |leaked|Fatal Python|Segmentation")
 _HELD_THERE = re.compile(r"the destination (has the (whole )?guest|says that it keeps)|left alone")
@@ -87,7 +87,7 @@ class Judge:
             self.faults.append(f"left behind: {'; '.join(sorted(set(record.left)))}")
         if record.hung:
             self.faults.append(f"not over: {' and '.join(record.hung)}")
-        if record.ended_after > ENDED_WITHIN + ALLOWANCE:
+        if record.ended_after > ENDED_WITHIN + record.allowance:
             self.faults.append(f"ended {record.ended_after:.1f} s after the last event")
         self._check_files()
         self._check_words()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import os
 import signal
 import subprocess
 import threading
@@ -25,7 +26,7 @@ from .stock import make_ends, make_watch, unequal
 ENDED_WITHIN = 5.0
 """Seconds from the last event until everything has ended."""
 ALLOWANCE = 12.0
-"""As many again are allowed on a busy machine, which the record shows."""
+"""As many again are allowed, and more on a busy machine, which the record shows; see `busy`."""
 ANSWER_WITHIN = 60.0
 """Seconds that a source waits for an answer."""
 _LOOK = 0.03
@@ -59,6 +60,8 @@ class Record:
     seconds: float = 0.0
     """How long the run took in all."""
     two: str | None = None
+    allowance: float = ALLOWANCE
+    """Seconds that were allowed beside those of the rules."""
     ended_after: float = 0.0
     """Seconds from the last event until both ends were over and all that must end had ended."""
     left: list[str] = field(default_factory=list)
@@ -100,6 +103,11 @@ class Record:
         ]
 
 
+def busy() -> float:
+    """How many times longer than alone a process takes here now: those that want a processor."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 class Run:
     """A run under way."""
 
@@ -119,7 +127,7 @@ class Run:
         self._next_scan = 0.0
         # The guest that is left alone has to be there when the run is judged.
         orphan = (
-            (30 if plan.patient else 150)
+            (30 if plan.patient else 150 * busy())
             + plan.stopped
             + (ANSWER_WITHIN + 30 if plan.dead_link and plan.long else 0)
         )
@@ -241,7 +249,7 @@ class Run:
         """Start both ends; whether both did start."""
         self._destination.start()
         self._fire("begun")
-        until = time.monotonic() + _LISTENS_WITHIN
+        until = time.monotonic() + _LISTENS_WITHIN * busy()
         while (target := self._destination.address()) is None:
             self._turn()
             if self._destination.over:
@@ -288,12 +296,16 @@ class Run:
     def _patience(self) -> float:
         """Seconds of quiet after which something is wrong, or is to be ended from outside."""
         if self._ended_outside or not self._may_wait():
-            return ENDED_WITHIN + ALLOWANCE
+            return ENDED_WITHIN + self._allowance()
         if self._source.over:
             return 1.0
         assert self._proxy is not None
         short = self._proxy.connected and not self.plan.long
-        return ENDED_WITHIN + (0 if short else ANSWER_WITHIN + ALLOWANCE)
+        return ENDED_WITHIN + (0 if short else ANSWER_WITHIN + self._allowance())
+
+    def _allowance(self) -> float:
+        self.record.allowance = max(self.record.allowance, ALLOWANCE * busy())
+        return self.record.allowance
 
     def _may_wait(self) -> bool:
         """Whether an end that still waits does so rightly: it cannot know."""
@@ -332,7 +344,7 @@ class Run:
     def _until_ended(self) -> None:
         """All that has to end has ended, or is noted as left."""
         last = self._last_event()
-        until = last + ENDED_WITHIN + ALLOWANCE
+        until = last + ENDED_WITHIN + self._allowance()
         while left := self._left():
             self._turn()
             if time.monotonic() > until:
@@ -363,7 +375,7 @@ class Run:
         while time.time() < now + _LINGER or (
             not any(self._runs_since(now, side) for side in sides)
             and not self._arrived_and_ended()
-            and time.time() < now + ENDED_WITHIN + ALLOWANCE
+            and time.time() < now + ENDED_WITHIN + self._allowance()
         ):
             self._turn()
         for side in sides:
@@ -410,12 +422,12 @@ class Run:
             env=self._family.environment("destination") | {"TMPDIR": str(self.folder / "tmp")},
             capture_output=True,
             text=True,
-            timeout=_LISTENS_WITHIN,
+            timeout=_LISTENS_WITHIN * busy(),
             check=False,
         )
         self.record.taken_up = done.stderr.strip() if done.returncode else ""
         self._trace(f"taken up: {self.record.taken_up or 'well'}")
-        until = time.monotonic() + ENDED_WITHIN
+        until = time.monotonic() + ENDED_WITHIN + self._allowance()
         while self.plan.guest != "dir" and not self.record.taken_up:
             self._turn()
             last = self._watch.destination.last
@@ -430,7 +442,7 @@ class Run:
             self.record.migration[side] = end.migration
             if end.serves:
                 end.signal(signal.SIGTERM)
-        until = time.monotonic() + ENDED_WITHIN + ALLOWANCE
+        until = time.monotonic() + ENDED_WITHIN + self._allowance()
         while left := [p for p in self._family.alive() if self._family.role(p) != "guest"]:
             self._turn()
             if time.monotonic() > until:
@@ -442,7 +454,7 @@ class Run:
         if self._proxy is not None and not self._proxy.over:
             # A guest that was given up waits for news for as long as there is a connection.
             self._proxy.ask(lambda proxy: proxy.cut(reset=True))
-        until = time.monotonic() + self._source.orphan + ENDED_WITHIN + ALLOWANCE
+        until = time.monotonic() + self._source.orphan + ENDED_WITHIN + self._allowance()
         while self.plan.patient and (left := self._family.alive()):
             self._turn()
             if time.monotonic() > until:
