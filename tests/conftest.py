@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no fault of what is tested; each test has a timeout of its own.
+settings.register_profile("vmferry", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vmferry")
 
 SLOW_FOLDERS = {"system"}
 """Folders of tests that are about processes and time, not about Python's versions."""

@@ -68,7 +68,7 @@ def test_any_cut_gives_the_same_events(make: Any, kind: str, cuts: list[int]) ->
     assert found + make.plainly(reader.close()) == make.plainly(_read(data))
 
 
-@settings(deadline=2000, max_examples=60)
+@settings(max_examples=60)
 @given(
     places=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=9))),
     cut=st.floats(0, 1),
