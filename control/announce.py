@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from ..protocol.rarp import announcement
+from ..protocol.formats.rarp import announcement
 
 _ETHERNET = 1
 """The kernel's ARPHRD_ETHER."""

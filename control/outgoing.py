@@ -6,7 +6,8 @@ import os
 import threading
 from typing import Any
 
-from ..guest.base import Guest, GuestError
+from ..guest.base import Guest
+from ..guest.errors import GuestError
 from ..protocol.states import MigrationStatus
 from ..sender.compression import CompressionError
 from ..sender.coordinator import Sender

@@ -5,14 +5,7 @@ from __future__ import annotations
 import traceback
 from typing import Any
 
-from ..guest.base import GuestError
-from . import (  # noqa: F401
-    announcing,
-    guest_commands,
-    migration_commands,
-    monitor_commands,
-    setting_commands,
-)
+from ..guest.errors import GuestError
 from .arguments import Argument, array, check_arguments, choice
 from .commands import Call, execute
 from .errors import CommandNotFoundError, QmpError

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..protocol.handover import Destination, Source
-from ..protocol.kept import Payload
-from .errors import GuestError as GuestError  # noqa: PLC0414
+from ..protocol.wire.kept import Payload
+from .errors import GuestError
 from .handing import Outcome
 from .handing_in import DestinationJob, hand_in
 from .handing_out import SourceJob, hand_out

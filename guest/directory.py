@@ -15,19 +15,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from . import directory_files as files
-from .base import BlockLayout, DeviceState, Guest, GuestError, Machine, RamBlock
+from .base import BlockLayout, DeviceState, Guest, Machine, RamBlock
 from .directory_finish import NAME, NEW_NAME, Finisher
 from .directory_format import MAX_TEXT, Contents, block_files, build, parse, section_files
 from .directory_making import Making, existing_parent
-from .directory_open import (
-    DEVICES,
-    RAM,
-    check_mappable,
-    naming,
-    open_blocks,
-    read_state,
-    subfolder,
-)
+from .directory_open import DEVICES, RAM, check_mappable, naming, open_blocks, read_state, subfolder
 from .directory_removal import Remover
 from .directory_rules import (
     MAX_DEVICE_STATE,
@@ -39,6 +31,7 @@ from .directory_rules import (
     check_sections,
 )
 from .directory_writeback import Writeback
+from .errors import GuestError
 
 MANY_FILES = 64
 """Files of devices from which on they are synced at once: usual guests have fewer."""

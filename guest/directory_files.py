@@ -14,7 +14,7 @@ import re
 import stat
 from collections.abc import Iterable
 
-from ..protocol.kept import Payload, pieces
+from ..protocol.wire.kept import Payload, pieces
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from . import directory_files as files
-from .base import GuestError
+from .errors import GuestError
 
 NAME = "guest.json"
 """A folder with it holds a guest."""

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..protocol.block_list import MAX_BLOCKS
-from ..protocol.candidates import read_description
-from ..protocol.configuration import (
+from ..protocol.devices.candidates import read_description
+from ..protocol.devices.description import DescriptionError, described_lengths
+from ..protocol.errors import StreamError
+from ..protocol.reading.block_list import MAX_BLOCKS
+from ..protocol.reading.configuration import (
     IGNORE_SHARED,
     MAPPED_RAM,
     MAX_CONFIGURATION,
     checked_page_size,
 )
-from ..protocol.cursor import decode_name
-from ..protocol.description import DescriptionError, described_lengths
-from ..protocol.errors import StreamError
-from ..protocol.ram import SECTION_NAME
+from ..protocol.wire.cursor import decode_name
+from ..protocol.wire.ram import SECTION_NAME
 from .base import BlockLayout, Machine
 
 MAX_NAME = 255

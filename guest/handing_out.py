@@ -8,15 +8,7 @@ from multiprocessing.connection import Connection
 from typing import Protocol
 
 from ..protocol.errors import StreamError
-from ..protocol.handover import (
-    SOURCE,
-    Handover,
-    Peer,
-    Source,
-    SourceAction,
-    SourceEvent,
-    Word,
-)
+from ..protocol.handover import SOURCE, Handover, Peer, Source, SourceAction, SourceEvent, Word
 from ..protocol.return_path import Pong, ReturnPathReader, Shut
 from .handing import CANCEL, LEAVE, ORPHANED, STEP, Outcome, Side
 from .line import Line

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .base import Guest, GuestError
+from .base import Guest
 from .directory import DirectoryGuest
+from .errors import GuestError
 from .synthetic import SyntheticGuest
 
 _KINDS: dict[str, Callable[[str], Guest]] = {

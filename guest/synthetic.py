@@ -25,19 +25,19 @@ import numpy.typing as npt
 from xxhash import xxh3_128_hexdigest
 
 from ..protocol.handover import Destination, Source
-from ..protocol.kept import whole
+from ..protocol.wire.kept import whole
 from ..transport.process import send_fd, send_message
 from .base import (
     BlockLayout,
     DeviceSection,
     DeviceState,
     Guest,
-    GuestError,
     Machine,
     RamBlock,
     map_block,
     populate_present,
 )
+from .errors import GuestError
 from .handing import Outcome
 from .handing_in import DestinationJob
 from .handing_out import SourceJob

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .base import GuestError
+from .errors import GuestError
 from .sizes import parse_size
 from .synthetic_memory import PAGE_SIZE, PATTERNS
 

@@ -22,7 +22,8 @@ import numpy as np
 
 from ..protocol.handover import Destination
 from ..transport.process import receive_fd, send_message
-from .base import GuestError, RamBlock, map_block
+from .base import RamBlock, map_block
+from .errors import GuestError
 from .handing_in import DestinationJob, hand_in
 from .handing_out import SourceJob, hand_out
 from .synthetic_door import Door

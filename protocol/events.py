@@ -13,14 +13,14 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .block_section import DiskEvent
-from .dirty_bitmap import BitmapChunk
-from .htab import HtabEvent
-from .kept import Payload
-from .mapped_ram import MappedRam
-from .marks import SectionType
-from .ram import COMPRESSED_HEAD_SIZE, RECORD_HEADER_SIZE, XBZRLE_HEAD_SIZE
-from .storage_attributes import StorageAttributes
+from .sections.block import DiskEvent
+from .sections.dirty_bitmap import BitmapChunk
+from .sections.htab import HtabEvent
+from .sections.storage_attributes import StorageAttributes
+from .wire.kept import Payload
+from .wire.mapped_ram import MappedRam
+from .wire.marks import SectionType
+from .wire.ram import COMPRESSED_HEAD_SIZE, RECORD_HEADER_SIZE, XBZRLE_HEAD_SIZE
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from . import devices, events, stream
-from .commands import read_command
-from .configuration import IGNORE_SHARED, MAPPED_RAM, checked_page_size, read_configuration
-from .cursor import Cursor, Incomplete, decode_name
-from .ending import Ending
+from . import events
+from .devices import section_ends
+from .devices.ending import Ending
 from .errors import CutError, StreamError, UnsupportedError
-from .kept import Kept, KeptInMemory
-from .marks import MAGIC, VERSION, CommandType, SectionType
-from .multifd import MAGIC as MULTIFD_MAGIC
-from .ram import SECTION_NAME
-from .ram_reader import RamReader
-from .sections import SectionReader, reader_of
+from .reading.configuration import IGNORE_SHARED, MAPPED_RAM, checked_page_size, read_configuration
+from .reading.ram_reader import RamReader
+from .sections.registry import SectionReader, reader_of
+from .wire import stream
+from .wire.commands import read_command
+from .wire.cursor import Cursor, Incomplete, decode_name
+from .wire.kept import Kept, KeptInMemory
+from .wire.marks import MAGIC, VERSION, CommandType, SectionType
+from .wire.multifd import MAGIC as MULTIFD_MAGIC
+from .wire.ram import SECTION_NAME
 
 MAX_IN_MEMORY = 64 << 20
 """Bytes of device state that are kept in memory, if the caller does not say otherwise."""
@@ -66,7 +68,7 @@ class StreamReader:
         self._described_size = described_size
         self._described_page_size = described_page_size
         self._ram = RamReader(page_size, max_total_ram)
-        self._known = devices.Known()
+        self._known = section_ends.Known()
         self._open: dict[int, tuple[events.IterativeSection, SectionReader]] = {}
         self._step: _Step = self._header
         self._offset = 0
@@ -354,7 +356,7 @@ class StreamReader:
         assert self._section is not None
         start, header, name = self._section
         if self._size is None:
-            end, found = devices.find_end(cursor, header.section_id, self._known)
+            end, found = section_ends.find_end(cursor, header.section_id, self._known)
         else:
             end = cursor.position + self._size - self._collected.size
             found = end <= len(cursor.view)

@@ -6,11 +6,11 @@ Source: QEMU's documentation, docs/devel/migration/main.rst ("Return path").
 from __future__ import annotations
 
 from .events import Command
+from .formats.zstd import stored
 from .handover import Word
-from .marks import CommandType
 from .return_path import Value
+from .wire.marks import CommandType
 from .writer import StreamWriter
-from .zstd import stored
 
 
 def ping(value: int) -> bytes:

@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import (
-    block_section,
-    dirty_bitmap,
-    events,
-    htab,
-    mapped_ram,
-    pages,
-    ram,
-    storage_attributes,
-    stream,
-)
-from .kept import whole
-from .marks import CAPABILITIES, MAGIC, PAGE_BITS, UUID, RamFlag, SectionType
+from . import events
+from .pages import records
+from .sections import block, dirty_bitmap, htab, storage_attributes
+from .wire import mapped_ram, ram, stream
+from .wire.kept import whole
+from .wire.marks import CAPABILITIES, MAGIC, PAGE_BITS, UUID, RamFlag, SectionType
 
 
 class StreamWriter:
@@ -88,11 +81,11 @@ def _page_run(event: events.PageRun) -> bytes:
     name = None if event.continued else event.block.name.encode()
     count = len(event.offsets)
     if event.data is None:
-        out = bytearray(pages.zero_size(count, name))
-        pages.pack_zero(memoryview(out), name, event.offsets, event.fill)
+        out = bytearray(records.zero_size(count, name))
+        records.pack_zero(memoryview(out), name, event.offsets, event.fill)
     else:
-        out = bytearray(pages.plain_size(count, event.data.shape[1], name))
-        pages.pack_plain(memoryview(out), name, event.offsets, event.data)
+        out = bytearray(records.plain_size(count, event.data.shape[1], name))
+        records.pack_plain(memoryview(out), name, event.offsets, event.data)
     return bytes(out)
 
 
@@ -152,9 +145,9 @@ _WRITERS: dict[type, Callable[[Any], bytes]] = {
     events.CompressedRun: _compressed_run,
     events.MultifdFlush: lambda _: ram.multifd_flush(),
     events.EndOfRam: lambda _: ram.end_of_ram(),
-    block_section.DiskBlock: block_section.write_block,
-    block_section.DiskProgress: block_section.write_progress,
-    block_section.EndOfDisks: block_section.write_end,
+    block.DiskBlock: block.write_block,
+    block.DiskProgress: block.write_progress,
+    block.EndOfDisks: block.write_end,
     dirty_bitmap.BitmapChunk: dirty_bitmap.write_chunk,
     htab.HtabHeader: htab.write_header,
     htab.HtabChunk: htab.write_chunk,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..protocol.marks import MAGIC
-from ..protocol.zstd import MAGIC as ZSTD_MAGIC
-from ..protocol.zstd import SKIPPABLE_MAGICS
+from ..protocol.formats.zstd import MAGIC as ZSTD_MAGIC
+from ..protocol.formats.zstd import SKIPPABLE_MAGICS
+from ..protocol.wire.marks import MAGIC
 
 _BEGINNINGS = (
     MAGIC.to_bytes(4, "big"),

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from ..protocol.zstd import (
+from ..protocol.formats.zstd import (
     MAX_WINDOW,
     CompressedError,
     Frame,

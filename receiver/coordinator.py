@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..guest.base import BlockLayout, DeviceSection, DeviceState, Guest, GuestError, Machine
+from ..guest.base import BlockLayout, DeviceSection, DeviceState, Guest, Machine
+from ..guest.errors import GuestError
 from ..guest.handing import Outcome
 from ..guest.handing_in import DestinationJob
 from ..guest.watching import HolderSilent, Wishes
 from ..protocol import events
 from ..protocol.handover import Destination, Word
-from ..protocol.kept import Part, Payload
 from ..protocol.states import MigrationStatus, StateMachine
+from ..protocol.wire.kept import Part, Payload
 from ..protocol.words import word_on_wire
 from ..transport.channel import Channel, ChannelError, Listener, listen
 from ..transport.crew import Crew, CrewError

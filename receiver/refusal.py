@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..protocol import events
-from ..protocol.configuration import IGNORE_SHARED, MAPPED_RAM
 from ..protocol.errors import UnsupportedError
-from ..protocol.marks import CommandType
-from ..protocol.ram import SECTION_NAME
+from ..protocol.reading.configuration import IGNORE_SHARED, MAPPED_RAM
+from ..protocol.wire.marks import CommandType
+from ..protocol.wire.ram import SECTION_NAME
 
 _CAPABILITIES = frozenset({IGNORE_SHARED, MAPPED_RAM})
 _COMMANDS = frozenset(

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..protocol import zstd
+from ..protocol.formats import zstd
 from .slots import DATA_START
 
 Slot: TypeAlias = npt.NDArray[np.uint8]

@@ -21,13 +21,13 @@ import numpy.typing as npt
 from ..guest.handing_in import DestinationJob, hand_in
 from ..protocol import events
 from ..protocol.errors import StreamError
+from ..protocol.formats.zstd import is_compressed
 from ..protocol.handover import Peer, Word
-from ..protocol.kept import Part
-from ..protocol.marks import CommandType, SectionType
 from ..protocol.reader import StreamReader
 from ..protocol.return_path import pong
+from ..protocol.wire.kept import Part
+from ..protocol.wire.marks import CommandType, SectionType
 from ..protocol.words import word_on_wire
-from ..protocol.zstd import is_compressed
 from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters
 from ..transport.crew import Failed

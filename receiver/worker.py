@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from ..guest.base import RamBlock, is_hole, map_block, populate_present
 from ..guest.zero import zero_mask
-from ..protocol import xbzrle
 from ..protocol.errors import StreamError
-from ..protocol.ram import RECORD_HEADER_SIZE
+from ..protocol.pages import xbzrle
+from ..protocol.wire.ram import RECORD_HEADER_SIZE
 from ..transport.counters import Counters
 from ..transport.crew import Failed
 from ..transport.process import receive_fd, send_message

@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ..guest.base import Guest, GuestError
+from ..guest.base import Guest
+from ..guest.errors import GuestError
 from ..guest.handing_out import SourceJob
 from ..guest.watching import Wishes
 from ..protocol.handover import Peer, Source, Word

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..guest.base import Guest, block_layout
+from ..protocol.formats.zstd import compressed_bound
 from ..protocol.handover import Peer, Word
 from ..protocol.words import ping, word_on_wire
-from ..protocol.zstd import compressed_bound
 from ..transport.channel import Channel
 from ..transport.counters import Counters
 from ..transport.crew import Crew

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..protocol.xbzrle import Delta
+from ..protocol.pages.xbzrle import Delta
 from ..transport.counters import Counters
 from .compression import Framer
 

@@ -6,7 +6,7 @@ import json
 
 from ..guest.base import DeviceSection, DeviceState, Guest
 from ..protocol import events
-from ..protocol.marks import CommandType, SectionType
+from ..protocol.wire.marks import CommandType, SectionType
 from ..protocol.writer import StreamWriter
 
 RAM_VERSION = 4

@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from ..protocol import zstd
 from ..protocol.errors import StreamError
+from ..protocol.formats import zstd
 from ..protocol.handover import Peer, Word
 from ..protocol.return_path import Pong, ReturnPathReader, Shut
 from ..transport.channel import Channel, ChannelError

@@ -16,10 +16,10 @@ import numpy.typing as npt
 from ..guest.base import RamBlock, is_hole, map_block, populate_present
 from ..guest.tracker import DigestTracker
 from ..guest.zero import zero_mask
-from ..protocol import pages
-from ..protocol.ram import RECORD_HEADER_SIZE, end_of_ram
-from ..protocol.stream import section_footer, section_part
-from ..protocol.xbzrle import Delta
+from ..protocol.pages import records
+from ..protocol.pages.xbzrle import Delta
+from ..protocol.wire.ram import RECORD_HEADER_SIZE, end_of_ram
+from ..protocol.wire.stream import section_footer, section_part
 from ..transport.counters import Counters
 from ..transport.process import receive_fd, send_message
 from ..transport.ring import Ring
@@ -211,8 +211,8 @@ class Worker:
         if not len(indexes):
             return
         block = chunk.block
-        out = self._records.room(pages.zero_size(len(indexes), block.name))
-        self._records.used(pages.pack_zero(out, block.name, chunk.offsets(indexes)))
+        out = self._records.room(records.zero_size(len(indexes), block.name))
+        self._records.used(records.pack_zero(out, block.name, chunk.offsets(indexes)))
         self._cache.zero(chunk.own + indexes, command.number)
         if command.tracked:
             block.tracker.sent_zero(chunk.first + indexes)
@@ -237,9 +237,9 @@ class Worker:
         over = delta.overflow
         if over.any():
             # Not as the page is by now: the line gets what was copied.
-            out = self._records.room(pages.plain_size(over.sum(), block.page_size, block.name))
+            out = self._records.room(records.plain_size(over.sum(), block.page_size, block.name))
             offsets = chunk.offsets(indexes[over])
-            self._records.used(pages.pack_plain(out, block.name, offsets, copies[over]))
+            self._records.used(records.pack_plain(out, block.name, offsets, copies[over]))
         self._cache.update(own, copies, command.number)
         if command.tracked:
             block.tracker.sent(chunk.first + indexes, copies)
@@ -256,14 +256,14 @@ class Worker:
         if not count:
             return
         block, first = chunk.block, chunk.first
-        size = pages.plain_size(count, block.page_size, block.name)
+        size = records.plain_size(count, block.page_size, block.name)
         out = self._records.room(size)
         offsets = chunk.offsets(indexes)
         if indexes[-1] - indexes[0] == count - 1:
             start = first + int(indexes[0])
-            pages.pack_plain(out, block.name, offsets, block.ram[start : start + count])
+            records.pack_plain(out, block.name, offsets, block.ram[start : start + count])
         else:
-            pages.pack_plain_gather(out, block.name, offsets, block.ram, indexes + first)
+            records.pack_plain_gather(out, block.name, offsets, block.ram, indexes + first)
         if command.tracked:
             stride = block.page_size + RECORD_HEADER_SIZE
             data = size - count * stride + RECORD_HEADER_SIZE

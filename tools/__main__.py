@@ -5,7 +5,7 @@ Nothing that takes time is imported before signals are taken care of.
 
 from __future__ import annotations
 
-from . import interruption
+from .console import interruption
 
 
 def main() -> None:

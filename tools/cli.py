@@ -14,17 +14,17 @@ from importlib import import_module
 import click
 
 COMMANDS = {
-    "bench": "cli_migrate",
-    "convert": "cli_extract",
-    "ctl": "cli_ctl",
-    "demo": "cli_migrate",
-    "diff": "cli_streams",
-    "dump": "cli_dump",
-    "extract": "cli_extract",
-    "receive": "cli_migrate",
-    "send": "cli_migrate",
-    "serve": "cli_serve",
-    "verify": "cli_streams",
+    "bench": "migrate",
+    "convert": "extract",
+    "ctl": "ctl",
+    "demo": "migrate",
+    "diff": "streams",
+    "dump": "dump",
+    "extract": "extract",
+    "receive": "migrate",
+    "send": "migrate",
+    "serve": "serve",
+    "verify": "streams",
 }
 """Where each is defined. Nothing is imported but for the one that runs: it is there sooner."""
 
@@ -40,7 +40,7 @@ class Commands(click.Group):
         """The command of this name."""
         if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
-        module = import_module(f".{COMMANDS[cmd_name]}", __package__)
+        module = import_module(f".commands.{COMMANDS[cmd_name]}", __package__)
         command: click.Command = getattr(module, cmd_name)
         return command
 

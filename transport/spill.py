@@ -10,7 +10,7 @@ import tempfile
 import weakref
 from dataclasses import dataclass
 
-from ..protocol.kept import LARGE, Part, Payload
+from ..protocol.wire.kept import LARGE, Part, Payload
 
 IN_MEMORY = 16 << 20
 """Bytes that are kept in memory."""

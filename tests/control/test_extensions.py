@@ -11,7 +11,7 @@ from typing import Any
 
 from vmferry.control.extensions import PREFIX, stall_as_qmp, under_own_names
 from vmferry.sender.stall import Stall
-from vmferry.tools.ctl import Watched
+from vmferry.tools.client.ctl import Watched
 
 from tests.control.serving import Serve, Serving
 

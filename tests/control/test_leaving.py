@@ -12,8 +12,8 @@ import pytest
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol.events import Command
 from vmferry.protocol.handover import Word
-from vmferry.protocol.marks import CommandType
 from vmferry.protocol.return_path import Pong, ReturnPathReader, Shut
+from vmferry.protocol.wire.marks import CommandType
 from vmferry.protocol.words import ping
 from vmferry.protocol.writer import StreamWriter
 from vmferry.sender.coordinator import Sender

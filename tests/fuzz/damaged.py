@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from vmferry.protocol.stream import section_footer
+from vmferry.protocol.wire.stream import section_footer
 
 from tests.fuzz.targets import harmless
 

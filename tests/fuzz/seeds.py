@@ -8,7 +8,7 @@ import json
 import zlib
 
 import zstandard
-from vmferry.protocol.libvirt import FORMATS
+from vmferry.protocol.formats.libvirt import FORMATS
 
 from tests.fuzz.targets import PAGE
 from tests.protocol.conftest import to_bytes

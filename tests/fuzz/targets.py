@@ -12,21 +12,23 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import numpy as np
-from vmferry.protocol import compress, events, fields, xbzrle
+from vmferry.protocol import events
+from vmferry.protocol.devices import fields
 from vmferry.protocol.errors import StreamError
+from vmferry.protocol.formats.zstd import FrameWalker
+from vmferry.protocol.pages import xbzrle, zlib_pages
 from vmferry.protocol.reader import StreamReader
-from vmferry.protocol.salvage import Damage, Mended, Unplaced
+from vmferry.protocol.rescue.salvage import Damage, Mended, Unplaced
 from vmferry.protocol.writer import StreamWriter
-from vmferry.protocol.zstd import FrameWalker
-from vmferry.tools.arrivals import Arrivals
-from vmferry.tools.containers import ChooseSnapshotError, unpack
-from vmferry.tools.rebuild import rebuild
-from vmferry.tools.salvage_events import Salvager
-from vmferry.tools.save_image import read_save_image
-from vmferry.tools.snapshots import Image, MachineState
-from vmferry.tools.stream_events import read_events
-from vmferry.tools.survey import Survey
-from vmferry.tools.verify import check_devices
+from vmferry.tools.compare.verify import check_devices
+from vmferry.tools.rebuild.arrivals import Arrivals
+from vmferry.tools.rebuild.guest import rebuild
+from vmferry.tools.rescue.salvage_events import Salvager
+from vmferry.tools.rescue.survey import Survey
+from vmferry.tools.sources.containers import ChooseSnapshotError, unpack
+from vmferry.tools.sources.save_image import read_save_image
+from vmferry.tools.sources.snapshots import Image, MachineState
+from vmferry.tools.sources.stream_events import read_events
 
 PAGE = 4096
 BLOCK = events.RamBlock("ram", PAGE)
@@ -143,7 +145,7 @@ def fuzz_compress(data: bytes) -> None:
     """One page of zlib data."""
     run = _run(events.CompressedRun, data)
     assert isinstance(run, events.CompressedRun)
-    assert compress.decompress(run, PAGE).shape == (1, PAGE)
+    assert zlib_pages.decompress(run, PAGE).shape == (1, PAGE)
 
 
 def fuzz_libvirt(data: bytes) -> None:

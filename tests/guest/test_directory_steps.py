@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 import pytest
 from vmferry.guest import directory, directory_files
-from vmferry.guest.base import GuestError
 from vmferry.guest.directory import DirectoryGuest
+from vmferry.guest.errors import GuestError
 
 from tests.guest.at_rest import (
     LAYOUT,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from vmferry.guest import handing_out
-from vmferry.guest.base import GuestError
+from vmferry.guest.errors import GuestError
 from vmferry.guest.handing import CANCEL, LEAVE, Outcome
 from vmferry.guest.handing_in import DestinationJob, hand_in
 from vmferry.guest.handing_out import ALL_SENT, SourceJob, hand_out

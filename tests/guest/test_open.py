@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vmferry.guest.base import GuestError
 from vmferry.guest.directory import DirectoryGuest
+from vmferry.guest.errors import GuestError
 from vmferry.guest.open import open_guest
 from vmferry.guest.sizes import format_size, parse_size
 from vmferry.guest.synthetic import SyntheticGuest

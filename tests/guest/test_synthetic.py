@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vmferry.guest.base import BlockLayout, DeviceState, GuestError, Machine, map_block
+from vmferry.guest.base import BlockLayout, DeviceState, Machine, map_block
+from vmferry.guest.errors import GuestError
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_memory import BadPage
 from vmferry.guest.zero import zero_mask
-from vmferry.protocol.kept import whole
+from vmferry.protocol.wire.kept import whole
 from vmferry.transport.process import send_message
 
 MakeGuest = Callable[[str], SyntheticGuest]

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import zstandard
-from vmferry.protocol import events, multifd
-from vmferry.protocol.marks import SectionType
-from vmferry.protocol.multifd import Compression, PacketFlag
+from vmferry.protocol import events
+from vmferry.protocol.wire import multifd
+from vmferry.protocol.wire.marks import SectionType
+from vmferry.protocol.wire.multifd import Compression, PacketFlag
 
 from tests.protocol.conftest import BLOCKS, PAGE, closing, opening, page_run, ram_piece, to_bytes
 

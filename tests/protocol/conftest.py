@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.marks import SectionType
 from vmferry.protocol.reader import StreamReader
+from vmferry.protocol.wire.marks import SectionType
 from vmferry.protocol.writer import StreamWriter
 
 PAGE = 4096

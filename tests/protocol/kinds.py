@@ -6,14 +6,15 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
-from vmferry.protocol import events, stream
-from vmferry.protocol.block_section import DiskBlock, DiskProgress, EndOfDisks
-from vmferry.protocol.dirty_bitmap import BitmapBits, BitmapChunk, BitmapFlag, BitmapStart
-from vmferry.protocol.htab import HtabChunk, HtabHeader
-from vmferry.protocol.mapped_pages import list_pieces
-from vmferry.protocol.mapped_ram import HEADER_SIZE, MappedRam, bitmap_size, lay_out
-from vmferry.protocol.marks import CommandType, SectionType
-from vmferry.protocol.storage_attributes import AttributeFlag, StorageAttributes
+from vmferry.protocol import events
+from vmferry.protocol.pages.mapped_pages import list_pieces
+from vmferry.protocol.sections.block import DiskBlock, DiskProgress, EndOfDisks
+from vmferry.protocol.sections.dirty_bitmap import BitmapBits, BitmapChunk, BitmapFlag, BitmapStart
+from vmferry.protocol.sections.htab import HtabChunk, HtabHeader
+from vmferry.protocol.sections.storage_attributes import AttributeFlag, StorageAttributes
+from vmferry.protocol.wire import stream
+from vmferry.protocol.wire.mapped_ram import HEADER_SIZE, MappedRam, bitmap_size, lay_out
+from vmferry.protocol.wire.marks import CommandType, SectionType
 from vmferry.protocol.writer import block_entry
 
 from tests.protocol.conftest import (

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vmferry.protocol import compress, ram
 from vmferry.protocol.errors import StreamError
-from vmferry.protocol.marks import RamFlag
+from vmferry.protocol.pages import zlib_pages
+from vmferry.protocol.wire import ram
+from vmferry.protocol.wire.marks import RamFlag
 
 PAGE = 4096
 
@@ -34,7 +35,7 @@ def test_records_are_as_declared(
     )
     # No record begins with these.
     behind = b"\xff" * 8 + behind
-    addresses, starts, sizes = compress.parse_records(memoryview(data + behind), 0, most, PAGE)
+    addresses, starts, sizes = zlib_pages.parse_records(memoryview(data + behind), 0, most, PAGE)
     found = [data[at : at + size] for at, size in zip(starts, sizes, strict=True)]
     expected = records[:most]
     assert [*zip(addresses, found, strict=True)] == [(n * PAGE, page) for n, page in expected]
@@ -45,7 +46,7 @@ def test_a_record_that_is_not_whole_is_left(cut: int) -> None:
     """If it failed, a page would be read from bytes that have not come yet."""
     flags = int(RamFlag.COMPRESS_PAGE | RamFlag.CONTINUE)
     data = ram.compressed_record(continued=True).build({"header": flags, "data": b"abc"})
-    assert compress.parse_records(memoryview(data[:-cut]), 0, 9, PAGE) == ([], [], [])
+    assert zlib_pages.parse_records(memoryview(data[:-cut]), 0, 9, PAGE) == ([], [], [])
 
 
 @given(pages=st.lists(st.binary(max_size=300), min_size=1, max_size=9), level=st.integers(0, 9))
@@ -53,7 +54,7 @@ def test_pages_come_back(make: Any, pages: list[bytes], level: int) -> None:
     """If it failed, RAM would differ from the source's."""
     whole = [page.ljust(PAGE, page[:1] or b"\0") for page in pages]
     contents = {n: zlib.compress(page, level) for n, page in enumerate(whole)}
-    found = compress.decompress(make.compressed_run(0, contents), PAGE)
+    found = zlib_pages.decompress(make.compressed_run(0, contents), PAGE)
     assert found.tobytes() == b"".join(whole)
 
 
@@ -73,7 +74,7 @@ def test_what_is_no_page_is_refused_where_it_stands(make: Any, data: bytes) -> N
     """If it failed, half a page would be taken for one, or an error would not say where."""
     run = make.compressed_run(0, {0: zlib.compress(bytes(PAGE)), 1: data})
     with pytest.raises(StreamError, match="not the zlib data of 4096 bytes") as caught:
-        compress.decompress(run, PAGE)
+        zlib_pages.decompress(run, PAGE)
     assert caught.value.offset == run.encoding_offset(1)
 
 
@@ -84,7 +85,7 @@ def test_a_bomb_costs_no_memory(make: Any) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(StreamError):
-            compress.decompress(run, PAGE)
+            zlib_pages.decompress(run, PAGE)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
@@ -94,4 +95,4 @@ def test_random_pages_fit_the_bound() -> None:
     """If it failed, pages that do not compress would be refused as too long."""
     for size in (1 << 10, 1 << 12, 1 << 16):
         page = np.random.default_rng(size).integers(0, 256, size, np.uint8).tobytes()
-        assert max(len(zlib.compress(page, level)) for level in range(10)) <= compress.bound(size)
+        assert max(len(zlib.compress(page, level)) for level in range(10)) <= zlib_pages.bound(size)

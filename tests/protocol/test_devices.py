@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.description import Length, described_lengths
+from vmferry.protocol.devices.description import Length, described_lengths
 from vmferry.protocol.errors import StreamError
 from vmferry.protocol.reader import StreamReader
-from vmferry.protocol.stream import section_footer
+from vmferry.protocol.wire.stream import section_footer
 
 FOOTER = section_footer(3)
 

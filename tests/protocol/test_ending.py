@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vmferry.protocol import candidates, events
+from vmferry.protocol import events
+from vmferry.protocol.devices import candidates
 from vmferry.protocol.errors import StreamError
-from vmferry.protocol.kept import KeptInMemory, whole
-from vmferry.protocol.marks import SectionType
 from vmferry.protocol.reader import StreamReader
-from vmferry.protocol.stream import section_footer
+from vmferry.protocol.wire.kept import KeptInMemory, whole
+from vmferry.protocol.wire.marks import SectionType
+from vmferry.protocol.wire.stream import section_footer
 
 from tests.protocol.conftest import closing, description, device, opening, ram_piece, to_bytes
 

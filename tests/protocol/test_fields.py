@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vmferry.protocol import events
+from vmferry.protocol.devices.fields import Decoder, Field, Value, decode, leaves
 from vmferry.protocol.errors import StreamError
-from vmferry.protocol.fields import Decoder, Field, Value, decode, leaves
 
 START = 0x1000
 """Where in the stream the payloads stand."""

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vmferry.protocol import events, mapped_ram
+from vmferry.protocol import events
 from vmferry.protocol.errors import StreamError, UnsupportedError
-from vmferry.protocol.mapped_pages import ReadAt, list_pieces, read_pages
-from vmferry.protocol.mapped_ram import MappedRam
-from vmferry.protocol.marks import SectionType
+from vmferry.protocol.pages.mapped_pages import ReadAt, list_pieces, read_pages
 from vmferry.protocol.reader import StreamReader
+from vmferry.protocol.wire import mapped_ram
+from vmferry.protocol.wire.mapped_ram import MappedRam
+from vmferry.protocol.wire.marks import SectionType
 
 from tests.protocol.kinds import mapped
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vmferry.protocol import multifd
 from vmferry.protocol.errors import StreamError, UnsupportedError
 from vmferry.protocol.events import RamBlocks
-from vmferry.protocol.multifd import Compression
-from vmferry.protocol.multifd_reader import ChannelReader, Packet
+from vmferry.protocol.reading.multifd_reader import ChannelReader, Packet
+from vmferry.protocol.wire import multifd
+from vmferry.protocol.wire.multifd import Compression
 
 from tests.protocol.channels import UUID, Channel, page
 from tests.protocol.conftest import BLOCKS, PAGE

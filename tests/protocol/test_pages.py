@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vmferry.protocol import pages, ram
-from vmferry.protocol.marks import RamFlag
+from vmferry.protocol.pages import records
+from vmferry.protocol.wire import ram
+from vmferry.protocol.wire.marks import RamFlag
 
 SIZES = st.sampled_from([1024, 4096])
 NUMBERS = st.lists(st.integers(0, (1 << 40) - 1), min_size=1, max_size=40)
@@ -48,14 +49,14 @@ def test_plain_records_are_as_declared(
     data = RANDOM.integers(0, 256, (len(numbers), page_size), np.uint8)
     bodies: list[dict[str, object]] = [{"page": bytes(page)} for page in data]
     expected = _declared(RamFlag.PAGE, offsets.tolist(), name, bodies)
-    out = np.full(pages.plain_size(len(numbers), page_size, name) + 3, 0xEE, np.uint8)
-    assert pages.pack_plain(out, name, offsets, data) == len(expected) == len(out) - 3
+    out = np.full(records.plain_size(len(numbers), page_size, name) + 3, 0xEE, np.uint8)
+    assert records.pack_plain(out, name, offsets, data) == len(expected) == len(out) - 3
     assert bytes(out) == expected + b"\xee" * 3
     out[:] = 0
-    pages.pack_plain(out.data, name, offsets, np.asfortranarray(data))
+    records.pack_plain(out.data, name, offsets, np.asfortranarray(data))
     assert bytes(out[:-3]) == expected
     order = RANDOM.permutation(len(numbers))
-    pages.pack_plain_gather(out, name, offsets, data[order], np.argsort(order))
+    records.pack_plain_gather(out, name, offsets, data[order], np.argsort(order))
     assert bytes(out[:-3]) == expected
 
 
@@ -68,8 +69,8 @@ def test_zero_records_are_as_declared(
     offsets = _offsets(numbers, page_size)
     bodies: list[dict[str, object]] = [{"fill": fill}] * len(numbers)
     expected = _declared(RamFlag.ZERO, offsets.tolist(), name, bodies)
-    out = bytearray(pages.zero_size(len(numbers), name))
-    assert pages.pack_zero(memoryview(out), name, offsets, fill) == len(expected)
+    out = bytearray(records.zero_size(len(numbers), name))
+    assert records.pack_zero(memoryview(out), name, offsets, fill) == len(expected)
     assert bytes(out) == expected
 
 
@@ -85,12 +86,12 @@ def test_a_run_is_found_to_its_end(
 ) -> None:
     """If it failed, a run would stop early (slow) or swallow a record that is not of it."""
     offsets = _offsets(list(range(count + 1)), page_size)
-    out = bytearray(pages.plain_size(count + 1, page_size, None))
+    out = bytearray(records.plain_size(count + 1, page_size, None))
     if fill is None:
         data = RANDOM.integers(0, 256, (count + 1, page_size), np.uint8)
-        size = pages.pack_plain(memoryview(out), None, offsets, data)
+        size = records.pack_plain(memoryview(out), None, offsets, data)
     else:
-        size = pages.pack_zero(memoryview(out), None, offsets, fill)
+        size = records.pack_zero(memoryview(out), None, offsets, fill)
     stride = size // (count + 1)
     last = size - stride + 7
     flips = {"kind": RamFlag.PAGE | RamFlag.ZERO, "named": RamFlag.CONTINUE}
@@ -103,18 +104,18 @@ def test_a_run_is_found_to_its_end(
     whole = other == "end" or (other == "fill" and fill is None)
     view = np.frombuffer(out, np.uint8)[:size]
     if fill is None:
-        found = pages.parse_plain(view, 0, page_size, 7 * page_size)
+        found = records.parse_plain(view, 0, page_size, 7 * page_size)
     else:
-        found = pages.parse_zero(view, 0, page_size, 7 * page_size, fill)
+        found = records.parse_zero(view, 0, page_size, 7 * page_size, fill)
     assert found.tolist() == [7 * page_size, *offsets[: count + whole].tolist()]
 
 
 def test_pages_of_a_run_are_a_view() -> None:
     """If it failed, every received page would be copied once more."""
     data = RANDOM.integers(0, 256, (9, 4096), np.uint8)
-    out = np.zeros(pages.plain_size(9, 4096, b"ram"), np.uint8)
-    pages.pack_plain(out, b"ram", _offsets(list(range(9)), 4096), data)
-    found = pages.plain_pages(out, 12, 9, 4096)
+    out = np.zeros(records.plain_size(9, 4096, b"ram"), np.uint8)
+    records.pack_plain(out, b"ram", _offsets(list(range(9)), 4096), data)
+    found = records.plain_pages(out, 12, 9, 4096)
     assert (found == data).all()
     assert np.shares_memory(found, out)
 
@@ -132,10 +133,10 @@ def _best(action: object, times: int = 30) -> float:
 def test_parsing_a_run_costs_less_than_copying_it(count: int) -> None:
     """If it failed, taking a run apart would touch its pages, or go record by record."""
     data = np.ones((count, 4096), np.uint8)
-    out = np.zeros(pages.plain_size(count, 4096, None), np.uint8)
-    pages.pack_plain(out, None, _offsets(list(range(count)), 4096), data)
+    out = np.zeros(records.plain_size(count, 4096, None), np.uint8)
+    records.pack_plain(out, None, _offsets(list(range(count)), 4096), data)
     declared = ram.plain_record(4096, continued=True)
     whole = bytes(out)
-    parse = _best(lambda: pages.parse_plain(out, 0, 4096, 0))
+    parse = _best(lambda: records.parse_plain(out, 0, 4096, 0))
     one_by_one = _best(lambda: [declared.parse(whole[i : i + 4104]) for i in range(0, 20520, 4104)])
     assert parse * 5 < one_by_one / 5 * count

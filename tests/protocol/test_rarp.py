@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from vmferry.protocol.rarp import RarpFrame, announcement
+from vmferry.protocol.formats.rarp import RarpFrame, announcement
 
 
 def test_frame() -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vmferry.protocol import events, ram, stream
+from vmferry.protocol import events
 from vmferry.protocol.errors import StreamError, UnsupportedError
-from vmferry.protocol.marks import SectionType
 from vmferry.protocol.reader import StreamReader
+from vmferry.protocol.wire import ram, stream
+from vmferry.protocol.wire.marks import SectionType
 
 
 def _read(data: bytes, **options: Any) -> list[events.Event]:

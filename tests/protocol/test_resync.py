@@ -8,8 +8,10 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from vmferry.protocol import events, pages, stream
-from vmferry.protocol.resync import Found, Layout, Step, find_records, leads_on
+from vmferry.protocol import events
+from vmferry.protocol.pages import records
+from vmferry.protocol.rescue.resync import Found, Layout, Step, find_records, leads_on
+from vmferry.protocol.wire import stream
 
 PAGE = 256
 RAM = events.RamBlock("ram", 4096 * PAGE)
@@ -21,15 +23,15 @@ EOS = b"\0\0\0\0\0\0\0\x10"
 def _plain(numbers: Iterable[int], name: bytes | None = None, seed: int = 1) -> bytes:
     offsets = np.array([*numbers], np.uint64) * np.uint64(PAGE)
     data = np.random.default_rng(seed).integers(0, 256, (len(offsets), PAGE), np.uint8)
-    out = memoryview(bytearray(pages.plain_size(len(offsets), PAGE, name)))
-    pages.pack_plain(out, name, offsets, data)
+    out = memoryview(bytearray(records.plain_size(len(offsets), PAGE, name)))
+    records.pack_plain(out, name, offsets, data)
     return bytes(out)
 
 
 def _zero(numbers: Iterable[int]) -> bytes:
     offsets = np.array([*numbers], np.uint64) * np.uint64(PAGE)
-    out = memoryview(bytearray(pages.zero_size(len(offsets), None)))
-    pages.pack_zero(out, None, offsets)
+    out = memoryview(bytearray(records.zero_size(len(offsets), None)))
+    records.pack_zero(out, None, offsets)
     return bytes(out)
 
 

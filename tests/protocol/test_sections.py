@@ -6,11 +6,12 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from vmferry.protocol import events, stream
-from vmferry.protocol.dirty_bitmap import BitmapChunk
+from vmferry.protocol import events
 from vmferry.protocol.errors import StreamError, UnsupportedError
-from vmferry.protocol.marks import CommandType, SectionType
 from vmferry.protocol.reader import StreamReader
+from vmferry.protocol.sections.dirty_bitmap import BitmapChunk
+from vmferry.protocol.wire import stream
+from vmferry.protocol.wire.marks import CommandType, SectionType
 
 from tests.protocol.kinds import DEVICES, KINDS, piece
 

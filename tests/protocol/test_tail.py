@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.tail import Tail, find_description, find_tail
+from vmferry.protocol.rescue.tail import Tail, find_description, find_tail
 
 from tests.protocol.conftest import description, device, to_bytes
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vmferry.protocol.devices.fields import Decoder
+from vmferry.protocol.devices.virtio_mem import EarlyState, State, path_of, read_state
 from vmferry.protocol.events import Description, DeviceSection
-from vmferry.protocol.fields import Decoder
-from vmferry.protocol.virtio_mem import EarlyState, State, path_of, read_state
 
 MIB = 1 << 20
 REGION, BLOCK = 256 * MIB, 2 * MIB

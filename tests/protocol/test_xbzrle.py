@@ -7,9 +7,10 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vmferry.protocol import ram, xbzrle
-from vmferry.protocol.marks import RamFlag
-from vmferry.protocol.xbzrle import RECORD_HEAD, Delta, XbzrleError
+from vmferry.protocol.pages import xbzrle
+from vmferry.protocol.pages.xbzrle import RECORD_HEAD, Delta, XbzrleError
+from vmferry.protocol.wire import ram
+from vmferry.protocol.wire.marks import RamFlag
 
 PAGE = 512
 EDITS = st.lists(st.tuples(st.integers(0, PAGE - 1), st.integers(1, 200)), max_size=40)

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vmferry.protocol import zstd
+from vmferry.protocol.formats import zstd
 
 MAX_CONTENT = 4000
 """Small, so that short contents are too large to wait for."""

@@ -6,7 +6,7 @@ import socket
 import threading
 from pathlib import Path
 
-from vmferry.protocol import multifd
+from vmferry.protocol.wire import multifd
 
 
 class Capture:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 from vmferry.protocol import events
-from vmferry.protocol.block_section import DiskBlock
-from vmferry.protocol.dirty_bitmap import BitmapBits, BitmapChunk, BitmapStart
-from vmferry.protocol.marks import CommandType
+from vmferry.protocol.sections.block import DiskBlock
+from vmferry.protocol.sections.dirty_bitmap import BitmapBits, BitmapChunk, BitmapStart
+from vmferry.protocol.wire.marks import CommandType
 
 Shows = Callable[[list[events.Event]], None]
 LARGE = 4608 << 20

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from vmferry.protocol import events
-from vmferry.protocol.kept import pieces
 from vmferry.protocol.reader import StreamReader
-from vmferry.tools.pci_identity import identity
+from vmferry.protocol.wire.kept import pieces
+from vmferry.tools.machines.pci_identity import identity
 
 from tests.qemu.make_machines import Monitored, Program, RefusedError, programs, started
 
-TABLE = Path(__file__).parents[2] / "tools" / "devices.json"
+TABLE = Path(__file__).parents[2] / "tools" / "machines" / "devices.json"
 PLACE = "10.0"
 """Of the device, on a PCI bus."""
 MACHINES = (

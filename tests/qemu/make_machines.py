@@ -24,7 +24,7 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
-TABLE = Path(__file__).parents[2] / "tools" / "machines.json"
+TABLE = Path(__file__).parents[2] / "tools" / "machines" / "machines.json"
 OTHER_NAMES = ("microvm", "amd64", "arm64", "armel", "armhf", "ppc64le")
 """Ends of names that Debian gives the same programs."""
 PC = ("i386", "x86_64")

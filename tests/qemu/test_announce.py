@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from vmferry.control.announce import AnnounceParameters
-from vmferry.protocol.rarp import announcement
+from vmferry.protocol.formats.rarp import announcement
 
 from tests.qemu.machine import Machine
 

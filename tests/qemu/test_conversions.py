@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from vmferry.protocol import libvirt
-from vmferry.tools.convert import CONTAINERS, SPARSE_IMAGE
+from vmferry.protocol.formats import libvirt
+from vmferry.tools.convert.streams import CONTAINERS, SPARSE_IMAGE
 
 from tests.qemu.machine import (
     MANY_PAGES,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from vmferry.protocol.memory_image import (
+from vmferry.protocol.formats.memory_image import (
     PT_LOAD,
     PT_NOTE,
     Processor,

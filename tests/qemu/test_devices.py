@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.fields import Decoder, Field, leaves
+from vmferry.protocol.devices.fields import Decoder, Field, leaves
 from vmferry.protocol.reader import StreamReader
 
 from tests.qemu.machine import Machine, vmferry

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from vmferry.protocol import events
-from vmferry.protocol.fields import Decoder
-from vmferry.protocol.mapped_pages import list_pieces
+from vmferry.protocol.devices.fields import Decoder
+from vmferry.protocol.pages.mapped_pages import list_pieces
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.writer import StreamWriter
 from vmferry.tools.cli import main

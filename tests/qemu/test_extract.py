@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vmferry.protocol.core_notes import Note
-from vmferry.protocol.memory_image import PT_NOTE, ProgramHeader
+from vmferry.protocol.formats.core_notes import Note
+from vmferry.protocol.formats.memory_image import PT_NOTE, ProgramHeader
 
 from tests.qemu.machine import Machine, missing, vmferry
 

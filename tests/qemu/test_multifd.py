@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from vmferry.protocol import events
-from vmferry.tools.channels import opened_channels
-from vmferry.tools.stream_events import read_events
+from vmferry.tools.sources.channels import opened_channels
+from vmferry.tools.sources.stream_events import read_events
 
 from tests.qemu.capture import Capture
 from tests.qemu.machine import MANY_PAGES, Machine, vmferry

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from vmferry.protocol.outline import outline
-from vmferry.tools.dump import summarise
-from vmferry.tools.dump_summary import from_outline
+from vmferry.protocol.fast.outline import outline
+from vmferry.tools.dump.pieces import summarise
+from vmferry.tools.dump.summary import from_outline
 
 from tests.qemu.machine import Machine
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from vmferry.protocol.errors import StreamError
-from vmferry.tools.extract import Wanted, extract
+from vmferry.tools.extract.guest import Wanted, extract
 
 from tests.qemu.machine import MANY_PAGES, Machine
 from tests.tools.salvaging import KINDS, Damaged, Sound, Verdict, flip

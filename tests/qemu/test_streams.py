@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.block_section import DiskBlock
-from vmferry.protocol.marks import CommandType
 from vmferry.protocol.reader import StreamReader
+from vmferry.protocol.sections.block import DiskBlock
+from vmferry.protocol.wire.marks import CommandType
 from vmferry.protocol.writer import StreamWriter
-from vmferry.tools.diff import compare_blocks
-from vmferry.tools.rebuild import RebuiltGuest, rebuild
-from vmferry.tools.stream_events import read_events
+from vmferry.tools.compare.streams import compare_blocks
+from vmferry.tools.rebuild.guest import RebuiltGuest, rebuild
+from vmferry.tools.sources.stream_events import read_events
 
 from tests.qemu.machine import MANY_PAGES, Machine, rebuilt_stream, stock_ram, vmferry
 from tests.qemu.sink import Sink, replay

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import zstandard
-from vmferry.protocol import zstd
+from vmferry.protocol.formats import zstd
 from vmferry.receiver.compression import Inflater
 from vmferry.receiver.slots import DATA_BYTES, DATA_START
 

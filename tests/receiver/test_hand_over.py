@@ -17,14 +17,14 @@ import zstandard
 from vmferry.guest.line import LINGER
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol import events
+from vmferry.protocol.formats.zstd import stored_size
 from vmferry.protocol.handover import Word
-from vmferry.protocol.marks import CommandType
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.return_path import Pong, ReturnPathReader, Shut
 from vmferry.protocol.states import MigrationStatus
+from vmferry.protocol.wire.marks import CommandType
 from vmferry.protocol.words import ping, word_on_wire
 from vmferry.protocol.writer import StreamWriter
-from vmferry.protocol.zstd import stored_size
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
 from vmferry.receiver.errors import KeptError, MigrationError
 from vmferry.sender.coordinator import Sender

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vmferry.guest.base import BlockLayout, DeviceState, GuestError, Machine
+from vmferry.guest.base import BlockLayout, DeviceState, Machine
 from vmferry.guest.directory import DirectoryGuest
+from vmferry.guest.errors import GuestError
 from vmferry.guest.handing_in import DestinationJob
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_options import parse_options

@@ -9,7 +9,7 @@ from multiprocessing import Pipe
 
 import pytest
 import zstandard
-from vmferry.protocol.zstd import compressed_bound, stored
+from vmferry.protocol.formats.zstd import compressed_bound, stored
 from vmferry.sender import adaptive as pipelines
 from vmferry.sender.adaptive import NONE, Adaptive
 from vmferry.sender.compressed_slots import Choice, FramedDirectSlots, FramedRingSlots

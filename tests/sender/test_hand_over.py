@@ -14,10 +14,10 @@ import pytest
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol.events import Command
 from vmferry.protocol.handover import Word
-from vmferry.protocol.marks import CommandType
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.return_path import pong, shut
 from vmferry.protocol.states import MigrationStatus
+from vmferry.protocol.wire.marks import CommandType
 from vmferry.protocol.words import ping
 from vmferry.sender.coordinator import Sender
 from vmferry.sender.errors import MigrationCancelledError, MigrationError, UnconfirmedError

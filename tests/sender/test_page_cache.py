@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vmferry.guest.base import RamBlock, map_block
 from vmferry.guest.tracker import DigestTracker
-from vmferry.protocol import events, pages, xbzrle
-from vmferry.protocol.marks import SectionType
-from vmferry.protocol.pages import Buffer
+from vmferry.protocol import events
+from vmferry.protocol.pages import records, xbzrle
+from vmferry.protocol.pages.records import Buffer
 from vmferry.protocol.reader import StreamReader
+from vmferry.protocol.wire.marks import SectionType
 from vmferry.protocol.writer import StreamWriter
 from vmferry.sender.page_cache import LIFETIME, CacheSizeError, PageCache, cache_pages
 from vmferry.sender.worker import (
@@ -266,7 +267,7 @@ def test_page_written_as_it_enters(source: Source, monkeypatch: pytest.MonkeyPat
     """Broken: its first difference would be one to bytes that were never sent (law 2)."""
     source.ram[:] = 7
     source.send()
-    pack = pages.pack_plain
+    pack = records.pack_plain
 
     def pack_then_write(*arguments: Any) -> int:
         size = pack(*arguments)
@@ -275,7 +276,7 @@ def test_page_written_as_it_enters(source: Source, monkeypatch: pytest.MonkeyPat
 
     _change(source.ram, 3, "few")
     with monkeypatch.context() as patch:
-        patch.setattr(pages, "pack_plain", pack_then_write)
+        patch.setattr(records, "pack_plain", pack_then_write)
         source.send(equal=False)
     source.send()
     assert source.counters["xbzrle_pages"] == 1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from vmferry.guest.base import RamBlock, map_block
 from vmferry.guest.tracker import DigestTracker
-from vmferry.protocol import pages
+from vmferry.protocol.pages import records
 from vmferry.sender.worker import (
     WORKER_COUNTERS,
     MappedBlock,
@@ -71,7 +71,7 @@ def test_write_after_the_copy_is_found(
     worker = Worker(setup, [block], Buffer())
     worker.run_round(StartRound(0, tracked=True))
     block.ram[chosen] = content
-    pack = getattr(pages, packs)
+    pack = getattr(records, packs)
 
     def pack_then_write(*arguments: Any) -> int:
         size: int = pack(*arguments)
@@ -79,7 +79,7 @@ def test_write_after_the_copy_is_found(
         return size
 
     with monkeypatch.context() as patch:
-        patch.setattr(pages, packs, pack_then_write)
+        patch.setattr(records, packs, pack_then_write)
         worker.run_round(StartRound(1, tracked=True))
     before = counters["normal"]
     worker.run_round(StartRound(2, tracked=True))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vmferry.protocol.rarp import announcement
+from vmferry.protocol.formats.rarp import announcement
 
 from tests.control.serving import Serving
 from tests.qemu.machine import VMFERRY, missing, vmferry

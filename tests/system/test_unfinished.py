@@ -17,8 +17,8 @@ import pytest
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol import events
 from vmferry.protocol.handover import Word
-from vmferry.protocol.marks import CommandType
 from vmferry.protocol.return_path import Pong, ReturnPathReader, Shut
+from vmferry.protocol.wire.marks import CommandType
 from vmferry.protocol.words import ping, word_on_wire
 from vmferry.protocol.writer import StreamWriter
 from vmferry.sender.coordinator import Sender

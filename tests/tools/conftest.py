@@ -19,7 +19,7 @@ import psutil
 import pytest
 from click.testing import CliRunner, Result
 from vmferry.protocol import events
-from vmferry.protocol.marks import SectionType
+from vmferry.protocol.wire.marks import SectionType
 from vmferry.protocol.writer import StreamWriter
 from vmferry.tools.cli import main
 

@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmferry.protocol import events
-from vmferry.protocol.block_section import DiskBlock
-from vmferry.protocol.dirty_bitmap import BitmapChunk
-from vmferry.protocol.htab import HtabChunk
-from vmferry.protocol.storage_attributes import StorageAttributes
-from vmferry.tools.containers import open_stream
-from vmferry.tools.convert import CONTAINERS, convert
-from vmferry.tools.diff import compare_blocks
-from vmferry.tools.failure import CommandError
-from vmferry.tools.rebuild import RebuiltGuest
-from vmferry.tools.stream_events import read_events
-from vmferry.tools.verify import verify
+from vmferry.protocol.sections.block import DiskBlock
+from vmferry.protocol.sections.dirty_bitmap import BitmapChunk
+from vmferry.protocol.sections.htab import HtabChunk
+from vmferry.protocol.sections.storage_attributes import StorageAttributes
+from vmferry.tools.compare.streams import compare_blocks
+from vmferry.tools.compare.verify import verify
+from vmferry.tools.console.failure import CommandError
+from vmferry.tools.convert.streams import CONTAINERS, convert
+from vmferry.tools.rebuild.guest import RebuiltGuest
+from vmferry.tools.sources.containers import open_stream
+from vmferry.tools.sources.stream_events import read_events
 
 XML = "<domain type='qemu'><name>guest</name></domain>"
 MAPPED = [name for name, kind in CONTAINERS.items() if kind == "sparse"]

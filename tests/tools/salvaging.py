@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from vmferry.protocol import events
-from vmferry.protocol.marks import SectionType
-from vmferry.tools.extract import Report, Wanted, extract
-from vmferry.tools.rebuild import rebuild
-from vmferry.tools.stream_events import read_events
-from vmferry.tools.survival import Survival
+from vmferry.protocol.wire.marks import SectionType
+from vmferry.tools.extract.guest import Report, Wanted, extract
+from vmferry.tools.rebuild.guest import rebuild
+from vmferry.tools.rescue.survival import Survival
+from vmferry.tools.sources.stream_events import read_events
 
 from tests.protocol.conftest import description, device, ram_piece, to_bytes
 

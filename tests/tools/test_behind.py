@@ -15,8 +15,8 @@ from typing import Any
 import lz4.frame  # type: ignore[import-untyped]
 import pytest
 import zstandard
-from vmferry.tools import compressed
-from vmferry.tools.stream_events import PIECE
+from vmferry.tools.sources import compressed
+from vmferry.tools.sources.stream_events import PIECE
 from vmferry.transport.shared import wait_readable
 
 from tests.tools.test_containers import lzop, save_image
@@ -237,8 +237,8 @@ def test_length(vmferry: Any, streams: Any) -> None:
 
 def test_much_behind_takes_no_time(vmferry: Any, streams: Any, monkeypatch: Any) -> None:
     """Broken: a stream before terabytes of compressed zeros would take hours, or fill the disk."""
-    monkeypatch.setattr("vmferry.tools.stream_events.MAX_DEVICE_STATE", 1 << 20)
-    monkeypatch.setattr("vmferry.tools.source.MAX_COUNTED", 1 << 20)
+    monkeypatch.setattr("vmferry.tools.sources.stream_events.MAX_DEVICE_STATE", 1 << 20)
+    monkeypatch.setattr("vmferry.tools.sources.source.MAX_COUNTED", 1 << 20)
     path = vmferry.write("volume", gzip.compress(streams.whole + bytes(20 << 20)))
     behind = json.loads(vmferry.call("verify", "--json", path).stdout)["behind"]
     assert behind["exact"] is False

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vmferry.protocol import multifd
-from vmferry.protocol.multifd import Compression
+from vmferry.protocol.wire import multifd
+from vmferry.protocol.wire.multifd import Compression
 
 from tests.protocol.channels import Channel, Migration, migration
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.marks import SectionType
-from vmferry.tools.command_line import Told, command_for
-from vmferry.tools.device_table import table
+from vmferry.protocol.wire.marks import SectionType
+from vmferry.tools.machines.command_line import Told, command_for
+from vmferry.tools.machines.device_table import table
 
 MIB = 1 << 20
 

@@ -19,11 +19,11 @@ import lz4.frame  # type: ignore[import-untyped]
 import pytest
 import zstandard
 from lzallright import LZOCompressor
-from vmferry.protocol import libvirt
 from vmferry.protocol.errors import StreamError
-from vmferry.protocol.lzop import Flag, Header
-from vmferry.tools.compressed import Frames
-from vmferry.tools.containers import unpack
+from vmferry.protocol.formats import libvirt
+from vmferry.protocol.formats.lzop import Flag, Header
+from vmferry.tools.sources.compressed import Frames
+from vmferry.tools.sources.containers import unpack
 
 XML = "<domain type='qemu'>\n  <name>gäst</name>\n</domain>"
 COOKIE = "<qemu-cookie/>"

@@ -15,11 +15,12 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pytest
-from vmferry.protocol import events, libvirt
-from vmferry.protocol.marks import SectionType
-from vmferry.tools.containers import Opened, unpack
-from vmferry.tools.convert import CONTAINERS, convert
-from vmferry.tools.stream_events import read_events
+from vmferry.protocol import events
+from vmferry.protocol.formats import libvirt
+from vmferry.protocol.wire.marks import SectionType
+from vmferry.tools.convert.streams import CONTAINERS, convert
+from vmferry.tools.sources.containers import Opened, unpack
+from vmferry.tools.sources.stream_events import read_events
 
 from tests.protocol.conftest import to_bytes
 from tests.protocol.kinds import KINDS, mapped

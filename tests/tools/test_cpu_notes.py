@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.core_notes import Note, PrStatus, QemuState
-from vmferry.protocol.marks import SectionType
-from vmferry.protocol.memory_image import ElfHeader, ProgramHeader
+from vmferry.protocol.formats.core_notes import Note, PrStatus, QemuState
+from vmferry.protocol.formats.memory_image import ElfHeader, ProgramHeader
+from vmferry.protocol.wire.marks import SectionType
 
 
 def program_headers(data: bytes) -> list[Any]:

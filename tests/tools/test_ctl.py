@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vmferry.tools import ctl
-from vmferry.tools.ctl import ArgumentError, Watched, outcome, parse_address, parse_arguments
+from vmferry.tools.client import ctl
+from vmferry.tools.client.ctl import ArgumentError, Watched, outcome, parse_address, parse_arguments
 
 GREETING = b'{"QMP": {"version": {"qemu": {}, "package": ""}, "capabilities": []}}\n'
 Answer = Callable[[str], "dict[str, Any] | bytes"]

@@ -21,12 +21,12 @@ import zstandard
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol import events
 from vmferry.protocol.errors import StreamError
-from vmferry.protocol.marks import SectionType
 from vmferry.protocol.reader import StreamReader
+from vmferry.protocol.wire.marks import SectionType
 from vmferry.sender.coordinator import Sender
-from vmferry.tools.dump import summarise
-from vmferry.tools.rebuild import RebuildError
-from vmferry.tools.verify import Comparison, verify
+from vmferry.tools.compare.verify import Comparison, verify
+from vmferry.tools.dump.pieces import summarise
+from vmferry.tools.rebuild.guest import RebuildError
 
 from tests.protocol.conftest import to_bytes as kinds_to_bytes
 from tests.protocol.kinds import KINDS, mapped

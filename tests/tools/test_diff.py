@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.marks import SectionType
-from vmferry.tools.diff import compare_guests
-from vmferry.tools.page_ranges import PageRanges
-from vmferry.tools.rebuild import rebuild
-from vmferry.tools.stream_events import read_events
+from vmferry.protocol.wire.marks import SectionType
+from vmferry.tools.compare.streams import compare_guests
+from vmferry.tools.rebuild.guest import rebuild
+from vmferry.tools.rebuild.page_ranges import PageRanges
+from vmferry.tools.sources.stream_events import read_events
 
 from tests.tools.test_damage import MEMORY, peak_of
 

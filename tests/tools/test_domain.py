@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from vmferry.protocol import events
-from vmferry.tools.domain import domain_of
-from vmferry.tools.save_image import SaveImage
+from vmferry.tools.sources.domain import domain_of
+from vmferry.tools.sources.save_image import SaveImage
 
 XML = """<domain type='kvm'><name>guest</name>
   <os><type arch='{arch}' machine='{machine}'>hvm</type></os>

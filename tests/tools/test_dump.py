@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from vmferry.guest.sizes import format_size
 from vmferry.protocol import events
-from vmferry.protocol.marks import SectionType
+from vmferry.protocol.wire.marks import SectionType
 
 from tests.protocol.conftest import to_bytes
 from tests.protocol.kinds import KINDS

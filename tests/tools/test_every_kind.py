@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.marks import SectionType
+from vmferry.protocol.wire.marks import SectionType
 
 from tests.protocol.conftest import to_bytes
 from tests.protocol.kinds import KINDS, mapped

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from vmferry.protocol import events
 from vmferry.protocol.errors import StreamError
-from vmferry.protocol.marks import SectionType
-from vmferry.protocol.memory_image import (
+from vmferry.protocol.formats.memory_image import (
     ELF_HEAD_SIZE,
     LIME_HEADER_SIZE,
     PT_LOAD,
@@ -22,13 +21,14 @@ from vmferry.protocol.memory_image import (
     LimeHeader,
     Region,
 )
-from vmferry.tools.block_file import PAGES, BlockFile
-from vmferry.tools.extract import ExtractError, Wanted, extract
-from vmferry.tools.machines import table
-from vmferry.tools.main_ram import Guest, LayoutError, memory_blocks, regions
-from vmferry.tools.memory_file import lay_out
-from vmferry.tools.memory_output import OutputError
-from vmferry.tools.verify import verify
+from vmferry.protocol.wire.marks import SectionType
+from vmferry.tools.compare.verify import verify
+from vmferry.tools.extract.guest import ExtractError, Wanted, extract
+from vmferry.tools.extract.memory_file import lay_out
+from vmferry.tools.extract.memory_output import OutputError
+from vmferry.tools.machines.main_ram import Guest, LayoutError, memory_blocks, regions
+from vmferry.tools.machines.table import table
+from vmferry.tools.rebuild.block_file import PAGES, BlockFile
 
 from tests.tools.test_cpu_notes import program_headers
 from tests.tools.test_damage import Damage

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import zstandard
 from vmferry.protocol import events
-from vmferry.protocol.mapped_ram import Header
 from vmferry.protocol.reader import StreamReader
+from vmferry.protocol.wire.mapped_ram import Header
 
 from tests.protocol.kinds import mapped
 from tests.tools.test_containers import save_image

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.marks import SectionType
+from vmferry.protocol.wire.marks import SectionType
 
 PAGES = 32768
 """Of the guest, all of them sent: 128 MiB."""

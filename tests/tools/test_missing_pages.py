@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vmferry.protocol import events, stream
-from vmferry.protocol.marks import CommandType, SectionType
+from vmferry.protocol import events
+from vmferry.protocol.wire import stream
+from vmferry.protocol.wire.marks import CommandType, SectionType
 
 from tests.protocol.test_virtio_mem import BLOCK, PLUGGED, REGION, early, late
 

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vmferry.protocol import events
-from vmferry.protocol.description import Length, described
+from vmferry.protocol.devices.description import Length, described
 from vmferry.protocol.errors import StreamError
-from vmferry.protocol.marks import SectionType
-from vmferry.protocol.outline import NotOrdinary, _Walk, outline
-from vmferry.tools.dump import summarise
-from vmferry.tools.dump_summary import from_outline
+from vmferry.protocol.fast.outline import NotOrdinary, _Walk, outline
+from vmferry.protocol.wire.marks import SectionType
+from vmferry.tools.dump.pieces import summarise
+from vmferry.tools.dump.summary import from_outline
 
 from tests.protocol.conftest import PAGE, closing, device, ram_piece, small_stream, to_bytes
 from tests.protocol.kinds import KINDS
@@ -155,9 +155,9 @@ def test_lengths_that_would_take_memory(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(_told_by_the_reader(named)["machine"]) == 256
     assert not _if_ordinary(named)
     text = len(whole) - whole.rindex(b"\0\6")
-    monkeypatch.setattr("vmferry.protocol.outline.MAX_DESCRIPTION", text)
+    monkeypatch.setattr("vmferry.protocol.fast.outline.MAX_DESCRIPTION", text)
     assert _if_ordinary(whole)
-    monkeypatch.setattr("vmferry.protocol.outline.MAX_DESCRIPTION", text - 1)
+    monkeypatch.setattr("vmferry.protocol.fast.outline.MAX_DESCRIPTION", text - 1)
     assert not _if_ordinary(whole)
 
 
@@ -165,7 +165,7 @@ def test_a_description_of_more_than_can_be(monkeypatch: pytest.MonkeyPatch) -> N
     """Broken: sizes without sense would end `dump` in a traceback."""
     whole = _of_runs(RUNS_OF_ALL_KINDS)
     monkeypatch.setattr(
-        "vmferry.protocol.outline.described",
+        "vmferry.protocol.fast.outline.described",
         lambda told: [replace(one, length=Length(1 << 66, True)) for one in described(told)],
     )
     with pytest.raises(NotOrdinary):
@@ -189,7 +189,7 @@ def test_zero_pages_in_order_are_looked_at_together(monkeypatch: pytest.MonkeyPa
 def test_what_was_passed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken: a stream would take as much memory as it has bytes."""
     step = 16 * PAGE
-    monkeypatch.setattr("vmferry.protocol.outline._STEP", step)
+    monkeypatch.setattr("vmferry.protocol.fast.outline._STEP", step)
     stream, passed = _of_runs([(0, 40, None, False)] * 4 + [(0, 5000, 0, False)]), [(0, 0)]
     assert outline(stream, lambda start, end: passed.append((start, end))).size == len(stream)
     assert all(before[1] == after[0] for before, after in pairwise(passed))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vmferry.protocol.marks import SectionType
+from vmferry.protocol.wire.marks import SectionType
 
 from tests.protocol.conftest import to_bytes
 from tests.protocol.kinds import KINDS

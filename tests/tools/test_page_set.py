@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from vmferry.tools.page_ranges import PageRanges
-from vmferry.tools.page_set import PageSet
+from vmferry.tools.rebuild.page_ranges import PageRanges
+from vmferry.tools.rebuild.page_set import PageSet
 
 COUNT = 100
 NUMBERS = st.integers(0, COUNT - 1)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import zstandard
 from vmferry.protocol import events
-from vmferry.protocol.block_section import DiskBlock, EndOfDisks
 from vmferry.protocol.errors import StreamError
-from vmferry.protocol.marks import SectionType
-from vmferry.tools.extract import Wanted, extract
-from vmferry.tools.failure import CommandError
+from vmferry.protocol.sections.block import DiskBlock, EndOfDisks
+from vmferry.protocol.wire.marks import SectionType
+from vmferry.tools.console.failure import CommandError
+from vmferry.tools.extract.guest import Wanted, extract
 
 from tests.fuzz.seeds import SEEDS
 from tests.fuzz.targets import harmless

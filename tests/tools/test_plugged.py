@@ -6,12 +6,13 @@ import random
 from typing import Any
 
 import pytest
-from vmferry.protocol import events, nfit
-from vmferry.protocol import virtio_mem as protocol
-from vmferry.protocol.memory_image import Region
-from vmferry.tools.machines import is_of_a_device, table
-from vmferry.tools.main_ram import Choice, Guest, LayoutError, choose
-from vmferry.tools.plugged import Facts, look, place, settle
+from vmferry.protocol import events
+from vmferry.protocol.devices import virtio_mem as protocol
+from vmferry.protocol.formats import nfit
+from vmferry.protocol.formats.memory_image import Region
+from vmferry.tools.machines.main_ram import Choice, Guest, LayoutError, choose
+from vmferry.tools.machines.plugged import Facts, look, place, settle
+from vmferry.tools.machines.table import is_of_a_device, table
 
 MIB = 1 << 20
 GIB = 1 << 30

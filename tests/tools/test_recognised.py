@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from vmferry.tools.search import MAX_SEARCHED
+from vmferry.tools.sources.search import MAX_SEARCHED
 
 from tests.tools.test_behind import COMPRESS
 from tests.tools.test_containers import save_image
@@ -235,9 +235,10 @@ def test_no_page_size_hint_where_it_is_known(vmferry: Any, streams: Any) -> None
 def test_nothing_more_is_loaded() -> None:
     """Broken: each start of `vmferry dump` would load what only errors, or some files need."""
     code = (
-        "import sys, vmferry.tools.cli_dump, vmferry.tools.dump_whole, vmferry.tools.cli_streams\n"
+        "import sys, vmferry.tools.commands.dump, vmferry.tools.dump.whole\n"
+        "import vmferry.tools.commands.streams\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('lz4', 'psutil')"
-        " or name.endswith(('tools.recognised', 'tools.search', 'guest.base'))])"
+        " or name.endswith(('sources.recognised', 'sources.search', 'guest.base'))])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from vmferry.protocol.marks import SectionType
-from vmferry.tools.rounds import MOST_ROUNDS, Rounds
+from vmferry.protocol.wire.marks import SectionType
+from vmferry.tools.dump.rounds import MOST_ROUNDS, Rounds
 
 PAGES = st.lists(st.sampled_from([0, 1, 2, 3, (1 << 18) - 1, 1 << 18, 5 << 20]), max_size=12)
 RUNS = st.lists(st.tuples(st.integers(0, 1), PAGES.filter(bool)), max_size=12)

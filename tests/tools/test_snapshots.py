@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vmferry.protocol import qcow2
 from vmferry.protocol.errors import StreamError
-from vmferry.tools.containers import unpack
-from vmferry.tools.snapshots import Image, MachineState
+from vmferry.protocol.formats import qcow2
+from vmferry.tools.sources.containers import unpack
+from vmferry.tools.sources.snapshots import Image, MachineState
 
 DISK = 5 << 20
 STEP = 512

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from vmferry.protocol.errors import StreamError
-from vmferry.tools.containers import unpack
-from vmferry.tools.spool import Spool
+from vmferry.tools.sources.containers import unpack
+from vmferry.tools.sources.spool import Spool
 
 from tests.protocol.kinds import mapped
 from tests.tools.test_containers import ALONE, save_image

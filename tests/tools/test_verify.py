@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from vmferry.protocol import events
 from vmferry.protocol.errors import UnsupportedError
-from vmferry.protocol.marks import SectionType
-from vmferry.tools.arrivals import Arrivals
-from vmferry.tools.stream_events import How
-from vmferry.tools.verify import verify
+from vmferry.protocol.wire.marks import SectionType
+from vmferry.tools.compare.verify import verify
+from vmferry.tools.rebuild.arrivals import Arrivals
+from vmferry.tools.sources.stream_events import How
 
 from tests.protocol.kinds import mapped
 from tests.tools.test_containers import save_image

@@ -15,12 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from vmferry.transport.crew import Crew, CrewError
-from vmferry.transport.process import (
-    StartError,
-    send_message,
-    start_child,
-    stop_children,
-)
+from vmferry.transport.process import StartError, send_message, start_child, stop_children
 from vmferry.transport.shared import SharedFd
 
 LIMIT = 20.0

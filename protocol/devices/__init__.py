@@ -1,0 +1,1 @@
+"""Device state: its description, its fields, and where it ends."""

@@ -1,0 +1,1 @@
+"""Walking over a stream without building its events."""

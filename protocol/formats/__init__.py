@@ -1,0 +1,1 @@
+"""File formats that stand around a stream, or are made from one."""

@@ -1,0 +1,360 @@
+"""A stream inside zstd frames: where each ends and what it says of itself; nothing is decompressed.
+
+Source: RFC 8878, "Zstandard Compression and the 'application/zstd' Media Type".
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import construct as c  # type: ignore[import-untyped]
+
+from ..errors import StreamError
+from ..wire.cursor import Cursor, Incomplete
+
+MAGIC = 0xFD2FB528
+SKIPPABLE_MAGICS = range(0x184D2A50, 0x184D2A60)
+MAX_WINDOW = 128 << 20
+"""Bytes that a frame may ask to be kept, at most; what `zstd` itself accepts."""
+MAX_BLOCK = 128 << 10
+"""Bytes that one block holds at most."""
+MAX_EMPTY = 1000
+"""Frames and blocks in succession that hold nothing; they would cost time for no bytes."""
+MAX_STEPS = 4096
+"""Headers and bodies looked at in one go."""
+
+RAW, RLE, COMPRESSED = range(3)
+"""Types of blocks."""
+
+FrameHeader = c.Struct(
+    "magic" / c.Const(MAGIC, c.Int32ul),
+    "descriptor"
+    / c.BitStruct(
+        "content_size_flag" / c.BitsInteger(2),
+        "single_segment" / c.Flag,
+        c.Padding(1),
+        "reserved" / c.Flag,
+        "checksum" / c.Flag,
+        "dictionary_flag" / c.BitsInteger(2),
+    ),
+    "window" / c.If(lambda this: not this.descriptor.single_segment, c.Int8ul),
+    "dictionary"
+    / c.Switch(
+        lambda this: this.descriptor.dictionary_flag, {1: c.Int8ul, 2: c.Int16ul, 3: c.Int32ul}
+    ),
+    "content_size"
+    / c.Switch(
+        lambda this: this.descriptor.content_size_flag,
+        {
+            0: c.If(lambda this: this.descriptor.single_segment, c.Int8ul),
+            1: c.ExprAdapter(c.Int16ul, lambda size, _: size + 256, lambda size, _: size - 256),
+            2: c.Int32ul,
+            3: c.Int64ul,
+        },
+    ),
+)
+"""`content_size`: bytes that the frame holds; None where it does not say."""
+
+SkippableHeader = c.Struct("magic" / c.Int32ul, "size" / c.Int32ul)
+
+BlockHeader = c.ByteSwapped(
+    c.BitStruct("size" / c.BitsInteger(21), "type" / c.BitsInteger(2), "last" / c.Flag)
+)
+"""`size`: bytes that follow; of RLE: how often its one byte stands there."""
+BLOCK_HEADER_SIZE = 3
+MAX_HEADER = 18
+"""Bytes of a FrameHeader."""
+
+_STORED_HEADER = struct.Struct("<IBI")
+_STORED_DESCRIPTOR = 0xA0
+"""Single segment, content size in four bytes, no checksum."""
+
+
+class CompressedError(StreamError):
+    """The compressed stream is damaged; `offset` counts its bytes, not those that it holds."""
+
+    def __str__(self) -> str:
+        return f"offset {self.offset:#x} of the compressed stream: {self.message}"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A whole frame: bytes `start` to `end` of the view, which hold `content_size` bytes.
+
+    `offset`: of the frame, in the compressed stream. `stored`: it holds them as they are, in raw
+    blocks alone, see `join_stored`.
+    """
+
+    start: int
+    end: int
+    offset: int
+    content_size: int
+    stored: bool
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The next part of a frame that is too large to wait for, or does not say how large it is.
+
+    `last`: the frame ends with it.
+    """
+
+    start: int
+    end: int
+    offset: int
+    last: bool
+
+
+def is_compressed(head: bytes | memoryview) -> bool:
+    """Whether a stream that begins so is in zstd frames."""
+    magic = int.from_bytes(head[:4], "little") if len(head) >= 4 else 0
+    return magic == MAGIC or magic in SKIPPABLE_MAGICS
+
+
+def window_size(head: bytes) -> int:
+    """Return the bytes that a decoder keeps of a frame that begins so; 0: it is no such frame."""
+    try:
+        header = FrameHeader.parse(head[:MAX_HEADER])
+    except c.ConstructError:
+        return 0
+    if header.window is None:
+        return int(header.content_size)
+    exponent, mantissa = header.window >> 3, header.window & 7
+    base = 1 << 10 + int(exponent)
+    return base + base // 8 * int(mantissa)
+
+
+def compressed_bound(content_size: int) -> int:
+    """More than any usual encoder makes of so many bytes."""
+    return content_size + content_size // 64 + 1024
+
+
+def stored(content: memoryview) -> list[memoryview]:
+    """A frame that holds `content` (at least a byte, less than 4 GiB) as it is; nothing is copied.
+
+    The pieces in order: headers, and views on `content`.
+    """
+    header = _STORED_HEADER.pack(MAGIC, _STORED_DESCRIPTOR, len(content))
+    pieces = []
+    for start in range(0, len(content), MAX_BLOCK):
+        block = content[start : start + MAX_BLOCK]
+        last = start + len(block) == len(content)
+        header += (len(block) << 3 | RAW << 1 | last).to_bytes(BLOCK_HEADER_SIZE, "little")
+        pieces += [memoryview(header), block]
+        header = b""
+    return pieces
+
+
+def stored_size(head: memoryview) -> int | None:
+    """Bytes that a frame holds that begins with `head`, if it begins as `stored` lays it out.
+
+    Other encoders begin frames so, too, where the first block is not worth compressing.
+    """
+    first = _STORED_HEADER.size + BLOCK_HEADER_SIZE
+    if len(head) < first:
+        return None
+    magic, descriptor, size = _STORED_HEADER.unpack_from(head)
+    block = min(size, MAX_BLOCK)
+    expected = (block << 3 | RAW << 1 | (block == size)).to_bytes(BLOCK_HEADER_SIZE, "little")
+    begins = (magic, descriptor) == (MAGIC, _STORED_DESCRIPTOR)
+    return size if begins and size and head[first - BLOCK_HEADER_SIZE : first] == expected else None
+
+
+def join_stored(frame: memoryview, out: memoryview) -> int:
+    """Put what a `stored` frame holds into `out`, one copy; how many bytes.
+
+    The blocks were walked before, so they are inside the frame. Raises ValueError where they hold
+    more than `out` has room for.
+    """
+    position = io.BytesIO(frame[:MAX_HEADER])
+    FrameHeader.parse_stream(position)
+    at, filled, last = position.tell(), 0, False
+    while not last:
+        value = int.from_bytes(frame[at : at + BLOCK_HEADER_SIZE], "little")
+        at, size, last = at + BLOCK_HEADER_SIZE, value >> 3, bool(value & 1)
+        out[filled : filled + size] = frame[at : at + size]
+        at, filled = at + size, filled + size
+    return filled
+
+
+class FrameWalker:
+    """Finds the frames of a compressed stream, from its first byte on."""
+
+    def __init__(self, max_content: int) -> None:
+        """Frames of at most `max_content` bytes are waited for; see `most`."""
+        self._max_content = max_content
+        self._offset = 0
+        self._position = 0
+        self._waiting = 0
+        self._step: Callable[[Cursor], list[Frame | Piece]] = self._header
+        self._content_size: int | None = None
+        self._checksum = False
+        self._last_block = False
+        self._stored = True
+        self._left = 0
+        self._empty = 0
+        self.more = False
+        """The last `parse` stopped before the end of what it was given."""
+        self.error: CompressedError | None = None
+
+    @property
+    def most(self) -> int:
+        """Bytes that a caller must be able to present at once."""
+        return compressed_bound(self._max_content)
+
+    @property
+    def between_headers(self) -> bool:
+        """Whether all that was found is whole frames: what waits, if anything, may be none."""
+        return self._step == self._header
+
+    @property
+    def between_frames(self) -> bool:
+        """Whether the stream may end here."""
+        return self._step == self._header and not self._waiting
+
+    def parse(self, view: memoryview) -> tuple[list[Frame | Piece], int]:
+        """What is in `view`, and how many of its bytes are done with.
+
+        The caller presents the rest again, with more behind it; or at once, while there is `more`.
+        What stands before damage is found, then `error` is set.
+        """
+        cursor = Cursor(view, self._offset)
+        cursor.position = self._position
+        found: list[Frame | Piece] = []
+        self.more = False
+        try:
+            for _ in range(MAX_STEPS):
+                found += self._step(cursor)
+            self.more = True
+        except Incomplete:
+            pass
+        except CompressedError as error:
+            # Without all that the frames of the traceback hold.
+            self.error = error.with_traceback(None)
+        except c.ConstructError:
+            self.error = CompressedError("not a zstd frame", offset=cursor.offset)
+        if self._is_too_long(cursor):
+            self._content_size = None
+        if self._content_size is None:
+            found += self._piece(cursor, last=False)
+        self._offset = cursor.offset_of(cursor.done)
+        self._position = cursor.position - cursor.done
+        self._waiting = len(view) - cursor.done
+        return found, cursor.done
+
+    def close(self) -> None:
+        """The input has ended. Raises CompressedError if that is inside a frame."""
+        if not self.between_frames:
+            offset = self._offset + self._waiting
+            raise CompressedError("the stream ends within a zstd frame", offset=offset)
+
+    def _is_too_long(self, cursor: Cursor) -> bool:
+        size = self._content_size
+        return size is not None and cursor.position - cursor.done > compressed_bound(size)
+
+    def _piece(self, cursor: Cursor, *, last: bool) -> list[Frame | Piece]:
+        if cursor.position == cursor.done:
+            return []
+        piece = Piece(cursor.done, cursor.position, cursor.offset_of(cursor.done), last)
+        cursor.commit()
+        return [piece]
+
+    def pass_frame(self, size: int) -> None:
+        """The frame that begins what waits was dealt with by others: all its `size` bytes."""
+        self._offset += size
+        self._position = self._waiting = self._empty = 0
+        self._step = self._header
+        self._content_size = None
+
+    # The steps of a frame.
+
+    def _header(self, cursor: Cursor) -> list[Frame | Piece]:
+        magic = cursor.view[cursor.position : cursor.position + 4]
+        if len(magic) == 4 and int.from_bytes(magic, "little") in SKIPPABLE_MAGICS:
+            self._count_empty(cursor, empty=True)
+            self._left = cursor.take(SkippableHeader).size
+            self._step = self._skip
+            cursor.commit()
+            return []
+        size, self._checksum = _take_header(cursor)
+        self._content_size = size if size is not None and size <= self._max_content else None
+        self._stored = not self._checksum
+        self._step = self._block
+        return []
+
+    def _block(self, cursor: Cursor) -> list[Frame | Piece]:
+        size, kind, self._last_block = _read_block_header(cursor)
+        if kind > COMPRESSED or size > MAX_BLOCK:
+            raise CompressedError("not a block of a zstd frame", offset=cursor.offset)
+        self._count_empty(cursor, empty=not size)
+        cursor.position += BLOCK_HEADER_SIZE
+        self._stored = self._stored and kind == RAW
+        self._left = 1 if kind == RLE else size
+        self._step = self._body
+        return []
+
+    def _body(self, cursor: Cursor) -> list[Frame | Piece]:
+        self._pass(cursor)
+        self._step = self._block
+        if not self._last_block:
+            return []
+        if self._checksum:
+            self._checksum = False
+            self._left = 4
+            self._step = self._body
+            return []
+        self._step = self._header
+        if self._content_size is None:
+            return self._piece(cursor, last=True)
+        start, size = cursor.done, self._content_size
+        cursor.commit()
+        return [Frame(start, cursor.position, cursor.offset_of(start), size, self._stored)]
+
+    def _count_empty(self, cursor: Cursor, *, empty: bool) -> None:
+        self._empty = self._empty + 1 if empty else 0
+        if self._empty > MAX_EMPTY:
+            message = f"more than {MAX_EMPTY} empty frames or blocks one after the other"
+            raise CompressedError(message, offset=cursor.offset)
+
+    def _skip(self, cursor: Cursor) -> list[Frame | Piece]:
+        try:
+            self._pass(cursor)
+        finally:
+            cursor.commit()
+        self._step = self._header
+        return []
+
+    def _pass(self, cursor: Cursor) -> None:
+        """Go over what is left of this part."""
+        count = min(self._left, len(cursor.view) - cursor.position)
+        cursor.position += count
+        self._left -= count
+        if self._left:
+            raise Incomplete
+
+
+def _take_header(cursor: Cursor) -> tuple[int | None, bool]:
+    """Content size and whether there is a checksum; mostly by way of the usual header alone."""
+    usual = cursor.view[cursor.position : cursor.position + _STORED_HEADER.size]
+    if len(usual) == _STORED_HEADER.size:
+        magic, descriptor, size = _STORED_HEADER.unpack(usual)
+        if (magic, descriptor) == (MAGIC, _STORED_DESCRIPTOR):
+            cursor.position += _STORED_HEADER.size
+            return size, False
+    start = cursor.offset
+    header = cursor.take(FrameHeader)
+    if header.dictionary:
+        raise CompressedError("the zstd frame needs a dictionary", offset=start)
+    return header.content_size, header.descriptor.checksum
+
+
+def _read_block_header(cursor: Cursor) -> tuple[int, int, bool]:
+    """The three fields of a BlockHeader, without a step per bit."""
+    raw = cursor.view[cursor.position : cursor.position + BLOCK_HEADER_SIZE]
+    if len(raw) < BLOCK_HEADER_SIZE:
+        raise Incomplete
+    value = int.from_bytes(raw, "little")
+    return value >> 3, value >> 1 & 3, bool(value & 1)

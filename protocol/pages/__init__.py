@@ -1,0 +1,1 @@
+"""Pages of memory in bulk: records, encodings and packets, through numpy."""

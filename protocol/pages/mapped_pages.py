@@ -1,0 +1,132 @@
+"""The pages of a mapped-ram file, in runs: from a function that reads anywhere in the stream.
+
+Memory is bounded whatever the file says; what lies past its end is noticed when it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import StreamError
+from ..events import MappedRun, RamBlock, RamBlocks
+from ..wire.mapped_ram import bitmap_size
+from ..wire.ram import RECORD_HEADER_SIZE, SECTION_NAME, mem_size
+from ..writer import block_entry
+
+ReadAt = Callable[[int, int], bytes]
+"""Given a position from the stream's first byte on and a number of bytes: these, or fewer where the
+file ends."""
+
+OnMissing = Callable[[int, npt.NDArray[np.intp] | slice], None]
+"""Is given the index of a block, and the numbers (n,) of its pages that the file does not have, or
+the slice of them."""
+
+_BITMAP_BYTES = 1 << 16
+"""Of a bitmap at once: 2 GiB of RAM, where pages have 4096 bytes."""
+_WINDOW = 1 << 20
+"""Bytes of pages at once; a multiple of any page size."""
+
+
+def list_pieces(listed: RamBlocks) -> list[tuple[int, bytes]]:
+    """The list as it stands in a file: positions in the stream, and the bytes that belong there."""
+    return _lay_out(listed)[0]
+
+
+def _lay_out(listed: RamBlocks) -> tuple[list[tuple[int, bytes]], int]:
+    """The pieces, and where in its file the stream begins: the first bitmap tells."""
+    pieces, base = [(listed.offset, mem_size(listed.total))], None
+    at = listed.offset + RECORD_HEADER_SIZE
+    for block in listed.blocks:
+        entry = block_entry(block)
+        pieces.append((at, entry))
+        at += len(entry)
+        if block.mapped is not None and block.mapped.present:
+            base = block.mapped.bitmap_offset - at if base is None else base
+            at = block.mapped.pages_offset - base + block.length
+    return pieces, base or 0
+
+
+def read_pages(
+    listed: RamBlocks, read_at: ReadAt, on_missing: OnMissing | None = None
+) -> Iterator[MappedRun]:
+    """All pages that the file has. Raises StreamError where it ends before them.
+
+    A run's data is valid until the next one is asked for. `on_missing`: is given the pages that it
+    ends before, or whose bitmap it does not have, instead.
+    """
+    base = _lay_out(listed)[1]
+    for index, block in enumerate(listed.blocks):
+        if block.mapped is not None and block.mapped.present:
+            yield from _read_block(block, index, base, read_at, on_missing)
+
+
+def _read_block(
+    block: RamBlock, index: int, base: int, read_at: ReadAt, on_missing: OnMissing | None
+) -> Iterator[MappedRun]:
+    mapped = block.mapped
+    assert mapped is not None
+    size, count = mapped.page_size, block.length // mapped.page_size
+    start = mapped.bitmap_offset - base
+    for at in range(0, bitmap_size(block.length, size), _BITMAP_BYTES):
+        wanted = min(_BITMAP_BYTES, bitmap_size(block.length, size) - at)
+        bits = _read_bitmap(read_at, start + at, wanted, block.name, partly=on_missing is not None)
+        if on_missing is not None and len(bits) < wanted:
+            on_missing(index, slice((at + len(bits)) * 8, count))
+        numbers = at * 8 + np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+        if on_missing is not None:
+            numbers = numbers[numbers < count]
+        if len(numbers) and numbers[-1] >= count:
+            message = f"the bitmap of block {block.name} has a page {numbers[-1]} of {count}"
+            raise StreamError(message, offset=start + at, section=SECTION_NAME)
+        windows = numbers // (_WINDOW // size)
+        for some in np.split(numbers, np.flatnonzero(np.diff(windows)) + 1):
+            if len(some):
+                yield from _read_run(
+                    block, index, some, mapped.pages_offset - base, read_at, on_missing
+                )
+        if len(bits) < wanted:
+            return
+
+
+def _read_run(
+    block: RamBlock,
+    index: int,
+    numbers: npt.NDArray[np.intp],
+    start: int,
+    read_at: ReadAt,
+    on_missing: OnMissing | None,
+) -> Iterator[MappedRun]:
+    """These pages, which are near each other: all from the first to the last are read at once."""
+    assert block.mapped is not None
+    size = block.mapped.page_size
+    first, last = int(numbers[0]), int(numbers[-1])
+    place, wanted = start + first * size, (last - first + 1) * size
+    raw = read_at(place, wanted)
+    if len(raw) < wanted:
+        if on_missing is None:
+            raise _past_the_end(f"a page of block {block.name}", place)
+        here = numbers < first + len(raw) // size
+        on_missing(index, numbers[~here])
+        numbers = numbers[here]
+        if not len(numbers):
+            return
+    data = np.frombuffer(raw[: len(raw) // size * size], np.uint8).reshape(-1, size)
+    pages = data if len(data) == len(numbers) else data[numbers - first]
+    yield MappedRun(place, block, index, numbers.astype(np.uint64) * np.uint64(size), pages)
+
+
+def _read_bitmap(
+    read_at: ReadAt, place: int, wanted: int, name: str, *, partly: bool
+) -> npt.NDArray[np.uint8]:
+    data = read_at(place, wanted)
+    if len(data) < wanted and not partly:
+        raise _past_the_end(f"the bitmap of block {name}", place)
+    return np.frombuffer(data, np.uint8)
+
+
+def _past_the_end(what: str, place: int) -> StreamError:
+    message = f"{what} lies past the end of the file"
+    return StreamError(message, offset=place, section=SECTION_NAME)

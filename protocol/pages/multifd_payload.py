@@ -1,0 +1,92 @@
+"""Decompresses the payloads of a multifd channel, each of which is a piece of one stream.
+
+A payload that would make more than is expected of it is noticed before it does.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import BinaryIO, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from ..formats.zstd import MAX_WINDOW
+from ..wire.multifd import Compression
+
+
+class PayloadError(ValueError):
+    """The payload is not what is expected; one line."""
+
+
+class Inflater(Protocol):
+    """The state of one channel's stream."""
+
+    def inflate(self, payload: memoryview, size: int) -> npt.NDArray[np.uint8]:
+        """Return the `size` bytes (size,) that the payload makes. Raises PayloadError."""
+
+
+def inflater(kind: Compression) -> Inflater:
+    """Return the beginning of a channel's stream."""
+    return _Zlib() if kind == Compression.ZLIB else _Zstd()
+
+
+def _check(made: int, size: int) -> None:
+    if made != size:
+        raise PayloadError(f"it makes {'fewer' if made < size else 'more'} than {size} bytes")
+
+
+class _Zlib:
+    def __init__(self) -> None:
+        self._stream = zlib.decompressobj()
+
+    def inflate(self, payload: memoryview, size: int) -> npt.NDArray[np.uint8]:
+        try:
+            # One byte more than may come: a bomb is noticed before it grows.
+            data = self._stream.decompress(payload, size + 1)
+        except zlib.error as error:
+            raise PayloadError(str(error)) from None
+        _check(len(data), size)
+        return np.frombuffer(data, np.uint8)
+
+
+class _AtEndOfPayload(Exception):  # noqa: N818 - not an error: the next payload has not arrived
+    """The decompressor wants more than the payload has."""
+
+
+class _Payload:
+    """A payload as a file, whose end is not that of the stream."""
+
+    def __init__(self) -> None:
+        self.rest = memoryview(b"")
+
+    def read(self, size: int = -1) -> bytes:
+        if not self.rest:
+            raise _AtEndOfPayload
+        piece, self.rest = bytes(self.rest[:size]), self.rest[size:]
+        return piece
+
+
+class _Zstd:
+    def __init__(self) -> None:
+        self._payload = _Payload()
+        made = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
+        self._stream = made.stream_reader(cast(BinaryIO, self._payload))
+
+    def inflate(self, payload: memoryview, size: int) -> npt.NDArray[np.uint8]:
+        self._payload.rest = payload
+        # One byte more than may come. Where there is room, nothing waits in the decompressor.
+        data, filled = np.empty(size + 1, np.uint8), 0
+        try:
+            while filled <= size:
+                count = self._stream.readinto1(data[filled:].data)
+                if not count:
+                    raise PayloadError("its stream ends")
+                filled += count
+        except _AtEndOfPayload:
+            pass
+        except zstandard.ZstdError as error:
+            raise PayloadError(str(error)) from None
+        _check(filled, size)
+        return data[:size]

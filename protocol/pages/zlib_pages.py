@@ -1,0 +1,79 @@
+"""COMPRESS_PAGE: a page as zlib data. Until QEMU 9.0, with the capability `compress`.
+
+Source: RFC 1950, "ZLIB Compressed Data Format Specification"; QEMU's documentation of the
+capability, docs/multi-thread-compression.txt. The records are declared in `ram`.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import StreamError
+from ..events import CompressedRun
+from ..wire.marks import RamFlag
+from ..wire.ram import SECTION_NAME
+
+MAX_RUN_BYTES = 16 << 20
+"""What the records of one event decompress to, at most."""
+
+_HEAD = struct.Struct(">QI")
+_CONTINUED = int(RamFlag.COMPRESS_PAGE | RamFlag.CONTINUE)
+
+
+def bound(page_size: int) -> int:
+    """More bytes than any encoder needs for a page."""
+    return page_size + (page_size >> 6) + 64
+
+
+def parse_records(
+    data: memoryview, position: int, count: int, page_size: int
+) -> tuple[list[int], list[int], list[int]]:
+    """Up to `count` whole COMPRESS_PAGE|CONTINUE records that follow each other from `position`.
+
+    Of each: the page's offset in its block, and where its data begins and its bytes. Ends before
+    whatever is no such record, or is longer than a page can become.
+    """
+    # As in `xbzrle`: one loop for both kinds of heads would take half as long again a record.
+    addresses: list[int] = []
+    starts: list[int] = []
+    sizes: list[int] = []
+    last, mask, longest = len(data) - _HEAD.size, page_size - 1, bound(page_size)
+    while len(starts) < count and position <= last:
+        header, size = _HEAD.unpack_from(data, position)
+        position += _HEAD.size
+        if header & mask != _CONTINUED or size > longest or position + size > len(data):
+            break
+        addresses.append(header ^ _CONTINUED)
+        starts.append(position)
+        sizes.append(size)
+        position += size
+    return addresses, starts, sizes
+
+
+def decompress(run: CompressedRun, page_size: int) -> npt.NDArray[np.uint8]:
+    """The pages (n, page_size) of a run. Raises StreamError where one is not exactly a page."""
+    pages = np.empty((len(run.offsets), page_size), np.uint8)
+    places = zip(run.starts.tolist(), run.sizes.tolist(), strict=True)
+    for index, (start, size) in enumerate(places):
+        page = _decompress(run.data[start : start + size].data, page_size)
+        if page is None:
+            message = f"COMPRESS_PAGE: not the zlib data of {page_size} bytes"
+            offset = run.encoding_offset(index)
+            raise StreamError(message, offset=offset, section=SECTION_NAME)
+        pages[index] = np.frombuffer(page, np.uint8)
+    return pages
+
+
+def _decompress(data: memoryview, page_size: int) -> bytes | None:
+    inflater = zlib.decompressobj()
+    try:
+        # One byte more than may come: a bomb is noticed before it grows.
+        page = inflater.decompress(data, page_size + 1)
+    except zlib.error:
+        return None
+    whole = inflater.eof and not inflater.unused_data
+    return page if whole and len(page) == page_size else None

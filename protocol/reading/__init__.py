@@ -1,0 +1,1 @@
+"""Parts of the stream reader, one for each kind of piece."""

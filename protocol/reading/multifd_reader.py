@@ -1,0 +1,207 @@
+"""Reads one channel of a multifd migration; does no I/O.
+
+A channel is a sequence of parts whose sizes are known before they arrive: a greeting, then packet
+heads, each of which may have a payload behind it. The caller gets `wanted` bytes from wherever they
+come, and gives them to `greet`, `read_head` or `pages`. A payload that is not compressed need not
+be given: it can be received into the guest's memory at once, by the packet's offsets, and `passed`
+says that it was. Nothing read is trusted: what is wrong raises StreamError, with its place in the
+channel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import StreamError, UnsupportedError
+from ..events import RamBlock, RamBlocks
+from ..pages.multifd_payload import Inflater, PayloadError, inflater
+from ..wire import multifd
+from ..wire.cursor import decode_name
+from ..wire.multifd import Compression, PacketFlag
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What a channel says of itself first: the `uuid` of its source, and its number."""
+
+    uuid: bytes
+    channel: int
+
+
+@dataclass(frozen=True, eq=False)
+class Packet:
+    """One packet, as far as its head tells.
+
+    `offset`: of the packet in the channel; `number`: among those of all channels; `sync`: whether a
+    sync point follows it. `block`: None where it has no pages. `normal` (n,) and `zero` (m,): where
+    in the block its pages belong, in bytes, with content and without. `payload_size`: bytes that
+    follow, at `payload_offset` in the channel.
+    """
+
+    offset: int
+    number: int
+    sync: bool
+    block: RamBlock | None
+    block_index: int
+    normal: npt.NDArray[np.uint64]
+    zero: npt.NDArray[np.uint64]
+    compression: Compression
+    payload_offset: int
+    payload_size: int
+
+
+class ChannelReader:
+    """One channel from its first byte on.
+
+    `offset`: bytes that were read; `greeting`: what `greet` returned; `compression`: of its
+    payloads, as far as known.
+    """
+
+    def __init__(self) -> None:
+        self.offset = 0
+        self.greeting: Greeting | None = None
+        self.compression: Compression | None = None
+        self._listed: dict[str, tuple[int, RamBlock]] = {}
+        self._page_size = 0
+        self._packet: Packet | None = None
+        self._inflater: Inflater | None = None
+
+    @property
+    def wanted(self) -> int:
+        """Bytes of the next part. Behind the greeting, `list_blocks` has to be called first."""
+        if self.greeting is None:
+            return multifd.HELLO_SIZE
+        if self._packet is not None:
+            return self._packet.payload_size
+        return multifd.head_size(self._page_size)
+
+    def list_blocks(self, listed: RamBlocks) -> None:
+        """Say which RAM blocks there are, before the first packet is read."""
+        self._page_size = listed.page_size
+        self._listed = {block.name: (index, block) for index, block in enumerate(listed.blocks)}
+
+    def greet(self, data: memoryview) -> Greeting:
+        """Read the greeting. Raises StreamError."""
+        hello = multifd.Hello.parse(data)
+        if hello.magic != multifd.MAGIC:
+            self._fail("not a multifd channel: it does not begin as one")
+        if hello.version != multifd.VERSION:
+            self._refuse(f"version {hello.version} of multifd")
+        self.greeting = Greeting(hello.uuid, hello.channel)
+        self.offset += multifd.HELLO_SIZE
+        return self.greeting
+
+    def read_head(self, data: memoryview) -> Packet:
+        """Read the next packet's head. Raises StreamError."""
+        header = multifd.PacketHeader.parse(data)
+        if header.magic != multifd.MAGIC:
+            self._fail(f"{header.magic:#010x} where a packet begins")
+        if header.version != multifd.VERSION:
+            self._refuse(f"version {header.version} of a packet")
+        compression = self._compression(header.flags)
+        pages, most = header.normal + header.zero, multifd.pages_of_packet(self._page_size)
+        if header.allocated > most or pages > (header.allocated or most):
+            count = f"{header.normal} and {header.zero} pages of {header.allocated}"
+            self._fail(f"a packet of {count}, with room for {most}")
+        size = self._payload_size(header, compression)
+        index, block = self._block(header.block) if pages else (0, None)
+        offsets = np.frombuffer(data, multifd.OFFSET, pages, multifd.PACKET_HEADER_SIZE)
+        native = offsets.astype(np.uint64)
+        if block is not None:
+            self._check_offsets(native, block)
+        head = multifd.head_size(self._page_size)
+        packet = Packet(
+            self.offset,
+            header.number,
+            bool(header.flags & PacketFlag.SYNC),
+            block,
+            index,
+            native[: header.normal],
+            native[header.normal :],
+            compression,
+            self.offset + head,
+            size,
+        )
+        self.offset += head
+        self._packet = packet if size else None
+        return packet
+
+    def pages(self, payload: memoryview) -> npt.NDArray[np.uint8]:
+        """Return the pages (n, page size) of the packet before: a view on its payload, unless that
+        is compressed. Raises StreamError where it is not exactly these pages."""
+        packet = self._packet
+        assert packet is not None
+        count = len(packet.normal)
+        if packet.compression == Compression.NONE:
+            data = np.frombuffer(payload, np.uint8)
+        else:
+            if self._inflater is None:
+                self._inflater = inflater(packet.compression)
+            try:
+                data = self._inflater.inflate(payload, count * self._page_size)
+            except PayloadError as error:
+                name = packet.compression.name.lower()
+                self._fail(f"a payload that is not {count} pages in {name}: {error}")
+        self.passed()
+        return data.reshape(count, self._page_size)
+
+    def passed(self) -> None:
+        """Note that the payload of the packet before was received elsewhere; not if compressed."""
+        assert self._packet is not None
+        self.offset += self._packet.payload_size
+        self._packet = None
+
+    def _compression(self, flags: int) -> Compression:
+        if flags & PacketFlag.DEVICE_STATE:
+            self._refuse("a packet with the state of a device (VFIO)")
+        if flags & ~(int(PacketFlag.SYNC) | multifd.COMPRESSION_MASK):
+            self._fail(f"a packet with flags {flags:#x}")
+        try:
+            return Compression(flags & multifd.COMPRESSION_MASK)
+        except ValueError:
+            self._fail(f"a packet with flags {flags:#x}")
+
+    def _payload_size(self, header: Any, compression: Compression) -> int:
+        """Bytes behind the head; what a packet without pages says of them is not true."""
+        normal, size = int(header.normal), int(header.payload_size)
+        if not normal:
+            return 0
+        if compression not in (Compression.NONE, Compression.ZLIB, Compression.ZSTD):
+            self._refuse(f"compression by {compression.name}")
+        if self.compression not in (None, compression):
+            assert self.compression is not None
+            both = f"{compression.name.lower()} behind {self.compression.name.lower()}"
+            self._fail(f"compression changes within the channel: {both}")
+        expected = normal * self._page_size
+        most = expected if compression == Compression.NONE else multifd.MAX_PAYLOAD
+        if not 0 < size <= most or (compression == Compression.NONE and size != expected):
+            self._fail(f"a payload of {size} bytes for {normal} pages of {self._page_size}")
+        self.compression = compression
+        return size
+
+    def _block(self, raw: bytes) -> tuple[int, RamBlock]:
+        name, end, _ = raw.partition(b"\0")
+        found = self._listed.get(decode_name(name) or "") if end else None
+        if found is None:
+            self._fail(f"pages of an unknown block {name[:80]!r}")
+        return found
+
+    def _check_offsets(self, offsets: npt.NDArray[np.uint64], block: RamBlock) -> None:
+        wrong = (offsets >= block.length) | (offsets % np.uint64(self._page_size) != 0)
+        if wrong.any():
+            at = int(offsets[wrong.argmax()])
+            self._fail(f"a page at {at:#x} of block {block.name}, outside its RAM or between pages")
+
+    def _fail(self, message: str) -> NoReturn:
+        raise StreamError(message, offset=self.offset, section=self._name())
+
+    def _refuse(self, what: str) -> NoReturn:
+        message = f"{what} is not supported"
+        raise UnsupportedError(message, offset=self.offset, section=self._name())
+
+    def _name(self) -> str:
+        return "multifd" if self.greeting is None else f"multifd channel {self.greeting.channel}"

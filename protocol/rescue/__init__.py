@@ -1,0 +1,1 @@
+"""Reading of damaged streams: finding the next sound record behind damage."""

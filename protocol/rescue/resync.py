@@ -1,0 +1,344 @@
+"""Finds where the records of `ram` go on behind damage: a chain of headers that lead to each other.
+
+A page record tells its own size, so each sound record leads to the next one. What a guest writes
+may look like records, too, but on the wire each of its pages stands behind a header of 8 bytes:
+what looks like records within one page does not go on in the next one. So only a chain longer than
+two pages counts; or one that ends exactly where RAM is known to end. Where two chains that never
+meet lie over each other, neither counts, unless one is in step with the records before the damage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..events import RamBlock
+from ..pages import zlib_pages
+from ..wire.marks import RamFlag, SectionType
+from ..wire.ram import COMPRESSED_HEAD_SIZE, RECORD_HEADER_SIZE, XBZRLE_ENCODING, XBZRLE_HEAD_SIZE
+from ..wire.stream import section_footer, section_part
+
+_CONTINUE = int(RamFlag.CONTINUE)
+_PAGE, _ZERO = int(RamFlag.PAGE), int(RamFlag.ZERO)
+_XBZRLE, _COMPRESSED = int(RamFlag.XBZRLE), int(RamFlag.COMPRESS_PAGE)
+_EOS, _FLUSH = int(RamFlag.EOS), int(RamFlag.MULTIFD_FLUSH)
+_PAGES = (_PAGE, _ZERO, _XBZRLE, _COMPRESSED)
+_NEAR = 1 << 16
+"""Bytes. A header of which damage left the last two bytes alone names, within so many bytes before
+the page of the next header, no other page than the true one."""
+
+_Indexes = npt.NDArray[np.intp]
+_Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What records look like in one stream.
+
+    `page_size`: bytes; `blocks`: the RAM blocks by their names on the wire; `section_id`: of `ram`;
+    `footers`: whether sections have them.
+    """
+
+    page_size: int
+    blocks: Mapping[bytes, RamBlock]
+    section_id: int
+    footers: bool = True
+
+    @property
+    def min_chain(self) -> int:
+        """Bytes of a chain that cannot lie in the pages of a guest by chance."""
+        return 2 * (RECORD_HEADER_SIZE + self.page_size) + 1
+
+    @property
+    def limit(self) -> int:
+        """Bytes of the largest block: no page lies behind them."""
+        return max(block.length for block in self.blocks.values())
+
+
+@dataclass(frozen=True)
+class Step:
+    """Records of one size and block came before the damage, `stride` bytes each.
+
+    The next one would begin at `position` (it may lie before the view), for the page at `address`.
+    """
+
+    position: int
+    stride: int
+    address: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where records go on: a position in the view; `block`: the one that the first record names,
+    or (None) continues without naming it."""
+
+    position: int
+    block: RamBlock | None
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """All that may be records, in order: positions, the be64 there, where the next record begins.
+
+    `names`: the blocks that records name, by position; `follows`: the index of the next record, or
+    the own one where there is none.
+    """
+
+    positions: _Indexes
+    values: npt.NDArray[np.uint64]
+    nexts: _Indexes
+    names: dict[int, RamBlock]
+    follows: _Indexes
+
+
+def find_records(
+    view: memoryview, layout: Layout, step: Step | None = None, ram_end: int | None = None
+) -> Found | None:
+    """Return where in `view` records of `ram` go on for certain; None: nowhere.
+
+    `step`: of the records before the damage: what is as many whole records away from them as their
+    pages are is certain, and what is so many whole plain records away is preferred.
+    `ram_end`: a position behind the footer of the section's last piece, where that is known.
+    """
+    found = _candidates(view, layout)
+    if not len(found.positions):
+        return None
+    last = _last_of_chain(found.follows)
+    ends = found.nexts[last]
+    accepted = ends - found.positions >= layout.min_chain
+    if ram_end is not None:
+        accepted |= ends == ram_end
+    # A chain begins with a page: what ends a piece may follow any bytes.
+    accepted &= _is_page(found.values, layout)
+    (indexes,) = np.nonzero(accepted)
+    if not len(indexes):
+        return None
+    first, stride = int(indexes[0]), RECORD_HEADER_SIZE + layout.page_size
+    stepped = None if step is None else _in_step(found, indexes, layout, step)
+    if stepped is not None:
+        if last[first] != last[stepped.record] or stepped.certain:
+            return stepped.found
+        early = _begin(found, first, layout, stride)
+        return min(early, stepped.found, key=lambda one: one.position)
+    rivals = indexes[last[indexes] != last[first]]
+    if len(rivals) and found.positions[rivals[0]] < ends[first]:
+        return None
+    return _begin(found, first, layout, stride)
+
+
+class _Stepped(NamedTuple):
+    """Where a record is in step with those before the damage, and its index among the candidates;
+    `certain`: its page is, too."""
+
+    found: Found
+    record: int
+    certain: bool
+
+
+def _in_step(found: _Candidates, indexes: _Indexes, layout: Layout, step: Step) -> _Stepped | None:
+    lost, rest = np.divmod(found.positions[indexes] - step.position, step.stride)
+    in_step = indexes[rest == 0]
+    pages = (found.values[in_step] & ~np.uint64(layout.page_size - 1)).astype(np.intp)
+    dense = in_step[pages == step.address + lost[rest == 0] * layout.page_size]
+    if len(dense):
+        position = int(found.positions[dense[0]])
+        return _Stepped(Found(position, found.names.get(position)), int(dense[0]), True)
+    if len(in_step) and step.stride == RECORD_HEADER_SIZE + layout.page_size:
+        first = int(in_step[0])
+        return _Stepped(_begin(found, first, layout, 1), first, False)
+    return None
+
+
+def leads_on(view: memoryview, layout: Layout, ram_end: int | None = None) -> bool:
+    """Return whether a chain of records that counts begins with the first byte."""
+    found = _candidates(view, layout)
+    if not len(found.positions) or found.positions[0]:
+        return False
+    end = int(found.nexts[_last_of_chain(found.follows)[0]])
+    return end >= layout.min_chain or end == ram_end
+
+
+def _begin(found: _Candidates, first: int, layout: Layout, unsure: int) -> Found:
+    """The first record of a chain that is certain.
+
+    Damage may end within a header, and the rest of a damaged page may look like records that lead
+    to the true ones. So of the records in the first `unsure` bytes, those count alone from which on
+    each is shortly before its next one.
+    """
+    chain = [first]
+    limit = int(found.positions[first]) + unsure
+    while int(found.positions[chain[-1]]) < limit:
+        behind = int(found.follows[chain[-1]])
+        if behind == chain[-1]:
+            break
+        chain.append(behind)
+    start = len(chain) - 1
+    while start > 1 and _is_confirmed(found, chain[start - 1], chain[start], layout):
+        start -= 1
+    if start == 1 and _is_near(found, chain[0], chain[1], layout):
+        start = 0
+    index = chain[start]
+    position = int(found.positions[index])
+    # A name before that may be of what only looks like a record.
+    return Found(position, found.names.get(position))
+
+
+def _is_confirmed(found: _Candidates, one: int, other: int, layout: Layout) -> bool:
+    """Whether a record that another one leads to is confirmed by the one behind it."""
+    mask = np.uint64(layout.page_size - 1)
+    flags = [int(found.values[index] & mask) for index in (one, other)]
+    if any(flag & ~_CONTINUE not in _PAGES for flag in flags) or not flags[1] & _CONTINUE:
+        # The end of a piece, or a name, is longer than what comes by chance.
+        return True
+    return _is_near(found, one, other, layout)
+
+
+def _is_near(found: _Candidates, one: int, other: int, layout: Layout) -> bool:
+    """Whether the page of a record stands shortly before that of the next one."""
+    mask = np.uint64(layout.page_size - 1)
+    flags = int(found.values[other] & mask)
+    if flags & ~_CONTINUE not in _PAGES or not flags & _CONTINUE:
+        return False
+    here, there = (int(found.values[index] & ~mask) for index in (one, other))
+    near = 0 < there - here <= _NEAR and here >= _NEAR
+    return there - here == layout.page_size or near
+
+
+def _is_page(values: npt.NDArray[np.uint64], layout: Layout) -> _Mask:
+    kinds = values & np.uint64(layout.page_size - 1) & ~np.uint64(_CONTINUE)
+    return np.isin(kinds, np.array(_PAGES, np.uint64))
+
+
+def _last_of_chain(follows: _Indexes) -> _Indexes:
+    """Of each record, the index of the last one that it leads to."""
+    while True:
+        further = follows[follows]
+        if np.array_equal(further, follows):
+            return follows
+        follows = further
+
+
+def _candidates(view: memoryview, layout: Layout) -> _Candidates:
+    data = np.frombuffer(view, np.uint8)
+    positions, values = _headers(data, layout)
+    flags = values & np.uint64(layout.page_size - 1)
+    kinds = (flags & ~np.uint64(_CONTINUE)).astype(np.intp)
+    continued = (flags & np.uint64(_CONTINUE)) != 0
+    bodies, names = positions + RECORD_HEADER_SIZE, {}
+    is_page = np.isin(kinds, _PAGES)
+    kept = ~is_page | continued
+    for index in np.flatnonzero(is_page & ~continued).tolist():
+        position = int(bodies[index])
+        size = 1 + view[position] if position < len(view) else 0
+        block = layout.blocks.get(bytes(view[position + 1 : position + size]))
+        if block is not None and int(values[index]) - int(flags[index]) < block.length:
+            bodies[index] += size
+            names[int(positions[index])] = block
+            kept[index] = True
+    nexts = np.full(len(positions), -1, np.intp)
+    for kind, read in _SIZES.items():
+        of_kind = np.flatnonzero((kinds == kind) & kept)
+        nexts[of_kind] = read(data, bodies[of_kind], layout)
+    nexts = np.where(kinds == _EOS, _behind_eos(view, positions, kinds, layout), nexts)
+    good = nexts >= 0
+    positions, values, nexts = positions[good], values[good], nexts[good]
+    places = np.searchsorted(positions, nexts)
+    within = np.minimum(places, len(positions) - 1)
+    own = np.arange(len(positions))
+    if not len(positions):
+        return _Candidates(positions, values, nexts, names, own)
+    # No page is sent twice at once: what a guest's memory repeats is no chain.
+    linked = (places < len(positions)) & (positions[within] == nexts) & (values[within] != values)
+    return _Candidates(positions, values, nexts, names, np.where(linked, within, own))
+
+
+def _headers(
+    data: npt.NDArray[np.uint8], layout: Layout
+) -> tuple[_Indexes, npt.NDArray[np.uint64]]:
+    """Positions and values of all be64 that may begin a record."""
+    count = max(len(data) - RECORD_HEADER_SIZE + 1, 0)
+    flags = [kind | more for kind in _PAGES for more in (0, _CONTINUE)]
+    flags = [value for value in [*flags, _EOS, _FLUSH] if value < layout.page_size]
+    low = np.zeros(256, np.bool_)
+    low[np.array(flags) & 0xFF] = True
+    # Addresses leave the upper bytes empty, and so does hardly anything else.
+    maybe = low[data[7 : 7 + count]] & (data[:count] == 0) & (data[1 : 1 + count] == 0)
+    positions = np.flatnonzero(maybe)
+    values = np.ndarray((count,), ">u8", data, strides=(1,))[positions].astype(np.uint64)
+    found = values & np.uint64(layout.page_size - 1)
+    good = np.isin(found, np.array(flags, np.uint64)) & (values - found < np.uint64(layout.limit))
+    alone = (found == _EOS) | (found == _FLUSH)
+    good &= ~alone | (values == found)
+    return positions[good], values[good]
+
+
+def _plain_end(_: npt.NDArray[np.uint8], bodies: _Indexes, layout: Layout) -> _Indexes:
+    return bodies + layout.page_size
+
+
+def _zero_end(data: npt.NDArray[np.uint8], bodies: _Indexes, _: Layout) -> _Indexes:
+    return np.where(bodies < len(data), bodies + 1, -1)
+
+
+def _number(data: npt.NDArray[np.uint8], at: _Indexes, size: int) -> _Indexes:
+    """The big-endian numbers of `size` bytes there."""
+    value = np.zeros(len(at), np.intp)
+    for index in range(size):
+        value = value << 8 | data[at + index].astype(np.intp)
+    return value
+
+
+def _xbzrle_end(data: npt.NDArray[np.uint8], bodies: _Indexes, layout: Layout) -> _Indexes:
+    head = XBZRLE_HEAD_SIZE - RECORD_HEADER_SIZE
+    here = bodies + head <= len(data)
+    at = np.where(here, bodies, 0)
+    if not here.any():
+        return np.full(len(bodies), -1, np.intp)
+    size = _number(data, at + 1, head - 1)
+    good = here & (data[at] == XBZRLE_ENCODING) & (size <= layout.page_size)
+    return np.where(good, bodies + head + size, -1)
+
+
+def _compressed_end(data: npt.NDArray[np.uint8], bodies: _Indexes, layout: Layout) -> _Indexes:
+    head = COMPRESSED_HEAD_SIZE - RECORD_HEADER_SIZE
+    here = bodies + head <= len(data)
+    at = np.where(here, bodies, 0)
+    if not here.any():
+        return np.full(len(bodies), -1, np.intp)
+    size = _number(data, at, head)
+    good = here & (size <= zlib_pages.bound(layout.page_size))
+    return np.where(good, bodies + head + size, -1)
+
+
+def _flush_end(_: npt.NDArray[np.uint8], bodies: _Indexes, __: Layout) -> _Indexes:
+    return bodies
+
+
+_SIZES = {
+    _PAGE: _plain_end,
+    _ZERO: _zero_end,
+    _XBZRLE: _xbzrle_end,
+    _COMPRESSED: _compressed_end,
+    _FLUSH: _flush_end,
+}
+
+
+def _behind_eos(view: memoryview, positions: _Indexes, kinds: _Indexes, layout: Layout) -> _Indexes:
+    """Where the records of the next piece begin, behind the footer and the head of that piece; or
+    where the footer ends, if another section follows."""
+    ends = np.full(len(positions), -1, np.intp)
+    footer = section_footer(layout.section_id) if layout.footers else b""
+    part = section_part(layout.section_id)
+    heads = (part, bytes([SectionType.END]) + part[1:])
+    for index in np.flatnonzero(kinds == _EOS).tolist():
+        at = int(positions[index]) + RECORD_HEADER_SIZE
+        if bytes(view[at : at + len(footer)]) != footer:
+            continue
+        at += len(footer)
+        goes_on = bytes(view[at : at + len(part)]) in heads
+        ends[index] = at + len(part) if goes_on else at
+    return ends

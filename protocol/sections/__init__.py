@@ -1,0 +1,1 @@
+"""Iterative sections other than `ram`: events, reading and writing of each."""

@@ -1,0 +1,107 @@
+"""The iterative sections: who reads which, and how one is passed that nobody knows.
+
+An iterative section comes in pieces (START, PARTs, END) and delimits itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from .. import events
+from ..devices import section_ends
+from ..errors import StreamError, UnsupportedError
+from ..wire.cursor import Cursor, Incomplete
+from ..wire.kept import Kept
+from ..wire.marks import SectionType
+from . import block, dirty_bitmap, htab, pbs_state, storage_attributes
+
+
+class SectionReader(Protocol):
+    """The state of one iterative section over all its pieces."""
+
+    at_end: bool
+    """The piece's last record was read."""
+
+    def begin(self, kind: SectionType) -> None:
+        """A piece begins; what stands before its payload was read."""
+
+    def read(self, cursor: Cursor) -> Sequence[events.Event]:
+        """The events of the next record; none where it takes more than one step."""
+
+
+class OpaqueReader:
+    """Of a section that nobody knows: passes each piece by its footer.
+
+    That is the first one with this id that is followed by what may lawfully follow. Without
+    footers such a section cannot be passed. `keep`: makes the place where a piece is kept.
+    `max_size`: bytes of one piece, None for any number.
+    """
+
+    def __init__(
+        self,
+        section_id: int,
+        known: section_ends.Known,
+        keep: Callable[[], Kept],
+        max_size: int | None,
+    ) -> None:
+        self.at_end = False
+        self._section_id = section_id
+        self._known = known
+        self._keep = keep
+        self._max_size = max_size
+        self._payload = keep()
+
+    def begin(self, kind: SectionType) -> None:  # noqa: ARG002
+        """See SectionReader."""
+        self.at_end = False
+
+    def read(self, cursor: Cursor) -> list[events.Event]:
+        """See SectionReader."""
+        end, found = section_ends.find_end(cursor, self._section_id, self._known)
+        end = min(end, len(cursor.view))
+        size = self._payload.size + end - cursor.position
+        if self._max_size is not None and size > self._max_size:
+            message = f"more than {self._max_size} bytes of an unknown section, without a footer"
+            raise StreamError(f"{message} (--max-device-state)", offset=cursor.offset)
+        self._payload.append(cursor.view[cursor.position : end])
+        cursor.position = end
+        cursor.commit()
+        if not found:
+            raise Incomplete
+        self.at_end = True
+        payload, self._payload = self._payload.part(0, size), self._keep()
+        return [events.OpaquePiece(cursor.offset - size, payload)]
+
+
+_KNOWN: dict[tuple[str, int], Callable[[], SectionReader]] = {
+    (block.SECTION_NAME, block.SECTION_VERSION): block.BlockReader,
+    (dirty_bitmap.SECTION_NAME, dirty_bitmap.SECTION_VERSION): dirty_bitmap.DirtyBitmapReader,
+    (htab.SECTION_NAME, htab.SECTION_VERSION): htab.HtabReader,
+    (
+        storage_attributes.SECTION_NAME,
+        storage_attributes.SECTION_VERSION,
+    ): storage_attributes.StorageAttributesReader,
+}
+"""By name and version."""
+
+
+def reader_of(
+    section: events.IterativeSection,
+    known: section_ends.Known,
+    *,
+    footers: bool,
+    keep: Callable[[], Kept],
+    max_size: int | None,
+) -> SectionReader:
+    """A reader for a section other than `ram`. Raises UnsupportedError where there can be none."""
+    kind = (section.name, section.version)
+    if kind == (pbs_state.SECTION_NAME, pbs_state.SECTION_VERSION):
+        return pbs_state.PbsStateReader(keep, max_size)
+    make = _KNOWN.get(kind)
+    if make is not None:
+        return make()
+    if not footers:
+        message = "this kind of section cannot be passed without footers"
+        raise UnsupportedError(message, offset=section.offset, section=section.name)
+    return OpaqueReader(section.section_id, known, keep, max_size)

@@ -1,0 +1,51 @@
+"""The commands of a stream: which are read, and what their data has to be.
+
+Source: QEMU's documentation, docs/devel/migration/main.rst and postcopy.rst.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import StreamError, UnsupportedError
+from . import stream
+from .marks import CommandType
+
+_LENGTHS = {
+    CommandType.OPEN_RETURN_PATH: 0,
+    CommandType.PING: 4,
+    CommandType.POSTCOPY_LISTEN: 0,
+    CommandType.POSTCOPY_RUN: 0,
+    CommandType.SWITCHOVER_START: 0,
+}
+"""Bytes of data of the commands that say no more than their name, or only a number."""
+_DECLARATIONS = {
+    CommandType.POSTCOPY_ADVISE: stream.PostcopyAdvice,
+    CommandType.POSTCOPY_RAM_DISCARD: stream.RamDiscard,
+    CommandType.PACKAGED: stream.PackageLength,
+}
+
+
+def read_command(command: int, data: bytes, offset: int) -> Any:
+    """What the data of a command says, as declared in `stream`; None where nothing is declared.
+
+    POSTCOPY_ADVISE may have no data: RAM is not postcopied then. Raises StreamError,
+    UnsupportedError for what cannot be read by one side: COLO and recovery after a break.
+    """
+    if command not in list(CommandType):
+        raise StreamError(f"unknown command {command}", offset=offset)
+    kind = CommandType(command)
+    length = _LENGTHS.get(kind)
+    if kind == CommandType.POSTCOPY_ADVISE and not data:
+        length = 0
+    if length is None and kind not in _DECLARATIONS:
+        raise UnsupportedError(f"command {kind.name} is not supported", offset=offset)
+    try:
+        if length is None:
+            return _DECLARATIONS[kind].parse(data)
+        if len(data) == length:
+            return None
+    except stream.DeclarationError:
+        pass
+    message = f"a {kind.name} command of {len(data)} bytes makes no sense"
+    raise StreamError(message, offset=offset)

@@ -1,0 +1,1 @@
+"""A QMP client for people."""

@@ -1,0 +1,123 @@
+"""The command that shows what a stream holds: options in, exit status out.
+
+An ordinary stream in a file is shown by its outline (see `outline`), before what reads all other
+streams (see `dump_whole`), and is slow to load, would be there.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+
+import click
+
+from ...protocol.fast.outline import PAGE_SIZE, NotOrdinary, outline
+from ..console.sizes import (
+    channel_option,
+    length_option,
+    max_device_state_option,
+    offset_option,
+    page_size_option,
+)
+from ..dump import overview
+from ..dump.summary import Summary, from_outline
+
+
+@click.command()
+@click.argument("stream", metavar="STREAM", required=False)
+@click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
+@click.option("--pages", is_flag=True, help="list the runs of pages; as JSON: an object a line")
+@click.option(
+    "--devices",
+    is_flag=False,
+    flag_value="",
+    metavar="[NAME]",
+    help="list the device sections; or all fields of the device NAME (NAME#INSTANCE, if there are "
+    "several), with their places in the stream; with --json: the fields of all, or of that one",
+)
+@click.option("--xml", is_flag=True, help="print the domain XML of a libvirt image, and no more")
+@click.option(
+    "--command",
+    is_flag=True,
+    help="print a QEMU command line that would take STREAM, with comments on what it does not tell",
+)
+@channel_option
+@offset_option
+@length_option
+@page_size_option
+@max_device_state_option
+def dump(
+    stream: str | None,
+    as_json: bool,
+    pages: bool,
+    devices: str | None,
+    xml: bool,
+    command: bool,
+    offset: int,
+    length: int | None,
+    page_size: int | None,
+    max_device_state: int | None,
+    channels: tuple[str, ...],
+) -> None:
+    """Show what STREAM holds: a file, - for standard input, or DISK.qcow2#SNAPSHOT.
+
+    It may be a libvirt save image, and compressed (zstd, gzip, bzip2, xz, lzop, lz4, lzma). Of a
+    qcow2 image without #SNAPSHOT, its snapshots are listed.
+    """
+    if stream is None:
+        # What stands behind --devices is taken for its NAME, even if it is all that there is.
+        stream, devices = devices, ""
+    if not stream:
+        raise click.UsageError("Missing argument 'STREAM'.")
+    if command:
+        if pages or devices is not None or xml:
+            raise click.UsageError("--command prints nothing else: no --pages, --devices, --xml")
+        from ..dump.command import print_command  # noqa: PLC0415 - only where it is needed
+        from ..sources.stream_events import How  # noqa: PLC0415
+
+        how = How(page_size, max_device_state)
+        print_command(stream, as_json=as_json, offset=offset, length=length, how=how)
+        return
+    fields = bool(devices) or (as_json and devices is not None)
+    whole = pages or xml or fields or offset or channels or max_device_state or length is not None
+    summary = None if whole else _outlined(stream, page_size)
+    if summary is None:
+        from ..dump.whole import dump_whole  # noqa: PLC0415 - only where it is needed
+        from ..sources.stream_events import How  # noqa: PLC0415
+
+        dump_whole(
+            stream,
+            as_json=as_json,
+            pages=pages,
+            devices=devices,
+            xml=xml,
+            offset=offset,
+            length=length,
+            how=How(page_size, max_device_state),
+            channels=channels,
+        )
+    elif as_json:
+        found = {"container": {"layers": [], "libvirt": None}, **summary.as_json()}
+        click.echo(json.dumps(found, indent=2))
+    else:
+        overview.print_summary(summary, devices=devices is not None)
+
+
+def _outlined(name: str, page_size: int | None) -> Summary | None:
+    """None: not an ordinary stream, or not in a file of its own."""
+    if page_size not in (None, PAGE_SIZE) or name == "-" or not os.path.isfile(name):
+        return None
+    try:
+        with open(name, "rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+        def forget(start: int, end: int) -> None:
+            """What was passed, else a big stream would take as much memory."""
+            start -= start % mmap.PAGESIZE
+            data.madvise(mmap.MADV_DONTNEED, start, end - start)
+
+        return from_outline(outline(data, forget))
+    except (OSError, ValueError, NotOrdinary):
+        # What is wrong, if anything is, others say.
+        return None

@@ -1,0 +1,39 @@
+"""What several commands take as options: from text to values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ...control.announce import AnnounceError, Interface, parse_interface
+
+
+def interface(text: str) -> Interface:
+    """From `IFACE[=MAC]`."""
+    try:
+        return parse_interface(text)
+    except AnnounceError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+_OUT = "dir:PATH or synthetic:SIZE[,...]"
+_IN = "dir:PATH or synthetic:"
+_Command = Callable[..., Any]
+
+
+def guest_option(*, incoming: bool = False) -> Callable[[_Command], _Command]:
+    """`--guest`, as `guest_text`; an `incoming` one brings its size."""
+    return click.option("--guest", "guest_text", required=True, help=_IN if incoming else _OUT)
+
+
+paused_option = click.option("--paused", is_flag=True, help="do not let the guest run")
+announce_option = click.option(
+    "--announce",
+    "interfaces",
+    multiple=True,
+    type=interface,
+    metavar="IFACE[=MAC]",
+    help="where to tell that a guest which came runs here now (RARP); again for more",
+)

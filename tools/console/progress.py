@@ -1,0 +1,120 @@
+"""Live progress of a migration: a bar when a person watches, a plain line a second when not."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+from ...guest.sizes import format_size
+from ...protocol.states import MigrationStatus
+from ...sender.stall import Stall
+
+
+class Figures(Protocol):
+    """What both sides' figures have."""
+
+    @property
+    def status(self) -> str: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def transferred(self) -> int: ...
+    @property
+    def mbps(self) -> float: ...
+
+
+class Progress:
+    """A context manager; `update` takes figures as they come."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._rich: RichProgress | None = None
+        self._last = 0.0
+        self._told: Stall | None = None
+        if sys.stderr.isatty():
+            self._rich = RichProgress(
+                TextColumn(title),
+                BarColumn(),
+                TextColumn("{task.description}", markup=False),
+                console=Console(stderr=True),
+            )
+            self._task = self._rich.add_task("waiting", total=None)
+
+    def __enter__(self) -> Progress:
+        if self._rich is not None:
+            self._rich.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._rich is not None:
+            self._rich.stop()
+
+    def update(self, figures: Figures) -> None:
+        """Show these figures, if it is time."""
+        line = self._line(figures)
+        self._tell_stall(getattr(figures, "stall", None))
+        if self._rich is not None:
+            done = figures.total - getattr(figures, "remaining", 0)
+            self._rich.update(self._task, total=figures.total, completed=done, description=line)
+        elif figures.status == MigrationStatus.COMPLETED or time.monotonic() - self._last >= 1:
+            self._last = time.monotonic()
+            self.say(f"{self._title}: {line}")
+
+    def _tell_stall(self, stall: Stall | None) -> None:
+        """Once, when it begins."""
+        if stall is not None and self._told is None:
+            self.say(f"{self._title}: {stall.reason}")
+            for advice in stall.advice:
+                self.say(f"  what would help: {advice}")
+        self._told = stall
+
+    @staticmethod
+    def say(line: str) -> None:
+        """A line for whoever watches. That nobody does must not fail the migration."""
+        try:
+            # By this way, and not past it, lines stand above the bar.
+            print(line, file=sys.stderr, flush=True)
+        except OSError:
+            # What is still buffered would fail again at exit, and with it the exit status.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+    @staticmethod
+    def _line(figures: Figures) -> str:
+        line = str(figures.status)
+        if not figures.total:
+            return line
+        line += f", {format_size(figures.transferred)}"
+        line += f" at {format_size(figures.mbps * 1e6 / 8)}/s"
+        rounds = getattr(figures, "dirty_sync_count", None)
+        if rounds is None:
+            return line
+        left = format_size(getattr(figures, "remaining", 0))
+        line += f", round {rounds}, {left} left"
+        remaining = getattr(figures, "remaining_time", None)
+        if remaining:
+            line += f", {remaining / 1000:.1f} s to go"
+        compression = getattr(figures, "compression", None)
+        if compression is not None:
+            line += f", {_level(compression.levels)}"
+        throttle = getattr(figures, "throttle", None)
+        if throttle is not None and throttle.percentage:
+            line += f", guest slowed by {throttle.percentage}%"
+        return line
+
+
+def _level(levels: tuple[int, ...]) -> str:
+    """`zstd 1`, or `zstd none-3` where the processes that compress differ."""
+    names = [str(level) if level else "none" for level in sorted(set(levels))]
+    return "zstd " + (names[0] if len(names) == 1 else f"{names[0]}-{names[-1]}")

@@ -1,0 +1,99 @@
+"""The options by which commands read streams; sizes, from text to bytes."""
+
+from __future__ import annotations
+
+import click
+
+from ...guest.sizes import MAX_SIZE, parse_size
+from ...protocol.wire.marks import MAX_PAGE_BITS, MIN_PAGE_BITS
+
+_PAGE_SIZES = [1 << bits for bits in range(MIN_PAGE_BITS, MAX_PAGE_BITS + 1)]
+
+
+def size_option(_context: click.Context, option: click.Parameter, text: str | None) -> int | None:
+    """Bytes, from `2G`: an option's callback."""
+    try:
+        return None if text is None else parse_size(text)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(str(error), param=option) from None
+
+
+def _place(option: click.Parameter, text: str) -> int:
+    """Bytes, from `2G` or `0x1000`."""
+    try:
+        return int(text, 16) if text.lower().startswith("0x") else parse_size(text)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(str(error), param=option) from None
+
+
+def _offset(_context: click.Context, option: click.Parameter, text: str) -> int:
+    place = _place(option, text)
+    if place > MAX_SIZE:
+        raise click.BadParameter(f"{text!r} is more than a file can hold", param=option)
+    return place
+
+
+def _length(_context: click.Context, option: click.Parameter, text: str | None) -> int | None:
+    return None if text is None else _place(option, text)
+
+
+def _two_offsets(
+    context: click.Context, option: click.Parameter, texts: tuple[str, ...]
+) -> tuple[int, int]:
+    if len(texts) > 2:
+        raise click.BadParameter("give one for each stream", param=option)
+    first, second = (_offset(context, option, text) for text in (*texts, "0", "0")[:2])
+    return first, second
+
+
+def _page_size(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
+    size = size_option(context, option, text)
+    if size is not None and size not in _PAGE_SIZES:
+        message = f"{text} is no power of 2 from {_PAGE_SIZES[0]} to {_PAGE_SIZES[-1]}"
+        raise click.BadParameter(message, param=option)
+    return size
+
+
+offset_option = click.option(
+    "--offset",
+    default="0",
+    metavar="SIZE",
+    callback=_offset,
+    help="where in the file the stream begins: 4096, 1M, 0x1000; messages count from there",
+)
+length_option = click.option(
+    "--length",
+    metavar="SIZE",
+    callback=_length,
+    help="bytes of the file from --offset on in which the stream ends: what stands behind them is "
+    "not looked at (default: all; most streams tell their end)",
+)
+two_offsets_option = click.option(
+    "--offset",
+    "offsets",
+    multiple=True,
+    metavar="SIZE",
+    callback=_two_offsets,
+    help="where in its file A begins: 4096, 1M, 0x1000; given again: where B does",
+)
+channel_option = click.option(
+    "--channel",
+    "channels",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(),
+    help="a channel of a captured multifd migration, whose main channel STREAM is; again for each",
+)
+page_size_option = click.option(
+    "--page-size",
+    metavar="SIZE",
+    callback=_page_size,
+    help="of a page, where the stream does not say (default: as its description says, or 4096)",
+)
+max_device_state_option = click.option(
+    "--max-device-state",
+    metavar="SIZE",
+    callback=size_option,
+    help="refuse more state of devices than this (default: any in a file; 1G from a pipe or out of "
+    "compressed data, which is kept in a temporary file, see TMPDIR, until the end is found)",
+)

@@ -1,0 +1,1 @@
+"""A stream moved from one container into another."""

@@ -1,0 +1,237 @@
+"""A stream into a mapped-ram file, and the stream of such a file into an ordinary one.
+
+Both take events as they are read, so memory use does not grow with the guest. See `mapped_ram` in
+`protocol/` for how such a file is laid out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ...protocol import events
+from ...protocol.devices.description import with_capabilities
+from ...protocol.pages.mapped_pages import list_pieces
+from ...protocol.reading.configuration import IGNORE_SHARED, MAPPED_RAM
+from ...protocol.wire import mapped_ram
+from ...protocol.wire.marks import CommandType, SectionType
+from ...protocol.writer import StreamWriter, block_entry
+from ..console.failure import CommandError
+from ..rebuild.block_file import BlockFile
+
+ZERO_PAGES = 4096
+"""Zero pages of one piece of an ordinary stream."""
+_STEP = 1 << 20
+"""Pages that are looked at at once."""
+_FOR_A_CHANNEL = {CommandType.OPEN_RETURN_PATH, CommandType.PING, CommandType.POSTCOPY_ADVISE}
+"""Commands that make no sense in a file."""
+
+
+class MappedError(CommandError):
+    """The stream cannot be put into a mapped-ram file; one line."""
+
+
+class MappedFile:
+    """Puts the events of a stream into a mapped-ram file, given by descriptor.
+
+    `head`: what stands before the stream; nothing else is there up to now.
+    """
+
+    def __init__(self, fd: int, head: bytes = b"") -> None:
+        self._fd = fd
+        self._start = len(head)
+        self._at = 0
+        self._files: dict[str, BlockFile] = {}
+        self._listed: events.RamBlocks | None = None
+        self._capabilities: tuple[str, ...] = ()
+        self._skipped = False
+        """Within a piece of `ram` of which nothing but its pages is kept."""
+        self._put(0, head)
+
+    def take(self, event: events.Event) -> None:
+        """The next event. Raises MappedError, StreamError, OSError."""
+        if isinstance(event, (events.PageRun, events.EncodedRun)):
+            self._files[event.block.name].take(event)
+        elif isinstance(event, events.RamSection):
+            self._skipped = event.kind == SectionType.PART
+            self._write(event)
+        elif isinstance(event, events.RamBlocks):
+            self._list(event)
+        elif isinstance(event, events.Configuration):
+            capable = _with(event, {*(event.capabilities or ()), MAPPED_RAM})
+            self._capabilities = capable.capabilities or ()
+            self._write(capable)
+        elif isinstance(event, events.Description):
+            self._write(_described(event, self._capabilities))
+        elif isinstance(event, events.Command):
+            self._command(event)
+        elif not isinstance(event, events.MultifdFlush):
+            self._write(event)
+
+    def finish(self) -> int:
+        """The stream has ended: its bitmaps follow. Bytes of the stream."""
+        if self._listed is None:
+            raise MappedError("the stream has no RAM")
+        for block in self._listed.blocks:
+            if block.mapped is not None and block.mapped.present:
+                self._write_bitmap(block.mapped, self._files[block.name])
+        return self._at - self._start
+
+    def _write(self, event: events.Event) -> None:
+        if not self._skipped:
+            self._put(self._at, StreamWriter().write(event))
+        elif isinstance(event, events.Footer):
+            self._skipped = False
+
+    def _put(self, place: int, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(self._fd, view, place)
+            view, place = view[count:], place + count
+        self._at = max(self._at, place)
+
+    def _command(self, event: events.Command) -> None:
+        if event.command in (CommandType.PACKAGED, CommandType.POSTCOPY_LISTEN):
+            raise MappedError("a postcopy's stream does not fit into a mapped-ram file")
+        if event.command not in _FOR_A_CHANNEL:
+            self._write(event)
+
+    def _list(self, listed: events.RamBlocks) -> None:
+        """The list, with a place for each block."""
+        if not self._capabilities:
+            raise MappedError("a mapped-ram file needs a configuration, the stream has none")
+        offset, at, blocks = self._at - self._start, self._at + 8, []
+        for block in listed.blocks:
+            mapped = self._lay_out(block, listed.page_size, at)
+            blocks.append(replace(block, page_size=None, mapped=mapped))
+            at += len(block_entry(blocks[-1]))
+            if mapped.present:
+                at = mapped.pages_offset + block.length
+                places = [(0, mapped.pages_offset)]
+                self._files[block.name] = BlockFile(
+                    self._fd, block.length, listed.page_size, places
+                )
+        self._listed = replace(listed, offset=offset, blocks=tuple(blocks))
+        for place, piece in list_pieces(self._listed):
+            self._put(self._start + place, piece)
+        os.ftruncate(self._fd, at)
+        self._at = at
+
+    def _lay_out(self, block: events.RamBlock, page_size: int, at: int) -> mapped_ram.MappedRam:
+        nowhere = mapped_ram.MappedRam(page_size, 0, 0)
+        if block.mapped is not None and not block.mapped.present:
+            return nowhere
+        if block.may_be_absent:
+            message = f"with {IGNORE_SHARED}, only a mapped-ram file says which RAM is left out"
+            raise MappedError(f"{message}: an ordinary stream of it cannot become one")
+        entry = block_entry(replace(block, page_size=None, mapped=nowhere))
+        return mapped_ram.lay_out(block.length, page_size, at + len(entry))
+
+    def _write_bitmap(self, mapped: mapped_ram.MappedRam, file: BlockFile) -> None:
+        for start in range(0, len(file.written), _STEP):
+            bits = np.packbits(file.written[start : start + _STEP], bitorder="little")
+            self._put_inside(mapped.bitmap_offset + start // 8, bits)
+
+    def _put_inside(self, place: int, data: npt.NDArray[np.uint8]) -> None:
+        at = self._at
+        self._put(place, data.tobytes())
+        self._at = at
+
+
+def plain_events(found: Iterable[events.Event]) -> Iterator[events.Event]:
+    """Those of an ordinary stream, from those of a mapped-ram file; zero pages come as such."""
+    capabilities: tuple[str, ...] = ()
+    section_id, seen = 0, _Seen()
+    for event in found:
+        if isinstance(event, events.Configuration):
+            plain = _with(event, {*(event.capabilities or ())} - {MAPPED_RAM})
+            capabilities = plain.capabilities or ()
+            yield plain
+        elif isinstance(event, events.RamSection):
+            section_id = event.section_id
+            yield event
+        elif isinstance(event, events.RamBlocks):
+            seen = _Seen(event)
+            blocks = tuple(replace(block, mapped=None) for block in event.blocks)
+            yield replace(event, blocks=blocks)
+        elif isinstance(event, events.MappedRun):
+            seen.note(event)
+            yield from _next_piece(section_id)
+            yield event
+        elif isinstance(event, events.EndOfRam):
+            for run in seen.unseen():
+                yield from _next_piece(section_id)
+                yield run
+            seen = _Seen()
+            yield event
+        elif isinstance(event, events.Description):
+            yield _described(event, capabilities)
+        else:
+            yield event
+
+
+def one_channel(found: Iterable[events.Event]) -> Iterator[events.Event]:
+    """Those of an ordinary stream, from those of a multifd migration, whose pages stand where they
+    belong already."""
+    inserted = False
+    for event in found:
+        if isinstance(event, events.MultifdFlush):
+            continue
+        if isinstance(event, events.MultifdRun):
+            inserted = True
+        elif inserted and isinstance(event, (events.PageRun, events.EncodedRun)):
+            # The block of the record before is another now.
+            inserted = False
+            yield replace(event, continued=False)
+            continue
+        yield event
+
+
+def _next_piece(section_id: int) -> Iterator[events.Event]:
+    """The end of a piece of `ram`, and the beginning of another."""
+    yield events.EndOfRam(0)
+    yield events.Footer(0, section_id)
+    yield events.RamSection(0, SectionType.PART, section_id)
+
+
+class _Seen:
+    """Which pages a mapped-ram file has."""
+
+    def __init__(self, listed: events.RamBlocks | None = None) -> None:
+        self._listed = listed
+        self._pages: dict[int, npt.NDArray[np.bool_]] = {}
+        for index, block in enumerate(listed.blocks if listed is not None else ()):
+            if not block.may_be_absent:
+                assert listed is not None
+                self._pages[index] = np.zeros(block.length // listed.page_size, np.bool_)
+
+    def note(self, run: events.MappedRun) -> None:
+        assert self._listed is not None
+        numbers = (run.offsets // np.uint64(self._listed.page_size)).astype(np.intp)
+        self._pages[run.block_index][numbers] = True
+
+    def unseen(self) -> Iterator[events.PageRun]:
+        """The other pages of the blocks that are there: they are zero."""
+        for index, pages in self._pages.items():
+            assert self._listed is not None
+            block, size = self._listed.blocks[index], np.uint64(self._listed.page_size)
+            for start in range(0, len(pages), ZERO_PAGES):
+                numbers = start + np.flatnonzero(~pages[start : start + ZERO_PAGES])
+                if len(numbers):
+                    yield events.PageRun(0, block, index, numbers.astype(np.uint64) * size, None)
+
+
+def _with(configuration: events.Configuration, capabilities: set[str]) -> events.Configuration:
+    return replace(configuration, capabilities=tuple(sorted(capabilities)) or None)
+
+
+def _described(event: events.Description, capabilities: tuple[str, ...]) -> events.Description:
+    """The description of a configuration with these capabilities."""
+    found = with_capabilities(event.json, capabilities)
+    text = event.text if found == event.json else json.dumps(found).encode()
+    return replace(event, text=text, json=found)

@@ -1,0 +1,1 @@
+"""What `vmferry dump` shows of a stream."""

@@ -1,0 +1,55 @@
+"""What `dump` shows of that in which a stream stands: a libvirt save image, a qcow2 image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import click
+
+from ...guest.sizes import format_size
+from ..console.failure import CommandError
+from ..sources.containers import Opened
+from ..sources.save_image import SaveImage
+from ..sources.snapshots import Snapshot
+
+
+class NoXmlError(CommandError):
+    """There is no domain XML, or it is damaged; one line."""
+
+
+def print_container(opened: Opened) -> None:
+    """For people; nothing where the stream stands in nothing."""
+    if opened.layers:
+        click.echo(f"container    {', '.join(opened.layers)}")
+    if opened.image is not None:
+        running = {True: "yes", False: "no", None: "not known: the header is damaged"}
+        click.echo(f"was running  {running[opened.image.was_running]}")
+        if not opened.image.finished:
+            click.echo("unfinished   libvirt did not write all of it")
+
+
+def print_xml(opened: Opened, *, as_json: bool) -> None:
+    """The domain's XML; as JSON, keys: xml, cookie. Raises NoXmlError."""
+    image = opened.image
+    if image is None:
+        raise NoXmlError("not a libvirt save image, so there is no domain XML")
+    if image.xml is None:
+        raise NoXmlError(str(image.xml_damage))
+    click.echo(_xml_as_json(image) if as_json else image.xml.rstrip("\n"))
+
+
+def _xml_as_json(image: SaveImage) -> str:
+    return json.dumps({"xml": image.xml, "cookie": image.cookie}, indent=2)
+
+
+def print_snapshots(snapshots: Iterable[Snapshot], *, as_json: bool) -> None:
+    """A line each; as JSON, key: snapshots."""
+    if as_json:
+        found = [snapshot.as_json() for snapshot in snapshots]
+        click.echo(json.dumps({"snapshots": found}, indent=2))
+        return
+    for snapshot in snapshots:
+        state = format_size(snapshot.state_size) if snapshot.state_size else "disks only"
+        taken = f"{snapshot.taken:%Y-%m-%d %H:%M:%S} UTC"
+        click.echo(f"{snapshot.id:4} {snapshot.name:24} {taken}  {state}")

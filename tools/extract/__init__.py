@@ -1,0 +1,1 @@
+"""A guest taken out of a stream, as files."""

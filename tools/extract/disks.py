@@ -1,0 +1,102 @@
+"""Disks that move with a guest (the `block` section), as raw files: sparse where they are zero.
+
+The stream does not say how large a disk is, only blocks of 1 MiB of it, the last one padded: so a
+file has as many bytes as blocks came, and may be longer than the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ...guest.file_names import file_name
+from ...protocol.errors import StreamError, UnsupportedError
+from ...protocol.sections.block import BLOCK_SIZE, SECTION_NAME, DiskBlock
+from ..console.failure import named
+
+SECTOR = 512
+MAX_DISKS = 256
+MAX_SIZE = 1 << 50
+"""Bytes of a disk."""
+
+
+@dataclass
+class Disk:
+    """A disk that stands in `file`; `size`: bytes up to the end of the last block that came."""
+
+    device: str
+    file: str
+    size: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Keys: device, file, size."""
+        return asdict(self)
+
+
+class DiskFiles:
+    """The disks of one stream, in `folder` until it is called `shown`; closed with `stack`."""
+
+    def __init__(self, folder: Path, shown: Path, stack: ExitStack) -> None:
+        self._folder = folder
+        self._shown = shown
+        self._stack = stack
+        self._files: dict[str, tuple[int, Disk]] = {}
+
+    @property
+    def disks(self) -> list[Disk]:
+        """In the order in which they came."""
+        return [disk for _, disk in self._files.values()]
+
+    def take(self, block: DiskBlock) -> None:
+        """Put a block in its place. Raises StreamError where there is no such place; OSError."""
+        if block.device not in self._files:
+            self._open(block)
+        fd, disk = self._files[block.device]
+        start = block.sector * SECTOR
+        if start + BLOCK_SIZE > MAX_SIZE:
+            message = f"disk {block.device} reaches {start + BLOCK_SIZE} bytes"
+            raise StreamError(message, offset=block.offset, section=SECTION_NAME)
+        with named(disk.file):
+            if start + BLOCK_SIZE > disk.size:
+                disk.size = start + BLOCK_SIZE
+                os.ftruncate(fd, disk.size)
+            if block.data is not None:
+                _write(fd, memoryview(block.data), start)
+            elif _has_data(fd, start):
+                _write(fd, memoryview(bytes(BLOCK_SIZE)), start)
+
+    def _open(self, block: DiskBlock) -> None:
+        number = len(self._files)
+        if not block.device:
+            message = "a disk without a name: there may be several, which cannot be told apart"
+            raise UnsupportedError(message, offset=block.offset, section=SECTION_NAME)
+        if number == MAX_DISKS:
+            message = f"more than {MAX_DISKS} disks"
+            raise StreamError(message, offset=block.offset, section=SECTION_NAME)
+        name = file_name(number, block.device)
+        shown = str(self._shown / name)
+        with named(shown):
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            fd = os.open(self._folder / name, flags, 0o600)
+        self._stack.callback(os.close, fd)
+        self._files[block.device] = (fd, Disk(block.device, shown))
+
+
+def _write(fd: int, piece: memoryview, place: int) -> None:
+    while piece:
+        count = os.pwrite(fd, piece, place)
+        piece, place = piece[count:], place + count
+
+
+def _has_data(fd: int, start: int) -> bool:
+    """Whether anything but a hole stands where the block belongs."""
+    try:
+        return os.lseek(fd, start, os.SEEK_DATA) < start + BLOCK_SIZE
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return False

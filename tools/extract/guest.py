@@ -1,0 +1,364 @@
+"""A guest out of a stream, as files: RAM (raw images, an ELF core or LiME), disks, devices' state.
+
+Memory use does not grow with the guest: the output itself is what pages are changed in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ...guest.file_names import file_name
+from ...protocol import events
+from ...protocol.errors import StreamError
+from ...protocol.formats.memory_image import Region
+from ...protocol.sections.block import DiskBlock
+from ...protocol.wire.kept import Payload, pieces
+from ..console.failure import CommandError, named
+from ..machines.main_ram import Guest
+from ..machines.plugged import LeftOut
+from ..rebuild.arrivals import Arrivals, MissingPages
+from ..rebuild.block_file import BlockFile, Run, check_run, part_of
+from ..rebuild.guest import absent_message
+from ..rebuild.staged import Staged
+from ..sources.domain import Domain
+from ..sources.source import Left
+from ..sources.stream_events import PAGE_SIZE, USUALLY, Behind, Found, How, read_events
+from .disks import Disk, DiskFiles
+from .memory_output import Asked, MemoryOutput
+
+if TYPE_CHECKING:
+    from ..rescue.survey import Survey
+    from ..rescue.survival import Survival
+    from ..sources.channels import Channels
+
+
+class ExtractError(CommandError):
+    """What is asked for cannot be had from this stream; one line."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """`blocks`: by name, one behind the other; none: the guest's memory. `placed`: further ones,
+    with their addresses. `everything`: all blocks, into a folder.
+
+    `out`: of the RAM; `devices`: a folder for the devices' state; `disks`: one for disks.
+    `machine`: its name, where the stream has none, or another; `arch`: the processor, by QEMU's
+    name; `base`: where memory begins; `domain`: what libvirt says of the guest. `max_below_4g`: see
+    main_ram. `partial`: keep what there is where the stream is damaged. `how`: as in
+    `read_events`.
+    """
+
+    out: Path | None
+    blocks: tuple[str, ...] = ()
+    everything: bool = False
+    format: str = "raw"
+    devices: Path | None = None
+    max_below_4g: int | None = None
+    partial: bool = False
+    disks: Path | None = None
+    how: How = USUALLY
+    placed: tuple[tuple[str, int], ...] = ()
+    machine: str | None = None
+    arch: str | None = None
+    base: int | None = None
+    domain: Domain | None = None
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A RAM block that stands in `file`; `regions`: where the guest sees it, None: not known."""
+
+    block: str
+    file: str
+    length: int
+    regions: list[Region] | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Keys: block, file, length, regions (None, or objects: start, length, address)."""
+        return asdict(self)
+
+
+@dataclass
+class Report:
+    """What was extracted; `absent`: names of blocks that the stream does not bring; `processors`:
+    how many have their registers in the ELF core; `behind`: what stands behind the stream;
+    `missing`: pages of these blocks that never arrived, in whose place are zeros; `damage`,
+    `survival`: what was wrong first in a damaged stream, and what became of its pages and devices,
+    where that was asked for; `left_out`: memory that is in no output; `notices`: further lines for
+    the user."""
+
+    blocks: list[Extracted] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    devices: int = 0
+    processors: int = 0
+    disks: list[Disk] = field(default_factory=list)
+    behind: Left | None = None
+    missing: list[MissingPages] = field(default_factory=list)
+    damage: StreamError | None = None
+    survival: Survival | None = None
+    left_out: list[LeftOut] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Keys: blocks (see Extracted), absent (names), devices (how many sections), processors
+        (how many have their registers in the ELF core), disks (see Disk), behind (null, or see
+        Left), missing (see MissingPages), survival (with --partial; see Survival), left_out (see
+        LeftOut), notices (lines)."""
+        return {
+            "blocks": [block.as_json() for block in self.blocks],
+            "absent": self.absent,
+            "devices": self.devices,
+            "processors": self.processors,
+            "disks": [disk.as_json() for disk in self.disks],
+            "behind": None if self.behind is None else self.behind.as_json(),
+            "missing": [pages.as_json() for pages in self.missing],
+            "survival": None if self.survival is None else self.survival.as_json(),
+            "left_out": [left.as_json() for left in self.left_out],
+            "notices": self.notices,
+        }
+
+
+def extract(stream: BinaryIO, wanted: Wanted, channels: Channels | None = None) -> Report:
+    """Read all of the stream. Raises StreamError, ExtractError, LayoutError, OSError.
+
+    Whatever is raised, no output is there. With `partial`, StreamError is raised where nothing can
+    be had; else the report tells of the damage.
+    """
+    with ExitStack() as stack, Staged() as staged:
+        # Pages of channels are sent in any order, and no page of a channel is found behind damage.
+        if wanted.partial and channels is None:
+            report = _extract_around_damage(stream, wanted, staged, stack)
+        else:
+            report = _extract_sound(stream, wanted, channels, _Extraction(wanted, staged, stack))
+        staged.keep()
+        return report
+
+
+def _extract_sound(
+    stream: BinaryIO, wanted: Wanted, channels: Channels | None, work: _Extraction
+) -> Report:
+    """Read up to the first damage, which with `partial` is reported, and raised otherwise."""
+    try:
+        for event in read_events(stream, wanted.how, channels):
+            work.take(event)
+    except StreamError as error:
+        if not wanted.partial or not work.listed:
+            raise
+        work.report.damage = error
+    return work.finish()
+
+
+def _extract_around_damage(
+    stream: BinaryIO, wanted: Wanted, staged: Staged, stack: ExitStack
+) -> Report:
+    """Read what is sound before and behind damage."""
+    # Most streams are sound, and all this takes longer to import than a small one to read.
+    from ...protocol.rescue.salvage import Damage, Mended, Unplaced  # noqa: PLC0415
+    from ..rescue.salvage_events import Salvager  # noqa: PLC0415
+    from ..rescue.survey import Survey  # noqa: PLC0415
+
+    survey = Survey()
+    work = _Extraction(wanted, staged, stack, survey)
+    salvager = Salvager(stream, survey, wanted.how)
+    for salvaged in salvager.read():
+        survey.take(salvaged)
+        if not isinstance(salvaged, (Damage, Mended, Unplaced)):
+            work.take(salvaged)
+    work.report.damage = salvager.error
+    return work.finish()
+
+
+class _Extraction:
+    """Takes the events of one stream."""
+
+    def __init__(
+        self, wanted: Wanted, staged: Staged, stack: ExitStack, survey: Survey | None = None
+    ) -> None:
+        self._wanted = wanted
+        self._staged = staged
+        self._stack = stack
+        self._survey = survey
+        named_by_libvirt = "" if wanted.domain is None else wanted.domain.machine
+        self._machine = wanted.machine or named_by_libvirt
+        self._page_size = wanted.how.page_size or PAGE_SIZE
+        self._files: dict[str, BlockFile] = {}
+        self._paths: dict[str, Path] = {}
+        self._shown: dict[str, Path] = {}
+        self._devices: list[dict[str, Any]] = []
+        self._folder = None if wanted.devices is None else staged.folder(wanted.devices)
+        self._disks: DiskFiles | None = None
+        if wanted.disks is not None:
+            self._disks = DiskFiles(staged.folder(wanted.disks), wanted.disks, stack)
+        self._arrivals = Arrivals()
+        self.listed = False
+        self._memory: MemoryOutput | None = None
+        self._description: events.Description | None = None
+        self.report = Report()
+
+    def take(self, event: Found) -> None:
+        """The next event."""
+        self._arrivals.take(event)
+        if isinstance(event, events.Configuration):
+            self._machine = self._wanted.machine or event.machine
+        elif isinstance(event, events.RamBlocks):
+            self._page_size = event.page_size
+            self._open(event.blocks)
+        elif isinstance(event, (events.PageRun, events.EncodedRun)):
+            self._pages(event)
+        elif isinstance(event, DiskBlock) and self._disks is not None:
+            self._disks.take(event)
+            self.report.disks = self._disks.disks
+        elif isinstance(event, events.DeviceSection):
+            self._device(event)
+        elif isinstance(event, events.Description):
+            self._describe(event)
+        elif isinstance(event, Behind):
+            self.report.behind = event.left
+
+    def _pages(self, run: events.PageRun | events.EncodedRun) -> None:
+        file = self._files.get(run.block.name)
+        if file is not None:
+            with named(self._shown[run.block.name]):
+                self._put(run, file.take)
+        else:
+            self._put(run, lambda some: check_run(some, self._page_size))
+
+    def _put(self, run: Run, put: Callable[[Run], None]) -> None:
+        """Put a run in its place; of a damaged stream, without the pages whose encoding is wrong.
+
+        Putting those before them again changes nothing.
+        """
+        try:
+            put(run)
+        except StreamError:
+            if self._survey is None:
+                raise
+            for index in range(len(run.offsets)):
+                page = part_of(run, slice(index, index + 1))
+                try:
+                    put(page)
+                except StreamError:
+                    self._survey.spoil(page)
+
+    def finish(self) -> Report:
+        """The stream has ended."""
+        if not self.listed and self._wanted.out is not None:
+            raise ExtractError("the stream has no RAM")
+        if self._disks is not None and not self.report.disks:
+            raise ExtractError("the stream has no disks")
+        self._finish_memory()
+        self._leave_out_absent()
+        if self._folder is not None:
+            text = json.dumps(self._devices, indent=1)
+            self._write("devices.json", text.encode())
+        if self._survey is None:
+            self._note_missing()
+        else:
+            names = {block.block for block in self.report.blocks}
+            self.report.survival = self._survey.finish(names, self._arrivals)
+        return self.report
+
+    def _leave_out_absent(self) -> None:
+        """Shared blocks that did not come have no file."""
+        absent = [block for block in self.report.blocks if block.block in self._arrivals.absent]
+        if absent and not self._wanted.everything:
+            raise ExtractError(absent_message(absent[0].block))
+        for block in absent:
+            self._paths[block.block].unlink()
+            self.report.blocks.remove(block)
+            self.report.absent.append(block.block)
+
+    def _note_missing(self) -> None:
+        """Pages of these blocks that never arrived are zero in the output."""
+        names = {block.block for block in self.report.blocks}
+        if names:
+            missing = self._arrivals.missing()
+            self.report.missing = [pages for pages in missing if pages.block in names]
+
+    def _open(self, blocks: tuple[events.RamBlock, ...]) -> None:
+        """The outputs for all blocks that are wanted."""
+        self.listed = True
+        out, wanted = self._wanted.out, self._wanted
+        if out is None:
+            return
+        if not wanted.everything:
+            asked = Asked(wanted.format, wanted.blocks, wanted.placed, wanted.arch)
+            self._memory = MemoryOutput(asked, self._guest(), blocks, self._page_size, self._stack)
+            fd = self._staged.file(out)
+            self._stack.callback(os.close, fd)
+            self._memory.open(fd, out)
+            self._files = self._memory.files
+            self._shown = dict.fromkeys(self._files, out)
+            return
+        folder = self._staged.folder(out)
+        for number, block in enumerate(blocks):
+            path = folder / file_name(number, block.name)
+            self._paths[block.name] = path
+            shown = out / path.name
+            with named(shown):
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                self._stack.callback(os.close, fd)
+                os.ftruncate(fd, block.length)
+            self._files[block.name] = BlockFile(fd, block.length, self._page_size)
+            self._shown[block.name] = shown
+            self.report.blocks.append(Extracted(block.name, str(shown), block.length, None))
+
+    def _guest(self) -> Guest:
+        """What says where its memory is."""
+        wanted, domain = self._wanted, self._wanted.domain
+        target = wanted.arch or (None if domain is None else domain.target)
+        plugged = {} if domain is None else domain.plugged
+        return Guest(self._machine, target, wanted.base, wanted.max_below_4g, plugged)
+
+    def _finish_memory(self) -> None:
+        """The memory is complete, but for what stands behind it in the stream."""
+        if self._memory is None:
+            return
+        assert self._wanted.out is not None
+        written = self._memory.finish(
+            self._description, self._arrivals.absent, damaged=self.report.damage is not None
+        )
+        out = str(self._wanted.out)
+        self.report.blocks = [
+            Extracted(block.name, out, block.length, seen) for block, seen, _ in written.parts
+        ]
+        self.report.left_out = written.left
+        self.report.notices = written.notices
+        self.report.processors = written.processors or 0
+
+    def _describe(self, description: events.Description) -> None:
+        if self._folder is not None:
+            self._write("description.json", description.text)
+        self._description = description
+
+    def _device(self, section: events.DeviceSection) -> None:
+        if self._memory is not None:
+            self._memory.take(section)
+        if self._folder is None:
+            return
+        name = file_name(len(self._devices), section.name)
+        self._write(name, section.payload)
+        self._devices.append(
+            {
+                "file": name,
+                "name": section.name,
+                "section_id": section.section_id,
+                "instance_id": section.instance_id,
+                "version": section.version,
+                "offset": section.payload_offset,
+            }
+        )
+        self.report.devices += 1
+
+    def _write(self, name: str, data: Payload) -> None:
+        """Write a file in the folder for devices."""
+        assert self._folder is not None
+        assert self._wanted.devices is not None
+        with named(self._wanted.devices / name), (self._folder / name).open("wb") as file:
+            file.writelines(pieces(data))

@@ -1,0 +1,1 @@
+"""What is known of QEMU's machines: memory layout, processors, devices."""

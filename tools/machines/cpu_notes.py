@@ -1,0 +1,201 @@
+"""A guest's processors, out of their device state: what they are, and their registers as notes.
+
+Which fields the state of a processor has was read off the descriptions of streams of QEMU 7.2 and
+10.0, of each target that can migrate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...protocol.devices.fields import Decoder, leaves
+from ...protocol.errors import StreamError
+from ...protocol.events import Description, DeviceSection
+from ...protocol.formats.core_notes import (
+    GENERAL,
+    SEGMENTS,
+    aarch64_registers,
+    arm_registers,
+    registers,
+)
+from .table import TARGETS, Target
+
+SECTION_NAME = "cpu"
+
+Values = Mapping[str, Any]
+"""Fields of a processor by path."""
+
+AARCH64_ID_REGISTERS = range(0x6030_0000_0013_C020, 0x6030_0000_0013_C040)
+"""Numbers that KVM's interface gives the registers ID_AA64PFR0_EL1 and those behind it; they are
+zero where a processor has no AArch64."""
+ARM_SCTLR = 0x6030_0000_0013_C080
+SCTLR_BIG_ENDIAN = 1 << 25
+PPC_LPCR = 318
+LPCR_LITTLE_ENDIAN = 1 << 25
+"""Interrupts are taken in little-endian order, as Linux sets it for its own."""
+MIPS_BIG_ENDIAN = 1 << 15
+"""In CP0's Config register."""
+
+
+@dataclass(frozen=True)
+class Processors:
+    """What is known of all processors: what they are (None: the stream does not tell), how many
+    there are, of how many the registers are known, and the notes that hold these."""
+
+    target: Target | None
+    count: int
+    known: int
+    notes: bytes
+
+
+def look(
+    sections: Iterable[DeviceSection], description: Description | None, *, damaged: bool = False
+) -> Processors:
+    """Look at the sections of processors. Raises StreamError where one is not as described, but
+    for a stream that is `damaged`."""
+    decoder = Decoder(description)
+    target, count = None, 0
+    notes: list[tuple[bytes, bytes]] = []
+    for section in sections:
+        count += 1
+        try:
+            fields = leaves(decoder.decode(section))
+        except StreamError:
+            if not damaged:
+                raise
+            continue
+        values: dict[str, Any] = {path: field.value for path, field in fields}
+        try:
+            found = _target(values)
+            if found is None:
+                continue
+            target = target or found
+            write = _NOTES.get(found.name)
+            if write is not None:
+                notes.append(write(section.instance_id, values))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            # Not what its names promise: the description may say anything.
+            continue
+    order = b"".join(first for first, _ in notes) + b"".join(second for _, second in notes)
+    return Processors(target, count, len(notes), order)
+
+
+def _target(values: Values) -> Target | None:
+    """What a processor with these fields is; None: nothing that is known."""
+    for mark, find in _MARKS.items():
+        if mark in values:
+            return find(values)
+    return None
+
+
+def _wide(values: Values, path: str) -> bool:
+    """Whether an array of registers has 64 bits each: by its dtype."""
+    return bool(values[path].dtype.itemsize == 8)
+
+
+def _arm(values: Values) -> Target:
+    """AArch64, if it is in that state, or its identification says that it can be."""
+    found = _arm_registers(values)
+    state = _number(values["cpsr"])
+    wide = not state & 0x10 or any(found.get(number) for number in AARCH64_ID_REGISTERS)
+    little = not found.get(ARM_SCTLR, 0) & SCTLR_BIG_ENDIAN
+    return TARGETS["aarch64" if wide and "m" not in _profile(values) else "arm"].of(little)
+
+
+def _profile(values: Values) -> str:
+    """`m`, if it is a microcontroller."""
+    return "m" if any(path.startswith("cpu/m/") for path in values) else ""
+
+
+def _arm_registers(values: Values) -> dict[int, int]:
+    """Its system registers by number; a microcontroller has none."""
+    numbers = values.get("cpreg_vmstate_indexes", ())
+    found = values.get("cpreg_vmstate_values", ())
+    return dict(zip(map(int, numbers), map(int, found), strict=True))
+
+
+def _ppc(values: Values) -> Target:
+    wide = _wide(values, "env.gpr")
+    little = wide and bool(int(values["env.spr"][PPC_LPCR]) & LPCR_LITTLE_ENDIAN)
+    return TARGETS["ppc64" if wide else "ppc"].of(little)
+
+
+def _mips(values: Values) -> Target:
+    wide = _wide(values, "env.active_tc/gpr")
+    config = int(values["env.CP0_Config0"])
+    name = "mips64" if wide else "mips"
+    return TARGETS[name if config & MIPS_BIG_ENDIAN else f"{name}el"]
+
+
+_MARKS: dict[str, Callable[[Values], Target]] = {
+    "env.eip": lambda values: TARGETS["x86_64" if _wide(values, "env.regs") else "i386"],
+    "env.xregs": _arm,
+    "env.nip": _ppc,
+    "env.psw.mask": lambda _: TARGETS["s390x"],
+    "env.misa_mxl": lambda values: TARGETS["riscv64" if _wide(values, "env.gpr") else "riscv32"],
+    "env.CP0_Config0": _mips,
+    "env.gregs": lambda values: TARGETS["sparc64" if _wide(values, "env.gregs") else "sparc"],
+    "env.dregs": lambda _: TARGETS["m68k"],
+}
+"""By a field that no other processor has."""
+
+
+def _x86_notes(number: int, values: Values) -> tuple[bytes, bytes]:
+    """Raises KeyError, TypeError, ValueError where a register is not there, or none."""
+    wide = _wide(values, "env.regs")
+    count = len(GENERAL) if wide else len(GENERAL) // 2
+    found = [int(value) for value in values["env.regs"]]
+    if len(found) != count:
+        raise ValueError("another number of registers")
+    plain = dict.fromkeys(GENERAL, 0) | dict(zip(GENERAL, found, strict=False))
+    plain |= {"rip": values["env.eip"], "rflags": values["env.eflags"]}
+    paths = {name: f"env.segs[{index}]" for index, name in enumerate(SEGMENTS)}
+    paths |= {name: f"env.{name}" for name in ("ldt", "tr", "gdt", "idt")}
+    segments = {
+        name: {key: values[f"{path}/{key}"] for key in ("selector", "limit", "flags", "base")}
+        for name, path in paths.items()
+    }
+    # There is no CR1.
+    control = (values["env.cr[0]"], 0, *(values[f"env.cr[{number}]"] for number in (2, 3, 4)))
+    base = values["env.kernelgsbase"] if wide else 0
+    return registers(number, plain, segments, control, base, 64 if wide else 32)
+
+
+def _arm_notes(number: int, values: Values) -> tuple[bytes, bytes]:
+    floats = None
+    if "cpu/vfp/fpscr" in values:
+        found = _vectors(values)
+        # 16 registers of 128 bits are 32 of 64.
+        doubles = [half for pair in found[:16] for half in pair]
+        floats = doubles, _number(values["cpu/vfp/fpscr"])
+    general = [int(value) for value in values["env.regs"]]
+    return arm_registers(number, general, _number(values["cpsr"]), floats), b""
+
+
+def _aarch64_notes(number: int, values: Values) -> tuple[bytes, bytes]:
+    general = [int(value) for value in values["env.xregs"]]
+    floats = [half for pair in _vectors(values) for half in pair]
+    state = _number(values["cpsr"]), _number(values["cpu/vfp/fpscr"])
+    return aarch64_registers(number, general, values["env.pc"], state[0], (floats, state[1])), b""
+
+
+def _vectors(values: Values) -> list[tuple[int, int]]:
+    """The registers of 128 bits, as two halves, the low one first."""
+    found = (values[f"cpu/vfp/env.vfp.zregs[{index}].d"] for index in range(32))
+    return [(int(low), int(high)) for low, high, *_ in found]
+
+
+def _number(value: Any) -> int:
+    """One that the description calls by a type of its own: big-endian, as all are."""
+    return int.from_bytes(bytes(value), "big")
+
+
+_NOTES: dict[str, Callable[[int, Values], tuple[bytes, bytes]]] = {
+    "i386": _x86_notes,
+    "x86_64": _x86_notes,
+    "arm": _arm_notes,
+    "aarch64": _aarch64_notes,
+}
+"""By target."""

@@ -1,0 +1,305 @@
+"""`vmferry bench`: vmferry against QEMU, moving the same memory over loopback TCP, in turns.
+
+Both move a paused guest whose pages exist on both sides. Throughput is
+as QEMU reckons it: guest RAM over the time from the end of setup to completion. CPU time is that of
+all processes of both ends over that time; what setup took besides (vmferry starts its processes
+then) is told, too. Where vmferry compresses, so does QEMU, if it can: `zstd` there is
+multifd-compression, over two channels.
+"""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from statistics import median
+from typing import Any, TypeAlias
+
+import click
+import psutil
+from qemu.qmp import QMPError
+from qemu.qmp.legacy import QEMUMonitorProtocol
+from rich.console import Console
+from rich.table import Table
+
+from ...protocol.states import MigrationStatus
+from ...receiver.coordinator import Receiver
+from ...sender.coordinator import Sender
+from ...sender.parameters import SendParameters
+from ...transport.process import send_message, start_child, stop_children
+from ...transport.shared import SharedFd
+from .bench_guest import StillGuest
+from .bench_memory import BLOCK, BenchError, Memory
+
+QEMU_CHANNELS = 2
+TIMEOUT = 120.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One migration: seconds from the end of setup and CPU seconds of both ends in it; setup's.
+
+    `transferred`: bytes on the wire.
+    """
+
+    seconds: float
+    cpu: float
+    setup: float
+    setup_cpu: float
+    transferred: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How to migrate: see `SendParameters.compress`, and bytes a second (None: no limit)."""
+
+    compress: str = "none"
+    max_bandwidth: int | None = None
+
+    def qemu_parameters(self) -> dict[str, Any] | None:
+        """QEMU's counterpart; None where it has none."""
+        parameters: dict[str, Any] = {"max-bandwidth": self.max_bandwidth or 1 << 40}
+        method, _, level = self.compress.partition(":")
+        if method == "zstd":
+            parameters |= {
+                "multifd-channels": QEMU_CHANNELS,
+                "multifd-compression": "zstd",
+                "multifd-zstd-level": int(level or 1),
+            }
+        return None if method == "adaptive" else parameters
+
+
+def _spent() -> float:
+    """CPU seconds of this process and of all its descendants, dead or alive."""
+    me = psutil.Process()
+    return sum(sum(process.cpu_times()[:4]) for process in [me, *me.children(recursive=True)])
+
+
+def _send(connection: Connection, uri: str, memory: SharedFd, size: int, variant: Variant) -> None:
+    started, spent = time.monotonic(), [_spent()]
+    parameters = SendParameters(variant.max_bandwidth, compress=variant.compress)
+    sender = Sender(StillGuest(memory.fileno(), size), uri, parameters)
+    sender.states.add_listener(
+        lambda _, new: spent.append(_spent()) if new is MigrationStatus.ACTIVE else None
+    )
+    figures = sender.run()
+    whole = time.monotonic() - started
+    seconds = (figures.total_time - figures.setup_time) / 1000
+    cpu, setup_cpu = _spent() - spent[1], spent[1] - spent[0]
+    run = Run(seconds, cpu, whole - seconds, setup_cpu, figures.transferred)
+    send_message(connection, run)
+
+
+def _receive(connection: Connection, memory: SharedFd, size: int) -> None:
+    started, spent = time.monotonic(), [_spent()]
+    guest = StillGuest(memory.fileno(), size)
+
+    def listening(uri: str) -> None:
+        spent.append(_spent())
+        send_message(connection, (uri, time.monotonic() - started))
+
+    Receiver(guest, "tcp:127.0.0.1:0").run(on_listening=listening)
+    send_message(connection, (spent[1] - spent[0], _spent() - spent[1]))
+
+
+def run_vmferry(memory: Memory, variant: Variant) -> Run:
+    """One migration from one process group to another."""
+    receiver = start_child(
+        "vmferry-bench", _receive, (memory.destination, memory.size), parent=True
+    )
+    try:
+        uri, waited = receiver.connection.recv()
+        arguments = (uri, memory.source, memory.size, variant)
+        sender = start_child("vmferry-bench", _send, arguments, parent=True)
+        try:
+            run: Run = sender.connection.recv()
+            setup_cpu, cpu = receiver.connection.recv()
+        finally:
+            stop_children([sender])
+    except EOFError:
+        raise BenchError("a vmferry process died") from None
+    finally:
+        stop_children([receiver])
+    setup, setup_cpu = run.setup + waited, run.setup_cpu + setup_cpu
+    return Run(run.seconds, run.cpu + cpu, setup, setup_cpu, run.transferred)
+
+
+class Qemu:
+    """A paused QEMU under TCG on one end's memory. Raises BenchError when it does not start."""
+
+    def __init__(self, command: str, memory: Memory, fd: int, *options: str) -> None:
+        size = memory.size
+        backend = f"memory-backend-file,id={BLOCK},size={size},share=on"
+        if memory.content != "untouched":
+            backend += ",prealloc=on"
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process = psutil.Popen(
+                [
+                    *shlex.split(command),
+                    *("-accel", "tcg", "-S", "-display", "none", "-nodefaults"),
+                    *("-machine", f"pc,memory-backend={BLOCK}", "-m", f"{size >> 20}M"),
+                    *("-object", f"{backend},mem-path=/proc/self/fd/{fd}"),
+                    *("-chardev", f"socket,id=qmp,fd={theirs.fileno()}"),
+                    *("-mon", "chardev=qmp,mode=control"),
+                    *options,
+                ],
+                pass_fds=[fd, theirs.fileno()],
+            )
+        self._qmp = QEMUMonitorProtocol(ours)
+        try:
+            self._qmp.connect()
+        except QMPError as error:
+            self.close()
+            raise BenchError(f"{command}: {error}") from error
+
+    def ask(self, name: str, **arguments: Any) -> Any:
+        """A QMP command's answer."""
+        return self._qmp.cmd(name, **arguments)
+
+    def spent(self) -> float:
+        """CPU seconds so far."""
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+    def wait_migrated(self) -> dict[str, Any]:
+        """The figures of the completed migration. Raises BenchError when it does not complete."""
+        deadline = time.monotonic() + TIMEOUT
+        while time.monotonic() < deadline:
+            figures: dict[str, Any] = self.ask("query-migrate")
+            if figures.get("status") == "completed":
+                return figures
+            if figures.get("status") == "failed":
+                break
+            time.sleep(0.01)
+        raise BenchError(f"QEMU's migration did not complete: {figures}")
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait()
+        self._qmp.close()
+
+
+def run_qemu(command: str, memory: Memory, parameters: dict[str, Any]) -> Run:
+    """One migration from one QEMU to another."""
+    incoming = ("-incoming", "defer")
+    with (
+        closing(Qemu(command, memory, memory.source.fileno())) as source,
+        closing(Qemu(command, memory, memory.destination.fileno(), *incoming)) as destination,
+    ):
+        for end in (source, destination):
+            on = "multifd-compression" in parameters
+            multifd = {"capability": "multifd", "state": on}
+            end.ask("migrate-set-capabilities", capabilities=[multifd])
+            end.ask("migrate-set-parameters", **parameters)
+        destination.ask("migrate-incoming", uri="tcp:127.0.0.1:0")
+        address = destination.ask("query-migrate")["socket-address"][0]
+        spent = source.spent() + destination.spent()
+        source.ask("migrate", uri=f"tcp:127.0.0.1:{address['port']}")
+        figures = source.wait_migrated()
+        destination.wait_migrated()
+        spent = source.spent() + destination.spent() - spent
+    setup = figures["setup-time"] / 1000
+    transferred = figures["ram"]["transferred"]
+    return Run(figures["total-time"] / 1000 - setup, spent, setup, 0.0, transferred)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Medians over all runs of one program with one content, a GiB of guest RAM: GiB/s, CPU s.
+
+    `compress`: see `SendParameters`; `ratio`: bytes of RAM for one on the wire.
+    """
+
+    content: str
+    program: str
+    compress: str
+    throughput: float
+    cpu: float
+    setup: float
+    setup_cpu: float
+    ratio: float
+
+    @classmethod
+    def of(cls, content: str, program: str, compress: str, gib: float, runs: list[Run]) -> Result:
+        """The medians."""
+        return cls(
+            content,
+            program,
+            compress,
+            gib / median(run.seconds for run in runs),
+            median(run.cpu for run in runs) / gib,
+            median(run.setup for run in runs),
+            median(run.setup_cpu for run in runs),
+            gib * (1 << 30) / median(run.transferred for run in runs),
+        )
+
+
+Program: TypeAlias = tuple[str, str]
+"""Its name, and how it compresses."""
+
+
+def _programs(
+    qemu: str | None, variants: Iterable[Variant]
+) -> dict[Program, Callable[[Memory], Run]]:
+    programs: dict[Program, Callable[[Memory], Run]] = {}
+    for variant in variants:
+        programs["vmferry", variant.compress] = partial(run_vmferry, variant=variant)
+        parameters = variant.qemu_parameters()
+        if qemu is not None and parameters is not None:
+            run = partial(run_qemu, qemu, parameters=parameters)
+            programs["qemu", variant.compress] = run
+    return programs
+
+
+def bench(
+    size: int,
+    contents: tuple[str, ...],
+    runs: int,
+    qemu: str | None,
+    variants: tuple[Variant, ...],
+    tell: Callable[[str], None],
+) -> list[Result]:
+    """Run all of it; `tell` hears of each run. Raises BenchError."""
+    if size % (1 << 20):
+        raise BenchError(f"{size} bytes of RAM are not a multiple of 1 MiB")
+    programs = _programs(qemu, variants)
+    results, gib = [], size / (1 << 30)
+    for content in contents:
+        memory = Memory.create(content, size)
+        done: dict[Program, list[Run]] = {program: [] for program in programs}
+        for number in range(runs):
+            for program, run in programs.items():
+                memory.prepare_run()
+                done[program].append(run(memory))
+                memory.check()
+                speed = gib / done[program][-1].seconds
+                name = " ".join(part for part in program if part != "none")
+                tell(f"{content} {number + 1}/{runs} {name}: {speed:.2f} GiB/s")
+        memory.close()
+        results += [Result.of(content, *program, gib, done[program]) for program in programs]
+    return results
+
+
+def print_results(results: list[Result]) -> None:
+    """A table for people, and the ratios to QEMU."""
+    columns = ("content", "program", "compress", "GiB/s", "CPU s/GiB", "ratio")
+    table = Table(*columns, "setup s", "setup CPU s", box=None)
+    for result in results:
+        figures = (result.throughput, result.cpu, result.ratio, result.setup, result.setup_cpu)
+        names = (result.content, result.program, result.compress)
+        table.add_row(*names, *(f"{figure:.2f}" for figure in figures))
+    Console().print(table)
+    qemu = {(its.content, its.compress): its for its in results if its.program == "qemu"}
+    for ours in (result for result in results if result.program == "vmferry"):
+        theirs = qemu.get((ours.content, ours.compress))
+        if theirs is not None:
+            speed, cpu = ours.throughput / theirs.throughput, ours.cpu / theirs.cpu
+            name = ours.content if ours.compress == "none" else f"{ours.content}, {ours.compress}"
+            click.echo(f"{name}: {speed:.2f} x QEMU's throughput, {cpu:.2f} x its CPU")

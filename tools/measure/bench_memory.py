@@ -1,0 +1,109 @@
+"""The memory that `vmferry bench` moves: what it holds, and whether it arrived."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...guest.base import RamBlock, is_hole, map_block, populate
+from ...transport.shared import SharedFd
+
+STEP = 16 << 20
+CONTENTS = ("random", "zero", "untouched", "text")
+BLOCK = "pc.ram"
+
+
+class BenchError(Exception):
+    """A run did not do what it should; one line."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The RAM of both ends, in anonymous shared memory.
+
+    `content`: `random` bytes; `zero`: pages that exist; `untouched`: pages that do not; `text`:
+    half of each page random bytes, half words of a few hundred, in the order of chance.
+    """
+
+    content: str
+    size: int
+    source: SharedFd
+    destination: SharedFd
+
+    @classmethod
+    def create(cls, content: str, size: int) -> Memory:
+        """As before the first run."""
+        ends = [SharedFd.memory(f"vmferry-bench-{end}", size) for end in ("source", "destination")]
+        memory = cls(content, size, *ends)
+        if content != "untouched":
+            for ram in memory.ends():
+                populate(ram, write=True)
+        if content in FILLERS:
+            ram, _ = memory.ends()
+            generator = np.random.default_rng(1)
+            for start in range(0, size, STEP):
+                piece = ram[start : start + STEP]
+                piece[:] = FILLERS[content](generator, len(piece))
+        return memory
+
+    def _blocks(self) -> list[RamBlock]:
+        ends = (self.source, self.destination)
+        return [RamBlock(BLOCK, self.size, 4096, shared.fileno()) for shared in ends]
+
+    def ends(self) -> list[npt.NDArray[np.uint8]]:
+        """Source and destination as arrays of bytes."""
+        return [map_block(block) for block in self._blocks()]
+
+    def prepare_run(self) -> None:
+        """See that the destination has something to do."""
+        if self.content == "untouched":
+            for shared in (self.source, self.destination):
+                os.ftruncate(shared.fileno(), 0)
+                os.ftruncate(shared.fileno(), self.size)
+        elif self.content in FILLERS:
+            _, ram = self.ends()
+            ram.reshape(-1, 4096)[:, 0] ^= 0xFF
+
+    def check(self) -> None:
+        """Raises BenchError when the destination does not equal the source."""
+        if all(is_hole(block, 0, self.size) for block in self._blocks()):
+            return
+        source, destination = self.ends()
+        for start in range(0, self.size, STEP):
+            end = start + STEP
+            if not np.array_equal(source[start:end], destination[start:end]):
+                raise BenchError(f"the memories differ in the {STEP >> 20} MiB at {start:#x}")
+
+    def close(self) -> None:
+        """Give it back."""
+        self.source.close()
+        self.destination.close()
+
+
+def _random(generator: np.random.Generator, size: int) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(generator.bytes(size), np.uint8)
+
+
+def _text(generator: np.random.Generator, size: int) -> npt.NDArray[np.uint8]:
+    """`size` is a multiple of the page's."""
+    alphabet = np.frombuffer(b"etaoinshrdlucmfw", np.uint8)
+    words = [
+        alphabet[generator.integers(0, len(alphabet), count)].tobytes()
+        for count in generator.integers(2, 10, 400)
+    ]
+    # The more a word is used, the less others are: as in a language.
+    ranks = generator.zipf(1.3, size // 8) % len(words)
+    letters = b" ".join([words[rank] for rank in ranks.tolist()])[: size // 2]
+    pages = _random(generator, size).reshape(-1, 4096).copy()
+    pages[:, :2048] = np.frombuffer(letters.ljust(size // 2), np.uint8).reshape(-1, 2048)
+    return pages.reshape(-1)
+
+
+FILLERS: dict[str, Callable[[np.random.Generator, int], npt.NDArray[np.uint8]]] = {
+    "random": _random,
+    "text": _text,
+}

@@ -1,0 +1,87 @@
+"""`vmferry demo`: a busy synthetic guest crosses from one process group to another over TCP."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+import click
+
+from ...guest.errors import GuestError
+from ...guest.open import open_guest
+from ...guest.synthetic import SyntheticGuest
+from ...receiver.coordinator import ReceiveParameters, Receiver
+from ...receiver.errors import MigrationError
+from ...sender.coordinator import Sender
+from ...sender.figures import Figures
+from ...sender.parameters import SendParameters
+from ...transport.process import send_message, start_child, stop_children
+from ..console.progress import Progress
+from ..console.summary import summary
+
+RUN_ON = 1.0
+"""Seconds that the guest is watched at the destination."""
+
+
+class DemoError(Exception):
+    """The other side failed; one line."""
+
+
+def run(size: str, dirty_rate: str, max_bandwidth: int) -> bool:
+    """Whether both memories were equal and the guest ran on unharmed."""
+    destination = start_child("vmferry-demo", _destination, (), parent=True)
+    ours = destination.connection
+    hot = "32M"
+    source = open_guest(f"synthetic:{size},dirty-rate={dirty_rate},hot={hot}")
+    assert isinstance(source, SyntheticGuest)
+    try:
+        address = _next(ours)
+        click.echo(
+            f"a guest of {size} writes {dirty_rate}/s to its hot {hot}; it goes to {address}"
+        )
+        sender = Sender(source, address, SendParameters(max_bandwidth=max_bandwidth))
+        with Progress("migrating") as progress:
+            figures = sender.run(progress.update)
+        digests, bad, before, after, bad_later = _next(ours)
+        equal = bool((source.page_digests() == digests).all())
+    finally:
+        source.close()
+        stop_children([destination])
+    _summary(figures, equal, len(bad), after - before, len(bad_later))
+    return equal and not bad and not bad_later and after > before
+
+
+def _next(connection: Connection) -> Any:
+    try:
+        message = connection.recv()
+    except EOFError:
+        raise DemoError("the destination died") from None
+    if isinstance(message, DemoError):
+        raise message
+    return message
+
+
+def _destination(connection: Connection) -> None:
+    guest = open_guest("synthetic:")
+    assert isinstance(guest, SyntheticGuest)
+    try:
+        receiver = Receiver(guest, "tcp:127.0.0.1:0", ReceiveParameters(paused=True))
+        receiver.run(on_listening=partial(send_message, connection))
+        digests, bad, before = guest.page_digests(), guest.verify(), guest.counter()
+        guest.resume()
+        time.sleep(RUN_ON)
+        guest.pause()
+        send_message(connection, (digests, bad, before, guest.counter(), guest.verify()))
+    except (GuestError, MigrationError) as error:
+        send_message(connection, DemoError(str(error)))
+    finally:
+        guest.close()
+
+
+def _summary(figures: Figures, equal: bool, bad: int, written: int, bad_later: int) -> None:
+    for line in summary(figures):
+        click.echo(line)
+    click.echo(f"memories     {'equal' if equal else 'DIFFERENT'} at switchover, {bad} bad pages")
+    click.echo(f"ran on       wrote {written} pages at the destination, {bad_later} bad pages")

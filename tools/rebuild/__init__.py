@@ -1,0 +1,1 @@
+"""A guest rebuilt from a stream: which pages arrived, and the files that hold them."""

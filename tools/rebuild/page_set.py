@@ -1,0 +1,70 @@
+"""A set of pages of one RAM block, in memory of one bit a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from ..console.failure import CommandError
+
+_STEP = 1 << 20
+"""Pages that are looked at at once; a multiple of 8."""
+_FEW = 4
+"""So many pages are added one by one: numpy would take longer."""
+
+
+class PageSet:
+    """A set of the pages 0 to `count` - 1 of a block; empty at first.
+
+    Memory is taken only where a page is added. Raises CommandError where the machine does not
+    promise as much: the stream lies about the size of its RAM, or it is a huge guest's.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        try:
+            self._bits = np.zeros(-(-count // 8), np.uint8)
+        except MemoryError:
+            message = f"RAM of {count} pages is more than this machine can keep track of"
+            raise CommandError(message) from None
+
+    def add(self, numbers: npt.NDArray[np.intp]) -> None:
+        """Add the pages with these numbers (n,), in any order; one may be among them twice."""
+        if len(numbers) <= _FEW:
+            for number in numbers.tolist():
+                self._bits[number >> 3] |= 1 << (number & 7)
+            return
+        numbers = np.sort(numbers)
+        places = numbers >> 3
+        bits = np.left_shift(1, numbers & 7).astype(np.uint8)
+        firsts = np.flatnonzero(np.diff(places, prepend=-1))
+        self._bits[places[firsts]] |= np.bitwise_or.reduceat(bits, firsts)
+
+    def remove(self, start: int, end: int) -> None:
+        """Remove the pages from number `start` up to `end`, which is outside."""
+        for at in range(start, end, _STEP):
+            until = min(at + _STEP, end)
+            first = at >> 3
+            kept = self._unpacked(first, -(-until // 8))
+            kept[at - first * 8 : until - first * 8] = False
+            packed = np.packbits(kept, bitorder="little")
+            self._bits[first : first + len(packed)] = packed
+
+    def absent(self) -> Iterator[tuple[int, int, npt.NDArray[np.bool_] | None]]:
+        """Yield (start, end, mask) for ranges of pages in rising order: `mask` (end - start,) says
+        which of them are not in the set; None: none of them is. Ranges of which all are in the set
+        do not come."""
+        for start in range(0, self.count, _STEP):
+            end = min(start + _STEP, self.count)
+            packed = self._bits[start >> 3 : -(-end // 8)]
+            if not packed.any():
+                yield start, end, None
+                continue
+            mask = ~self._unpacked(start >> 3, -(-end // 8))[: end - start]
+            if mask.any():
+                yield start, end, mask
+
+    def _unpacked(self, first: int, end: int) -> npt.NDArray[np.bool_]:
+        return np.unpackbits(self._bits[first:end], bitorder="little").view(np.bool_)

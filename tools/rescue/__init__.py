@@ -1,0 +1,1 @@
+"""A damaged stream: what survived, and in which state each page is."""

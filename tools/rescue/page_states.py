@@ -1,0 +1,124 @@
+"""What is known of each page of a RAM block in a damaged stream: a byte a page.
+
+Memory is taken only where pages arrived, whatever a stream says of the size of its RAM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from ..console.failure import CommandError
+from .survival import MAX_RANGES, Pages
+
+_STEP = 1 << 20
+"""Pages that are looked at at once."""
+
+Numbers = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
+
+
+class State(IntEnum):
+    """What is known of a page."""
+
+    NEVER = 0
+    SOUND = 1
+    DAMAGED = 2
+    """It arrived, but damage may have touched it, or what it was changed from."""
+    STALE = 3
+    """It is sound, but a newer version may have been lost."""
+    GUESSED = 4
+    """It is likely that it belongs here, but not certain."""
+
+
+class PageStates:
+    """The states of the pages 0 to `count` - 1 of a block; none arrived at first.
+
+    `zero`: pages that never arrive are zero, as those of a mapped-ram file are. Raises CommandError
+    where the machine does not promise the memory.
+    """
+
+    def __init__(self, count: int, *, zero: bool) -> None:
+        self.count = count
+        self._zero = zero
+        self._missed: list[tuple[int, int]] = []
+        try:
+            self._states = np.zeros(count, np.uint8)
+        except MemoryError:
+            message = f"RAM of {count} pages is more than this machine can keep track of"
+            raise CommandError(message) from None
+
+    def put(self, numbers: Numbers, state: State) -> None:
+        """Say so of these pages (n,)."""
+        self._states[numbers] = state
+
+    def change(self, numbers: Numbers, state: State) -> None:
+        """Say so of pages that were changed: sound ones alone can be."""
+        old = self._states[numbers]
+        found = np.where(old == State.SOUND, state, State.DAMAGED)
+        self._states[numbers] = np.where(old == State.GUESSED, old, found)
+
+    def miss(self, pages: Numbers | slice) -> None:
+        """Say that these pages, or the slice of them, are not in a mapped-ram file."""
+        if isinstance(pages, slice):
+            self._missed.append((pages.start, pages.stop))
+        else:
+            self._states[pages] = State.DAMAGED
+
+    def arrived(self, numbers: Numbers) -> bool:
+        """Return whether any of these pages (n,) arrived."""
+        return bool((self._states[numbers] != State.NEVER).any())
+
+    def doubt(self, start: int, end: int, state: State) -> None:
+        """Say so of all sound pages in a range."""
+        for first in range(start, end, _STEP):
+            some = self._states[first : min(first + _STEP, end)]
+            sound = some == State.SOUND
+            if state == State.STALE:
+                sound |= some == State.GUESSED
+            if sound.any():
+                some[sound] = state
+
+    def doubt_some(self, numbers: Numbers) -> None:
+        """Say of those of these pages (n,) that the block has, and that are sound: maybe stale."""
+        inside = numbers[numbers < self.count]
+        self._states[inside[self._states[inside] == State.SOUND]] = State.STALE
+
+    def lost(self, page_size: int, plugged: Mask | None) -> Pages:
+        """Return the pages that never arrived, or are damaged; `plugged` (n,): which are memory."""
+        return self._pages(self._lost(plugged), page_size)
+
+    def having(self, state: State, page_size: int) -> Pages:
+        """Return the pages of a state."""
+        return self._pages(((start, some == state) for start, some in self._pieces()), page_size)
+
+    def _lost(self, plugged: Mask | None) -> Iterator[tuple[int, Mask]]:
+        for start, some in self._pieces():
+            mask = some == State.DAMAGED
+            if not self._zero:
+                never = some == State.NEVER
+                mask |= never if plugged is None else never & plugged[start : start + len(some)]
+            for first, last in self._missed:
+                mask[max(first - start, 0) : max(last - start, 0)] = True
+            yield start, mask
+
+    def _pieces(self) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+        for start in range(0, self.count, _STEP):
+            yield start, self._states[start : start + _STEP]
+
+    @staticmethod
+    def _pages(masks: Iterator[tuple[int, Mask]], page_size: int) -> Pages:
+        count, ranges = 0, list[tuple[int, int]]()
+        for start, mask in masks:
+            count += int(mask.sum())
+            edges = np.flatnonzero(np.diff(mask, prepend=False, append=False)) + start
+            left = 2 * (MAX_RANGES - len(ranges) + 1)
+            for first, last in (edges[:left].reshape(-1, 2) * page_size).tolist():
+                if ranges and ranges[-1][1] == first:
+                    ranges[-1] = (ranges[-1][0], last)
+                elif len(ranges) < MAX_RANGES:
+                    ranges.append((first, last))
+        return Pages(count, ranges)

@@ -1,0 +1,1 @@
+"""From the name that a user gives to the events of a stream."""

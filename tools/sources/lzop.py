@@ -1,0 +1,102 @@
+"""lzop files read as what they hold, block by block."""
+
+from __future__ import annotations
+
+import zlib
+from typing import BinaryIO
+
+import construct as c  # type: ignore[import-untyped]
+from lzallright import LZOCompressor, LZOError
+
+from ...protocol.errors import UnsupportedError
+from ...protocol.formats import lzop
+from ...protocol.formats.lzop import Flag
+from ...protocol.formats.zstd import CompressedError
+from .source import Content
+
+
+class Blocks(Content):
+    """One lzop file, in a source that stands at `offset`; checksums of the content are checked."""
+
+    def __init__(self, source: BinaryIO, offset: int) -> None:
+        """Raises CompressedError."""
+        super().__init__(source, offset, "lzop")
+        self._left = memoryview(b"")
+        self._ended = False
+        self._lzo = LZOCompressor()
+        self._flags = self._header()
+
+    def _give(self, view: memoryview) -> int:
+        while not self._left and not self._ended:
+            self._left = memoryview(self._block())
+        count = min(len(view), len(self._left))
+        view[:count] = self._left[:count]
+        self._left = self._left[count:]
+        return count
+
+    def _take(self, size: int) -> bytes:
+        data = self._source.read(size)
+        self._offset += len(data)
+        if len(data) < size:
+            raise CompressedError("the stream ends within its lzop data", offset=self._offset)
+        return data
+
+    def _number(self) -> int:
+        number: int = lzop.Size.parse(self._take(4))
+        return number
+
+    def _header(self) -> Flag:
+        start = self._offset
+        # The name's length is the last byte before the name.
+        head = self._take(lzop.MAX_HEADER - 255 - 4)
+        head += self._take(head[-1] + 4)
+        try:
+            header = lzop.Header.parse(head)
+        except c.ConstructError:
+            raise CompressedError("not an lzop header", offset=start) from None
+        flags = Flag(header.flags & sum(Flag))
+        if header.method not in lzop.METHODS or flags & (Flag.EXTRA_FIELD | Flag.FILTER):
+            message = f"lzop method {header.method} with flags {header.flags:#x}"
+            raise UnsupportedError(message, offset=start)
+        return flags
+
+    def _block(self) -> bytes:
+        start = self._offset
+        size = self._number()
+        if not size:
+            self._ended = True
+            return b""
+        stored = self._number()
+        if not 0 < stored <= size <= lzop.MAX_BLOCK:
+            message = f"an lzop block of {size} bytes in {stored}"
+            raise CompressedError(message, offset=start)
+        sums = [
+            flag for flag in (Flag.ADLER32_OF_CONTENT, Flag.CRC32_OF_CONTENT) if flag & self._flags
+        ]
+        expected = {flag: self._number() for flag in sums}
+        if stored < size:
+            for flag in (Flag.ADLER32_OF_DATA, Flag.CRC32_OF_DATA):
+                if flag & self._flags:
+                    self._number()
+        data = self._take(stored)
+        content = data if stored == size else self._decompress(data, size, start)
+        for kind, checksum in expected.items():
+            function = zlib.adler32 if kind == Flag.ADLER32_OF_CONTENT else zlib.crc32
+            if function(content) != checksum:
+                raise CompressedError("a wrong checksum in lzop data", offset=start)
+        return content
+
+    def _checksums(self, *kinds: Flag) -> dict[Flag, int]:
+        """Those of these kinds that the file has."""
+        return {kind: self._number() for kind in kinds if kind & self._flags}
+
+    def _decompress(self, data: bytes, size: int, start: int) -> bytes:
+        try:
+            content: bytes = self._lzo.decompress(data, size)
+        except LZOError as error:
+            # What may stand behind the kind of the error is all that was decompressed.
+            raise CompressedError(f"bad lzop data: {error.args[0]}", offset=start) from None
+        if len(content) != size:
+            message = f"an lzop block holds {len(content)} bytes, not {size}"
+            raise CompressedError(message, offset=start)
+        return content
