@@ -6,6 +6,13 @@ import traceback
 from typing import Any
 
 from ..guest.errors import GuestError
+from . import (  # noqa: F401
+    announcing,
+    guest_commands,
+    migration_commands,
+    monitor_commands,
+    setting_commands,
+)
 from .arguments import Argument, array, check_arguments, choice
 from .commands import Call, execute
 from .errors import CommandNotFoundError, QmpError
