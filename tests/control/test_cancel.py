@@ -13,7 +13,7 @@ import pytest
 
 from tests.control.serving import Serve
 
-PROMPT = 3.0
+PROMPT = 10.0
 """Seconds, on a busy machine."""
 
 
