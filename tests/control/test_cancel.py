@@ -6,12 +6,13 @@ import os
 import random
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from qemu.qmp.error import QMPError
 
-from tests.control.serving import Serve
+from tests.control.serving import Serve, Serving
 
 PROMPT = 10.0
 """Seconds, on a busy machine."""
@@ -38,7 +39,7 @@ def test_cancel_at_any_moment(serve: Serve, tmp_path: Path) -> None:
             assert source.run_state() == "postmigrate"
             source.ask("cont")
         elif destination is not None:
-            assert destination.wait()[0] == 1
+            assert ended(destination)
         assert source.run_state() == "running"
     assert ends.count("cancelled") > 10, ends
     destination = serve("synthetic:", "--incoming", f"unix:{tmp_path}/last")
@@ -46,6 +47,16 @@ def test_cancel_at_any_moment(serve: Serve, tmp_path: Path) -> None:
     assert source.wait_until_over() == "completed"
     destination.wait_for("completed")
     assert (source.run_state(), destination.run_state()) == ("postmigrate", "running")
+
+
+def ended(destination: Serving) -> bool:
+    """Whether the source's end ended it. One that sent nothing leaves its place to the next: then
+    the destination still waits for that, and is asked to end."""
+    with suppress(EOFError, QMPError, OSError):
+        if destination.wait_for("setup", "failed")["status"] == "setup":
+            destination.ask("quit")
+    status, said = destination.wait()
+    return status == 1 or "it ended before it said what it is" in said
 
 
 def nobody_takes(scheme: str, folder: Path, stack: ExitStack) -> str:
