@@ -100,7 +100,7 @@ def unpack(
     _pass(source, offset)
     if length is not None:
         # Nothing else needs it.
-        from ..window import window  # noqa: PLC0415
+        from .window import window  # noqa: PLC0415
 
         source = window(source, length)
     layers: list[str] = []

@@ -6,8 +6,8 @@ import io
 from os import SEEK_CUR, SEEK_END, SEEK_SET
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from ..protocol.errors import StreamError
-from .sources.source import Source, left_in
+from ...protocol.errors import StreamError
+from .source import Source, left_in
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
