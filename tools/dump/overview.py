@@ -9,7 +9,8 @@ import click
 from ...guest.sizes import format_size
 from ...protocol.wire.marks import CommandType
 from ..console.tables import table
-from .summary import PAGE_KINDS, ChannelCount, PageCount, Summary
+from ..sources.channel_count import ChannelCount
+from .summary import PAGE_KINDS, PageCount, Summary
 
 _CHANNEL_KINDS = ("plain pages", "zero pages")
 MOST_ROUNDS = 12

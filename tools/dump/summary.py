@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...protocol.fast.outline import Device, Outline
 
 if TYPE_CHECKING:
+    from ..sources.channel_count import ChannelCount
     from ..sources.source import Left
 
 PAGE_KINDS = ("plain", "zero", "xbzrle", "compressed")
@@ -66,21 +67,6 @@ class SectionSummary:
     pieces: int = 0
     size: int = 0
     known: bool = True
-
-
-@dataclass
-class ChannelCount:
-    """What came over a channel, which stands in `file`: packets, sync points, bytes, and pages that
-    are `plain` or `zero`."""
-
-    channel: int
-    file: str
-    compression: str = "none"
-    packets: int = 0
-    syncs: int = 0
-    size: int = 0
-    plain: int = 0
-    zero: int = 0
 
 
 @dataclass

@@ -17,7 +17,7 @@ from ...protocol.errors import StreamError
 from ...protocol.reading.multifd_reader import ChannelReader, Greeting, Packet
 from ...protocol.wire import multifd
 from ..console.failure import ChannelError
-from ..dump.summary import ChannelCount
+from .channel_count import ChannelCount
 from .compressed import format_of
 from .save_image import HEAD
 from .source import Source, fill, give_back, sought_or_source

@@ -1,0 +1,128 @@
+"""The layout of the project: floors, folders, what the wheel holds, and what the documents say."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from vmferry.protocol.states import TRANSITIONS
+
+ROOT = Path(__file__).parents[1]
+
+FLOORS = (
+    ("protocol",),
+    ("transport",),
+    ("guest",),
+    ("sender", "receiver"),
+    ("control",),
+    ("tools",),
+)
+"""The packages, from the lowest floor to the highest."""
+
+TOOLS = (
+    ("console",),
+    ("sources", "client"),
+    ("rebuild", "machines", "measure"),
+    ("dump", "rescue", "convert"),
+    ("compare", "extract"),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
+)
+"""The folders of `tools`, from the lowest floor to the highest."""
+
+Floors = tuple[tuple[str, ...], ...]
+
+
+def modules(folder: str) -> Iterator[tuple[str, ast.Module]]:
+    """Yield the dotted name and the syntax tree of each module of a package."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(module: str, tree: ast.Module) -> Iterator[str]:
+    """Yield the dotted names that a module imports from the project."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            above = module.split(".")[: -node.level]
+            base = [*above, *([node.module] if node.module else [])]
+            yield from (".".join([*base, name.name]) for name in node.names)
+
+
+def upward(floors: Floors, folder: str, depth: int) -> list[str]:
+    """Return the imports of a package that lead to a folder on the same floor or above."""
+    floor = {name: level for level, names in enumerate(floors) for name in names}
+    found = []
+    for module, tree in modules(folder):
+        here = module.split(".")[depth]
+        for name in imported(module, tree):
+            there = [*name.split("."), ""][depth]
+            if there in floor and there != here and floor[there] >= floor[here]:
+                found.append(f"{module} imports {name}")
+    return found
+
+
+@pytest.mark.parametrize("folder", [name for names in FLOORS for name in names])
+def test_no_floor_imports_one_above(folder: str) -> None:
+    """Broken: who changes a floor could break what is below it, and imports could go in circles."""
+    assert upward(FLOORS, folder, 0) == []
+
+
+def test_no_folder_of_tools_imports_one_above() -> None:
+    """Broken: what a command does could not be used without the command."""
+    assert upward(TOOLS, "tools", 1) == []
+
+
+@pytest.mark.parametrize("folder", [name for names in FLOORS for name in names])
+def test_every_folder_says_its_job(folder: str) -> None:
+    """Broken: a folder would be missing in the wheel, or nobody would know what belongs there."""
+    for path in (ROOT / folder).rglob("*.py"):
+        package = path.parent / "__init__.py"
+        assert package.exists(), package
+        assert ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))), package
+
+
+def test_every_module_is_installed() -> None:
+    """Broken: a module would work in a checkout, and be missing where vmferry was installed."""
+    declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for path in ROOT.glob("*/**/__init__.py"):
+        name = ".".join(["vmferry", *path.parent.relative_to(ROOT).parts])
+        if name.split(".")[1] in {name for names in FLOORS for name in names}:
+            assert f'    "{name}",\n' in declared, name
+    files = importlib.metadata.files("vmferry") or []
+    installed = {str(file) for file in files if str(file).endswith(".py")}
+    if any(file.startswith("vmferry/") for file in installed):
+        for folder in (name for names in FLOORS for name in names):
+            for path in (ROOT / folder).rglob("*.py"):
+                assert f"vmferry/{path.relative_to(ROOT)}" in installed, path
+
+
+def test_diagram_of_states_is_the_table() -> None:
+    """Broken: the document would show transitions that the state machine does not know."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (diagram,) = re.findall(r"stateDiagram-v2\n(.*?)```", text, re.DOTALL)
+    shown = set(re.findall(r"^ +([\w-]+) --> ([\w-]+)$", diagram, re.MULTILINE))
+    table = {(str(old), str(new)) for old, news in TRANSITIONS.items() for new in news}
+    # A name with a hyphen is no name of a state in Mermaid.
+    assert shown == {(old.replace("-", "_"), new.replace("-", "_")) for old, new in table}
+
+
+def test_laws_name_tests_that_exist() -> None:
+    """Broken: a law would be guarded by a test that is not there any more."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    laws = text[text.index("## The laws") : text.index("## The handover")]
+    named = re.findall(r"`(tests/[\w/.]+)`", laws)
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_documents_link_to_what_exists() -> None:
+    """Broken: a reader would follow a link that leads nowhere."""
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
