@@ -108,8 +108,6 @@ def test_resize_keeps_what_fits(lines: int) -> None:
 class Destination:
     """Reads what a worker publishes, and rebuilds RAM."""
 
-    overlap = True
-
     def __init__(self) -> None:
         self._buffer = memoryview(bytearray(slot_size(PAGE)))
         self._reader = StreamReader()

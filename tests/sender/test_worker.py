@@ -27,8 +27,6 @@ PAGE_SIZE = 4096
 class Buffer:
     """Slots that go nowhere."""
 
-    overlap = True
-
     def __init__(self) -> None:
         self._buffer = memoryview(bytearray(slot_size(PAGE_SIZE)))
 

@@ -20,11 +20,32 @@ COMMAND = [sys.executable, "-m", "vmferry.tools.cli"]
 SCHEMES = ("tcp:", "unix:", "exec:", "fd:", "file:")
 
 
+def test_no_threads_of_blas() -> None:
+    """Broken: each process of a migration would spend processor time on numpy's idle threads."""
+    code = (
+        "import sys, vmferry.tools.__main__ as begin; sys.argv = ['vmferry', '--version']\n"
+        "try: begin.main()\n"
+        "except SystemExit: import numpy, os; print(len(os.listdir('/proc/self/task')))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "1"
+
+
 def test_version(vmferry: Any) -> None:
     """Broken: nobody could say which version misbehaves."""
     ran = vmferry.run("--version")
     assert ran.status == 0
     assert version("vmferry") in ran.out
+
+
+def test_full_output() -> None:
+    """Broken: a full disk behind `>` would end a command in a traceback."""
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        ran = subprocess.run(
+            [*COMMAND, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    said = "vmferry: standard output: No space left on device\n"
+    assert (ran.returncode, ran.stderr) == (1, said)
 
 
 @pytest.mark.parametrize("command", ["send", "receive", "dump", "verify", "diff", "demo", "ctl"])

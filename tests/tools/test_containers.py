@@ -214,6 +214,15 @@ def test_lzop_is_checked(streams: Any, at: int, said: str) -> None:
         unpack(io.BytesIO(data), None).stream.read()
 
 
+def test_lzop_checksum_of_compressed_data() -> None:
+    """Broken: what lzop says of its compressed data would not be looked at."""
+    data = bytearray(lzop(bytes(4096)))
+    # Behind the sizes, and both checksums of the content.
+    data[data.index((4096).to_bytes(4, "big")) + 16] ^= 0xFF
+    with pytest.raises(StreamError, match="a wrong checksum in lzop data"):
+        unpack(io.BytesIO(data), None).stream.read()
+
+
 def test_lzop_that_goes_on() -> None:
     """Broken: the error would hold all that a damaged block decompressed to."""
     data = bytearray(lzop(bytes(4096)))

@@ -35,6 +35,7 @@ from ...transport.process import send_message, start_child, stop_children
 from ...transport.shared import SharedFd
 from .bench_guest import StillGuest
 from .bench_memory import BLOCK, BenchError, Memory
+from .children import ChildError, next_message
 
 QEMU_CHANNELS = 2
 TIMEOUT = 120.0
@@ -113,16 +114,16 @@ def run_vmferry(memory: Memory, variant: Variant) -> Run:
         "vmferry-bench", _receive, (memory.destination, memory.size), parent=True
     )
     try:
-        uri, waited = receiver.connection.recv()
+        uri, waited = next_message(receiver)
         arguments = (uri, memory.source, memory.size, variant)
         sender = start_child("vmferry-bench", _send, arguments, parent=True)
         try:
-            run: Run = sender.connection.recv()
-            setup_cpu, cpu = receiver.connection.recv()
+            run: Run = next_message(sender)
+            setup_cpu, cpu = next_message(receiver)
         finally:
             stop_children([sender])
-    except EOFError:
-        raise BenchError("a vmferry process died") from None
+    except ChildError as error:
+        raise BenchError(str(error)) from None
     finally:
         stop_children([receiver])
     setup, setup_cpu = run.setup + waited, run.setup_cpu + setup_cpu

@@ -11,15 +11,17 @@ import click
 
 from ...guest.errors import GuestError
 from ...guest.open import open_guest
+from ...guest.sizes import parse_size
 from ...guest.synthetic import SyntheticGuest
 from ...receiver.coordinator import ReceiveParameters, Receiver
 from ...receiver.errors import MigrationError
 from ...sender.coordinator import Sender
 from ...sender.figures import Figures
 from ...sender.parameters import SendParameters
-from ...transport.process import send_message, start_child, stop_children
+from ...transport.process import Child, send_message, start_child, stop_children
 from ..console.progress import Progress
 from ..console.summary import summary
+from .children import ChildError, next_message
 
 RUN_ON = 1.0
 """Seconds that the guest is watched at the destination."""
@@ -32,32 +34,33 @@ class DemoError(Exception):
 def run(size: str, dirty_rate: str, max_bandwidth: int) -> bool:
     """Whether both memories were equal and the guest ran on unharmed."""
     destination = start_child("vmferry-demo", _destination, (), parent=True)
-    ours = destination.connection
     hot = "32M"
     source = open_guest(f"synthetic:{size},dirty-rate={dirty_rate},hot={hot}")
     assert isinstance(source, SyntheticGuest)
     try:
-        address = _next(ours)
+        address = _next(destination)
         click.echo(
             f"a guest of {size} writes {dirty_rate}/s to its hot {hot}; it goes to {address}"
         )
         sender = Sender(source, address, SendParameters(max_bandwidth=max_bandwidth))
         with Progress("migrating") as progress:
             figures = sender.run(progress.update)
-        digests, bad, before, after, bad_later = _next(ours)
+        digests, bad, before, after, bad_later = _next(destination)
         equal = bool((source.page_digests() == digests).all())
     finally:
         source.close()
         stop_children([destination])
     _summary(figures, equal, len(bad), after - before, len(bad_later))
-    return equal and not bad and not bad_later and after > before
+    if after == before and parse_size(dirty_rate):
+        raise DemoError("the guest did not run on at the destination")
+    return equal and not bad and not bad_later
 
 
-def _next(connection: Connection) -> Any:
+def _next(destination: Child) -> Any:
     try:
-        message = connection.recv()
-    except EOFError:
-        raise DemoError("the destination died") from None
+        message = next_message(destination)
+    except ChildError as error:
+        raise DemoError(str(error)) from None
     if isinstance(message, DemoError):
         raise message
     return message

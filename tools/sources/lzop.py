@@ -70,24 +70,17 @@ class Blocks(Content):
         if not 0 < stored <= size <= lzop.MAX_BLOCK:
             message = f"an lzop block of {size} bytes in {stored}"
             raise CompressedError(message, offset=start)
-        sums = [
-            flag for flag in (Flag.ADLER32_OF_CONTENT, Flag.CRC32_OF_CONTENT) if flag & self._flags
-        ]
-        expected = {flag: self._number() for flag in sums}
-        if stored < size:
-            for flag in (Flag.ADLER32_OF_DATA, Flag.CRC32_OF_DATA):
-                if flag & self._flags:
-                    self._number()
+        of_content = self._checksums(Flag.ADLER32_OF_CONTENT, Flag.CRC32_OF_CONTENT)
+        kinds = (Flag.ADLER32_OF_DATA, Flag.CRC32_OF_DATA) if stored < size else ()
+        of_data = self._checksums(*kinds)
         data = self._take(stored)
+        _check(of_data, data, start)
         content = data if stored == size else self._decompress(data, size, start)
-        for kind, checksum in expected.items():
-            function = zlib.adler32 if kind == Flag.ADLER32_OF_CONTENT else zlib.crc32
-            if function(content) != checksum:
-                raise CompressedError("a wrong checksum in lzop data", offset=start)
+        _check(of_content, content, start)
         return content
 
     def _checksums(self, *kinds: Flag) -> dict[Flag, int]:
-        """Those of these kinds that the file has."""
+        """Read the checksums of these kinds, as far as the file has them."""
         return {kind: self._number() for kind in kinds if kind & self._flags}
 
     def _decompress(self, data: bytes, size: int, start: int) -> bytes:
@@ -100,3 +93,10 @@ class Blocks(Content):
             message = f"an lzop block holds {len(content)} bytes, not {size}"
             raise CompressedError(message, offset=start)
         return content
+
+
+def _check(expected: dict[Flag, int], data: bytes, start: int) -> None:
+    for kind, checksum in expected.items():
+        adler = kind in (Flag.ADLER32_OF_CONTENT, Flag.ADLER32_OF_DATA)
+        if (zlib.adler32 if adler else zlib.crc32)(data) != checksum:
+            raise CompressedError("a wrong checksum in lzop data", offset=start)

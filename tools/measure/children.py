@@ -1,0 +1,22 @@
+"""What the child processes of a measurement report, or that they died."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...transport.process import Child, ChildDied
+
+
+class ChildError(Exception):
+    """A child process failed; the message is one line that says why."""
+
+
+def next_message(child: Child) -> Any:
+    """Return the next message of a child. Raises ChildError if it ends without one."""
+    try:
+        message = child.connection.recv()
+    except (EOFError, ConnectionError):
+        raise ChildError(child.death()) from None
+    if isinstance(message, ChildDied):
+        raise ChildError(str(message))
+    return message
