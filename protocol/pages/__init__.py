@@ -1,1 +1,1 @@
-"""Pages of memory in bulk: records, encodings and packets, through numpy."""
+"""Process pages of memory in bulk, with numpy: records, encodings and packets."""

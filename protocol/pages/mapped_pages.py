@@ -1,6 +1,6 @@
-"""The pages of a mapped-ram file, in runs: from a function that reads anywhere in the stream.
+"""Read the pages of a mapped-ram file in runs, through a function that reads at any position.
 
-Memory is bounded whatever the file says; what lies past its end is noticed when it is read.
+Memory is bounded whatever the file says; data past the end of the file is noticed when it is read.
 """
 
 from __future__ import annotations
@@ -17,26 +17,33 @@ from ..wire.ram import RECORD_HEADER_SIZE, SECTION_NAME, mem_size
 from ..writer import block_entry
 
 ReadAt = Callable[[int, int], bytes]
-"""Given a position from the stream's first byte on and a number of bytes: these, or fewer where the
-file ends."""
+"""Function that returns `size` bytes from a position in the stream on, or fewer at the file's end.
+
+Arguments: position, size.
+"""
 
 OnMissing = Callable[[int, npt.NDArray[np.intp] | slice], None]
-"""Is given the index of a block, and the numbers (n,) of its pages that the file does not have, or
-the slice of them."""
+"""Function that receives pages that are not in the file.
+
+Arguments: index of the block; numbers (n,) of its pages, or a slice of them.
+"""
 
 _BITMAP_BYTES = 1 << 16
-"""Of a bitmap at once: 2 GiB of RAM, where pages have 4096 bytes."""
+"""Bytes of a bitmap that are read at once: 2 GiB of RAM with pages of 4096 bytes."""
 _WINDOW = 1 << 20
-"""Bytes of pages at once; a multiple of any page size."""
+"""Bytes of pages that are read at once; a multiple of any page size."""
 
 
 def list_pieces(listed: RamBlocks) -> list[tuple[int, bytes]]:
-    """The list as it stands in a file: positions in the stream, and the bytes that belong there."""
+    """Return the list as it lies in a file: positions in the stream, and the bytes at each."""
     return _lay_out(listed)[0]
 
 
 def _lay_out(listed: RamBlocks) -> tuple[list[tuple[int, bytes]], int]:
-    """The pieces, and where in its file the stream begins: the first bitmap tells."""
+    """Return the pieces of the list, and the position of the stream in its file.
+
+    The latter follows from the first bitmap's offset, which counts from the beginning of the file.
+    """
     pieces, base = [(listed.offset, mem_size(listed.total))], None
     at = listed.offset + RECORD_HEADER_SIZE
     for block in listed.blocks:
@@ -52,10 +59,11 @@ def _lay_out(listed: RamBlocks) -> tuple[list[tuple[int, bytes]], int]:
 def read_pages(
     listed: RamBlocks, read_at: ReadAt, on_missing: OnMissing | None = None
 ) -> Iterator[MappedRun]:
-    """All pages that the file has. Raises StreamError where it ends before them.
+    """Yield all pages that the file has.
 
-    A run's data is valid until the next one is asked for. `on_missing`: is given the pages that it
-    ends before, or whose bitmap it does not have, instead.
+    Raises StreamError if the file ends before them. A run's data is valid until the next run is
+    requested. `on_missing`: instead receives the pages past the end of the file, and those whose
+    bitmap is past it.
     """
     base = _lay_out(listed)[1]
     for index, block in enumerate(listed.blocks):
@@ -99,7 +107,7 @@ def _read_run(
     read_at: ReadAt,
     on_missing: OnMissing | None,
 ) -> Iterator[MappedRun]:
-    """These pages, which are near each other: all from the first to the last are read at once."""
+    """Yield the pages `numbers`, which are near each other, with one read from first to last."""
     assert block.mapped is not None
     size = block.mapped.page_size
     first, last = int(numbers[0]), int(numbers[-1])

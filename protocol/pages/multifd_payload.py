@@ -1,6 +1,6 @@
-"""Decompresses the payloads of a multifd channel, each of which is a piece of one stream.
+"""Decompress the payloads of a multifd channel, each of which is a piece of one stream.
 
-A payload that would make more than is expected of it is noticed before it does.
+A payload that makes more bytes than expected is noticed before it uses much memory.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ..wire.multifd import Compression
 
 
 class PayloadError(ValueError):
-    """The payload is not what is expected; one line."""
+    """A payload that does not make the expected bytes; the message is one line."""
 
 
 class Inflater(Protocol):
-    """The state of one channel's stream."""
+    """Decompressor for one channel, which keeps the state of its stream."""
 
     def inflate(self, payload: memoryview, size: int) -> npt.NDArray[np.uint8]:
         """Return the `size` bytes (size,) that the payload makes. Raises PayloadError."""
 
 
 def inflater(kind: Compression) -> Inflater:
-    """Return the beginning of a channel's stream."""
+    """Return a decompressor at the beginning of a channel's stream."""
     return _Zlib() if kind == Compression.ZLIB else _Zstd()
 
 
@@ -43,7 +43,7 @@ class _Zlib:
 
     def inflate(self, payload: memoryview, size: int) -> npt.NDArray[np.uint8]:
         try:
-            # One byte more than may come: a bomb is noticed before it grows.
+            # One byte more than expected, so that a decompression bomb is noticed before it grows.
             data = self._stream.decompress(payload, size + 1)
         except zlib.error as error:
             raise PayloadError(str(error)) from None
@@ -52,11 +52,11 @@ class _Zlib:
 
 
 class _AtEndOfPayload(Exception):  # noqa: N818 - not an error: the next payload has not arrived
-    """The decompressor wants more than the payload has."""
+    """The decompressor asks for more bytes than the payload has."""
 
 
 class _Payload:
-    """A payload as a file, whose end is not that of the stream."""
+    """A payload as a file, whose end is not the end of the compressed stream."""
 
     def __init__(self) -> None:
         self.rest = memoryview(b"")
@@ -76,7 +76,8 @@ class _Zstd:
 
     def inflate(self, payload: memoryview, size: int) -> npt.NDArray[np.uint8]:
         self._payload.rest = payload
-        # One byte more than may come. Where there is room, nothing waits in the decompressor.
+        # One byte more than expected, so that an excess is noticed. While there is room in the
+        # array, the decompressor holds no output back.
         data, filled = np.empty(size + 1, np.uint8), 0
         try:
             while filled <= size:

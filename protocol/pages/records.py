@@ -1,8 +1,8 @@
-"""Page records of `ram` in bulk: laid out and taken apart with numpy, in one step a run.
+"""Build and parse page records of `ram` in bulk, with one numpy operation per run.
 
-The records are those declared in `ram` (`plain_record`, `zero_record`); tests prove them equal.
-A run is records of one kind and block, of which all but perhaps the first are CONTINUE: they
-stand 8 + page_size bytes (plain) or 9 bytes (zero) apart.
+The records are those declared in `wire.ram` (`plain_record`, `zero_record`); tests prove them
+equal. A run consists of records of one kind and block, of which all but perhaps the first are
+CONTINUE: they are 8 + page_size bytes (plain) or 9 bytes (zero) apart.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _CONTINUE = int(RamFlag.CONTINUE)
 
 ZERO_STRIDE = RECORD_HEADER_SIZE + 1
 _LOOK_SINGLY = 4
-"""Records looked at one by one before any array is made: the run may be short."""
+"""Number of records that are parsed one by one before an array is made, as a run may be short."""
 
 
 def plain_size(count: int, page_size: int, name: bytes | None) -> int:
-    """Bytes that `pack_plain` writes for `count` pages, in bytes of `page_size`."""
+    """Return the bytes that `pack_plain` writes for `count` pages of `page_size` bytes."""
     return count * (RECORD_HEADER_SIZE + page_size) + _name_size(name)
 
 
 def zero_size(count: int, name: bytes | None) -> int:
-    """Bytes that `pack_zero` writes for `count` pages."""
+    """Return the bytes that `pack_zero` writes for `count` pages."""
     return count * ZERO_STRIDE + _name_size(name)
 
 
@@ -45,10 +45,11 @@ def _name_size(name: bytes | None) -> int:
 def pack_plain(
     out: Buffer, name: bytes | None, offsets: npt.NDArray[np.uint64], pages: npt.NDArray[np.uint8]
 ) -> int:
-    """Write PAGE records for `pages` (n, page_size) of one block; how many bytes.
+    """Write PAGE records for `pages` (n, page_size) of one block, and return how many bytes.
 
-    `offsets` (n,): where in the block the pages belong, in bytes. `name`: of the block, for the
-    first record; None: that one, too, continues the block of the record before it in the stream.
+    `offsets` (n,): positions of the pages in the block, in bytes. `name`: of the block, for the
+    first record; None if that record, too, continues the block of the record before it in the
+    stream.
     """
     records = _plain_records(out, name, offsets, pages.shape[1])
     if pages.strides[1] != 1:
@@ -64,7 +65,10 @@ def pack_plain_gather(
     ram: npt.NDArray[np.uint8],
     indexes: npt.NDArray[np.intp],
 ) -> int:
-    """As `pack_plain`, for the pages `ram[indexes]` of a contiguous `ram` (N, page_size)."""
+    """Write PAGE records for the pages `ram[indexes]`, and return how many bytes.
+
+    `ram`: contiguous, (N, page_size). The other arguments are those of `pack_plain`.
+    """
     records = _plain_records(out, name, offsets, ram.shape[1])
     records["page"] = ram.view(records.dtype["page"])[:, 0][indexes]
     return plain_size(len(offsets), ram.shape[1], name)
@@ -73,7 +77,7 @@ def pack_plain_gather(
 def pack_zero(
     out: Buffer, name: bytes | None, offsets: npt.NDArray[np.uint64], fill: int = 0
 ) -> int:
-    """Write ZERO records, of pages that hold nothing but the byte `fill`; how many bytes."""
+    """Write ZERO records for pages filled with the byte `fill`, and return how many bytes."""
     records = _records(out, name, offsets, _ZERO, _ZERO_RECORD)
     records["fill"] = fill
     return zero_size(len(offsets), name)
@@ -100,10 +104,10 @@ def _records(
     flags: int,
     dtype: np.dtype[Any],
 ) -> npt.NDArray[Any]:
-    """Lay out everything but the bodies; the records as an array, to put the bodies into.
+    """Write everything but the bodies, and return the records as an array for the bodies.
 
-    The name stands between the first record's header and its body, so the array begins where the
-    first header would stand without it, and that header is written over by the name's last bytes.
+    The name lies between the first record's header and its body, so the array begins where the
+    first header would be without it, and the name's last bytes overwrite that header.
     """
     data = np.frombuffer(out, np.uint8)
     shift = _name_size(name)
@@ -122,21 +126,27 @@ def _records(
 def parse_plain(
     data: npt.NDArray[np.uint8], position: int, page_size: int, first: int
 ) -> npt.NDArray[np.uint64]:
-    """Page offsets of a run: `first`, and of the whole PAGE|CONTINUE records from `position` on."""
+    """Return the page offsets of a run: `first`, then those of PAGE|CONTINUE records at `position`.
+
+    The run ends before the first record that is not whole or not of that kind.
+    """
     return _parse(data, position, page_size, first, None)
 
 
 def parse_zero(
     data: npt.NDArray[np.uint8], position: int, page_size: int, first: int, fill: int
 ) -> npt.NDArray[np.uint64]:
-    """As `parse_plain`, of ZERO|CONTINUE records with this `fill`."""
+    """Return the page offsets of a run: `first`, then those of ZERO|CONTINUE records at `position`.
+
+    The run ends before the first record that is not whole, not of that kind, or has another `fill`.
+    """
     return _parse(data, position, page_size, first, fill)
 
 
 def plain_pages(
     data: npt.NDArray[np.uint8], position: int, count: int, page_size: int
 ) -> npt.NDArray[np.uint8]:
-    """The pages (count, page_size) of a run, the first at `position`: a view, nothing is copied."""
+    """Return the pages (count, page_size) of a run as a view; the first page is at `position`."""
     strides = (RECORD_HEADER_SIZE + page_size, 1)
     return np.ndarray((count, page_size), np.uint8, data, offset=position, strides=strides)
 
@@ -144,7 +154,7 @@ def plain_pages(
 def _parse(
     data: npt.NDArray[np.uint8], position: int, page_size: int, first: int, fill: int | None
 ) -> npt.NDArray[np.uint64]:
-    """`fill` None: plain records."""
+    """Return the page offsets of a run of ZERO records, or of PAGE records if `fill` is None."""
     flags, stride = _ZERO, ZERO_STRIDE
     if fill is None:
         flags, stride = _PLAIN, RECORD_HEADER_SIZE + page_size
@@ -152,7 +162,7 @@ def _parse(
     left = max(0, (len(view) - position) // stride)
 
     def offset_of(index: int) -> int:
-        """Of a record; negative where it is none of the run."""
+        """Return the page offset of record `index`, or -1 if it is not part of this run."""
         start = position + index * stride
         value = int.from_bytes(view[start : start + RECORD_HEADER_SIZE], "big")
         same = value & mask == flags and (fill is None or view[start + RECORD_HEADER_SIZE] == fill)
@@ -166,7 +176,7 @@ def _parse(
         singly.append(offset)
     if len(singly) <= _LOOK_SINGLY:
         return np.array(singly, np.uint64)
-    # The last record of what is likely the run; whether all before it belong is seen below.
+    # A binary search finds the likely end of the run; the check below proves all records before it.
     count = bisect_left(range(left), True, lo=_LOOK_SINGLY, key=lambda index: offset_of(index) < 0)
     headers: npt.NDArray[np.uint64] = np.ndarray(
         (count,), ">u8", data, offset=position, strides=(stride,)

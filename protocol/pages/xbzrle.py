@@ -1,8 +1,8 @@
-"""XBZRLE: a page as its difference to the page that the destination has.
+"""Encode and decode XBZRLE: a page as its difference to the page that the destination has.
 
 An encoding is pairs of runs: the length of a run of unchanged bytes, the length of a run of changed
-ones, and these bytes. Lengths are ULEB128 of one or two bytes; what stays unchanged at the end is
-left out. Source: QEMU's documentation, docs/xbzrle.txt.
+bytes, and the changed bytes. Lengths are ULEB128 of one or two bytes; unchanged bytes at the end
+are left out. Source: QEMU's documentation, docs/xbzrle.txt.
 
 Both directions work on batches: numpy finds or reads the runs of all pages at once.
 """
@@ -26,25 +26,25 @@ Indexes = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
 
 RECORD_HEAD = np.dtype([("header", ">u8"), ("encoding", "u1"), ("length", ">u2")])
-"""What stands before the encoded bytes, where the record continues a block."""
+"""Layout of a record before its encoded bytes, if the record has the flag CONTINUE."""
 
 _HEAD = struct.Struct(">QBH")
 _CONTINUED = int(RamFlag.XBZRLE | RamFlag.CONTINUE)
 _MAX_LENGTH = (1 << 14) - 1
-"""Of a run: what two bytes of ULEB128 hold."""
+"""Limit for the length of a run, in bytes: two bytes of ULEB128 hold no more."""
 _ONE_BYTE = 128
 _LONG_RUN = 32
-"""Bytes from which on a run is cheaper to copy on its own."""
+"""Length in bytes from which on a run is cheaper to copy on its own."""
 _FEW = 12
-"""Pages from which on reading runs is worth a step of numpy for all."""
+"""Number of pages above which one numpy step for all of them is cheaper than a loop."""
 _MANY_WORDS = 1 / 3
-"""Of all words: where more changed, comparing bytes costs less than looking into the words."""
+"""Share of changed words above which comparing bytes is cheaper than looking into the words."""
 _STEP = 256 << 10
-"""Bytes compared at once: what fits a cache, and needs no fresh memory each time."""
+"""Bytes compared at once: fits a cache, and needs no fresh memory each time."""
 
 
 class XbzrleError(ValueError):
-    """An encoding is not valid; `index`: of the page in its batch."""
+    """An invalid encoding; `index`: that of the page in its batch."""
 
     def __init__(self, index: int, message: str) -> None:
         super().__init__(message)
@@ -54,10 +54,10 @@ class XbzrleError(ValueError):
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs of bytes that change, in the order of pages: each of these arrays has one element a run.
+    """Runs of changed bytes, in the order of pages; each array has one element per run.
 
-    `page`: index in the batch; `start`: in the page; `length` in bytes; `source`: where in the
-    bytes of all encodings the new bytes stand.
+    `page`: index in the batch; `start`: position in the page; `length` in bytes; `source`: position
+    of the new bytes in the bytes of all encodings.
     """
 
     page: Indexes
@@ -67,10 +67,10 @@ class Runs:
 
 
 class Delta:
-    """The differences of `new` pages to `old` ones, both (n, page_size), contiguous.
+    """The differences between `new` pages and `old` ones, both (n, page_size), contiguous.
 
-    `sizes` (n,): bytes of the encodings; 0: the page is unchanged. `overflow` (n,): as a plain page
-    it would not be longer. Neither array may change before `pack`.
+    `sizes` (n,): bytes of the encodings; 0 if the page is unchanged. `overflow` (n,): True if a
+    plain page would not be longer. Neither input array may change before `pack`.
     """
 
     def __init__(self, old: Bytes, new: Bytes) -> None:
@@ -80,7 +80,7 @@ class Delta:
         self._pages = starts // page_size
         self._starts = starts
         self._lengths = ends - starts
-        # What comes before a run: of the same page the run before it, or the beginning.
+        # The end of the run before, if that is in the same page, else the beginning of the page.
         before = np.maximum(np.concatenate(([0], ends[:-1])), self._pages * page_size)
         self._gaps = starts - before[: len(starts)]
         heads = 2 + (self._gaps >= _ONE_BYTE) + (self._lengths >= _ONE_BYTE)
@@ -93,7 +93,7 @@ class Delta:
         self.encoded: Mask = (self.sizes > 0) & ~self.overflow
 
     def pack_size(self, name: bytes | None) -> int:
-        """Bytes that `pack` writes."""
+        """Return the bytes that `pack` writes."""
         records = int(self.encoded.sum())
         if not records:
             return 0
@@ -101,10 +101,10 @@ class Delta:
         return name_size + records * RECORD_HEAD.itemsize + int(self.sizes[self.encoded].sum())
 
     def pack(self, out: Buffer, name: bytes | None, offsets: npt.NDArray[np.uint64]) -> int:
-        """Write XBZRLE records of the `encoded` pages; how many bytes.
+        """Write XBZRLE records of the `encoded` pages, and return how many bytes.
 
-        `offsets` (n,): where in the block each page belongs, in bytes. `name`: of the block, for
-        the first record; None: it continues the block of the record before it.
+        `offsets` (n,): position of each page in the block, in bytes. `name`: of the block, for the
+        first record; None if that record continues the block of the record before it.
         """
         if not self.encoded.any():
             return 0
@@ -125,7 +125,7 @@ class Delta:
     def _pack_heads(
         data: Bytes, name: bytes | None, addresses: npt.NDArray[np.uint64], sizes: Indexes
     ) -> int:
-        """All but the encodings; how far the first record's name shifts what stands behind it."""
+        """Write everything but the encodings, and return how far the block's name shifts them."""
         heads = np.empty(len(sizes), RECORD_HEAD)
         heads["header"] = addresses | np.uint64(_CONTINUED)
         heads["encoding"] = XBZRLE_ENCODING
@@ -145,10 +145,10 @@ class Delta:
 def parse_records(
     data: memoryview, position: int, count: int, page_size: int
 ) -> tuple[list[int], list[int], list[int]]:
-    """Up to `count` whole XBZRLE|CONTINUE records that follow each other from `position`.
+    """Read up to `count` whole XBZRLE|CONTINUE records that follow each other from `position`.
 
-    Of each: the page's offset in its block, and where its encoding begins and its bytes. Ends
-    before whatever is no such record, or is longer than a page.
+    Returns three lists: each page's offset in its block, the position of its encoding, and the
+    encoding's bytes. Stops before anything else, and before an encoding longer than a page.
     """
     addresses: list[int] = []
     starts: list[int] = []
@@ -172,10 +172,10 @@ def parse_records(
 
 
 def _changed_runs(old: Bytes, new: Bytes) -> tuple[Indexes, Indexes]:
-    """Where runs of changed bytes start and end, counted over all pages.
+    """Return where runs of changed bytes start and end, counted over all pages.
 
-    A single unchanged byte between two changed ones is cheaper sent than left out. Whole words are
-    compared first: most do not change, and only the others are looked into.
+    A single unchanged byte between two changed ones is cheaper to send than to leave out. Whole
+    words are compared first: most do not change, and only the others are examined.
     """
     page_size = new.shape[1]
     old_words, new_words = old.reshape(-1).view(np.uint64), new.reshape(-1).view(np.uint64)
@@ -202,9 +202,9 @@ def _changed_runs(old: Bytes, new: Bytes) -> tuple[Indexes, Indexes]:
 
 
 def _runs_of_bytes(old: Bytes, new: Bytes) -> Indexes:
-    """The same, as (2, runs)."""
+    """Return where runs of changed bytes start and end, as (2, runs), by comparing every byte."""
     count, stride = len(new), new.shape[1] + 1
-    # Before each page, and behind the last, stands a byte that did not change: runs end there.
+    # An unchanged byte before each page, and after the last, ends runs at the page's border.
     differs = np.zeros(count * stride + 1, np.uint8)
     of_pages = differs[:-1].reshape(count, stride)[:, 1:]
     np.not_equal(old, new, out=of_pages.view(np.bool_))
@@ -221,7 +221,7 @@ def _positions(words: Indexes, mask: Mask) -> Indexes:
 
 
 def _put_lengths(data: Bytes, at: Indexes, values: Indexes) -> Indexes:
-    """Write ULEB128 `values`, each at its place; the places behind them."""
+    """Write the ULEB128 `values`, each at its position, and return the positions after them."""
     two = values >= _ONE_BYTE
     data[at] = values.astype(np.uint8) & 0x7F | two.view(np.uint8) << 7
     data[at[two] + 1] = values[two] >> 7
@@ -234,7 +234,7 @@ def _copy_runs(target: Bytes, to: Indexes, source: Bytes, start: Indexes, length
     _copy_each(target, to[long], source, start[long], lengths[long])
     short = ~long
     to, start, lengths = to[short], start[short], lengths[short]
-    # Many runs are one byte, for which this is all.
+    # Many runs have one byte and are complete after this.
     target[to] = source[start]
     more = lengths > 1
     to, start, lengths = to[more] + 1, start[more] + 1, lengths[more] - 1
@@ -247,15 +247,15 @@ def _copy_runs(target: Bytes, to: Indexes, source: Bytes, start: Indexes, length
 
 
 def _copy_each(target: Bytes, to: Indexes, source: Bytes, start: Indexes, lengths: Indexes) -> None:
-    """As `_copy_runs`, one after the other: they may overlap."""
+    """Copy runs like `_copy_runs`, one after the other, so that targets may overlap."""
     for here, there, size in zip(to.tolist(), start.tolist(), lengths.tolist(), strict=True):
         target[here : here + size] = source[there : there + size]
 
 
 def read_runs(data: Bytes, starts: Indexes, sizes: Indexes, page_size: int) -> Runs:
-    """The runs of encodings that stand in `data`, one a page; all of it is checked.
+    """Return the runs of the encodings in `data`, one per page; everything is validated.
 
-    `starts`, `sizes` (n,): where each begins, and its bytes. Raises XbzrleError.
+    `starts`, `sizes` (n,): position and bytes of each encoding. Raises XbzrleError.
     """
     found: list[tuple[Indexes, Indexes, Indexes, Indexes]] = []
     page = np.flatnonzero(sizes)
@@ -282,7 +282,7 @@ def read_runs(data: Bytes, starts: Indexes, sizes: Indexes, page_size: int) -> R
 
 
 def read_run(run: XbzrleRun, page_size: int) -> Runs:
-    """The changes of a whole run of records. Raises StreamError."""
+    """Return the runs of all encodings of a run of records. Raises StreamError."""
     try:
         return read_runs(run.data, run.starts, run.sizes, page_size)
     except XbzrleError as error:
@@ -290,7 +290,7 @@ def read_run(run: XbzrleRun, page_size: int) -> Runs:
 
 
 def bad_encoding(error: XbzrleError, offset: int) -> StreamError:
-    """The error of the stream in which the encoding stands at `offset`."""
+    """Return the StreamError for an encoding at `offset` in the stream."""
     return StreamError(f"XBZRLE: {error.message}", offset=offset, section=SECTION_NAME)
 
 
@@ -306,8 +306,8 @@ def _in_order(found: list[tuple[Indexes, Indexes, Indexes, Indexes]]) -> Runs:
 def _read_lengths(
     data: Bytes, page: Indexes, position: Indexes, end: Indexes
 ) -> tuple[Indexes, Indexes]:
-    """A length of each page, and the positions behind them."""
-    # Behind either length of a pair stands at least one byte.
+    """Return one length per page, and the positions after them."""
+    # At least one byte follows either length of a pair.
     _refuse(page, end - position < 2, "it ends within a run")
     low = data[position].astype(np.intp)
     two = low >= _ONE_BYTE
@@ -324,7 +324,7 @@ def _refuse(page: Indexes, wrong: Mask, message: str) -> None:
 def _read_page(
     view: memoryview, page: int, place: tuple[int, int, int], page_size: int, *, begun: bool
 ) -> tuple[Indexes, Indexes, Indexes, Indexes]:
-    """The runs of one page from `place` on: position, end, and start in the page."""
+    """Return the runs of one page, read from `place`: position, end, and start in the page."""
     position, end, start = place
     found: list[tuple[int, int, int, int]] = []
     while position < end:
@@ -358,8 +358,8 @@ def _read_length(view: memoryview, page: int, position: int, end: int) -> tuple[
 
 
 def apply(ram: Bytes, numbers: Indexes, data: Bytes, runs: Runs) -> None:
-    """Change the pages `ram[numbers]` of a contiguous `ram` (N, page_size) by `runs` of `data`."""
+    """Apply `runs` of `data` to the pages `ram[numbers]` of a contiguous `ram` (N, page_size)."""
     to = numbers[runs.page] * ram.shape[1] + runs.start
-    # A page that comes twice takes its changes in their order.
+    # If a page occurs twice, its changes have to be applied in order.
     copy = _copy_runs if len(np.unique(numbers)) == len(numbers) else _copy_each
     copy(ram.reshape(-1), to, data, runs.source, runs.length)

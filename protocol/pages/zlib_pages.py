@@ -1,7 +1,7 @@
-"""COMPRESS_PAGE: a page as zlib data. Until QEMU 9.0, with the capability `compress`.
+"""Decode COMPRESS_PAGE: a page as zlib data (capability `compress`, until QEMU 9.0).
 
 Source: RFC 1950, "ZLIB Compressed Data Format Specification"; QEMU's documentation of the
-capability, docs/multi-thread-compression.txt. The records are declared in `ram`.
+capability, docs/multi-thread-compression.txt. The records are declared in `wire.ram`.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from ..wire.marks import RamFlag
 from ..wire.ram import SECTION_NAME
 
 MAX_RUN_BYTES = 16 << 20
-"""What the records of one event decompress to, at most."""
+"""Limit for what the records of one event decompress to, in bytes."""
 
 _HEAD = struct.Struct(">QI")
 _CONTINUED = int(RamFlag.COMPRESS_PAGE | RamFlag.CONTINUE)
 
 
 def bound(page_size: int) -> int:
-    """More bytes than any encoder needs for a page."""
+    """Return an upper bound for the bytes that an encoder needs for a page."""
     return page_size + (page_size >> 6) + 64
 
 
 def parse_records(
     data: memoryview, position: int, count: int, page_size: int
 ) -> tuple[list[int], list[int], list[int]]:
-    """Up to `count` whole COMPRESS_PAGE|CONTINUE records that follow each other from `position`.
+    """Read up to `count` whole COMPRESS_PAGE|CONTINUE records that follow each other.
 
-    Of each: the page's offset in its block, and where its data begins and its bytes. Ends before
-    whatever is no such record, or is longer than a page can become.
+    Returns three lists: each page's offset in its block, the position of its data, and the bytes of
+    its data. Stops before anything else, and before data longer than `bound`.
     """
-    # As in `xbzrle`: one loop for both kinds of heads would take half as long again a record.
+    # The loop repeats that of `xbzrle`: one loop for both kinds of heads takes 1.5 times as long.
     addresses: list[int] = []
     starts: list[int] = []
     sizes: list[int] = []
@@ -55,7 +55,10 @@ def parse_records(
 
 
 def decompress(run: CompressedRun, page_size: int) -> npt.NDArray[np.uint8]:
-    """The pages (n, page_size) of a run. Raises StreamError where one is not exactly a page."""
+    """Return the pages (n, page_size) of a run.
+
+    Raises StreamError if one does not decompress to exactly a page.
+    """
     pages = np.empty((len(run.offsets), page_size), np.uint8)
     places = zip(run.starts.tolist(), run.sizes.tolist(), strict=True)
     for index, (start, size) in enumerate(places):
@@ -71,7 +74,7 @@ def decompress(run: CompressedRun, page_size: int) -> npt.NDArray[np.uint8]:
 def _decompress(data: memoryview, page_size: int) -> bytes | None:
     inflater = zlib.decompressobj()
     try:
-        # One byte more than may come: a bomb is noticed before it grows.
+        # One byte more than expected, so that a decompression bomb is noticed before it grows.
         page = inflater.decompress(data, page_size + 1)
     except zlib.error:
         return None

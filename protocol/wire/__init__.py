@@ -1,1 +1,1 @@
-"""The declarations of what is on the wire, and the cursor that takes them from bytes."""
+"""Declare the structures on the wire, and the cursor that reads them from bytes."""

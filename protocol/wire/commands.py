@@ -1,4 +1,4 @@
-"""The commands of a stream: which are read, and what their data has to be.
+"""Check and read the data of a stream's commands.
 
 Source: QEMU's documentation, docs/devel/migration/main.rst and postcopy.rst.
 """
@@ -18,7 +18,7 @@ _LENGTHS = {
     CommandType.POSTCOPY_RUN: 0,
     CommandType.SWITCHOVER_START: 0,
 }
-"""Bytes of data of the commands that say no more than their name, or only a number."""
+"""Bytes of data of each command that carries no data, or only one number."""
 _DECLARATIONS = {
     CommandType.POSTCOPY_ADVISE: stream.PostcopyAdvice,
     CommandType.POSTCOPY_RAM_DISCARD: stream.RamDiscard,
@@ -27,10 +27,11 @@ _DECLARATIONS = {
 
 
 def read_command(command: int, data: bytes, offset: int) -> Any:
-    """What the data of a command says, as declared in `stream`; None where nothing is declared.
+    """Return the data of a command, parsed as declared in `stream`; None if nothing is declared.
 
-    POSTCOPY_ADVISE may have no data: RAM is not postcopied then. Raises StreamError,
-    UnsupportedError for what cannot be read by one side: COLO and recovery after a break.
+    POSTCOPY_ADVISE may have no data: RAM is not postcopied then. Raises StreamError, or
+    UnsupportedError for commands that make no sense without the other end: COLO and recovery after
+    a break.
     """
     if command not in list(CommandType):
         raise StreamError(f"unknown command {command}", offset=offset)

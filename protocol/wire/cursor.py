@@ -1,6 +1,6 @@
-"""A place in the bytes at hand: takes declared structures from them, or tells that more is needed.
+"""Read declared structures from the bytes at hand, or report that more bytes are needed.
 
-Nothing longer than its limit is ever waited for.
+A structure has a limit of bytes; the cursor never waits for more than that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import StreamError
 
 MAX_STRUCTURE = 1024
-"""Longer than any structure with one name in it."""
+"""Limit for a structure with one name in it, in bytes; more than any needs."""
 
 
 class Incomplete(Exception):  # noqa: N818 - not an error: the rest has not arrived
@@ -22,7 +22,7 @@ class Incomplete(Exception):  # noqa: N818 - not an error: the rest has not arri
 
 
 class Cursor:
-    """Walks `view`, whose first byte stands at `offset` in the stream."""
+    """Reader that moves through `view`, whose first byte is at `offset` in the stream."""
 
     def __init__(self, view: memoryview, offset: int) -> None:
         self.view = view
@@ -33,32 +33,39 @@ class Cursor:
 
     @property
     def offset(self) -> int:
-        """The position in the stream."""
+        """Return the position in the stream."""
         return self._offset + self.position
 
     def offset_of(self, position: int) -> int:
-        """Where in the stream a position in the view is."""
+        """Return the position in the stream of a position in the view."""
         return self._offset + position
 
     def commit(self) -> None:
-        """All up to here was dealt with; what is not must be presented again."""
+        """Mark everything up to here as used; the rest has to be presented again."""
         self.done = self.position
 
     def peek(self, ahead: int = 0) -> int:
-        """The next byte, or one `ahead` of it."""
+        """Return the next byte, or the one `ahead` bytes after it, without moving.
+
+        Raises Incomplete.
+        """
         if self.position + ahead >= len(self.view):
             raise Incomplete
         return self.view[self.position + ahead]
 
     def peek_u64(self) -> int:
-        """The next be64."""
+        """Return the next be64 without moving. Raises Incomplete."""
         piece = self.view[self.position : self.position + 8]
         if len(piece) < 8:
             raise Incomplete
         return int.from_bytes(piece, "big")
 
     def take(self, declaration: c.Construct, limit: int = MAX_STRUCTURE) -> Any:
-        """The next structure. Raises StreamError when it does not end within `limit` bytes."""
+        """Read the next structure.
+
+        Raises Incomplete if more bytes are needed, StreamError if it does not end within `limit`
+        bytes.
+        """
         piece = io.BytesIO(self.view[self.position : self.position + limit])
         try:
             value = declaration.parse_stream(piece)
@@ -71,7 +78,7 @@ class Cursor:
         return value
 
     def absorb(self, into: bytearray, end: int) -> None:
-        """Append everything up to the position `end` to `into`, for good."""
+        """Append everything up to the position `end` to `into`, and mark it as used."""
         end = min(end, len(self.view))
         if end > self.position:
             into += self.view[self.position : end]
@@ -79,7 +86,10 @@ class Cursor:
         self.commit()
 
     def gather(self, into: bytearray, size: int) -> bytes:
-        """The next `size` bytes, however they come: `into` keeps what is here until all are."""
+        """Return the next `size` bytes, collected in `into`.
+
+        Raises Incomplete until all have arrived; `into` keeps those that are here.
+        """
         self.absorb(into, self.position + size - len(into))
         if len(into) < size:
             raise Incomplete
@@ -89,7 +99,7 @@ class Cursor:
 
 
 def decode_name(raw: bytes) -> str | None:
-    """A name from the wire; None where it is empty, not UTF-8 or not printable."""
+    """Return a name from the wire as text; None if it is empty, not UTF-8 or not printable."""
     try:
         name = raw.decode()
     except UnicodeDecodeError:

@@ -1,8 +1,7 @@
-"""Bytes that are kept until it is known what they are, and payloads that may be too large for
-memory.
+"""Keep bytes until their structure is known, and payloads that may be too large for memory.
 
-The reader keeps what stands behind RAM, because only the description at its end tells where device
-sections end. Where these bytes are is the caller's choice: `KeptInMemory` here; files elsewhere,
+The reader keeps what follows RAM, because only the description at its end says where device
+sections end. The caller chooses where these bytes are: `KeptInMemory` here, or files elsewhere,
 since `protocol` does no I/O.
 """
 
@@ -17,32 +16,32 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 LARGE = 1 << 20
-"""Bytes of the largest payload that is given as `bytes` wherever it was kept."""
+"""Bytes of the largest payload that is returned as `bytes` even if it is kept elsewhere."""
 
 STEP = 1 << 20
-"""Bytes of a large payload that are held at once."""
+"""Bytes of a large payload that are held in memory at once."""
 
 
 class Kept(Protocol):
-    """Bytes in the order in which they came, readable at any place."""
+    """A growing sequence of kept bytes, readable at any position."""
 
     @property
     def size(self) -> int:
-        """How many bytes there are."""
+        """Return how many bytes are kept."""
 
     def append(self, data: memoryview) -> None:
-        """Put `data` behind all that is there."""
+        """Append `data`."""
 
     def read(self, start: int, size: int) -> bytes:
         """Return `size` bytes from `start` on, or as many as there are."""
 
     def part(self, start: int, size: int) -> Payload:
-        """Return the payload of `size` bytes at `start`, all of which are there."""
+        """Return the payload of `size` bytes at `start`, all of which are kept."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A payload that stays where it is kept, and is read when somebody asks for its bytes."""
+    """A payload that stays where it is kept and is read on demand."""
 
     kept: Kept
     start: int
@@ -52,16 +51,16 @@ class Part:
         return self.size
 
     def read(self, start: int, size: int) -> bytes:
-        """Return `size` bytes from `start` of the payload on, or as many as it has."""
+        """Return `size` bytes from position `start` of the payload on, or as many as it has."""
         return self.kept.read(self.start + start, max(0, min(size, self.size - start)))
 
 
 Payload: TypeAlias = bytes | Part
-"""What a section holds: in memory, unless it is large and kept elsewhere."""
+"""The contents of a section: in memory, unless they are large and kept elsewhere."""
 
 
 def pieces(payload: Payload) -> Iterator[bytes]:
-    """Yield the bytes of a payload in order, at most STEP of them at once."""
+    """Yield the bytes of a payload in order; those of a Part in pieces of at most STEP bytes."""
     if isinstance(payload, bytes):
         yield payload
         return
@@ -75,7 +74,7 @@ def whole(payload: Payload) -> bytes:
 
 
 def part_of(payload: Payload, start: int, size: int) -> Payload:
-    """Return `size` bytes of a payload from `start` on, which it has; large ones stay kept."""
+    """Return `size` bytes of a payload from `start` on, which it has; large parts stay kept."""
     if isinstance(payload, bytes) or size <= LARGE:
         return (
             whole(payload)[start : start + size]
@@ -86,14 +85,14 @@ def part_of(payload: Payload, start: int, size: int) -> Payload:
 
 
 def opened(payload: Payload) -> io.BufferedIOBase:
-    """Return a file of the payload's bytes, at its first one, without holding all of them."""
+    """Return a file of the payload's bytes, at its start, without reading all of them."""
     if isinstance(payload, bytes):
         return io.BytesIO(payload)
     return io.BufferedReader(_PartFile(payload))
 
 
 class _PartFile(io.RawIOBase):
-    """The bytes of a Part as a file."""
+    """Read-only file of the bytes of a Part."""
 
     def __init__(self, part: Part) -> None:
         self._part = part
@@ -122,18 +121,18 @@ class _PartFile(io.RawIOBase):
 
 
 class KeptInMemory:
-    """Kept bytes in one buffer of memory."""
+    """Storage that keeps bytes in one buffer of memory."""
 
     def __init__(self) -> None:
         self._data = bytearray()
 
     @property
     def size(self) -> int:
-        """How many bytes there are."""
+        """Return how many bytes are kept."""
         return len(self._data)
 
     def append(self, data: memoryview) -> None:
-        """Put `data` behind all that is there."""
+        """Append `data`."""
         self._data += data
 
     def read(self, start: int, size: int) -> bytes:
@@ -141,5 +140,5 @@ class KeptInMemory:
         return bytes(memoryview(self._data)[start : start + size])
 
     def part(self, start: int, size: int) -> Payload:
-        """Return the payload at `start`."""
+        """Return the payload of `size` bytes at `start`."""
         return self.read(start, size)

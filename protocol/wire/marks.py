@@ -1,4 +1,4 @@
-"""The numbers and names by which parts of a stream, and records of its RAM, are told apart.
+"""Define the numbers and names that identify the parts of a stream and the records of its RAM.
 
 Source: QEMU's documentation, docs/devel/migration/main.rst ("Stream structure").
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 
 MAGIC = 0x5145564D
-"""The characters QEVM."""
+"""The characters QEVM, as a be32."""
 VERSION = 3
 
 
@@ -28,7 +28,7 @@ class SectionType(IntEnum):
 
 
 class CommandType(IntEnum):
-    """What a COMMAND says."""
+    """The number of a COMMAND."""
 
     OPEN_RETURN_PATH = 1
     PING = 2
@@ -65,4 +65,4 @@ MIN_PAGE_BITS, MAX_PAGE_BITS = 8, 16
 
 MAX_SECTION_ID = 1 << 24
 MAX_DEVICE_VERSION = 1 << 16
-"""Neither is reached by any device section."""
+"""Limits for section ids and device versions; no real device section reaches them."""

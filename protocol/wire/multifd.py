@@ -1,19 +1,19 @@
-"""Declarations of multifd: pages that go over connections ("channels") of their own.
+"""Declare multifd: pages that travel over connections ("channels") of their own.
 
-The main channel carries the ordinary stream. Each other channel begins with a Hello, and packets
-follow: a PacketHeader, room for as many offsets as a packet may have pages, and a payload, which is
-the pages with content, in the order of their offsets, compressed as the flags say. Pages that are
-zero have an offset behind those of the others, and no payload (QEMU 9.0 on); QEMU before 9.0, or
-one that is told to, sends them on the main channel.
+The main channel carries the ordinary stream. Each other channel begins with a Hello, followed by
+packets: a PacketHeader, room for as many offsets as a packet may have pages, and a payload, which
+is the pages with content, in the order of their offsets, compressed as the flags say. Zero pages
+have an offset after those of the others, and no payload (QEMU 9.0 and later); QEMU before 9.0, or a
+later one that is configured to, sends them on the main channel.
 
 Sync points order pages in time: each channel has a packet with the flag SYNC for each sync point of
 the main channel. That is a MULTIFD_FLUSH record (machine types from 8.1 on), or the end of each
-piece of `ram`. What a channel sends before its SYNC comes before that of any channel behind it.
+piece of `ram`. Pages before a SYNC are older than pages after the same SYNC in any channel.
 
 Source: QEMU's documentation, docs/devel/migration/main.rst and features.rst, and captured channels
 of QEMU 7.2 and 10.0. In a packet without pages of QEMU 7.2, the block's name, the size of the
-payload, and the offsets are those of a packet before: nothing of them follows. So are offsets
-behind those of the packet's pages.
+payload and the offsets are left over from an earlier packet and have no meaning. The same is true
+of offsets after those of the packet's pages.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ import numpy as np
 MAGIC = 0x11223344
 VERSION = 1
 PACKET_BYTES = 512 << 10
-"""Bytes of RAM that the pages of one packet have, at most."""
+"""Limit for the pages of one packet, in bytes of RAM."""
 MAX_PAYLOAD = 2 * PACKET_BYTES
-"""Bytes of a payload: compressed pages may be a little longer than pages."""
+"""Limit for a payload, in bytes: compressed pages may be a little longer than pages."""
 MAX_CHANNELS = 256
-"""Channels are numbered by one byte."""
+"""Limit for the number of channels: one byte holds a channel's number."""
 
 
 class PacketFlag(IntFlag):
-    """The flags of a packet, beside the field of its compression."""
+    """The flags of a packet, apart from the field for its compression."""
 
     SYNC = 0x01
     DEVICE_STATE = 0x40
 
 
 COMPRESSION_MASK = 0x3E
-"""The bits of the field that says how the payload is compressed."""
+"""The bits of the flags that say how the payload is compressed."""
 
 
 class Compression(IntEnum):
-    """How the payloads of a channel are compressed: each is a piece of one continuous stream."""
+    """Compression of a channel's payloads, each of which is a piece of one continuous stream."""
 
     NONE = 0x00
     ZLIB = 0x02
@@ -62,8 +62,10 @@ Hello = c.Struct(
     "channel" / c.Int8ub,
     c.Padding(7 + 32),
 )
-"""The first bytes of a channel. `uuid`: of the source's machine, zeros where it has none;
-`channel`: its number, from 0 on."""
+"""The first bytes of a channel.
+
+`uuid`: that of the source's machine, zeros if it has none; `channel`: its number, from 0 on.
+"""
 
 HELLO_SIZE: int = Hello.sizeof()
 
@@ -79,18 +81,21 @@ PacketHeader = c.Struct(
     c.Padding(4 + 3 * 8),
     "block" / c.Bytes(256),
 )
-"""`normal` pages with content, `zero` pages without; `allocated`: as many offsets as the source has
-room for, or 0. `number`: of the packet, counted over all channels. `block`: the RAM block's name,
-and zeros behind it."""
+"""The fixed part of a packet.
+
+`normal`: number of pages with content; `zero`: number of zero pages; `allocated`: number of offsets
+that the source has room for, or 0. `number`: the packet's number, counted over all channels.
+`block`: the RAM block's name, padded with zeros.
+"""
 
 PACKET_HEADER_SIZE: int = PacketHeader.sizeof()
 
 OFFSET = np.dtype(">u8")
-"""Where in its block a page begins, in bytes."""
+"""The position of a page in its block, in bytes."""
 
 
 def pages_of_packet(page_size: int) -> int:
-    """Return how many pages a packet has at most; there is room for so many offsets in each."""
+    """Return how many pages a packet has at most; each packet has room for that many offsets."""
     return PACKET_BYTES // page_size
 
 

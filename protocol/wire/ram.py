@@ -1,4 +1,4 @@
-"""Declarations of the records of the `ram` section, version 4.
+"""Declare the records of the `ram` section, version 4.
 
 Source: QEMU's documentation, docs/devel/migration/main.rst, and captured streams. Every record
 begins with a be64, `address | flags`: the address is a multiple of the page size.
@@ -16,45 +16,45 @@ SECTION_VERSION = 4
 
 
 XBZRLE_ENCODING = 1
-"""The only one that there is."""
+"""The only encoding number that QEMU defines for XBZRLE."""
 
 
 RecordHeader = c.Int64ub
-"""address | flags"""
+"""The be64 that begins each record: address | flags."""
 
 RECORD_HEADER_SIZE: int = RecordHeader.sizeof()
 
 BlockEntry = c.Struct("name" / Str8, "length" / c.Int64ub)
-"""One RAM block in the list behind MEM_SIZE, `length` in bytes."""
+"""Entry for one RAM block in the list after MEM_SIZE; `length` in bytes."""
 
 BlockPageSize = c.Int64ub
-"""Behind a BlockEntry, with postcopy, where the block has huge pages."""
+"""Page size in bytes after a BlockEntry, with postcopy, if the block has huge pages."""
 
 BlockAddress = c.Int64ub
-"""Behind a BlockEntry, with x-ignore-shared: where in the guest's physical memory it begins."""
+"""Guest-physical address of the block after a BlockEntry, with x-ignore-shared."""
 
 
 def plain_record(page_size: int, *, continued: bool) -> c.Construct:
-    """PAGE: header, name of the block unless CONTINUE, one page."""
+    """Return the declaration of PAGE: header, name of the block unless CONTINUE, one page."""
     name = () if continued else ("name" / Str8,)
     return c.Struct("header" / RecordHeader, *name, "page" / c.Bytes(page_size))
 
 
 def zero_record(*, continued: bool) -> c.Construct:
-    """ZERO: header, name of the block unless CONTINUE, the byte that fills the page."""
+    """Return the declaration of ZERO: header, block name unless CONTINUE, fill byte."""
     name = () if continued else ("name" / Str8,)
     return c.Struct("header" / RecordHeader, *name, "fill" / c.Int8ub)
 
 
 XbzrleHead = c.Struct("encoding" / c.Int8ub, "length" / c.Int16ub)
-"""Before the encoded bytes."""
+"""The part of an XBZRLE record between the block's name and the encoded bytes."""
 
 XBZRLE_HEAD_SIZE: int = RECORD_HEADER_SIZE + XbzrleHead.sizeof()
-"""Bytes of an XBZRLE record before the encoding, where the record continues a block."""
+"""Bytes of an XBZRLE record before the encoding, if the record has the flag CONTINUE."""
 
 
 def xbzrle_record(*, continued: bool) -> c.Construct:
-    """XBZRLE: header, name of the block unless CONTINUE, the encoding (see `xbzrle`)."""
+    """Return the declaration of XBZRLE: header, block name unless CONTINUE, encoding."""
     name = () if continued else ("name" / Str8,)
     return c.Struct(
         "header" / RecordHeader,
@@ -65,31 +65,31 @@ def xbzrle_record(*, continued: bool) -> c.Construct:
 
 
 CompressedHead = c.Int32ub
-"""Before the zlib data: its length in bytes."""
+"""Length of the zlib data that follows, in bytes."""
 
 COMPRESSED_HEAD_SIZE: int = RECORD_HEADER_SIZE + CompressedHead.sizeof()
-"""Bytes of a COMPRESS_PAGE record before its data, where the record continues a block."""
+"""Bytes of a COMPRESS_PAGE record before its data, if the record has the flag CONTINUE."""
 
 
 def compressed_record(*, continued: bool) -> c.Construct:
-    """COMPRESS_PAGE: header, name of the block unless CONTINUE, zlib data (see `compress`)."""
+    """Return the declaration of COMPRESS_PAGE: header, block name unless CONTINUE, zlib data."""
     name = () if continued else ("name" / Str8,)
     return c.Struct("header" / RecordHeader, *name, "data" / c.Prefixed(c.Int32ub, c.GreedyBytes))
 
 
 def mem_size(total: int) -> bytes:
-    """The MEM_SIZE record; the block list follows."""
+    """Return the MEM_SIZE record, which the block list follows."""
     data: bytes = RecordHeader.build(total | RamFlag.MEM_SIZE)
     return data
 
 
 def end_of_ram() -> bytes:
-    """The EOS record."""
+    """Return the EOS record."""
     data: bytes = RecordHeader.build(int(RamFlag.EOS))
     return data
 
 
 def multifd_flush() -> bytes:
-    """The MULTIFD_FLUSH record."""
+    """Return the MULTIFD_FLUSH record."""
     data: bytes = RecordHeader.build(int(RamFlag.MULTIFD_FLUSH))
     return data

@@ -1,4 +1,4 @@
-"""Declarations of what a whole migration stream is made of, `ram` records apart.
+"""Declare the structures of a migration stream, except the records of `ram`.
 
 Source: QEMU's documentation, docs/devel/migration/main.rst ("Stream structure").
 """
@@ -10,7 +10,7 @@ import construct as c  # type: ignore[import-untyped]
 from .marks import CAPABILITIES, PAGE_BITS, UUID, SectionType
 
 DeclarationError = c.ConstructError
-"""What parsing by a declaration raises for bytes that are something else."""
+"""The exception that a declaration raises for bytes that do not match it."""
 
 Str8 = c.Prefixed(c.Int8ub, c.GreedyBytes)
 """A length byte, then that many bytes."""
@@ -32,7 +32,7 @@ CONFIGURATION_SUBSECTIONS: dict[bytes, c.Construct] = {
     CAPABILITIES: c.PrefixedArray(c.Int32ub, Str8),
     UUID: c.Bytes(16),
 }
-"""What follows each subsection's header; on the wire in this order."""
+"""Body of each subsection after its header; on the wire in this order."""
 
 SectionHeader = c.Struct(
     "type" / c.Int8ub,
@@ -41,10 +41,10 @@ SectionHeader = c.Struct(
     "instance_id" / c.Int32ub,
     "version" / c.Int32ub,
 )
-"""Of SECTION_START and SECTION_FULL."""
+"""Header of SECTION_START and SECTION_FULL."""
 
 SectionContinuation = c.Struct("type" / c.Int8ub, "section_id" / c.Int32ub)
-"""Of SECTION_PART and SECTION_END."""
+"""Header of SECTION_PART and SECTION_END."""
 
 SectionFooter = c.Struct("type" / c.Const(SectionType.FOOTER, c.Int8ub), "section_id" / c.Int32ub)
 
@@ -57,8 +57,11 @@ Command = c.Struct(
 PostcopyAdvice = c.Struct(
     "block_page_sizes" / c.Int64ub, "page_size" / c.Int64ub, "end" / c.Terminated
 )
-"""Data of POSTCOPY_ADVISE, where RAM may be postcopied: the sum of all page sizes that stand behind
-the source's RAM blocks, each counted once, and the guest's page size, in bytes."""
+"""Data of POSTCOPY_ADVISE if RAM may be postcopied; both fields in bytes.
+
+`block_page_sizes`: sum of the distinct page sizes of the host memory behind the source's RAM
+blocks; `page_size`: the guest's page size.
+"""
 
 RamDiscard = c.Struct(
     "version" / c.Const(0, c.Int8ub),
@@ -67,26 +70,26 @@ RamDiscard = c.Struct(
     "ranges" / c.GreedyRange(c.Struct("start" / c.Int64ub, "length" / c.Int64ub)),
     "end" / c.Terminated,
 )
-"""Data of POSTCOPY_RAM_DISCARD: what the source has changed since it was sent, in bytes."""
+"""Data of POSTCOPY_RAM_DISCARD: ranges that changed after they were sent, in bytes."""
 
 PackageLength = c.Struct("length" / c.Int32ub, "end" / c.Terminated)
-"""Data of PACKAGED: that many bytes of sections and commands follow."""
+"""Data of PACKAGED: how many bytes of sections and commands follow."""
 
 EndOfStream = c.Const(SectionType.EOF, c.Int8ub)
 
 DescriptionHeader = c.Struct(
     "type" / c.Const(SectionType.VMDESCRIPTION, c.Int8ub), "length" / c.Int32ub
 )
-"""That many bytes of JSON follow."""
+"""Header of the description; `length` bytes of JSON follow."""
 
 
 def section_part(section_id: int) -> bytes:
-    """The beginning of a SECTION_PART."""
+    """Return the header of a SECTION_PART."""
     data: bytes = SectionContinuation.build({"type": SectionType.PART, "section_id": section_id})
     return data
 
 
 def section_footer(section_id: int) -> bytes:
-    """The SECTION_FOOTER of that section."""
+    """Return the SECTION_FOOTER of the section with this id."""
     data: bytes = SectionFooter.build({"section_id": section_id})
     return data
