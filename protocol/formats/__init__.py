@@ -1,1 +1,1 @@
-"""File formats that stand around a stream, or are made from one."""
+"""Declare the file formats that contain a stream, or are made from one."""

@@ -1,9 +1,9 @@
-"""Declarations of the notes of an ELF core that hold a processor's registers: x86, Arm.
+"""Declare and build the notes of an ELF core that hold a processor's registers: x86 and Arm.
 
 Sources: "ELF-64 Object File Format" (version 1.5) for notes; the psABIs of i386, x86-64, AArch32
 and AArch64, and gdb's layouts of NT_PRSTATUS, NT_FPREGSET and NT_ARM_VFP; the Arm Architecture
-Reference Manual for FPSCR; cores that QEMU's `dump-guest-memory` wrote, for the note of QEMU's own,
-by which `crash` finds where a kernel was loaded.
+Reference Manual for FPSCR; cores written by QEMU's `dump-guest-memory` for QEMU's own note, from
+which `crash` learns where a kernel was loaded.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Note = c.Struct(
 )
 
 GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
-"""Registers by the numbers that instructions have for them."""
+"""General registers of x86-64, in the order of their numbers in instructions."""
 SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
-"""The same of segments."""
+"""Segment registers of x86, in the order of their numbers in instructions."""
 
 PrStatus = c.Struct(
     c.Padding(32),
@@ -44,7 +44,7 @@ PrStatus = c.Struct(
     ),
     c.Padding(8),
 )
-"""Of Linux on x86-64: what a debugger shows. `process`: the processor, counted from 1."""
+"""NT_PRSTATUS of Linux on x86-64, which a debugger shows; `process`: the processor, from 1 on."""
 
 PrStatus32 = c.Struct(
     c.Padding(24),
@@ -59,7 +59,7 @@ PrStatus32 = c.Struct(
     ),
     c.Padding(4),
 )
-"""The same of i386; registers have the names of x86-64."""
+"""NT_PRSTATUS of Linux on i386; registers have the names of x86-64."""
 
 PrStatusArm = c.Struct(
     c.Padding(24),
@@ -70,7 +70,7 @@ PrStatusArm = c.Struct(
     "original_r0" / c.Const(0, c.Int32ul),
     "floats_follow" / c.Int32ul,
 )
-"""The same of 32-bit Arm."""
+"""NT_PRSTATUS of Linux on 32-bit Arm."""
 
 PrStatusAArch64 = c.Struct(
     c.Padding(32),
@@ -82,15 +82,15 @@ PrStatusAArch64 = c.Struct(
     "floats_follow" / c.Const(1, c.Int32ul),
     c.Padding(4),
 )
-"""The same of AArch64; the last of 32 registers is SP."""
+"""NT_PRSTATUS of Linux on AArch64; the last of the 32 registers is SP."""
 
 VfpArm = c.Struct("registers" / c.Int64ul[32], "fpscr" / c.Int32ul)
 FloatsAArch64 = c.Struct(
     "registers" / c.Int64ul[64], "fpsr" / c.Int32ul, "fpcr" / c.Int32ul, c.Padding(8)
 )
-"""Each of 32 registers is two numbers, the low one first."""
+"""NT_FPREGSET of AArch64; each of the 32 registers is two numbers, the low one first."""
 FPSR_BITS, FPCR_BITS = 0xF800_009F, 0x07FF_9F00
-"""What of FPSCR is FPSR and FPCR in AArch64."""
+"""The bits of FPSCR that are FPSR and FPCR in AArch64."""
 
 _Segment = c.Struct(
     *(name / c.Int32ul for name in ("selector", "limit", "flags")), c.Padding(4), "base" / c.Int64ul
@@ -106,7 +106,7 @@ QemuState = c.Struct(
     "cr" / c.Int64ul[5],
     "kernel_gs_base" / c.Int64ul,
 )
-"""Of QEMU, for x86 of 32 and 64 bits."""
+"""QEMU's own note for a processor, x86 of 32 and 64 bits."""
 
 
 def registers(
@@ -117,11 +117,12 @@ def registers(
     kernel_gs_base: int,
     bits: int = 64,
 ) -> tuple[bytes, bytes]:
-    """Return both notes of an x86 processor, counted from 0, whose words have so many bits.
+    """Return both notes of an x86 processor.
 
-    A core has the first one of every processor before the second ones. `plain`: GENERAL, rip,
-    rflags; `segments`: SEGMENTS, ldt, tr, gdt, idt, of each selector, limit, flags, base;
-    `control`: CR0 to CR4. Raises ValueError where one is no such number.
+    A core has the first note of every processor before the second ones. `number`: the processor,
+    from 0 on; `bits`: 32 or 64, those of a word. `plain`: GENERAL, rip, rflags; `segments`:
+    SEGMENTS, ldt, tr, gdt, idt, each with selector, limit, flags, base; `control`: CR0 to CR4.
+    Raises ValueError if a value does not fit its field.
     """
     selectors = {name: segments[name]["selector"] for name in SEGMENTS}
     bases = {f"{name}_base": segments[name]["base"] for name in ("fs", "gs")}
@@ -137,10 +138,10 @@ def arm_registers(
     cpsr: int,
     floats: tuple[Sequence[int], int] | None,
 ) -> bytes:
-    """Return the notes of a 32-bit Arm processor, counted from 0.
+    """Return the notes of a 32-bit Arm processor; `number` counts processors from 0.
 
-    `general`: R0 to R15; `floats`: 32 registers of 64 bits, and FPSCR; None: it has none. Raises
-    ValueError where one is no such number.
+    `general`: R0 to R15; `floats`: 32 registers of 64 bits, and FPSCR; None if it has none. Raises
+    ValueError if a value does not fit its field.
     """
     follow = int(floats is not None)
     plain = {
@@ -159,10 +160,10 @@ def arm_registers(
 def aarch64_registers(
     number: int, general: Sequence[int], pc: int, pstate: int, floats: tuple[Sequence[int], int]
 ) -> bytes:
-    """Return the notes of an AArch64 processor, counted from 0.
+    """Return the notes of an AArch64 processor; `number` counts processors from 0.
 
-    `general`: X0 to X30 and SP; `floats`: 32 registers of two numbers of 64 bits, one behind the
-    other, and FPSCR. Raises ValueError where one is no such number.
+    `general`: X0 to X30 and SP; `floats`: 32 registers of two 64-bit numbers each, one after the
+    other, and FPSCR. Raises ValueError if a value does not fit its field.
     """
     plain = {"process": number + 1, "registers": general, "pc": pc, "pstate": pstate}
     fpsr, fpcr = floats[1] & FPSR_BITS, floats[1] & FPCR_BITS

@@ -1,4 +1,4 @@
-"""Declarations of libvirt's save image: a header, the domain's XML, and a QEMU stream behind them.
+"""Declare libvirt's save image: a header, the domain's XML, and a QEMU stream after them.
 
 Source: images that libvirt 9 made, and the names of its formats in libvirt's qemu.conf
 (`save_image_format`).
@@ -10,12 +10,12 @@ import construct as c  # type: ignore[import-untyped]
 
 MAGIC = b"LibvirtQemudSave"
 UNFINISHED_MAGIC = b"LibvirtQemudPart"
-"""Of an image that is still being written, or whose writing failed."""
+"""Magic of an image that is still being written, or whose writing failed."""
 VERSION = 2
 FORMATS = ("raw", "gzip", "bzip2", "xz", "lzop", "zstd", "sparse")
-"""How the stream is compressed, by its number; `sparse`: not at all, a mapped-ram file."""
+"""Compression of the stream, by its number; `sparse` is an uncompressed mapped-ram file."""
 PADDING = 64 << 10
-"""Bytes that libvirt leaves behind the XML, so that it may be edited."""
+"""Bytes that libvirt leaves free after the XML, so that it may be edited."""
 
 
 def _header(number: c.Construct) -> c.Construct:
@@ -31,6 +31,9 @@ def _header(number: c.Construct) -> c.Construct:
 
 
 HEADERS = (_header(c.Int32ul), _header(c.Int32ub))
-"""`data_length`: bytes between header and stream: the XML, NUL, from `cookie_offset` on (unless
-that is 0) the cookie, NUL, zeros. Numbers stand in the byte order of the host that wrote them."""
+"""Header in both byte orders: numbers have that of the host that wrote them.
+
+`data_length`: bytes between header and stream: the XML, NUL, from `cookie_offset` on (unless that
+is 0) the cookie, NUL, zeros.
+"""
 HEADER_SIZE: int = HEADERS[0].sizeof()

@@ -1,4 +1,4 @@
-"""Declarations of an lzop file: blocks of LZO1X data.
+"""Declare the lzop file format: blocks of LZO1X data.
 
 Source: files that lzop 1.04 made, with each of its options for methods and checksums.
 """
@@ -13,13 +13,13 @@ from ..wire.stream import Str8
 
 MAGIC = b"\x89LZO\0\r\n\x1a\n"
 METHODS = (1, 2, 3)
-"""LZO1X-1, LZO1X-1(15), LZO1X-999: what they make is decompressed alike."""
+"""Supported methods: LZO1X-1, LZO1X-1(15) and LZO1X-999, which are decompressed in the same way."""
 MAX_BLOCK = 256 << 10
-"""Bytes that a block holds."""
+"""Limit for the content of a block, in bytes."""
 
 
 class Flag(IntFlag):
-    """`of` says what a checksum is of: the content, or the compressed data."""
+    """Flags of the header; `OF` in a name says what a checksum covers: content or data."""
 
     ADLER32_OF_CONTENT = 0x1
     ADLER32_OF_DATA = 0x2
@@ -43,8 +43,11 @@ Header = c.Struct(
     "checksum" / c.Int32ub,
 )
 MAX_HEADER = 293
-"""With the longest name."""
+"""Limit for the header, in bytes: its size with the longest name."""
 
 Size = c.Int32ub
-"""Of a block: of its content (0: the last one was before it), then of its data, which is the
-content itself where both are the same. The checksums, and the data, follow."""
+"""Size in a block's head, in bytes.
+
+The size of its content comes first (0: no block follows), then that of its compressed data, which
+is the content itself if both are equal. The checksums and the data follow.
+"""

@@ -1,4 +1,4 @@
-"""Declarations of files that hold physical memory with its addresses: ELF cores, LiME.
+"""Declare files that hold physical memory with its addresses: ELF cores and LiME.
 
 Sources: "System V Application Binary Interface", chapter 4 (ELF of 32 bits), "ELF-64 Object File
 Format" (version 1.5); LiME's documentation, "Memory Acquisition File Format" (doc/ of the project),
@@ -18,17 +18,22 @@ PT_LOAD, PT_NOTE = 1, 4
 ALL_ACCESS = 7
 """Flags of a segment: read, write, execute."""
 ELF_HEAD_SIZE = 4 << 20
-"""Bytes before the memory in an ELF core: room for notes of 5000 processors. A stream brings these
-behind its RAM, but `crash` wants notes before it."""
+"""Bytes before the memory in an ELF core: room for the notes of 5000 processors.
+
+A stream carries these after its RAM, but `crash` needs notes before the memory.
+"""
 MAX_SEGMENTS = 0xFFFE
-"""Program headers that an ELF header can count."""
+"""Limit for the program headers that an ELF header can count."""
 LIMIT_OF_32_BITS = 1 << 32
-"""No address and no place in a file of 32-bit ELF reaches it."""
+"""Limit for addresses and file offsets of 32-bit ELF, in bytes."""
 
 
 class Processor(NamedTuple):
-    """What an ELF header says of a processor: the number of its kind (`EM_...`), the bits of a word
-    (32 or 64), and its byte order."""
+    """Properties of a processor in an ELF header.
+
+    `machine`: its number (`EM_...`); `bits`: of a word, 32 or 64; `little`: whether it is
+    little-endian.
+    """
 
     machine: int
     bits: int
@@ -60,7 +65,7 @@ def elf_header(processor: Processor) -> c.Construct:
 def program_header(processor: Processor) -> c.Construct:
     """Return the declaration of a program header.
 
-    `alignment`: none; by that `crash` tells a core of a whole machine from one that kdump made.
+    `alignment` is 0, by which `crash` distinguishes a core of a whole machine from one of kdump.
     """
     _, word, address = _numbers(processor)
     places = [
@@ -76,7 +81,7 @@ def program_header(processor: Processor) -> c.Construct:
 
 
 def _numbers(processor: Processor) -> tuple[c.Construct, c.Construct, c.Construct]:
-    """Numbers of 16 and 32 bits, and of as many as an address has."""
+    """Return the declarations of 16-bit and 32-bit numbers, and of addresses."""
     if processor.little:
         return c.Int16ul, c.Int32ul, c.Int64ul if processor.bits == 64 else c.Int32ul
     return c.Int16ub, c.Int32ub, c.Int64ub if processor.bits == 64 else c.Int32ub
@@ -84,7 +89,7 @@ def _numbers(processor: Processor) -> tuple[c.Construct, c.Construct, c.Construc
 
 X86_64 = Processor(62, 64)
 ElfHeader, ProgramHeader = elf_header(X86_64), program_header(X86_64)
-"""Of most cores: those of little-endian processors of 64 bits."""
+"""ELF headers of most cores: those of little-endian processors of 64 bits."""
 
 LimeHeader = c.Struct(
     "magic" / c.Const(0x4C694D45, c.Int32ul),
@@ -93,14 +98,16 @@ LimeHeader = c.Struct(
     "last_address" / c.Int64ul,
     "reserved" / c.Const(bytes(8)),
 )
-"""Before each range of memory; `last_address` still belongs to it."""
+"""Header before each range of memory; `last_address` is the last one in the range."""
 LIME_HEADER_SIZE: int = LimeHeader.sizeof()
 
 
 @dataclass(frozen=True)
 class Region:
-    """A part of a RAM block as the guest sees it: bytes `start` to `start + length` of the block
-    stand at the guest-physical `address`."""
+    """A part of a RAM block as the guest sees it.
+
+    Bytes `start` to `start + length` of the block are at the guest-physical `address`.
+    """
 
     start: int
     length: int
@@ -108,8 +115,10 @@ class Region:
 
 
 class Segment(NamedTuple):
-    """A part of the guest's memory in an ELF core: `length` bytes at `place` in the file that the
-    guest sees at `address`."""
+    """A part of the guest's memory in an ELF core.
+
+    The `length` bytes at `place` in the file are at the guest-physical `address`.
+    """
 
     place: int
     length: int
@@ -117,10 +126,10 @@ class Segment(NamedTuple):
 
 
 def elf_head(segments: Sequence[Segment], processor: Processor, notes: bytes = b"") -> bytes:
-    """Return the header, program headers and notes, for the begin of an ELF core.
+    """Return the header, program headers and notes for the beginning of an ELF core.
 
-    Each segment's virtual address is its physical one: a debugger then finds it there. Where an
-    address or a place needs more than 32 bits, the core is one of 64. Raises ValueError where there
+    Each segment's virtual address is its physical one: a debugger then finds it there. If an
+    address or a place needs more than 32 bits, the core is a 64-bit one. Raises ValueError if there
     is no room for the notes or the segments.
     """
     reach = max((max(s.place, s.address) + s.length for s in segments), default=0)
@@ -161,7 +170,7 @@ def elf_head(segments: Sequence[Segment], processor: Processor, notes: bytes = b
 
 
 def lime_header(region: Region) -> bytes:
-    """What stands before the memory of this region."""
+    """Return the LiME header that precedes the memory of this region."""
     last = region.address + region.length - 1
     data: bytes = LimeHeader.build({"first_address": region.address, "last_address": last})
     return data

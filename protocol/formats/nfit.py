@@ -1,4 +1,4 @@
-"""Declarations of ACPI's NVDIMM Firmware Interface Table, as far as it says where NVDIMMs are.
+"""Read the places of NVDIMMs from ACPI's NVDIMM Firmware Interface Table.
 
 Source: "ACPI Specification" (version 6.4), chapter 5.2.25.
 """
@@ -11,7 +11,7 @@ SIGNATURE = b"NFIT"
 PERSISTENT_MEMORY = bytes.fromhex("79d3f066f3b47440ac430d3318b78cdb")
 """The GUID of a range of persistent memory."""
 MAX_TABLE = 1 << 20
-"""Bytes of a table that makes sense."""
+"""Limit for the length of a table, in bytes."""
 
 Table = c.Struct(
     "signature" / c.Const(SIGNATURE), "length" / c.Int32ul, c.Padding(28), c.Padding(4)
@@ -24,11 +24,11 @@ Range = c.Struct(
     "address" / c.Int64ul,
     "length" / c.Int64ul,
 )
-"""An entry of type 0."""
+"""An entry of type 0: one range of system physical addresses."""
 
 
 def ranges(tables: bytes) -> list[tuple[int, int]]:
-    """Return address and length, in bytes, of each NVDIMM of which the tables of a guest tell."""
+    """Return address and length, in bytes, of each NVDIMM in a guest's ACPI tables."""
     found: list[tuple[int, int]] = []
     at = tables.find(SIGNATURE)
     while at >= 0:
@@ -41,7 +41,7 @@ def ranges(tables: bytes) -> list[tuple[int, int]]:
 
 
 def _entries(data: bytes) -> list[tuple[int, int]]:
-    """None, if they do not fill the table."""
+    """Return the NVDIMMs in the entries of a table, or none if the entries do not fill it."""
     found, at = [], 0
     while at < len(data):
         if at + Entry.sizeof() > len(data):

@@ -1,4 +1,4 @@
-"""Declarations of a qcow2 image, as far as its internal snapshots need them.
+"""Declare a qcow2 image, as far as its internal snapshots need it.
 
 Source: QEMU's documentation, docs/interop/qcow2. All numbers are big-endian.
 """
@@ -10,7 +10,7 @@ import construct as c  # type: ignore[import-untyped]
 MAGIC = b"QFI\xfb"
 
 DIRTY, CORRUPT, DATA_FILE, COMPRESSION_TYPE, EXTENDED_L2 = (1 << bit for bit in range(5))
-"""Incompatible features."""
+"""Bits of `incompatible_features`."""
 
 Header = c.Struct(
     "magic" / c.Const(MAGIC),
@@ -29,16 +29,19 @@ Header = c.Struct(
     "incompatible_features"
     / c.IfThenElse(lambda this: this.version >= 3, c.Int64ub, c.Computed(0)),
 )
-"""`size`: bytes of the disk; a cluster has 2 ** `cluster_bits` bytes."""
+"""Fixed part of the header.
+
+`size`: bytes of the disk; a cluster has 2 ** `cluster_bits` bytes.
+"""
 MAX_HEADER = 80
 HEADER_LENGTH_OFFSET = 100
-"""Where version 3 says how long its header is, in a be32; the extensions follow."""
+"""Offset of the length of the header, a be32 of version 3; the extensions follow the header."""
 HEADER_SIZE_V2 = 72
 
 Extension = c.Struct("type" / c.Int32ub, "length" / c.Int32ub)
-"""The data follow, padded to 8 bytes; type 0 ends the list."""
+"""Head of a header extension: data follow, padded to 8 bytes; type 0 ends the list."""
 DATA_FILE_NAME, FEATURE_NAMES = 0x44415441, 0x6803F857
-"""Types of extensions."""
+"""Types of header extensions."""
 FEATURE_NAME_SIZE = 48
 """Bytes of an entry of FEATURE_NAMES: its kind (0: incompatible), its bit, its name and NULs."""
 CRYPT_METHODS = {1: "AES", 2: "LUKS"}
@@ -54,18 +57,24 @@ SnapshotHead = c.Struct(
     "vm_state_size" / c.Int32ub,
     "extra_size" / c.Int32ub,
 )
-"""Extra data, the id and the name follow; the next entry begins at a multiple of 8 bytes."""
+"""Fixed part of a snapshot's entry.
+
+Extra data, the id and the name follow; the next entry begins at a multiple of 8 bytes.
+"""
 SNAPSHOT_HEAD_SIZE: int = SnapshotHead.sizeof()
 
 SnapshotExtra = c.Struct("vm_state_size" / c.Int64ub, "disk_size" / c.Int64ub)
-"""As much of the extra data as is of use; `vm_state_size` replaces that of the head."""
+"""The used part of a snapshot's extra data; `vm_state_size` replaces that of the head."""
 
 OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00
-"""Of an entry in an L1 or L2 table: where the L2 table or the cluster stands; 0: nowhere."""
+"""Bits of an L1 or L2 entry for the offset of the L2 table or the cluster; 0: not allocated."""
 COMPRESSED = 1 << 62
-"""In an L2 entry: a compressed cluster."""
+"""Bit of an L2 entry for a compressed cluster."""
 ZERO = 1
-"""In an L2 entry: the cluster reads as zeros."""
+"""Bit of an L2 entry for a cluster that reads as zeros."""
 SUBCLUSTERS = 32
-"""Of a cluster, with EXTENDED_L2: then an L2 entry has a second word, with a bit for each that is
-there, from the lowest on, and above these a bit for each that reads as zeros."""
+"""Number of subclusters of a cluster, with EXTENDED_L2.
+
+An L2 entry then has a second word, with a bit for each allocated subcluster, from the lowest on,
+and above these a bit for each that reads as zeros.
+"""

@@ -1,8 +1,8 @@
-"""The frame by which a guest tells switches where it is now: a RARP request, broadcast.
+"""Build the frame that shows switches where a guest is now: a broadcast RARP request.
 
 Sources: RFC 903, "A Reverse Address Resolution Protocol" (its packet is that of RFC 826), and
-QEMU's QMP reference, `announce-self`. Nobody is expected to answer: what counts is that switches
-see a frame from the guest's address.
+QEMU's QMP reference, `announce-self`. No answer is expected: the frame's only purpose is that
+switches see one from the guest's address.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import construct as c  # type: ignore[import-untyped]
 
 ETHERTYPE = 0x8035
 FRAME_SIZE = 60
-"""The smallest Ethernet frame, without its check sequence."""
+"""Bytes of the smallest Ethernet frame, without its check sequence."""
 MAC_SIZE = 6
 
 RarpFrame = c.Padded(
@@ -31,11 +31,14 @@ RarpFrame = c.Padded(
         "target_protocol" / c.Const(bytes(4)),
     ),
 )
-"""Hardware: Ethernet; protocol: IPv4, whose addresses are unknown; opcode: request reverse."""
+"""RARP request.
+
+Hardware: Ethernet; protocol: IPv4, whose addresses are unknown; opcode: request reverse.
+"""
 
 
 def announcement(mac: bytes) -> bytes:
-    """The frame that announces the address `mac` (6 bytes); FRAME_SIZE bytes."""
+    """Return the frame, of FRAME_SIZE bytes, that announces the address `mac` (6 bytes)."""
     frame: bytes = RarpFrame.build(
         {"source": mac, "sender_hardware": mac, "target_hardware": mac},
     )

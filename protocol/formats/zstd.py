@@ -1,4 +1,4 @@
-"""A stream inside zstd frames: where each ends and what it says of itself; nothing is decompressed.
+"""Find the zstd frames around a stream, and their sizes, without decompressing them.
 
 Source: RFC 8878, "Zstandard Compression and the 'application/zstd' Media Type".
 """
@@ -18,13 +18,13 @@ from ..wire.cursor import Cursor, Incomplete
 MAGIC = 0xFD2FB528
 SKIPPABLE_MAGICS = range(0x184D2A50, 0x184D2A60)
 MAX_WINDOW = 128 << 20
-"""Bytes that a frame may ask to be kept, at most; what `zstd` itself accepts."""
+"""Limit for the window that a frame may ask for, in bytes; `zstd` itself accepts as much."""
 MAX_BLOCK = 128 << 10
-"""Bytes that one block holds at most."""
+"""Limit for one block, in bytes."""
 MAX_EMPTY = 1000
-"""Frames and blocks in succession that hold nothing; they would cost time for no bytes."""
+"""Limit for empty frames and blocks in succession, which would cost time for no bytes."""
 MAX_STEPS = 4096
-"""Headers and bodies looked at in one go."""
+"""Limit for the headers and bodies examined in one call of `parse`."""
 
 RAW, RLE, COMPRESSED = range(3)
 """Types of blocks."""
@@ -56,25 +56,25 @@ FrameHeader = c.Struct(
         },
     ),
 )
-"""`content_size`: bytes that the frame holds; None where it does not say."""
+"""Header of a frame; `content_size`: bytes that the frame holds, None if it does not say."""
 
 SkippableHeader = c.Struct("magic" / c.Int32ul, "size" / c.Int32ul)
 
 BlockHeader = c.ByteSwapped(
     c.BitStruct("size" / c.BitsInteger(21), "type" / c.BitsInteger(2), "last" / c.Flag)
 )
-"""`size`: bytes that follow; of RLE: how often its one byte stands there."""
+"""Header of a block; `size`: bytes that follow, or, for RLE, how often its one byte is repeated."""
 BLOCK_HEADER_SIZE = 3
 MAX_HEADER = 18
-"""Bytes of a FrameHeader."""
+"""Limit for a FrameHeader, in bytes."""
 
 _STORED_HEADER = struct.Struct("<IBI")
 _STORED_DESCRIPTOR = 0xA0
-"""Single segment, content size in four bytes, no checksum."""
+"""Descriptor for: single segment, content size in four bytes, no checksum."""
 
 
 class CompressedError(StreamError):
-    """The compressed stream is damaged; `offset` counts its bytes, not those that it holds."""
+    """A damaged compressed stream; `offset` counts compressed bytes, not those of their content."""
 
     def __str__(self) -> str:
         return f"offset {self.offset:#x} of the compressed stream: {self.message}"
@@ -84,8 +84,8 @@ class CompressedError(StreamError):
 class Frame:
     """A whole frame: bytes `start` to `end` of the view, which hold `content_size` bytes.
 
-    `offset`: of the frame, in the compressed stream. `stored`: it holds them as they are, in raw
-    blocks alone, see `join_stored`.
+    `offset`: position of the frame in the compressed stream. `stored`: True if the frame has raw
+    blocks alone, which `join_stored` copies without decompression.
     """
 
     start: int
@@ -97,9 +97,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class Piece:
-    """The next part of a frame that is too large to wait for, or does not say how large it is.
+    """The next part of a frame that is too large to wait for, or whose size is not known.
 
-    `last`: the frame ends with it.
+    `start`, `end`: in the view; `offset`: in the compressed stream; `last`: the frame ends with
+    this part.
     """
 
     start: int
@@ -109,13 +110,13 @@ class Piece:
 
 
 def is_compressed(head: bytes | memoryview) -> bool:
-    """Whether a stream that begins so is in zstd frames."""
+    """Return whether a stream that begins with `head` consists of zstd frames."""
     magic = int.from_bytes(head[:4], "little") if len(head) >= 4 else 0
     return magic == MAGIC or magic in SKIPPABLE_MAGICS
 
 
 def window_size(head: bytes) -> int:
-    """Return the bytes that a decoder keeps of a frame that begins so; 0: it is no such frame."""
+    """Return the window of a frame that begins with `head`, in bytes; 0 if it is not a frame."""
     try:
         header = FrameHeader.parse(head[:MAX_HEADER])
     except c.ConstructError:
@@ -128,14 +129,14 @@ def window_size(head: bytes) -> int:
 
 
 def compressed_bound(content_size: int) -> int:
-    """More than any usual encoder makes of so many bytes."""
+    """Return an upper bound for the bytes that any usual encoder makes of `content_size` bytes."""
     return content_size + content_size // 64 + 1024
 
 
 def stored(content: memoryview) -> list[memoryview]:
-    """A frame that holds `content` (at least a byte, less than 4 GiB) as it is; nothing is copied.
+    """Return a frame that holds `content` uncompressed, as pieces: headers, and views of `content`.
 
-    The pieces in order: headers, and views on `content`.
+    `content`: at least one byte, less than 4 GiB; it is not copied.
     """
     header = _STORED_HEADER.pack(MAGIC, _STORED_DESCRIPTOR, len(content))
     pieces = []
@@ -149,9 +150,10 @@ def stored(content: memoryview) -> list[memoryview]:
 
 
 def stored_size(head: memoryview) -> int | None:
-    """Bytes that a frame holds that begins with `head`, if it begins as `stored` lays it out.
+    """Return the content size of a frame that begins with `head` and is laid out like `stored`'s.
 
-    Other encoders begin frames so, too, where the first block is not worth compressing.
+    Returns None if it is not. Other encoders begin frames in the same way if the first block is not
+    worth compressing.
     """
     first = _STORED_HEADER.size + BLOCK_HEADER_SIZE
     if len(head) < first:
@@ -164,10 +166,10 @@ def stored_size(head: memoryview) -> int | None:
 
 
 def join_stored(frame: memoryview, out: memoryview) -> int:
-    """Put what a `stored` frame holds into `out`, one copy; how many bytes.
+    """Copy the content of a `stored` frame into `out`, and return how many bytes.
 
-    The blocks were walked before, so they are inside the frame. Raises ValueError where they hold
-    more than `out` has room for.
+    The blocks were walked before, so they are inside the frame. Raises ValueError if they hold more
+    than `out` has room for.
     """
     position = io.BytesIO(frame[:MAX_HEADER])
     FrameHeader.parse_stream(position)
@@ -181,10 +183,10 @@ def join_stored(frame: memoryview, out: memoryview) -> int:
 
 
 class FrameWalker:
-    """Finds the frames of a compressed stream, from its first byte on."""
+    """Reader that finds the frames of a compressed stream, from its first byte on."""
 
     def __init__(self, max_content: int) -> None:
-        """Frames of at most `max_content` bytes are waited for; see `most`."""
+        """Wait for whole frames of at most `max_content` bytes; return larger ones in pieces."""
         self._max_content = max_content
         self._offset = 0
         self._position = 0
@@ -197,29 +199,29 @@ class FrameWalker:
         self._left = 0
         self._empty = 0
         self.more = False
-        """The last `parse` stopped before the end of what it was given."""
+        """True if the last `parse` stopped before the end of its view."""
         self.error: CompressedError | None = None
 
     @property
     def most(self) -> int:
-        """Bytes that a caller must be able to present at once."""
+        """Return how many bytes a caller must be able to present at once."""
         return compressed_bound(self._max_content)
 
     @property
     def between_headers(self) -> bool:
-        """Whether all that was found is whole frames: what waits, if anything, may be none."""
+        """Return whether only whole frames were found; bytes that wait may not be a frame."""
         return self._step == self._header
 
     @property
     def between_frames(self) -> bool:
-        """Whether the stream may end here."""
+        """Return whether the stream may end here."""
         return self._step == self._header and not self._waiting
 
     def parse(self, view: memoryview) -> tuple[list[Frame | Piece], int]:
-        """What is in `view`, and how many of its bytes are done with.
+        """Return the frames and pieces in `view`, and how many of its bytes were used.
 
-        The caller presents the rest again, with more behind it; or at once, while there is `more`.
-        What stands before damage is found, then `error` is set.
+        The caller presents the rest again, followed by more bytes, or at once, while `more` is set.
+        Frames before damage are returned, and then `error` is set.
         """
         cursor = Cursor(view, self._offset)
         cursor.position = self._position
@@ -232,7 +234,7 @@ class FrameWalker:
         except Incomplete:
             pass
         except CompressedError as error:
-            # Without all that the frames of the traceback hold.
+            # The traceback would keep the frames' local variables alive.
             self.error = error.with_traceback(None)
         except c.ConstructError:
             self.error = CompressedError("not a zstd frame", offset=cursor.offset)
@@ -246,7 +248,10 @@ class FrameWalker:
         return found, cursor.done
 
     def close(self) -> None:
-        """The input has ended. Raises CompressedError if that is inside a frame."""
+        """Report that the input has ended.
+
+        Raises CompressedError if that is inside a frame.
+        """
         if not self.between_frames:
             offset = self._offset + self._waiting
             raise CompressedError("the stream ends within a zstd frame", offset=offset)
@@ -263,7 +268,7 @@ class FrameWalker:
         return [piece]
 
     def pass_frame(self, size: int) -> None:
-        """The frame that begins what waits was dealt with by others: all its `size` bytes."""
+        """Skip the waiting frame of `size` bytes, which another reader has processed."""
         self._offset += size
         self._position = self._waiting = self._empty = 0
         self._step = self._header
@@ -328,7 +333,7 @@ class FrameWalker:
         return []
 
     def _pass(self, cursor: Cursor) -> None:
-        """Go over what is left of this part."""
+        """Skip what is left of this part, or raise Incomplete."""
         count = min(self._left, len(cursor.view) - cursor.position)
         cursor.position += count
         self._left -= count
@@ -337,7 +342,7 @@ class FrameWalker:
 
 
 def _take_header(cursor: Cursor) -> tuple[int | None, bool]:
-    """Content size and whether there is a checksum; mostly by way of the usual header alone."""
+    """Return the content size, and whether there is a checksum; fast for `stored` frames."""
     usual = cursor.view[cursor.position : cursor.position + _STORED_HEADER.size]
     if len(usual) == _STORED_HEADER.size:
         magic, descriptor, size = _STORED_HEADER.unpack(usual)
@@ -352,7 +357,7 @@ def _take_header(cursor: Cursor) -> tuple[int | None, bool]:
 
 
 def _read_block_header(cursor: Cursor) -> tuple[int, int, bool]:
-    """The three fields of a BlockHeader, without a step per bit."""
+    """Return the three fields of a BlockHeader, faster than by the bitwise declaration."""
     raw = cursor.view[cursor.position : cursor.position + BLOCK_HEADER_SIZE]
     if len(raw) < BLOCK_HEADER_SIZE:
         raise Incomplete

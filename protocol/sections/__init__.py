@@ -1,1 +1,1 @@
-"""Iterative sections other than `ram`: events, reading and writing of each."""
+"""Declare, read and write the iterative sections other than `ram`."""

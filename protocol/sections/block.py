@@ -1,4 +1,4 @@
-"""The iterative section `block`: disks that move with the guest (QEMU up to 9.0).
+"""Read and write the iterative section `block`: disks that move with the guest (QEMU up to 9.0).
 
 Records of be64, `sector << 9 | flags`; a block of a disk is always 1 MiB on the wire, though the
 disk may end within it. Source: captured streams; QEMU's capability `zero-blocks`.
@@ -37,9 +37,9 @@ RecordHeader = c.Int64ub
 
 @dataclass(frozen=True)
 class DiskBlock:
-    """A block of a disk: `device` by name, from sector `sector` (of 512 bytes) on.
+    """One block of the disk named `device`, from sector `sector` (of 512 bytes) on.
 
-    `data`: 1 MiB; None: all zero.
+    `data`: 1 MiB, or None if it is all zero.
     """
 
     offset: int
@@ -50,7 +50,7 @@ class DiskBlock:
 
 @dataclass(frozen=True)
 class DiskProgress:
-    """How far the source is with the disks."""
+    """The share of the disks that the source has sent, in percent."""
 
     offset: int
     percent: int
@@ -58,7 +58,7 @@ class DiskProgress:
 
 @dataclass(frozen=True)
 class EndOfDisks:
-    """The EOS record: end of this piece of `block`."""
+    """The EOS record, which ends a piece of the `block` section."""
 
     offset: int
 
@@ -69,7 +69,7 @@ _DATA, _ZEROS = BlockFlag.DEVICE_BLOCK, BlockFlag.DEVICE_BLOCK | BlockFlag.ZERO_
 
 
 class BlockReader:
-    """The state of one `block` section."""
+    """Reader of one `block` section, over all its pieces."""
 
     def __init__(self) -> None:
         self.at_end = False
@@ -77,11 +77,11 @@ class BlockReader:
         self._data = bytearray()
 
     def begin(self, kind: SectionType) -> None:  # noqa: ARG002
-        """See SectionReader."""
+        """Begin a piece of the section."""
         self.at_end = False
 
     def read(self, cursor: Cursor) -> list[DiskEvent]:
-        """See SectionReader."""
+        """Return the events of the next record; none while the data of a block is incomplete."""
         if self._block is not None:
             block = DiskBlock(*self._block, cursor.gather(self._data, BLOCK_SIZE))
             self._block = None
@@ -103,7 +103,7 @@ class BlockReader:
 
 
 def _device_name(raw: bytes, offset: int) -> str:
-    # A disk that QEMU knows by its node alone has no name here.
+    # A disk that QEMU knows only by its node has an empty name here.
     name = decode_name(raw) if raw else ""
     if name is None:
         raise StreamError(f"a disk named {raw!r}", offset=offset, section=SECTION_NAME)
@@ -111,17 +111,17 @@ def _device_name(raw: bytes, offset: int) -> str:
 
 
 def write_block(event: DiskBlock) -> bytes:
-    """The bytes of a record."""
+    """Return the bytes of a record for a block of a disk."""
     flags = _ZEROS if event.data is None else _DATA
     header = RecordHeader.build(event.sector << SECTOR_BITS | flags)
     return bytes(header + Str8.build(event.device.encode()) + (event.data or b""))
 
 
 def write_progress(event: DiskProgress) -> bytes:
-    """The bytes of a record."""
+    """Return the bytes of a PROGRESS record."""
     return bytes(RecordHeader.build(event.percent << SECTOR_BITS | BlockFlag.PROGRESS))
 
 
 def write_end(_: EndOfDisks) -> bytes:
-    """The bytes of a record."""
+    """Return the bytes of an EOS record."""
     return bytes(RecordHeader.build(int(BlockFlag.EOS)))

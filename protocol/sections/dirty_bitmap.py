@@ -1,9 +1,9 @@
-"""The iterative section `dirty-bitmap`: which parts of disks changed since a backup.
+"""Read and write the iterative section `dirty-bitmap`: parts of disks changed since a backup.
 
-Chunks that begin with flags of one, two or four bytes: the top bit of the first byte says that
-there are two, that of the second that there are four. Names that are left out are those of the
-chunk before. Source: the layout described in QEMU's migration/block-dirty-bitmap.c (granularity is
-a be32, though), and captured streams.
+Chunks begin with flags of one, two or four bytes: the top bit of the first byte is set if there are
+two, that of the second if there are four. Omitted names are those of the chunk before. Source: the
+layout described in QEMU's migration/block-dirty-bitmap.c (granularity is a be32, though), and
+captured streams.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ SECTION_NAME = "dirty-bitmap"
 SECTION_VERSION = 1
 
 _MAX_BITS = 1 << 16
-"""Bytes of one chunk's bits; QEMU sends 1 KiB at most."""
+"""Limit for the bits of one chunk, in bytes; QEMU sends at most 1 KiB."""
 _MAX_BITMAPS = 1 << 16
 
 
 class BitmapFlag(IntFlag):
-    """What a chunk has and is."""
+    """Flags of a chunk: which fields it has, and its kind."""
 
     EOS = 0x01
     ZEROES = 0x02
@@ -41,19 +41,19 @@ class BitmapFlag(IntFlag):
 _KINDS = BitmapFlag.START | BitmapFlag.COMPLETE | BitmapFlag.BITS
 _ALL = 0x7F
 _MORE = 0x80
-"""The top bit of a byte of flags."""
+"""The top bit of a byte of flags: more bytes of flags follow."""
 _FLAGS = {1: (c.Int8ub, 0), 2: (c.Int16ub, _MORE << 8), 4: (c.Int32ub, (_MORE << 8 | _MORE) << 16)}
-"""By size in bytes: how they are read, and the bits that only say that there are more bytes."""
+"""By number of bytes of flags: their declaration, and the bits that only announce more bytes."""
 
 Start = c.Struct("granularity" / c.Int32ub, "flags" / c.Int8ub)
 Bits = c.Struct("first_sector" / c.Int64ub, "sectors" / c.Int32ub)
 BitsSize = c.Int64ub
-"""Behind Bits, unless ZEROES: how many bytes of bits follow."""
+"""Bytes of bits that follow Bits, unless ZEROES."""
 
 
 @dataclass(frozen=True)
 class BitmapStart:
-    """A bitmap of `granularity` bytes a bit. `flags`: 1 enabled, 2 persistent."""
+    """The start of a bitmap with `granularity` bytes per bit; `flags`: 1 enabled, 2 persistent."""
 
     granularity: int
     flags: int
@@ -61,7 +61,7 @@ class BitmapStart:
 
 @dataclass(frozen=True)
 class BitmapBits:
-    """A part of a bitmap, for sectors of 512 bytes. `bits`: little-endian; None: all zero."""
+    """A part of a bitmap, for sectors of 512 bytes; `bits`: little-endian, or None if all zero."""
 
     first_sector: int
     sectors: int
@@ -70,9 +70,10 @@ class BitmapBits:
 
 @dataclass(frozen=True)
 class BitmapChunk:
-    """One chunk. `node`, `bitmap`: the names in force; `flags` says which are on the wire.
+    """One chunk of the section.
 
-    `body`: None where the flags are all that there is. `flags_size`: bytes of the flags.
+    `node`, `bitmap`: the names in force; `flags` says which are on the wire. `body`: None if the
+    chunk has only flags. `flags_size`: bytes of the flags.
     """
 
     offset: int
@@ -84,7 +85,7 @@ class BitmapChunk:
 
 
 class DirtyBitmapReader:
-    """The state of one `dirty-bitmap` section."""
+    """Reader of one `dirty-bitmap` section, over all its pieces."""
 
     def __init__(self) -> None:
         self.at_end = False
@@ -93,14 +94,14 @@ class DirtyBitmapReader:
         self._started: set[tuple[str, str]] = set()
 
     def begin(self, kind: SectionType) -> None:  # noqa: ARG002
-        """See SectionReader."""
+        """Begin a piece of the section."""
         self.at_end = False
 
     def read(self, cursor: Cursor) -> list[BitmapChunk]:
-        """See SectionReader."""
+        """Return the next chunk. Raises StreamError."""
         offset = cursor.offset
         flags, size = _read_flags(cursor)
-        # Kept only when the whole chunk is here.
+        # Names change only once the whole chunk has been read: Incomplete restarts it.
         node, bitmap = self._node, self._bitmap
         if flags & BitmapFlag.DEVICE_NAME:
             node = _name(cursor, offset)
@@ -167,7 +168,7 @@ def _error(message: str, offset: int) -> StreamError:
 
 
 def write_chunk(event: BitmapChunk) -> bytes:
-    """The bytes of a chunk."""
+    """Return the bytes of a chunk."""
     declaration, marks = _FLAGS[event.flags_size]
     pieces = [declaration.build(int(event.flags) | marks)]
     if event.flags & BitmapFlag.DEVICE_NAME:

@@ -1,7 +1,7 @@
-"""The iterative section `spapr/htab`: the hash table of page table entries of a pseries guest.
+"""Read and write the iterative section `spapr/htab`: the hashed page table of a pseries guest.
 
-Each piece begins with a be32: the table's size as a power of two in the first piece, 0xffffffff
-where there is none, 0 where chunks follow up to an empty one. Source: captured streams.
+Each piece begins with a be32: the table's size as a power of two in the first piece, 0xffffffff if
+there is no table, 0 if chunks follow, up to an empty one. Source: captured streams.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ MAX_SHIFT = 46
 
 Header = c.Int32sb
 Chunk = c.Struct("first" / c.Int32ub, "valid" / c.Int16ub, "invalid" / c.Int16ub)
-"""Entries from `first` on: the `valid` ones follow, those behind them are `invalid`."""
+"""Header for entries from `first` on: `valid` ones, which follow, then `invalid` empty ones."""
 
 
 @dataclass(frozen=True)
 class HtabHeader:
-    """The beginning of a piece. `shift`: the table has 2**shift bytes; -1: none; 0: chunks come."""
+    """The beginning of a piece.
+
+    `shift`: the table has 2**shift bytes; -1: there is no table; 0: chunks follow.
+    """
 
     offset: int
     shift: int
@@ -35,9 +38,9 @@ class HtabHeader:
 
 @dataclass(frozen=True)
 class HtabChunk:
-    """Entries (16 bytes each) from number `first` on, `invalid` empty ones behind them.
+    """Entries (16 bytes each) from number `first` on, with `invalid` empty ones after them.
 
-    Without either: the end of this piece.
+    A chunk with neither ends this piece.
     """
 
     offset: int
@@ -50,7 +53,7 @@ HtabEvent: TypeAlias = HtabHeader | HtabChunk
 
 
 class HtabReader:
-    """The state of one `spapr/htab` section."""
+    """Reader of one `spapr/htab` section, over all its pieces."""
 
     def __init__(self) -> None:
         self.at_end = False
@@ -61,11 +64,11 @@ class HtabReader:
         self._entries = bytearray()
 
     def begin(self, kind: SectionType) -> None:  # noqa: ARG002
-        """See SectionReader."""
+        """Begin a piece of the section."""
         self.at_end = self._begun = False
 
     def read(self, cursor: Cursor) -> list[HtabEvent]:
-        """See SectionReader."""
+        """Return the next header or chunk; nothing while the entries of a chunk are incomplete."""
         if self._chunk is not None:
             chunk = HtabChunk(*self._chunk, cursor.gather(self._entries, self._size))
             self._chunk = None
@@ -100,12 +103,12 @@ def _error(message: str, offset: int) -> StreamError:
 
 
 def write_header(event: HtabHeader) -> bytes:
-    """The bytes of a piece's beginning."""
+    """Return the bytes of the beginning of a piece."""
     return bytes(Header.build(event.shift))
 
 
 def write_chunk(event: HtabChunk) -> bytes:
-    """The bytes of a chunk."""
+    """Return the bytes of a chunk."""
     valid = len(event.entries) // ENTRY_SIZE
     values = {"first": event.first, "valid": valid, "invalid": event.invalid}
     return bytes(Chunk.build(values) + event.entries)

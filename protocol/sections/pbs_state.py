@@ -1,6 +1,6 @@
-"""The section `pbs-state` of Proxmox VE: a be64, and as many bytes of which nobody knows more.
+"""Read the section `pbs-state` of Proxmox VE: a be64, and as many bytes of unknown format.
 
-It has a START alone. Source: streams of Proxmox VE's QEMU.
+The section has only a START piece. Source: streams of Proxmox VE's QEMU.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _SIZE: int = Length.sizeof()
 
 
 class PbsStateReader:
-    """The state of one `pbs-state` section. `keep`: makes the place where its bytes are kept.
+    """Reader of one `pbs-state` section.
 
-    `max_size`: bytes of it, None for any number.
+    `keep`: makes the place where its bytes are kept; `max_size`: limit for them, None for no limit.
     """
 
     def __init__(self, keep: Callable[[], Kept], max_size: int | None) -> None:
@@ -36,7 +36,7 @@ class PbsStateReader:
         self._length: int | None = None
 
     def begin(self, kind: SectionType) -> None:  # noqa: ARG002
-        """See SectionReader."""
+        """Begin the section."""
         self.at_end, self._length, self._payload = False, None, self._keep()
 
     def read(self, cursor: Cursor) -> list[events.Event]:

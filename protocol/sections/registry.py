@@ -1,6 +1,6 @@
-"""The iterative sections: who reads which, and how one is passed that nobody knows.
+"""Choose the reader of each iterative section, and skip those of unknown format.
 
-An iterative section comes in pieces (START, PARTs, END) and delimits itself.
+An iterative section consists of pieces (START, PARTs, END) and delimits itself.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from . import block, dirty_bitmap, htab, pbs_state, storage_attributes
 
 
 class SectionReader(Protocol):
-    """The state of one iterative section over all its pieces."""
+    """Interface of the reader of one iterative section, which keeps its state over all pieces."""
 
     at_end: bool
-    """The piece's last record was read."""
+    """True once the piece's last record was read."""
 
     def begin(self, kind: SectionType) -> None:
-        """A piece begins; what stands before its payload was read."""
+        """Begin a piece of the section; the piece's header was read."""
 
     def read(self, cursor: Cursor) -> Sequence[events.Event]:
-        """The events of the next record; none where it takes more than one step."""
+        """Return the events of the next record; none if a record takes more than one step."""
 
 
 class OpaqueReader:
-    """Of a section that nobody knows: passes each piece by its footer.
+    """Reader of a section of unknown format, which skips each piece by its footer.
 
-    That is the first one with this id that is followed by what may lawfully follow. Without
-    footers such a section cannot be passed. `keep`: makes the place where a piece is kept.
-    `max_size`: bytes of one piece, None for any number.
+    That is the first footer with this section id that is followed by a valid part of a stream.
+    Without footers such a section cannot be skipped. `keep`: makes the place where a piece is kept.
+    `max_size`: limit for one piece in bytes, None for no limit.
     """
 
     def __init__(
@@ -53,11 +53,14 @@ class OpaqueReader:
         self._payload = keep()
 
     def begin(self, kind: SectionType) -> None:  # noqa: ARG002
-        """See SectionReader."""
+        """Begin a piece of the section."""
         self.at_end = False
 
     def read(self, cursor: Cursor) -> list[events.Event]:
-        """See SectionReader."""
+        """Return the piece once its footer is found; raise Incomplete until then.
+
+        Raises StreamError if the piece is larger than `max_size`.
+        """
         end, found = section_ends.find_end(cursor, self._section_id, self._known)
         end = min(end, len(cursor.view))
         size = self._payload.size + end - cursor.position
@@ -83,7 +86,7 @@ _KNOWN: dict[tuple[str, int], Callable[[], SectionReader]] = {
         storage_attributes.SECTION_VERSION,
     ): storage_attributes.StorageAttributesReader,
 }
-"""By name and version."""
+"""Readers of sections of known format, by name and version."""
 
 
 def reader_of(
@@ -94,7 +97,10 @@ def reader_of(
     keep: Callable[[], Kept],
     max_size: int | None,
 ) -> SectionReader:
-    """A reader for a section other than `ram`. Raises UnsupportedError where there can be none."""
+    """Return a reader for a section other than `ram`.
+
+    Raises UnsupportedError for a section of unknown format in a stream without footers.
+    """
     kind = (section.name, section.version)
     if kind == (pbs_state.SECTION_NAME, pbs_state.SECTION_VERSION):
         return pbs_state.PbsStateReader(keep, max_size)

@@ -1,7 +1,7 @@
-"""The iterative section `s390-storage_attributes`: how an s390 guest uses each of its pages.
+"""Read and write the section `s390-storage_attributes`: the use of each page of an s390 guest.
 
-Records of be64, `address | flag`; MORE is followed by a be64 and so many bytes, one a page of 4096
-bytes from that address on. Source: captured streams, and QEMU's hw/s390x/s390-stattrib.c.
+Records of be64, `address | flag`; MORE is followed by a be64 and that many bytes, one per page of
+4096 bytes from that address on. Source: captured streams, and QEMU's hw/s390x/s390-stattrib.c.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SECTION_VERSION = 0
 PAGE_SIZE = 4096
 
 _MAX_VALUES = 1 << 20
-"""Bytes of one record; QEMU sends half of that at most."""
+"""Limit for one record, in bytes; QEMU sends at most half of that."""
 
 
 class AttributeFlag(IntFlag):
@@ -34,12 +34,15 @@ class AttributeFlag(IntFlag):
 
 RecordHeader = c.Int64ub
 Count = c.Int64ub
-"""Behind a MORE record: how many bytes follow."""
+"""Number of bytes that follow a MORE record."""
 
 
 @dataclass(frozen=True)
 class StorageAttributes:
-    """One record. MORE: `values`, one byte a page from `address` on; EOS: end of this piece."""
+    """One record of the section.
+
+    MORE: `values`, one byte per page from `address` on; EOS: end of this piece.
+    """
 
     offset: int
     flag: AttributeFlag
@@ -48,7 +51,7 @@ class StorageAttributes:
 
 
 class StorageAttributesReader:
-    """The state of one `s390-storage_attributes` section."""
+    """Reader of one `s390-storage_attributes` section, over all its pieces."""
 
     def __init__(self) -> None:
         self.at_end = False
@@ -57,11 +60,11 @@ class StorageAttributesReader:
         self._values = bytearray()
 
     def begin(self, kind: SectionType) -> None:  # noqa: ARG002
-        """See SectionReader."""
+        """Begin a piece of the section."""
         self.at_end = False
 
     def read(self, cursor: Cursor) -> list[StorageAttributes]:
-        """See SectionReader."""
+        """Return the next record; nothing while its values are incomplete. Raises StreamError."""
         if self._more is not None:
             values = cursor.gather(self._values, self._size)
             record = StorageAttributes(*self._more, values)
@@ -88,7 +91,7 @@ def _error(message: str, offset: int) -> StreamError:
 
 
 def write_record(event: StorageAttributes) -> bytes:
-    """The bytes of a record."""
+    """Return the bytes of a record."""
     header = RecordHeader.build(event.address | event.flag)
     if event.flag != AttributeFlag.MORE:
         return bytes(header)
