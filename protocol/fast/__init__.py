@@ -1,1 +1,1 @@
-"""Walking over a stream without building its events."""
+"""Examine a stream without building its events."""

@@ -1,10 +1,10 @@
-"""The outline of an ordinary stream that lies whole in memory: found by stepping over its pages.
+"""Find the outline of an ordinary stream that is whole in memory, by stepping over its pages.
 
 Most streams are ordinary: RAM in plain and zero pages of 4 KiB, then device sections with footers,
-and the description, which tells where those end. Their outline takes no arrays and no declarations,
-whose libraries take longer to load than all of this takes to run: it looks at the header of each
-page and at nothing else of it. Whatever is not as expected raises NotOrdinary, which says nothing
-of the stream: `reader` does, to whose events tests prove an outline equal.
+and the description, which says where those end. Their outline takes no arrays and no declarations,
+whose libraries take longer to load than all of this takes to run: only the header of each page is
+examined. Anything unexpected raises NotOrdinary, which does not mean that the stream is bad:
+`reader` decides that, and tests prove that its events match the outline.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from ..wire.marks import (
 
 PAGE_SIZE = 4096
 MAX_TOTAL_RAM = 1 << 38
-"""Bytes. A byte is kept for each page of it."""
+"""Limit for the RAM of a stream, in bytes; a byte is kept for each page of it."""
 MAX_DESCRIPTION = 64 << 20
-"""Bytes of a description, as the reader has it."""
+"""Limit for a description in bytes, the same as the reader's."""
 MAX_NAME = 255
 MAX_ROUNDS = 1000
 PLAIN, ZERO = 0, 1
@@ -52,44 +52,47 @@ _KINDS = {
     int(RamFlag.PAGE): (PLAIN, struct.Struct(f">Q{PAGE_SIZE}x")),
     int(RamFlag.ZERO): (ZERO, struct.Struct(">Qx")),
 }
-"""By flags: what is counted, and a record that continues a block."""
+"""By flags: the index of the count, and the layout of a record with the flag CONTINUE."""
 _GROUP = 1 << 12
-"""Pages whose addresses differ in the bytes 5 and 6 of the be64 alone."""
+"""Number of pages in a group, whose addresses differ only in bytes 5 and 6 of the be64."""
 _COLUMNS = (
     b"".join(bytes([byte]) * 16 for byte in range(256)),
     bytes(range(0, 256, 16)) * 256,
 )
-"""These bytes of the pages of a group, in order."""
+"""Bytes 5 and 6 of the addresses of a group's pages, in order."""
 _STEP = 32 << 20
-"""Bytes of pages that are passed at once, at most, and after which that is told."""
+"""Limit for the bytes of pages skipped at once; also the interval for `on_passed`."""
 _FEWEST = 16
-"""Pages that are looked at together at first."""
+"""Number of pages that are first compared together."""
 _COMMANDS = {
     int(CommandType.OPEN_RETURN_PATH): 0,
     int(CommandType.PING): 4,
     int(CommandType.SWITCHOVER_START): 0,
 }
-"""Bytes of data of those that change nothing of what follows."""
+"""Bytes of data of each command that does not change the meaning of what follows."""
 
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _TRIES = 4
-"""JSON has no such bytes; the length before it may look like the beginning of its own header."""
+"""Number of candidates for the beginning of a description that are examined.
+
+JSON does not contain the bytes of that mark, but the length before it may look like it.
+"""
 
 
 class NotOrdinary(Exception):  # noqa: N818 - not an error: the reader has to look
-    """The stream is of a kind that the reader alone reads, or damaged."""
+    """A stream that only the reader can read, or that is damaged."""
 
 
 class Block:
-    """A RAM block: `length` in bytes; `pages`: how many are PLAIN, how many ZERO."""
+    """A RAM block; `length` in bytes; `pages`: the numbers of PLAIN and ZERO pages."""
 
     def __init__(self, name: str, length: int) -> None:
         self.name = name
         self.length = length
         self.pages = [0, 0]
         self.sent = bytearray()
-        """Of each page, whether this round has it."""
+        """One byte per page: 1 if the page was sent in this round."""
 
 
 class Device(NamedTuple):
@@ -105,10 +108,10 @@ class Device(NamedTuple):
 
 @dataclass
 class Outline:
-    """What an ordinary stream of `size` bytes is made of.
+    """The parts of an ordinary stream of `size` bytes.
 
-    `rounds`: of each, its pages as in Block. `ram_pieces`, of which `ram_parts` are neither first
-    nor last, have `ram_size` bytes together. `description`: bytes.
+    `rounds`: the numbers of PLAIN and ZERO pages of each round. `ram_pieces`, of which `ram_parts`
+    are PARTs, have `ram_size` bytes together. `description`: bytes.
     """
 
     size: int
@@ -125,10 +128,10 @@ class Outline:
 
 
 def outline(data: bytes | mmap, on_passed: Callable[[int, int], None] | None = None) -> Outline:
-    """The outline of the stream that `data` is, from its first byte to its last.
+    """Return the outline of the stream `data`, from its first byte to its last.
 
-    `on_passed`: told every so often of bytes (from, to) that will not be looked at again, so that
-    a mapped file need not stay in memory. Raises NotOrdinary.
+    `on_passed`: called from time to time with the bytes (from, to) that will not be read again, so
+    that a mapped file need not stay in memory. Raises NotOrdinary.
     """
     try:
         return _Walk(data, on_passed or (lambda *_: None)).run()
@@ -137,7 +140,7 @@ def outline(data: bytes | mmap, on_passed: Callable[[int, int], None] | None = N
 
 
 class _Walk:
-    """One pass over a stream. Besides NotOrdinary, it may raise what `outline` turns into it."""
+    """One pass over a stream; raises NotOrdinary, or errors that `outline` turns into it."""
 
     def __init__(self, data: bytes | mmap, on_passed: Callable[[int, int], None]) -> None:
         self._data = data
@@ -157,7 +160,7 @@ class _Walk:
         return found
 
     def _part(self) -> int:
-        """What begins here; commands are passed."""
+        """Skip commands, and return the type of the next part."""
         while (kind := self._byte()) == SectionType.COMMAND:
             command, size = self._take(_COMMAND)
             self._expect(_COMMANDS.get(command) == size)
@@ -166,7 +169,7 @@ class _Walk:
         return kind
 
     def _ram(self) -> None:
-        """All pieces of the one section `ram`."""
+        """Read all pieces of the section `ram`."""
         found = self._found
         kind, start = self._part(), self._position - 1
         self._expect(kind == SectionType.START)
@@ -204,7 +207,7 @@ class _Walk:
             block.sent = bytearray(block.length // PAGE_SIZE)
 
     def _pages(self) -> None:
-        """The records of a piece, and the one that ends it."""
+        """Read the records of a piece, up to and including its EOS."""
         while (value := self._take(_U64)[0]) != RamFlag.EOS:
             flags = value % PAGE_SIZE
             if flags & ~_CONTINUE not in _KINDS:
@@ -224,7 +227,7 @@ class _Walk:
                 self._passed = self._position
 
     def _next_pages(self, layout: struct.Struct, value: int) -> int:
-        """How many records of pages in order follow the one of this be64."""
+        """Return how many records of consecutive pages follow the one whose be64 is `value`."""
         left = min((len(self._data) - self._position) // layout.size, _STEP // PAGE_SIZE)
         found, limit, growth = 0, _FEWEST, 4
         while left > found:
@@ -236,12 +239,12 @@ class _Walk:
             elif many <= _FEWEST:
                 return found + self._in_order_singly(start, layout, following, many)
             else:
-                # Among these the run ends.
+                # The run ends among these.
                 limit, growth = many // 4, 1
         return found
 
     def _in_order(self, start: int, stride: int, value: int, many: int) -> bool:
-        """Whether so many be64, of pages of one group, are this one and its next ones."""
+        """Return whether the next `many` be64, of pages of one group, count up from `value`."""
         head = value.to_bytes(_U64.size, "big")
         first = value // PAGE_SIZE % _GROUP
         columns = [head[index : index + 1] * many for index in range(_U64.size)]
@@ -253,14 +256,14 @@ class _Walk:
         )
 
     def _in_order_singly(self, start: int, layout: struct.Struct, value: int, many: int) -> int:
-        """How many of so many be64 are this one and its next ones."""
+        """Return how many of the next `many` be64 count up from `value`."""
         piece = memoryview(self._data)[start : start + many * layout.size]
         values = chain.from_iterable(layout.iter_unpack(piece))
-        # The index of the first that is not as expected.
+        # The index of the first unexpected value.
         return next(compress(count(), map(ne, values, count(value, PAGE_SIZE))), many)
 
     def _count(self, page: int, many: int, kind: int) -> None:
-        """`many` pages in order, from number `page` of the block on."""
+        """Count `many` consecutive pages, from number `page` of the block on."""
         block = self._block
         assert block is not None
         self._expect((page + many) * PAGE_SIZE <= block.length)
@@ -275,7 +278,7 @@ class _Walk:
                 self._begin_round()
 
     def _devices(self) -> None:
-        """The device sections, each of which is as the description at the very end lists it."""
+        """Read the device sections, each of which must be as the description lists it."""
         listed = self._description()
         end = len(self._data) - self._found.description - _FOOTER.size - 1
         ids = {self._found.section_id}
@@ -296,9 +299,9 @@ class _Walk:
         self._expect(self._part() == SectionType.EOF and self._position == end + 1)
 
     def _description(self) -> list[Described]:
-        """The devices, as the description that ends with the last byte lists them.
+        """Return the devices as listed by the description that ends with the last byte.
 
-        Guests can write what looks like a description, but not behind the true one.
+        A guest can write bytes that look like a description, but not after the true one.
         """
         text = self._text_at_the_end()
         self._found.description = len(text)

@@ -1,1 +1,1 @@
-"""Parts of the stream reader, one for each kind of piece."""
+"""Read the parts of a stream, with one module for each kind of part."""

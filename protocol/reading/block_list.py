@@ -1,4 +1,4 @@
-"""Reads and checks the list of RAM blocks behind MEM_SIZE."""
+"""Read and check the list of RAM blocks after MEM_SIZE."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ MAX_BLOCKS = 4096
 
 
 class BlockListReader:
-    """The state of the list. What an entry carries beside name and length:
+    """Reader of the list of RAM blocks.
 
-    `postcopy`: maybe the block's page size; `addressed`: its address; `mapped`: its place in the
-    file. `page_size`, in bytes, is said by the stream where `page_size_said`.
+    Fields of an entry besides name and length: the block's page size, if it has huge pages, with
+    `postcopy`; its address, with `addressed`; its place in the file, with `mapped`. `page_size`:
+    bytes; `page_size_said`: whether the stream has announced it.
     """
 
     def __init__(self, page_size: int, max_total: int) -> None:
@@ -28,9 +29,9 @@ class BlockListReader:
         self.blocks: dict[str, events.RamBlock] = {}
         self.indexes: dict[str, int] = {}
         self.gap_end = 0
-        """Up to this position in the stream there are only pages that have places of their own."""
+        """The position in the stream up to which only pages at fixed places (mapped-ram) follow."""
         self.complete = False
-        """All entries were read."""
+        """True once all entries were read."""
         self._max_total = max_total
         self._listed = 0
         self._start: tuple[int, int] | None = None
@@ -38,17 +39,17 @@ class BlockListReader:
 
     @property
     def begun(self) -> bool:
-        """MEM_SIZE was read."""
+        """Return whether MEM_SIZE was read."""
         return self._start is not None
 
     def so_far(self) -> events.RamBlocks:
-        """The entries that were read, of a list that is not complete."""
+        """Return the entries that were read so far, of a list that may be incomplete."""
         assert self._start is not None
         blocks = tuple(self.blocks.values())
         return events.RamBlocks(*self._start, blocks, self.page_size)
 
     def begin(self, offset: int, total: int) -> None:
-        """MEM_SIZE was read, at `offset` in the stream: `total` bytes of RAM."""
+        """Begin the list after MEM_SIZE at `offset` in the stream, with `total` bytes of RAM."""
         if self._start is not None:
             raise _error("a second list of blocks", offset)
         if total == 0:
@@ -58,7 +59,7 @@ class BlockListReader:
         self._start = (offset, total)
 
     def read(self, cursor: Cursor) -> events.RamBlocks | None:
-        """The next entry; the event when it was the last."""
+        """Read the next entry, and return the event if it was the last one."""
         assert self._start is not None
         offset, total = cursor.offset, self._start[1]
         entry = cursor.take(ram.BlockEntry)
@@ -83,7 +84,10 @@ class BlockListReader:
         return self.so_far() if self.complete else None
 
     def _read_page_size(self, cursor: Cursor) -> int | None:
-        """Only blocks of huge pages carry it. A name cannot begin with a zero byte, as it does."""
+        """Return the page size if the entry carries it, which only those of huge pages do.
+
+        Its first byte is zero; the next entry cannot begin so, as its name is not empty.
+        """
         size = cursor.peek_u64()
         if size >= 1 << 56 or size < self.page_size or size & (size - 1):
             return None
@@ -106,7 +110,11 @@ class BlockListReader:
         return mapped
 
     def _find_gap(self, mapped: MappedRam, length: int, behind_header: int, offset: int) -> None:
-        """The first bitmap stands behind its header: so it is known where the stream begins."""
+        """Note where this block's pages end.
+
+        The first bitmap directly follows its header, which tells where in its file the stream
+        begins.
+        """
         if self._file_offset is None:
             self._file_offset = mapped.bitmap_offset - behind_header
         try:

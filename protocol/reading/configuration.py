@@ -1,4 +1,4 @@
-"""Reads and checks the CONFIGURATION at the start of a stream."""
+"""Read and check the CONFIGURATION at the start of a stream."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..wire.cursor import Cursor, decode_name
 from ..wire.marks import CAPABILITIES, MAX_PAGE_BITS, MIN_PAGE_BITS, PAGE_BITS, UUID, SectionType
 
 IGNORE_SHARED = "x-ignore-shared"
-"""Capability: RAM blocks are listed with their addresses; pages of shared ones do not come."""
+"""Capability: RAM blocks are listed with their addresses; pages of shared ones are left out."""
 MAPPED_RAM = "mapped-ram"
-"""Capability: pages stand at fixed places of the file (see `mapped_ram`)."""
+"""Capability: pages are at fixed places of the file (see `mapped_ram`)."""
 
 MAX_CONFIGURATION = 1 << 15
 _SECTION = "configuration"
 
 
 def read_configuration(cursor: Cursor) -> events.Configuration:
-    """The configuration with all its subsections."""
+    """Read the configuration with all its subsections."""
     start = cursor.offset
     machine = _name(cursor.take(stream.ConfigurationHeader, MAX_CONFIGURATION).machine, start)
     values: dict[bytes, Any] = {}
@@ -52,7 +52,10 @@ def _page_size(bits: int | None, start: int) -> int | None:
 
 
 def checked_page_size(size: int, offset: int) -> int:
-    """A page size that stands elsewhere in a stream, at `offset`. Raises StreamError."""
+    """Return a page size found elsewhere in a stream, at `offset`.
+
+    Raises StreamError if it is not a valid one.
+    """
     if size & (size - 1) or not 1 << MIN_PAGE_BITS <= size <= 1 << MAX_PAGE_BITS:
         raise StreamError(f"pages of {size} bytes", offset=offset)
     return size

@@ -1,10 +1,10 @@
-"""Reads one channel of a multifd migration; does no I/O.
+"""Read one channel of a multifd migration, without I/O.
 
 A channel is a sequence of parts whose sizes are known before they arrive: a greeting, then packet
-heads, each of which may have a payload behind it. The caller gets `wanted` bytes from wherever they
-come, and gives them to `greet`, `read_head` or `pages`. A payload that is not compressed need not
-be given: it can be received into the guest's memory at once, by the packet's offsets, and `passed`
-says that it was. Nothing read is trusted: what is wrong raises StreamError, with its place in the
+heads, each of which may have a payload after it. The caller gets `wanted` bytes from wherever they
+arrive, and gives them to `greet`, `read_head` or `pages`. A payload that is not compressed need not
+be given: the caller may receive it directly into the guest's memory, by the packet's offsets, and
+then calls `passed`. No input is trusted: invalid data raises StreamError with its position in the
 channel.
 """
 
@@ -26,7 +26,7 @@ from ..wire.multifd import Compression, PacketFlag
 
 @dataclass(frozen=True)
 class Greeting:
-    """What a channel says of itself first: the `uuid` of its source, and its number."""
+    """The greeting of a channel: the `uuid` of its source, and its number."""
 
     uuid: bytes
     channel: int
@@ -34,12 +34,12 @@ class Greeting:
 
 @dataclass(frozen=True, eq=False)
 class Packet:
-    """One packet, as far as its head tells.
+    """One packet as described by its head.
 
-    `offset`: of the packet in the channel; `number`: among those of all channels; `sync`: whether a
-    sync point follows it. `block`: None where it has no pages. `normal` (n,) and `zero` (m,): where
-    in the block its pages belong, in bytes, with content and without. `payload_size`: bytes that
-    follow, at `payload_offset` in the channel.
+    `offset`: position of the packet in the channel; `number`: of the packet, counted over all
+    channels; `sync`: whether a sync point follows it. `block`: None if it has no pages. `normal`
+    (n,) and `zero` (m,): positions in the block of its pages, in bytes, with content and without.
+    `payload_size`: bytes that follow, at `payload_offset` in the channel.
     """
 
     offset: int
@@ -55,9 +55,9 @@ class Packet:
 
 
 class ChannelReader:
-    """One channel from its first byte on.
+    """Reader of one channel, from its first byte on.
 
-    `offset`: bytes that were read; `greeting`: what `greet` returned; `compression`: of its
+    `offset`: bytes that were read; `greeting`: result of `greet`; `compression`: that of its
     payloads, as far as known.
     """
 
@@ -72,7 +72,10 @@ class ChannelReader:
 
     @property
     def wanted(self) -> int:
-        """Bytes of the next part. Behind the greeting, `list_blocks` has to be called first."""
+        """Return the bytes of the next part.
+
+        After the greeting, `list_blocks` has to be called before.
+        """
         if self.greeting is None:
             return multifd.HELLO_SIZE
         if self._packet is not None:
@@ -80,7 +83,7 @@ class ChannelReader:
         return multifd.head_size(self._page_size)
 
     def list_blocks(self, listed: RamBlocks) -> None:
-        """Say which RAM blocks there are, before the first packet is read."""
+        """Set the RAM blocks, before the first packet is read."""
         self._page_size = listed.page_size
         self._listed = {block.name: (index, block) for index, block in enumerate(listed.blocks)}
 
@@ -131,8 +134,11 @@ class ChannelReader:
         return packet
 
     def pages(self, payload: memoryview) -> npt.NDArray[np.uint8]:
-        """Return the pages (n, page size) of the packet before: a view on its payload, unless that
-        is compressed. Raises StreamError where it is not exactly these pages."""
+        """Return the pages (n, page size) of the last packet read.
+
+        The result is a view of the payload unless that is compressed. Raises StreamError if the
+        payload is not exactly these pages.
+        """
         packet = self._packet
         assert packet is not None
         count = len(packet.normal)
@@ -150,7 +156,7 @@ class ChannelReader:
         return data.reshape(count, self._page_size)
 
     def passed(self) -> None:
-        """Note that the payload of the packet before was received elsewhere; not if compressed."""
+        """Note that the caller received the last packet's payload, not compressed, itself."""
         assert self._packet is not None
         self.offset += self._packet.payload_size
         self._packet = None
@@ -166,7 +172,10 @@ class ChannelReader:
             self._fail(f"a packet with flags {flags:#x}")
 
     def _payload_size(self, header: Any, compression: Compression) -> int:
-        """Bytes behind the head; what a packet without pages says of them is not true."""
+        """Return the bytes after the head.
+
+        Packets without pages have none, whatever their payload size says.
+        """
         normal, size = int(header.normal), int(header.payload_size)
         if not normal:
             return 0

@@ -1,4 +1,4 @@
-"""Reads and checks the records of the `ram` section; page records a whole run at once."""
+"""Read and check the records of the `ram` section, page records a whole run at a time."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ..wire.marks import RamFlag, SectionType
 from ..wire.stream import SectionFooter, Str8, section_footer, section_part
 from .block_list import BlockListReader
 
-# Plain numbers: enum's operators cost more than reading a record does.
+# Plain numbers: enum's operators take longer than reading a record does.
 _PAGE = int(RamFlag.PAGE)
 _ZERO = int(RamFlag.ZERO)
 _XBZRLE = int(RamFlag.XBZRLE)
 _COMPRESSED = int(RamFlag.COMPRESS_PAGE)
 _CONTINUE = int(RamFlag.CONTINUE)
 _MAX_RECORDS = 4096
-"""XBZRLE or COMPRESS_PAGE records of one event."""
+"""Limit for the XBZRLE or COMPRESS_PAGE records of one event."""
 _ENOUGH_PAGES = 16
-"""Pages that are read in order only if their size is right."""
+"""Number of pages read without error after which their size is taken to be right."""
 _EOS_SIZE = ram.RECORD_HEADER_SIZE
 _FOOTER_SIZE: int = SectionFooter.sizeof()
 
@@ -36,9 +36,9 @@ _Run = TypeVar("_Run", bound=events.EncodedRun)
 
 
 class RamReader:
-    """The state of the `ram` section over all its pieces.
+    """Reader of the `ram` section, over all its pieces.
 
-    `block_list`: reads the list of its RAM blocks, and has to be told before what they carry.
+    `block_list`: reads the list of RAM blocks; what its entries carry has to be set before.
     """
 
     def __init__(self, page_size: int, max_total: int) -> None:
@@ -59,21 +59,24 @@ class RamReader:
 
     @property
     def section(self) -> events.RamSection | None:
-        """The section's first piece, None before it began."""
+        """Return the section's first piece, or None before it began."""
         return self._start
 
     @property
     def page_size(self) -> int:
-        """Bytes of a page, as far as known by now."""
+        """Return the bytes of a page, as far as known by now."""
         return self.block_list.page_size
 
     @property
     def begun(self) -> bool:
-        """Its first piece was read, or is being read."""
+        """Return whether the section's first piece has begun."""
         return self._start is not None
 
     def start(self, section: events.IterativeSection) -> events.RamSection:
-        """The section's first piece begins. Raises StreamError where there was one before."""
+        """Begin the section's first piece, and return its event.
+
+        Raises StreamError if the section began before, UnsupportedError for another version.
+        """
         offset, name = section.offset, section.name
         if section.version != ram.SECTION_VERSION:
             message = f"version {section.version} is not supported"
@@ -86,17 +89,17 @@ class RamReader:
         return self._start
 
     def resume(self, block: events.RamBlock | None) -> None:
-        """Go on at any record of a piece; records that name no block continue `block`."""
+        """Continue at any record of a piece; records that name no block continue `block`."""
         self.at_end = self._ending = False
         self._block = block
 
     def begin(self, kind: SectionType) -> None:
-        """See SectionReader."""
+        """Begin a piece of the section."""
         self.at_end = False
         self._ending = kind == SectionType.END
 
     def read(self, cursor: Cursor) -> list[events.Event]:
-        """The next record or run of records, or what stands in their place."""
+        """Return the events of the next record, run of records, block list or seam of pieces."""
         if self.block_list.gap_end:
             self._pass_gap(cursor)
         if self.block_list.complete:
@@ -117,7 +120,7 @@ class RamReader:
         return []
 
     def _pass_gap(self, cursor: Cursor) -> None:
-        """Pass pages that have places of their own, as far as they are here."""
+        """Skip pages at fixed places (mapped-ram), as far as they have arrived."""
         left = self.block_list.gap_end - cursor.offset
         cursor.position += max(0, min(left, len(cursor.view) - cursor.position))
         cursor.commit()
@@ -126,7 +129,7 @@ class RamReader:
         self.block_list.gap_end = 0
 
     def check_inside(self, name: str, start: int, length: int, offset: int) -> None:
-        """Raises StreamError where a range of bytes is in no block, as told at `offset`."""
+        """Raise StreamError if a byte range, which the stream names at `offset`, is in no block."""
         block = self.block_list.blocks.get(name)
         if block is None or start + length > block.length:
             message = f"bytes {start:#x} to {start + length:#x} of block {name!r}, outside its RAM"
@@ -151,9 +154,10 @@ class RamReader:
         raise self._unknown_record(value, kind, offset)
 
     def _pass_seam(self, cursor: Cursor) -> list[events.Event]:
-        """Pass the end of one part and the beginning of the next, if that is what stands here.
+        """Skip the end of one piece and the header of the next, if they are next, and return both.
 
-        Between two parts there are always the same bytes; taken at once they cost little.
+        The same bytes always lie between two pieces; they are compared at once because that is
+        fast.
         """
         end = cursor.position + len(self._seam)
         if cursor.view[cursor.position : end] != self._seam or self._ending:
@@ -177,7 +181,7 @@ class RamReader:
         return self._error(f"{value:#018x} is no record{self._doubt()}", offset)
 
     def _doubt(self) -> str:
-        """Say that pages may have another size, where that is not known."""
+        """Return a hint for a message that the page size may be wrong, if it is not known."""
         if self.block_list.page_size_said or self._pages >= _ENOUGH_PAGES:
             return ""
         size = self.page_size
@@ -216,7 +220,7 @@ class RamReader:
         return run
 
     def _read_block_of_page(self, cursor: Cursor, *, continued: bool) -> events.RamBlock:
-        """Pass the header of a page record, and the name if one follows."""
+        """Skip the header of a page record, and the name if one follows; return the block."""
         offset = cursor.offset
         cursor.position += ram.RECORD_HEADER_SIZE
         block = self._block if continued else self._read_name(cursor, offset)
@@ -262,9 +266,9 @@ class RamReader:
         read_size: Callable[[int], int],
         read_more: Callable[[int], _Records],
     ) -> _Run:
-        """A record, whose first encoding must be here, and those like it that follow.
+        """Return a run: a record, whose encoding must be here, and the records like it that follow.
 
-        `read_size` takes what stands before the encoding, given the record's offset.
+        `read_size` reads the part before the encoding, given the record's offset.
         """
         offset, (address, flags) = cursor.offset, header
         continued = bool(flags & _CONTINUE)
@@ -300,13 +304,16 @@ class RamReader:
 
     @staticmethod
     def _sound(block: events.RamBlock, offsets: npt.NDArray[np.uint64]) -> int:
-        """How many records stand before the first one outside the block; at least one."""
+        """Return how many records precede the first one outside the block; at least one."""
         if offsets.max() < block.length:
             return len(offsets)
         return max(1, int((offsets >= block.length).argmax()))
 
     def _check_inside(self, run: events.PageRun | events.EncodedRun) -> None:
-        """Raises StreamError where the first page is outside; others would begin the next run."""
+        """Raise StreamError if the first page is outside its block.
+
+        Other pages outside the block would begin the next run.
+        """
         self._pages += len(run.offsets)
         if run.offsets[0] >= run.block.length:
             message = f"a page at {int(run.offsets[0]):#x} of block {run.block.name}"

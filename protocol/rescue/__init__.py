@@ -1,1 +1,1 @@
-"""Reading of damaged streams: finding the next sound record behind damage."""
+"""Read damaged streams: find the next sound record after damage, and the devices."""

@@ -1,10 +1,11 @@
-"""Finds where the records of `ram` go on behind damage: a chain of headers that lead to each other.
+"""Find where the records of `ram` continue after damage, by chains of headers.
 
-A page record tells its own size, so each sound record leads to the next one. What a guest writes
-may look like records, too, but on the wire each of its pages stands behind a header of 8 bytes:
-what looks like records within one page does not go on in the next one. So only a chain longer than
-two pages counts; or one that ends exactly where RAM is known to end. Where two chains that never
-meet lie over each other, neither counts, unless one is in step with the records before the damage.
+In a chain, each header leads to the next. The size of a page record follows from its header, so
+each sound record leads to the next one. Bytes written by a guest may look like records, too, but on
+the wire a header of 8 bytes precedes each page: what looks like records within one page does not
+continue in the next one. So a chain counts only if it is longer than two pages, or ends exactly
+where RAM is known to end. If two chains overlap and never meet, neither counts, unless one is in
+step with the records before the damage.
 """
 
 from __future__ import annotations
@@ -28,8 +29,12 @@ _XBZRLE, _COMPRESSED = int(RamFlag.XBZRLE), int(RamFlag.COMPRESS_PAGE)
 _EOS, _FLUSH = int(RamFlag.EOS), int(RamFlag.MULTIFD_FLUSH)
 _PAGES = (_PAGE, _ZERO, _XBZRLE, _COMPRESSED)
 _NEAR = 1 << 16
-"""Bytes. A header of which damage left the last two bytes alone names, within so many bytes before
-the page of the next header, no other page than the true one."""
+"""Distance in bytes within which the last two bytes of a header identify its page.
+
+Two headers with the same last two bytes are of pages at least this far apart. So a header of which
+damage spared only these bytes still names its page, if that is within this distance before the page
+of the next header.
+"""
 
 _Indexes = npt.NDArray[np.intp]
 _Mask = npt.NDArray[np.bool_]
@@ -37,7 +42,7 @@ _Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Layout:
-    """What records look like in one stream.
+    """The properties of one stream that determine the shape of its records.
 
     `page_size`: bytes; `blocks`: the RAM blocks by their names on the wire; `section_id`: of `ram`;
     `footers`: whether sections have them.
@@ -50,18 +55,18 @@ class Layout:
 
     @property
     def min_chain(self) -> int:
-        """Bytes of a chain that cannot lie in the pages of a guest by chance."""
+        """Return the bytes from which on a chain cannot lie in a guest's pages by chance."""
         return 2 * (RECORD_HEADER_SIZE + self.page_size) + 1
 
     @property
     def limit(self) -> int:
-        """Bytes of the largest block: no page lies behind them."""
+        """Return the bytes of the largest block, beyond which no page lies."""
         return max(block.length for block in self.blocks.values())
 
 
 @dataclass(frozen=True)
 class Step:
-    """Records of one size and block came before the damage, `stride` bytes each.
+    """The rhythm of the records before the damage, which were of one block and `stride` bytes each.
 
     The next one would begin at `position` (it may lie before the view), for the page at `address`.
     """
@@ -73,8 +78,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Found:
-    """Where records go on: a position in the view; `block`: the one that the first record names,
-    or (None) continues without naming it."""
+    """The place where records continue.
+
+    `position`: in the view; `block`: the block that the first record names, or None if the record
+    has the flag CONTINUE.
+    """
 
     position: int
     block: RamBlock | None
@@ -82,10 +90,10 @@ class Found:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """All that may be records, in order: positions, the be64 there, where the next record begins.
+    """Everything that may be a record, in order: position, be64, position of the next record.
 
     `names`: the blocks that records name, by position; `follows`: the index of the next record, or
-    the own one where there is none.
+    the record's own index if there is none.
     """
 
     positions: _Indexes
@@ -98,11 +106,12 @@ class _Candidates:
 def find_records(
     view: memoryview, layout: Layout, step: Step | None = None, ram_end: int | None = None
 ) -> Found | None:
-    """Return where in `view` records of `ram` go on for certain; None: nowhere.
+    """Return where in `view` records of `ram` continue for certain, or None if nowhere.
 
-    `step`: of the records before the damage: what is as many whole records away from them as their
-    pages are is certain, and what is so many whole plain records away is preferred.
-    `ram_end`: a position behind the footer of the section's last piece, where that is known.
+    `step`: the rhythm of the records before the damage. A record is certain if its distance to them
+    in whole records equals its distance in pages; one at a distance of whole plain records is
+    preferred. `ram_end`: the position after the footer of the section's last piece, if that is
+    known.
     """
     found = _candidates(view, layout)
     if not len(found.positions):
@@ -112,7 +121,7 @@ def find_records(
     accepted = ends - found.positions >= layout.min_chain
     if ram_end is not None:
         accepted |= ends == ram_end
-    # A chain begins with a page: what ends a piece may follow any bytes.
+    # A chain begins with a page: the end of a piece may follow any bytes.
     accepted &= _is_page(found.values, layout)
     (indexes,) = np.nonzero(accepted)
     if not len(indexes):
@@ -131,8 +140,10 @@ def find_records(
 
 
 class _Stepped(NamedTuple):
-    """Where a record is in step with those before the damage, and its index among the candidates;
-    `certain`: its page is, too."""
+    """A record in step with those before the damage, and its index among the candidates.
+
+    `certain`: its page is in step, too.
+    """
 
     found: Found
     record: int
@@ -163,11 +174,11 @@ def leads_on(view: memoryview, layout: Layout, ram_end: int | None = None) -> bo
 
 
 def _begin(found: _Candidates, first: int, layout: Layout, unsure: int) -> Found:
-    """The first record of a chain that is certain.
+    """Return the first record of a chain that is certain.
 
     Damage may end within a header, and the rest of a damaged page may look like records that lead
-    to the true ones. So of the records in the first `unsure` bytes, those count alone from which on
-    each is shortly before its next one.
+    to the true ones. So among the records in the first `unsure` bytes, only those count from which
+    on each one's page is shortly before that of the next.
     """
     chain = [first]
     limit = int(found.positions[first]) + unsure
@@ -183,22 +194,22 @@ def _begin(found: _Candidates, first: int, layout: Layout, unsure: int) -> Found
         start = 0
     index = chain[start]
     position = int(found.positions[index])
-    # A name before that may be of what only looks like a record.
+    # Names of earlier records do not count: they may not be records.
     return Found(position, found.names.get(position))
 
 
 def _is_confirmed(found: _Candidates, one: int, other: int, layout: Layout) -> bool:
-    """Whether a record that another one leads to is confirmed by the one behind it."""
+    """Return whether the record `other`, to which `one` leads, confirms `one`."""
     mask = np.uint64(layout.page_size - 1)
     flags = [int(found.values[index] & mask) for index in (one, other)]
     if any(flag & ~_CONTINUE not in _PAGES for flag in flags) or not flags[1] & _CONTINUE:
-        # The end of a piece, or a name, is longer than what comes by chance.
+        # The end of a piece, or a name, is too long to occur by chance.
         return True
     return _is_near(found, one, other, layout)
 
 
 def _is_near(found: _Candidates, one: int, other: int, layout: Layout) -> bool:
-    """Whether the page of a record stands shortly before that of the next one."""
+    """Return whether the page of record `one` is shortly before that of the next one, `other`."""
     mask = np.uint64(layout.page_size - 1)
     flags = int(found.values[other] & mask)
     if flags & ~_CONTINUE not in _PAGES or not flags & _CONTINUE:
@@ -214,7 +225,7 @@ def _is_page(values: npt.NDArray[np.uint64], layout: Layout) -> _Mask:
 
 
 def _last_of_chain(follows: _Indexes) -> _Indexes:
-    """Of each record, the index of the last one that it leads to."""
+    """Return, for each record, the index of the last one that it leads to."""
     while True:
         further = follows[follows]
         if np.array_equal(further, follows):
@@ -251,7 +262,7 @@ def _candidates(view: memoryview, layout: Layout) -> _Candidates:
     own = np.arange(len(positions))
     if not len(positions):
         return _Candidates(positions, values, nexts, names, own)
-    # No page is sent twice at once: what a guest's memory repeats is no chain.
+    # No page is sent twice in a row: repeated memory of a guest is not a chain.
     linked = (places < len(positions)) & (positions[within] == nexts) & (values[within] != values)
     return _Candidates(positions, values, nexts, names, np.where(linked, within, own))
 
@@ -259,13 +270,13 @@ def _candidates(view: memoryview, layout: Layout) -> _Candidates:
 def _headers(
     data: npt.NDArray[np.uint8], layout: Layout
 ) -> tuple[_Indexes, npt.NDArray[np.uint64]]:
-    """Positions and values of all be64 that may begin a record."""
+    """Return positions and values of all be64 that may begin a record."""
     count = max(len(data) - RECORD_HEADER_SIZE + 1, 0)
     flags = [kind | more for kind in _PAGES for more in (0, _CONTINUE)]
     flags = [value for value in [*flags, _EOS, _FLUSH] if value < layout.page_size]
     low = np.zeros(256, np.bool_)
     low[np.array(flags) & 0xFF] = True
-    # Addresses leave the upper bytes empty, and so does hardly anything else.
+    # Addresses have zeros in the upper bytes, which little else has.
     maybe = low[data[7 : 7 + count]] & (data[:count] == 0) & (data[1 : 1 + count] == 0)
     positions = np.flatnonzero(maybe)
     values = np.ndarray((count,), ">u8", data, strides=(1,))[positions].astype(np.uint64)
@@ -285,7 +296,7 @@ def _zero_end(data: npt.NDArray[np.uint8], bodies: _Indexes, _: Layout) -> _Inde
 
 
 def _number(data: npt.NDArray[np.uint8], at: _Indexes, size: int) -> _Indexes:
-    """The big-endian numbers of `size` bytes there."""
+    """Return the big-endian numbers of `size` bytes at these positions."""
     value = np.zeros(len(at), np.intp)
     for index in range(size):
         value = value << 8 | data[at + index].astype(np.intp)
@@ -328,8 +339,11 @@ _SIZES = {
 
 
 def _behind_eos(view: memoryview, positions: _Indexes, kinds: _Indexes, layout: Layout) -> _Indexes:
-    """Where the records of the next piece begin, behind the footer and the head of that piece; or
-    where the footer ends, if another section follows."""
+    """Return where the next piece's records begin, or where the footer ends.
+
+    The former is after the footer and the header of the next piece; the latter applies if another
+    section follows.
+    """
     ends = np.full(len(positions), -1, np.intp)
     footer = section_footer(layout.section_id) if layout.footers else b""
     part = section_part(layout.section_id)

@@ -1,8 +1,8 @@
-"""Reads the rest of a damaged stream: the records of RAM behind each damage, and the devices.
+"""Read the rest of a damaged stream: the records of RAM after each damage.
 
-What is certain comes as the events of a sound stream; Damage tells of each piece that is lost, and
-Unplaced of pages whose block nobody knows. The bytes come from a function that reads anywhere in
-the stream, in pieces of a bounded size; each byte is looked at a bounded number of times.
+Certain data is returned as the events of a sound stream; Damage reports each lost piece, and
+Unplaced reports pages of an unknown block. The bytes come from a function that reads anywhere in
+the stream, in pieces of a bounded size; each byte is examined a bounded number of times.
 """
 
 from __future__ import annotations
@@ -33,19 +33,22 @@ WINDOW = 1 << 20
 """Bytes in which records are searched for at once."""
 _Step: TypeAlias = Callable[[Cursor], Sequence[events.Event]]
 Arrived: TypeAlias = Callable[[int, npt.NDArray[np.intp]], bool]
-"""Given the index of a block and numbers of pages (n,): whether any of them arrived before."""
+"""Function that returns whether any of some pages arrived before.
+
+Arguments: index of a block, numbers of its pages (n,).
+"""
 _SAMPLE = 1024
-"""Pages by which it is told whether records bring what a block lacks."""
+"""Number of pages by which a block is found that lacks these pages."""
 _UNKNOWN = -1
 """The index of a block that is not known."""
 
 _MAX_MENDED = 256
-"""Places of one stream in which a bit is mended."""
+"""Limit for the places of one stream where a bit is corrected."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A page: the index of its block, and where in it the page begins, in bytes."""
+    """A page: the index of its block, and its position in the block, in bytes."""
 
     block: int
     address: int
@@ -53,13 +56,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Damage:
-    """The bytes from `offset` to `end` of the stream are lost.
+    """The bytes from `offset` to `end` of the stream, which are lost.
 
-    `message`: what was noticed; `before`: the last page before them, `doubtful` if the damage may
-    have begun in it; `behind`: the first page behind them. None: there is none, or its block is not
-    known. `guessed`: pages behind them, up to the next record that names its block, are taken for
-    ones of the block before them, which is likely but not certain. `in_ram`: the damage may have
-    cost pages; `shifted`: bytes may be missing, so that more is lost than these.
+    `message`: the fault; `before`: the last page before them, `doubtful` if the damage may have
+    begun in it; `behind`: the first page after them. Each is None if there is no such page, or if
+    its block is not known. `guessed`: pages after them, up to the next record that names its block,
+    are assigned to the block before them, which is likely but not certain. `in_ram`: the damage may
+    have cost pages; `shifted`: bytes may be missing, so that more is lost than these.
     """
 
     offset: int
@@ -75,7 +78,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Unplaced:
-    """So many pages behind damage, from `offset` on, are of a block that is not known."""
+    """Pages after damage, `count` from `offset` on, whose block is not known."""
 
     offset: int
     count: int
@@ -83,17 +86,21 @@ class Unplaced:
 
 @dataclass(frozen=True)
 class Mended:
-    """One bit was wrong at `offset`, in what tells a record or a section; all else confirms it."""
+    """A wrong bit at `offset`, in the header of a record or section, that was corrected.
+
+    All else confirms the correction.
+    """
 
     offset: int
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Where reading stopped, at `offset`, and why.
+    """The place where reading stopped, and the reason.
 
-    `record`: where the last page record begins; `before`, `doubtful`: as in Damage; `stride`: bytes
-    of the records that came last, the next of which would begin at `offset`; 0: of any size.
+    `offset`: in the stream; `record`: where the last page record begins; `before`, `doubtful`: as
+    in Damage; `stride`: bytes of each of the last records, the next of which would begin at
+    `offset`, or 0 if their sizes differ.
     """
 
     offset: int
@@ -108,7 +115,7 @@ Salvaged: TypeAlias = events.Event | Damage | Mended | Unplaced
 
 
 class Progress:
-    """Keeps what a Failure tells of the events that come before it."""
+    """Keeps what a Failure reports about the events before it."""
 
     def __init__(self, offset: int) -> None:
         self.before: Place | None = None
@@ -128,7 +135,10 @@ class Progress:
             self._record = max(self._record, event.offset)
 
     def failure(self, error: StreamError) -> Failure:
-        """Return the failure behind these events. What ends early does not make them doubtful."""
+        """Return the failure after these events.
+
+        If the stream only ends early, the last page is not doubtful.
+        """
         ended = isinstance(error, (CutError, CompressedError))
         page = isinstance(self._last, (events.PageRun, events.EncodedRun)) and not ended
         stride = 0
@@ -146,8 +156,11 @@ def _differ_by_one_bit(one: bytes, other: bytes) -> bool:
 
 @dataclass(frozen=True)
 class _Ahead:
-    """What follows of one block that is not known: `count` pages, which begin with these offsets
-    (`sample`), none behind `highest`; then `named`, where the next record names its block."""
+    """The records ahead that continue an unknown block.
+
+    `count`: number of pages; `sample`: offsets of the first ones; `highest`: highest offset of any;
+    `named`: the next record that names its block, or None.
+    """
 
     count: int
     sample: npt.NDArray[np.uint64]
@@ -156,11 +169,11 @@ class _Ahead:
 
 
 class Salvage:
-    """The rest of one stream, of which the list of RAM blocks was read.
+    """Reader for the rest of one stream whose list of RAM blocks was read.
 
     `ram`, `sections`: the state of the reader that failed; `size`: bytes of the stream; `ram_end`:
-    where `ram` and all other iterative sections have ended, None: not known; `arrived`: says of
-    pages whether they came already.
+    where `ram` and all other iterative sections have ended, None if not known; `arrived`: returns
+    whether pages arrived already.
     """
 
     def __init__(
@@ -195,10 +208,10 @@ class Salvage:
         self._patches: dict[int, bytes] = {}
         self._failure: Failure | None = None
         self.behind_ram: int | None = None
-        """Where the first section behind RAM begins, if reading came so far."""
+        """Position of the first section after RAM, if reading came that far."""
 
     def read(self, failure: Failure) -> Iterator[Salvaged]:
-        """Yield all that can be had of RAM, and of sections between its pieces."""
+        """Yield all that can be recovered of RAM, and of sections between its pieces."""
         going: Failure | None = failure
         while going is not None:
             mended = self._mend(going)
@@ -226,11 +239,12 @@ class Salvage:
                 shifted=gap < 0 or not going.stride or bool(gap % going.stride),
             )
             before = yield from self._go_on(found, damage, going)
-            # What does not bear out a chain is not looked at again, or that would never end.
+            # The next search begins after this chain, even if nothing was read from it; otherwise
+            # the loop would never end.
             going = self._following(before, found.position + self._layout.min_chain)
 
     def _following(self, before: Place | None, record: int) -> Failure | None:
-        """The failure that ended the last walk, which began behind the page `before`."""
+        """Return the failure that ended the last walk, which began after the page `before`."""
         failure = self._failure
         if failure is None:
             return None
@@ -239,9 +253,9 @@ class Salvage:
         return replace(failure, record=max(failure.record, record))
 
     def _mend(self, failure: Failure) -> tuple[events.RamBlock, _Step] | None:
-        """The block and the step to go on with at the failure, with one bit of it turned.
+        """Correct one bit at the failure; return the block and the step to continue with.
 
-        That is known where it is the only bit that makes the records behind it follow.
+        Returns None unless exactly one bit makes the records after it follow.
         """
         if failure.before is None or len(self._patches) == _MAX_MENDED:
             return None
@@ -258,7 +272,7 @@ class Salvage:
         return block, step
 
     def _patches_for(self, failure: Failure) -> Iterator[tuple[bytes, _Step]]:
-        """What may have stood at the failure, by turning one bit, and the step that reads it."""
+        """Yield corrections of one bit at the failure, and the step that reads each."""
         assert failure.before is not None
         raw = self._read_at(failure.offset, 2 * FOOTER_SIZE)
         section_id = self._layout.section_id
@@ -277,7 +291,7 @@ class Salvage:
                 yield turned.to_bytes(RECORD_HEADER_SIZE, "big"), self._records
 
     def _confirms(self, place: int, patch: bytes, step: _Step) -> bool:
-        """Whether records follow, with the patch in its place."""
+        """Return whether records follow if `patch` is at `place`."""
         skip = 0 if step == self._records else len(patch)
         size = 3 * self._layout.min_chain
         data = patch + self._read_at(place + len(patch), min(size, self._end - place))
@@ -285,7 +299,7 @@ class Salvage:
         return leads_on(memoryview(data)[skip:], self._layout, len(data) - skip if ends else None)
 
     def _read(self, place: int, size: int) -> bytes:
-        """The bytes there, mended."""
+        """Return the bytes at `place`, with corrections applied."""
         data = self._read_at(place, size)
         for at, patch in self._patches.items():
             if place <= at and at + len(patch) <= place + len(data):
@@ -295,7 +309,7 @@ class Salvage:
     def _go_on(
         self, found: Found, damage: Damage, failure: Failure
     ) -> Generator[Salvaged, None, Place | None]:
-        """Yield what follows `found` up to the next damage; the last page known before that."""
+        """Yield the events from `found` up to the next damage; return the last known page."""
         position, block = found.position, found.block
         if block is None:
             block, damage, ahead = self._decide(position, damage, failure)
@@ -316,7 +330,10 @@ class Salvage:
         return damage.before
 
     def _find(self, failure: Failure) -> Found | None:
-        """Search window by window, from behind the header of the last record that was read."""
+        """Search for records window by window, from the header of the last record that was read on.
+
+        Returns None if there are none.
+        """
         start = failure.record + 1
         address = 0 if failure.before is None else failure.before.address + self._layout.page_size
         reach = 2 * self._layout.min_chain
@@ -348,9 +365,10 @@ class Salvage:
     def _decide(
         self, position: int, damage: Damage, failure: Failure
     ) -> tuple[events.RamBlock | None, Damage, _Ahead]:
-        """The block that records continue: the only one that they fit into, or fill the gap of.
+        """Return the block that the records at `position` continue.
 
-        Else the one before the damage, as a guess; or None.
+        That is the only block that they fit into, or whose gap they fill; else, as a guess, the
+        block before the damage, or None.
         """
         ahead = self._look_ahead(position)
         named = None if ahead.named is None else ahead.named.block
@@ -370,11 +388,14 @@ class Salvage:
     def _guess(
         self, before: events.RamBlock, fitting: list[events.RamBlock], ahead: _Ahead
     ) -> events.RamBlock | None:
-        """The block before the damage; but in the first round, the one that lacks these pages."""
+        """Return the likely block of the records ahead, or None.
+
+        That is the block before the damage, or, in the first round, one that lacks the pages.
+        """
         numbers = (ahead.sample // np.uint64(self._layout.page_size)).astype(np.intp)
         indexes = self._ram.block_list.indexes
         lacking = [b for b in fitting if not self._arrived(indexes[b.name], numbers)]
-        # Then a block comes up to its end before the next one does.
+        # In the first round, a block is sent to its end before the next one.
         page_size = self._layout.page_size
         whole = [b for b in lacking if ahead.named and b.length == ahead.highest + page_size]
         if whole:
@@ -385,7 +406,7 @@ class Salvage:
         return before if before in fitting else None
 
     def _look_ahead(self, position: int) -> _Ahead:
-        """What continues a block that is not known, until a record names one or it is clear."""
+        """Read records of an unknown block, until one names a block or only one block fits."""
         count, sample, highest = 0, np.zeros(0, np.uint64), -1
         for event in self._walk(position, self._unknown):
             if not isinstance(event, (events.PageRun, events.EncodedRun)):
@@ -434,7 +455,7 @@ class Salvage:
                 return
             position += cursor.done
 
-    # The steps, as those of the reader.
+    # The steps, like those of the reader.
 
     def _records(self, cursor: Cursor) -> Sequence[events.Event]:
         reading = self._current[1]
@@ -459,7 +480,7 @@ class Salvage:
             return []
         kind = cursor.peek()
         if kind == SectionType.COMMAND:
-            # It is for the other end of a channel.
+            # Commands are for the other end of a channel.
             cursor.take(stream.Command)
             return []
         if kind in (SectionType.FULL, SectionType.EOF):

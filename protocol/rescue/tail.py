@@ -1,9 +1,9 @@
-"""Finds the device sections behind RAM from both ends, where the stream is damaged between.
+"""Find the device sections after RAM from both ends, if the stream is damaged between.
 
-The description at the very end tells the names, the order and the lengths of all devices, so a
-section is believed where its header and its footer stand as far apart as it says: from RAM on
-forwards, and from the end of the stream backwards, each up to the damage. Between these nothing is
-searched for: what a guest keeps in a device may look like another device's section.
+The description at the very end has the names, the order and the lengths of all devices, so a
+section is accepted if its header and its footer are as far apart as it says: from RAM on forwards,
+and from the end of the stream backwards, each up to the damage. Nothing is searched for between
+these: the state of one device may look like another device's section.
 """
 
 from __future__ import annotations
@@ -21,31 +21,34 @@ from ..wire.cursor import Cursor, Incomplete, decode_name
 from ..wire.marks import MAX_DEVICE_VERSION, MAX_SECTION_ID, SectionType
 
 ReadAt = Callable[[int, int], bytes]
-"""Given a position in the stream and a number of bytes: these, or fewer where the stream ends."""
+"""Function that returns `size` bytes from a position in the stream on, or fewer at its end.
+
+Arguments: position, size.
+"""
 
 MAX_DESCRIPTION = 16 << 20
 """Bytes at the end of a stream in which its description is searched for."""
 MAX_SECTION = 64 << 20
-"""Bytes of a device section that is taken without a description."""
+"""Limit for a device section that is accepted without a description, in bytes."""
 _MAX_TRIES = 16
-"""Places where a description may begin, that are looked at."""
+"""Limit for the places examined that may be the beginning of a description."""
 _MAX_STEPS = 1 << 17
-"""Comparisons of what stands before a place with what is described."""
+"""Limit for the comparisons of bytes before a place with described devices."""
 _WINDOW, _MAX_WINDOW = 64 << 10, 4 << 20
 """Bytes in which a footer is searched for at once, at first and at most."""
 _HEADER = 512
-"""More bytes than the header of any section has."""
+"""Limit for the header of a section, in bytes; more than any has."""
 _START = re.compile(rb"\x00\x06(....)(?=\{)", re.DOTALL)
 FOOTER_SIZE: int = stream.SectionFooter.sizeof()
 
 
 @dataclass
 class Tail:
-    """What was found behind RAM, in the order of the stream.
+    """The events found after RAM, in the order of the stream.
 
-    `confirmed`: by the description; else by footers alone. `lost`: names and instance ids of
-    described devices that were not found. `start`: where the first section found stands, counted
-    from the end without a gap; None: not known.
+    `confirmed`: True if by the description, False if by footers alone. `lost`: names and instance
+    ids of described devices that were not found. `start`: position of the first section found,
+    counted from the end without a gap; None if not known.
     """
 
     found: list[events.Event] = field(default_factory=list)
@@ -62,7 +65,8 @@ def find_description(read_at: ReadAt, size: int) -> events.Description | None:
     for match in [*_START.finditer(text)][: -_MAX_TRIES - 1 : -1]:
         length = int.from_bytes(match[1], "big")
         body = text[match.end() : match.end() + length]
-        # QEMU describes in one line; one that is cut need not be looked into.
+        # QEMU writes the description in one line that ends with a brace, so an incomplete one need
+        # not be parsed.
         if len(body) < length or not body.endswith(b"}"):
             continue
         try:
@@ -77,9 +81,9 @@ def find_description(read_at: ReadAt, size: int) -> events.Description | None:
 def read_backwards(
     read_at: ReadAt, described: events.Description, start: int, *, footers: bool = True
 ) -> list[events.DeviceSection]:
-    """Return the device sections that end where the description says, from its end on backwards.
+    """Return the device sections found backwards from the description.
 
-    `start`: no section begins before that position.
+    Each has its described length. `start`: no section begins before that position.
     """
     lengths = described_lengths(described.json)
     left, found = [*lengths.items()], []
@@ -128,9 +132,9 @@ def read_forwards(
     *,
     footers: bool = True,
 ) -> tuple[list[events.Event], int]:
-    """Return the sections from `start` on, at most to `end`, and where they stop.
+    """Return the sections from `start` on, up to `end` at most, and the position after them.
 
-    `lengths`: of the devices, as described; None: footers alone tell where sections end.
+    `lengths`: of the devices, as described; None if only footers show where sections end.
     """
     found: list[events.Event] = []
     last = -1
@@ -140,7 +144,7 @@ def read_forwards(
         try:
             kind = cursor.peek()
             if kind == SectionType.COMMAND:
-                # It is for the other end of a channel.
+                # Commands are for the other end of a channel.
                 cursor.take(stream.Command)
                 start = cursor.offset
                 continue
@@ -194,7 +198,10 @@ def _section(
 
 
 def _up_to_footer(read_at: ReadAt, place: int, footer: bytes) -> int | None:
-    """Bytes up to the first footer that a section, a command or the end of the stream follows."""
+    """Return the bytes up to the first footer followed by a section or the end of the stream.
+
+    Returns None if there is none.
+    """
     window, start = _WINDOW, 0
     while start < MAX_SECTION:
         data = read_at(place + start, window)
@@ -206,7 +213,7 @@ def _up_to_footer(read_at: ReadAt, place: int, footer: bytes) -> int | None:
                 return start + match.start()
         if len(data) < window:
             return None
-        # What may be a footer at the end is looked at again, with all that follows it.
+        # A footer at the end of the window is examined again, with everything that follows it.
         start += window - _HEADER - len(footer)
         window = min(2 * window, _MAX_WINDOW)
     return None
@@ -232,10 +239,10 @@ def find_tail(
     *,
     footers: bool = True,
 ) -> Tail:
-    """Return what stands behind RAM in a stream of `size` bytes.
+    """Return the events found after RAM in a stream of `size` bytes.
 
-    `ram_end`: where the first section behind RAM begins, None: not known; `seen`: names and
-    instance ids of the devices that came before.
+    `ram_end`: position of the first section after RAM, None if not known; `seen`: names and
+    instance ids of the devices that arrived before.
     """
     described = find_description(read_at, size)
     if described is None:
@@ -269,7 +276,10 @@ def _section_between(
     *,
     footers: bool,
 ) -> list[events.DeviceSection]:
-    """The one section that fills the bytes between two places, if its description is not exact."""
+    """Return the one section that fills the bytes between two places.
+
+    A section counts only if its described length is not exact.
+    """
     start, end = between
     cursor = Cursor(memoryview(read_at(start, _HEADER)), start)
     try:
@@ -293,5 +303,5 @@ def _key(section: events.DeviceSection) -> tuple[str, int]:
 
 
 def as_text(keys: Sequence[tuple[str, int]]) -> str:
-    """Return devices as `name#instance`, for a line."""
+    """Return devices as `name#instance`, on one line."""
     return ", ".join(f"{name}#{instance}" for name, instance in keys)
