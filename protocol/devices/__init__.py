@@ -1,1 +1,1 @@
-"""Device state: its description, its fields, and where it ends."""
+"""Read the state of devices: its description, its fields, and where it ends."""

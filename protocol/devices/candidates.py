@@ -1,10 +1,10 @@
-"""Finds what may be the description of a stream, from the end of the input backwards.
+"""Find what may be the description of a stream, from the end of the input backwards.
 
-A guest can write the bytes of a description into its memory and devices. So nothing here is
-believed: `ending` asks of each candidate whether the sections of the stream are exactly as it says.
+A guest can write the bytes of a description into its memory and devices. So nothing is trusted
+here: for each candidate, `ending` checks whether the sections of the stream are exactly as it says.
 
 JSON has no control characters but tab and newlines. A candidate ends before the next of them, and
-the next candidate begins with one: however many there are, each byte is looked at a few times only.
+the next candidate begins with one: however many there are, each byte is read only a few times.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ..wire.marks import SectionType
 from .description import Described, DescriptionError, described
 
 MAX_DESCRIPTION = 64 << 20
-"""Bytes of a description. QEMU's have up to some MiB."""
+"""Limit for a description, in bytes; QEMU's have up to some MiB."""
 
 MAX_CANDIDATES = 50_000
-"""Candidates that are looked at in one input: real ones hold one, or a few."""
+"""Limit for the candidates examined in one input; a real input has one, or a few."""
 
 HEADER_SIZE = 6
 """Bytes of a candidate before its text: EOF, VMDESCRIPTION, be32 length."""
@@ -39,9 +39,9 @@ _MARK = bytes([SectionType.VMDESCRIPTION])
 
 @dataclass(frozen=True)
 class Candidate:
-    """What may be the description: the EOF before it is at `position` of the kept bytes.
+    """A possible description; the EOF before it is at `position` of the kept bytes.
 
-    `devices`: what it says of them; `error`: why it says nothing that makes sense.
+    `devices`: those that it lists; `error`: the reason why its contents are invalid, or None.
     """
 
     position: int
@@ -52,14 +52,15 @@ class Candidate:
 
     @property
     def end(self) -> int:
-        """The position behind it."""
+        """Return the position in the kept bytes after the candidate."""
         return self.position + HEADER_SIZE + len(self.text)
 
 
 def candidates(kept: Kept, end: int | None = None) -> Iterator[Candidate]:
-    """Yield what may be the description, the last one first.
+    """Yield possible descriptions, the last one first.
 
-    `end`: only those that begin before this position. After MAX_CANDIDATES no more follow.
+    `end`: only those that begin before this position. At most MAX_CANDIDATES positions are
+    examined.
     """
     left = MAX_CANDIDATES
     for position in _beginnings(kept, kept.size if end is None else end):
@@ -75,7 +76,7 @@ def _beginnings(kept: Kept, end: int) -> Iterator[int]:
     while end > 0:
         start = max(0, end - _STEP)
         data = kept.read(start, end - start + HEADER_SIZE)
-        # Most of what stands behind a stream is zeros, which this passes at the speed of memory.
+        # Most bytes after a stream are zeros, which this test skips at the speed of memory.
         if _MARK in data:
             for match in reversed([*_BEGIN.finditer(data)]):
                 yield start + match.start()
@@ -83,7 +84,7 @@ def _beginnings(kept: Kept, end: int) -> Iterator[int]:
 
 
 def read_candidate(kept: Kept, position: int) -> Candidate | None:
-    """Return the candidate whose EOF is at `position`; None if no JSON object is behind it."""
+    """Return the candidate whose EOF is at `position`; None if no JSON object follows it."""
     header = kept.read(position, HEADER_SIZE)
     size = int.from_bytes(header[2:], "big")
     start = position + HEADER_SIZE
@@ -95,7 +96,7 @@ def read_candidate(kept: Kept, position: int) -> Candidate | None:
 
 
 def _is_text(kept: Kept, start: int, size: int) -> bool:
-    """Whether none of these bytes is a control character; soon, where one is among the first."""
+    """Return whether none of these bytes is a control character; fast if an early one is."""
     at, step = 0, _FIRST_STEP
     while at < size:
         if _CONTROL.search(kept.read(start + at, min(step, size - at))):
@@ -105,7 +106,7 @@ def _is_text(kept: Kept, start: int, size: int) -> bool:
 
 
 def parse_candidate(position: int, text: bytes) -> Candidate | None:
-    """Return the candidate of this text; None if that is no JSON object."""
+    """Return the candidate with this text; None if the text is not a JSON object."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -119,7 +120,10 @@ def parse_candidate(position: int, text: bytes) -> Candidate | None:
 
 
 def read_description(text: bytes, offset: int, page_size: int) -> events.Description:
-    """Return the description at `offset` of a stream with such pages. Raises StreamError."""
+    """Return the description at `offset` in the stream.
+
+    Raises StreamError if it is not a JSON object, or has another page size than `page_size`.
+    """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -134,7 +138,7 @@ def read_description(text: bytes, offset: int, page_size: int) -> events.Descrip
 
 
 def wrong_page_size(described: object, read: int) -> str:
-    """Return what is wrong with a description of other pages than were read, both in bytes."""
+    """Return the message for a description whose page size differs from the one read, in bytes."""
     told = f"pages have {described} bytes by the description, were read as {read}"
     return f"{told} (give --page-size)"
 
@@ -142,7 +146,7 @@ def wrong_page_size(described: object, read: int) -> str:
 class LastCandidate:
     """Finds the candidate that ends where the kept bytes end, as more of them arrive.
 
-    However often it is asked, each byte is looked at once, but for the text of a candidate.
+    However often it is called, each byte is examined once, except for the text of a candidate.
     """
 
     def __init__(self, kept: Kept) -> None:
@@ -151,12 +155,12 @@ class LastCandidate:
         self._last_control = -1
 
     def find(self) -> Candidate | None:
-        """Return the candidate behind which nothing stands; None if there is none."""
+        """Return the candidate that nothing follows; None if there is none."""
         size = self._kept.size
         if size == 0 or self._kept.read(size - 1, 1) != b"}":
             return None
         self._look(size)
-        # The last bytes of the length may be control characters or not; its first one always is.
+        # The last bytes of the length may be control characters or not; its first byte always is.
         for start in range(self._last_control + 1, min(self._last_control + 4, size) + 1):
             position = start - HEADER_SIZE
             header = _header(size - start)
@@ -165,7 +169,7 @@ class LastCandidate:
         return None
 
     def _look(self, size: int) -> None:
-        """Find the last control character among the bytes that have arrived since."""
+        """Find the last control character among the bytes that have arrived since the last call."""
         end = size
         while end > self._seen:
             start = max(self._seen, end - _STEP)

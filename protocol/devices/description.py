@@ -1,6 +1,6 @@
-"""What the JSON description of a stream says, taken with care: nothing in it is trusted.
+"""Read the JSON description of a stream, which is not trusted.
 
-Of a device, a structure in it or a subsection it lists `fields` (each with `name`, `type` and
+For a device, a structure in it or a subsection it lists `fields` (each with `name`, `type` and
 `size` in bytes; an array as one entry with `array_len`, or as one for each element with `index`)
 and `subsections` (each with `vmsd_name` and `version`). Source: QEMU's documentation,
 docs/devel/migration/main.rst, and the descriptions of captured streams.
@@ -15,37 +15,37 @@ from typing import Any, TypeAlias
 from ..wire.marks import CAPABILITIES, PAGE_BITS
 
 MAX_NUMBER = 1 << 32
-"""No size, length, version or instance id reaches it."""
+"""Limit that no size, length, version or instance id reaches."""
 
 MAX_DEPTH = 32
-"""Structures, or subsections, in each other."""
+"""Limit for the depth of nested structures, or of nested subsections."""
 
 _SUBSECTION_HEADER_SIZE = 1 + 1 + 4
-"""Bytes of a `stream.SubsectionHeader` beside its name."""
+"""Bytes of a `stream.SubsectionHeader` besides its name."""
 
 Structure: TypeAlias = Mapping[str, Any]
-"""A device, a structure or a subsection."""
+"""The JSON object of a device, a structure or a subsection."""
 Entry: TypeAlias = Mapping[str, Any]
-"""One of the `fields` of a structure."""
+"""The JSON object of one of the `fields` of a structure."""
 
 
 class DescriptionError(ValueError):
-    """The description makes no sense; one line."""
+    """An invalid description; the message is one line."""
 
 
 def devices_of(description: Mapping[str, Any]) -> list[tuple[tuple[str, int], Structure]]:
-    """The devices, each behind its name and instance id. Raises DescriptionError."""
+    """Return the devices, each after its name and instance id. Raises DescriptionError."""
     listed = _objects(description, "devices")
     return [((text(d, "name"), number(d, "instance_id")), d) for d in listed]
 
 
 def fields_of(structure: Structure) -> list[Entry]:
-    """Its fields, in the order on the wire. Raises DescriptionError."""
+    """Return the fields of a structure, in the order on the wire. Raises DescriptionError."""
     return _objects(structure, "fields")
 
 
 def subsections_of(structure: Structure) -> list[Structure]:
-    """Its subsections, which follow its fields. Raises DescriptionError."""
+    """Return the subsections of a structure, which follow its fields. Raises DescriptionError."""
     return _objects(structure, "subsections")
 
 
@@ -57,12 +57,12 @@ def _objects(structure: Structure, key: str) -> list[Mapping[str, Any]]:
 
 
 def extent(entry: Entry) -> tuple[int, int]:
-    """How many elements an entry stands for, and the bytes of each. Raises DescriptionError."""
+    """Return the number of elements of an entry, and the bytes of each. Raises DescriptionError."""
     return number(entry, "array_len", 1), number(entry, "size")
 
 
 def subsection_ids(subsection: Structure) -> tuple[bytes, int]:
-    """Name, as on the wire, and version of a subsection. Raises DescriptionError."""
+    """Return the name, as on the wire, and version of a subsection. Raises DescriptionError."""
     name = text(subsection, "vmsd_name").encode()
     if len(name) > 255:
         raise DescriptionError("a subsection's name is too long")
@@ -70,16 +70,16 @@ def subsection_ids(subsection: Structure) -> tuple[bytes, int]:
 
 
 def number(entry: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """A whole number under `key`, not negative. Raises DescriptionError."""
+    """Return the whole number, not negative, under `key`. Raises DescriptionError."""
     value = entry.get(key, default)
-    # JSON's true and false are no numbers, though Python's are.
+    # JSON's true and false are not numbers, though Python's are.
     if type(value) is not int or not 0 <= value < MAX_NUMBER:
         raise DescriptionError(f"{key} is missing, or no number that makes sense")
     return value
 
 
 def text(entry: Mapping[str, Any], key: str) -> str:
-    """A name under `key`. Raises DescriptionError."""
+    """Return the name under `key`. Raises DescriptionError."""
     value = entry.get(key)
     if not isinstance(value, str) or not value.isprintable() or len(value) > 255:
         raise DescriptionError(f"{key} is missing, or no name")
@@ -87,9 +87,9 @@ def text(entry: Mapping[str, Any], key: str) -> str:
 
 
 def with_capabilities(description: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The description of the same stream, but for a configuration that has these capabilities.
+    """Return the description changed for a configuration with the capabilities `names`.
 
-    Only newer streams describe their configuration.
+    Descriptions without a configuration, which are those of older streams, stay unchanged.
     """
     structure = description.get("configuration")
     if not isinstance(structure, dict):
@@ -100,7 +100,7 @@ def with_capabilities(description: dict[str, Any], names: Sequence[str]) -> dict
         if subsection.get("vmsd_name") != CAPABILITIES.decode()
     ]
     if names:
-        # They stand behind the page size and before the UUID.
+        # The capabilities follow the page size and precede the UUID.
         first = kept[:1] if kept and kept[0].get("vmsd_name") == PAGE_BITS.decode() else []
         kept = [*first, _capabilities(names), *kept[len(first) :]]
     changed = {key: value for key, value in structure.items() if key != "subsections"}
@@ -117,9 +117,9 @@ def _capabilities(names: Sequence[str]) -> Structure:
 
 @dataclass(frozen=True)
 class Length:
-    """A payload's bytes by the description.
+    """The bytes of a payload by the description.
 
-    Not `exact`: it has arrays described by their first element, and the others may differ.
+    Not `exact`: it has arrays described by their first element, and the other elements may differ.
     """
 
     size: int
@@ -128,7 +128,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Described:
-    """A device as the description lists it. `version`: None where it does not say."""
+    """A device as the description lists it; `version` is None if that has none."""
 
     name: str
     instance_id: int
@@ -151,14 +151,18 @@ def described_lengths(description: Mapping[str, Any]) -> dict[tuple[str, int], L
 
 
 def _size_of(structure: Structure, depth: int = 0) -> tuple[int, bool]:
-    """Bytes of the fields (a field's size includes what is nested in it) and subsections."""
+    """Return the bytes of a structure's fields and subsections, and whether they are exact.
+
+    A field's size includes the structures nested in it.
+    """
     if depth > MAX_DEPTH:
         raise DescriptionError(f"more than {MAX_DEPTH} subsections in each other")
     total, exact = 0, True
     for entry in fields_of(structure):
         count, size = extent(entry)
         total += count * size
-        # A structure's size was measured with all that is in it: only an array's may mislead.
+        # QEMU measures a structure's size with all that is in it: only that of an array may be
+        # wrong.
         exact = exact and "array_len" not in entry
     for entry in subsections_of(structure):
         size, exact_inside = _size_of(entry, depth + 1)

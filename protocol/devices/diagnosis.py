@@ -1,7 +1,7 @@
-"""What is wrong with the end of a stream, where nothing confirms that it is one: one line.
+"""Explain in one line why the end of a stream is not confirmed.
 
-Here, and nowhere else, the first footer with a section's id counts as its end: that is good enough
-to say in which section the stream breaks off.
+Only here does the first footer with a section's id count as its end: that is good enough to say in
+which section the stream breaks off.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _STEP = 1 << 20
 
 
 class EarlyMismatchError(MismatchError):
-    """A section before RAM is not as long as described."""
+    """A section before RAM whose length differs from the described one."""
 
 
 class Worst:
-    """Of the candidates that do not fit, what to report: the one that fits furthest."""
+    """Keeps the mismatch to report among the candidates that do not fit: that of the best fit."""
 
     def __init__(self) -> None:
         self.found: MismatchError | None = None
@@ -33,7 +33,7 @@ class Worst:
         """The last candidate of the input."""
 
     def explained(self, kept: Kept) -> MismatchError | None:
-        """Return what to report; with the length that a section seems to have."""
+        """Return the mismatch to report, with the length that its section seems to have."""
         error = self.found
         if error is None or error.too_long is None:
             return error
@@ -54,7 +54,7 @@ class Worst:
 
 
 def undescribed(kept: Kept, *, footers: bool = True) -> MismatchError:
-    """Return what is wrong with kept bytes that no description fits, and that do not end in EOF."""
+    """Return the fault of kept bytes that no description fits, and that do not end in an EOF."""
     error = _undescribed(kept)
     if not footers:
         error.message += (
@@ -100,7 +100,7 @@ def first_footer(kept: Kept, section: Section) -> int | None:
 
 
 def is_description_begun(kept: Kept, eof: int) -> bool:
-    """Whether what follows the EOF is a description, maybe cut or damaged, rather than old data."""
+    """Return whether a description follows the EOF, maybe cut or damaged, rather than old data."""
     behind = kept.read(eof + 1, HEADER_SIZE)
     size = int.from_bytes(behind[1:5], "big")
     marked = behind[:1] == bytes([SectionType.VMDESCRIPTION])
@@ -108,7 +108,7 @@ def is_description_begun(kept: Kept, eof: int) -> bool:
 
 
 def _behind_eof(kept: Kept, at: int) -> MismatchError:
-    """What is wrong behind an EOF that nothing confirms."""
+    """Return the fault after an EOF that nothing confirms."""
     header = kept.read(at, HEADER_SIZE)
     if len(header) < 2 or header[1] != SectionType.VMDESCRIPTION:
         message = "bytes follow an EOF here, and no description confirms that the stream ends"

@@ -1,36 +1,37 @@
-"""Where the device sections behind RAM end, and where the stream does.
+"""Decide where the device sections after RAM end, and where the stream does.
 
-No section carries its length, and a guest can write into its devices whatever looks like a footer,
-a section, the end of the stream, or a description. So the first FULL section or EOF behind RAM ends
-what is read as it comes. All that follows is kept, and then decided at once.
+No section carries its length, and a guest can write into its devices bytes that look like a footer,
+a section, the end of the stream, or a description. So events are returned as they arrive only up to
+the first FULL section or EOF after RAM. All bytes from there on are kept, and then decided at once.
 
-**With a description.** An end is believed only if a description confirms it: it lists every section
+**With a description.** An end is accepted only if a description confirms it: it lists every section
 that was read, in order, with its name, instance id and version, and each one's header and footer
 are exactly where the described lengths put them, from the first kept byte up to the EOF before the
-description. Of several descriptions that fit, the last one in the input is right: a guest can forge
-one only inside of its own devices, and the true description stands behind all of them. So in
-an input that holds the whole stream, a guest decides nothing, whatever it writes.
+description. If several descriptions fit, the last one in the input is right: a guest can forge one
+only inside its own devices, and the true description follows all of them. So in an input that holds
+the whole stream, a guest decides nothing, whatever it writes.
 
-**Bytes behind the stream** are allowed in files: volumes are larger than the streams on them, and
-hold zeros or old data. A guest could move the end only if it wrote these bytes, too (say, it is
-shown a disk that lies behind its own state in the same file), and put a footer and a description
-there in which one of its devices goes on up to them. And of a stream that was cut within a device a
-forged end in front of the cut cannot be told from the true one: the rest of that device then counts
-as bytes behind the stream, and their number is reported.
+**Bytes after the stream** are allowed in files: volumes are larger than the streams on them, and
+hold zeros or old data. A guest could move the end only if it wrote these bytes, too (for example,
+if it has a disk that lies after its own state in the same file), and put a footer and a description
+there in which one of its devices extends up to them. If a stream was cut within a device, a forged
+end before the cut cannot be distinguished from the true one: the rest of that device then counts as
+bytes after the stream, and their number is reported.
 
-**On a connection** an end is believed only if its description fits and ends with the last byte that
+**On a connection** an end is accepted only if its description fits and ends with the last byte that
 has arrived (`whole`), and nothing follows: see `receiver.transport` for how long that is watched. A
-source that waits for an answer sends nothing behind the true end, and goes on behind a forged one.
-What remains is a source, or a link, that stalls exactly behind a forged end for all of that time.
+source that waits for an answer sends nothing after the true end, and continues after a forged one.
+The remaining risk is a source, or a link, that stalls exactly after a forged end for all of that
+time.
 
-**Without a description** (`undescribed`) sections are told apart only if there is one way to do so,
-and nothing but zeros follows the end. That is sure for an input that is known to be complete. It is
-not for a connection that stays open: nothing there says that the stream has ended. Where other
-bytes follow, or sections may have no footers, the end is a guess (`Ended.guessed`): it is the last
-place that can be one, behind which nothing of the guest is, and a receiver refuses it.
+**Without a description** (`undescribed`) sections are separated only if there is one way to do so,
+and only zeros follow the end. That is certain for an input that is known to be complete. It is not
+for a connection that stays open: nothing there says that the stream has ended. If other bytes
+follow, or sections may have no footers, the end is a guess (`Ended.guessed`): it is the last
+possible one, after which there is no data of the guest, and a receiver refuses it.
 
-**Sections before RAM** ("early") are read as they come, by their footers. The description has to
-confirm their lengths as well; if a later one in the input contradicts, no other is believed.
+**Sections before RAM** ("early") are read as they arrive, by their footers. The description has to
+confirm their lengths as well; if a later one in the input contradicts them, no other is accepted.
 """
 
 from __future__ import annotations
@@ -51,14 +52,14 @@ if TYPE_CHECKING:
     from .undescribed import Apart
 
 SEARCH = 1 << 30
-"""Bytes that are searched at most for the ends of sections that are not described in full."""
+"""Limit for the bytes searched for the ends of sections that are not described in full."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The events of all that was kept, up to `end` of the kept bytes, where the stream ends.
+    """The events of the kept bytes up to `end`, the position in them where the stream ends.
 
-    `guessed`: the stream may end before, and nothing tells.
+    `guessed`: the stream may end earlier, and nothing tells whether it does.
     """
 
     events: list[events.Event]
@@ -70,8 +71,9 @@ class Ended:
 class Ending:
     """Decides about the bytes `kept` from `offset` in the stream on.
 
-    `early`: the device sections before them; `ids`: of all sections before them. `footers`: whether
-    sections have some, None where that is not known. `page_size`: bytes of the pages read so far.
+    `early`: the device sections before them; `ids`: section ids of all sections before them.
+    `footers`: whether sections have footers, None if not known. `page_size`: bytes of the pages
+    read so far.
     """
 
     kept: Kept
@@ -140,7 +142,10 @@ class Ending:
         return follower.run()
 
     def _behind_ram(self, candidate: Candidate) -> list[Described]:
-        """Return the devices that are still to come. Raises MismatchError for one before RAM."""
+        """Return the described devices that follow RAM.
+
+        Raises EarlyMismatchError if one before RAM is not as long as described.
+        """
         early = {(section.name, section.instance_id): section for section in self.early}
         listed = []
         for one in candidate.devices:
@@ -162,14 +167,14 @@ class Ending:
         return Ended(found, candidate.end)
 
     def _undescribed(self) -> Ended | None:
-        # Nearly every stream has a description.
+        # Nearly every stream has a description, so the import is deferred.
         from .undescribed import take_apart  # noqa: PLC0415
 
         apart = take_apart(self.kept, self.ids)
         return None if apart is None else self._apart(apart)
 
     def _guessed(self, last: Candidate | None) -> Ended | None:
-        """Return the last end that there may be where anything follows it; None: there is none.
+        """Return the last possible end that any bytes may follow; None if there is none.
 
         `last`: the last description in the input, none of which fits.
         """
@@ -181,14 +186,14 @@ class Ending:
         if apart is None or diagnosis.is_description_begun(self.kept, apart.eof):
             return None
         if self.footers is None:
-            # What looks like footers may be of the guest's making.
+            # Bytes that look like footers may have been written by the guest.
             apart = last_zero(self.kept) or apart
         return replace(self._apart(apart), guessed=True)
 
     def _is_its_own(self, last: Candidate) -> bool:
-        """Whether a description tells of this stream, by the first device behind RAM.
+        """Return whether a description is this stream's, by the first device after RAM.
 
-        Others are what is left of older streams in the same place.
+        Other descriptions are left over from older streams in the same place.
         """
         _, at = read_commands(self.kept, 0)
         first = read_section(self.kept, at)

@@ -1,9 +1,9 @@
-"""The state of devices, field by field: what a stream's description says of a device becomes a
-construct declaration, which takes the device's payload apart.
+"""Parse the state of devices field by field, as the stream's description lists it.
 
-Integers are big-endian. An array stands in the description as one entry for each element, or as one
-for all (see `description`); entries of both kinds may share a name where null pointers are between
-the elements. What a type not known here holds is given as bytes.
+The description of a device becomes a construct declaration, which parses the device's payload.
+Integers are big-endian. The description lists an array as one entry for each element, or as one for
+all (see `description`); entries of both kinds may share a name if null pointers are between the
+elements. The value of a field of unknown type is its bytes.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from .description import (
 )
 
 MAX_FIELDS = 1 << 18
-"""Of one device. An array of numbers is one field."""
+"""Limit for the fields of one device; an array of numbers is one field."""
 
 Value: TypeAlias = "int | bool | str | bytes | npt.NDArray[Any] | tuple[Field, ...] | None"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Field:
-    """One field as it stands in the stream.
+    """One field of a device in the stream.
 
     `type`: as described, or `subsection`, or `undescribed`. `offset`: in the stream; `size`: bytes.
     `value`: a number or boolean, or an array (n,) of them; None for a null pointer; the fields of a
@@ -72,16 +72,22 @@ _SCALARS: dict[str, c.Construct] = {
     "uint64": c.Int64ub,
 }
 _NULL_POINTER = c.Mapping(c.Int8ub, {None: ord("0")})
-"""Stands where a pointer of an array leads nowhere."""
+"""Mark in the payload for a null pointer in an array."""
 _CAPABILITY = c.ExprAdapter(Str8, lambda name, _: name.decode(errors="replace"), None)
 _INLINE = ("vstruct", "tmp")
-"""Structures whose fields stand in their own entry. So do those of lists and trees of structures,
-but of one element only: they are given as bytes."""
+"""Types of structures whose fields are in their own entry.
+
+The same is true of lists and trees of structures, but their entry describes one element only: their
+value is bytes.
+"""
 
 
 @dataclass(frozen=True)
 class _Declared:
-    """How to parse a value; its bytes, or (not `fixed`) the least it has; the fields it makes."""
+    """The declaration of a value.
+
+    `size`: its bytes, or, if not `fixed`, the minimum; `fields`: how many fields it makes.
+    """
 
     construct: c.Construct
     size: int
@@ -90,7 +96,10 @@ class _Declared:
 
 
 class _Placed(c.Subconstruct):  # type: ignore[misc]
-    """A value of the payload as a Field. `first`: the number of an array's first element."""
+    """Construct that wraps a value of the payload in a Field.
+
+    `first`: the number of an array's first element.
+    """
 
     def __init__(self, value: c.Construct, name: str, kind: str, first: int | None = None) -> None:
         super().__init__(value)
@@ -112,7 +121,7 @@ class _Placed(c.Subconstruct):  # type: ignore[misc]
 
 
 class _Bytes(c.Bytes):  # type: ignore[misc]
-    """Bytes of a type not known here. Large ones are passed where nobody wants values."""
+    """Bytes of an unknown type; large ones are skipped if values are not wanted."""
 
     def _parse(self, payload: io.BufferedIOBase, context: Any, path: str) -> bytes:
         if context._params.wanted or self.length <= LARGE:
@@ -125,7 +134,10 @@ class _Bytes(c.Bytes):  # type: ignore[misc]
 
 
 def _declare_structure(structure: Structure, depth: int = 0) -> _Declared:
-    """Its fields and subsections, as a tuple of Field. Raises DescriptionError."""
+    """Return the declaration of a structure's fields and subsections, as a tuple of Field.
+
+    Raises DescriptionError.
+    """
     if depth > MAX_DEPTH:
         raise DescriptionError(f"more than {MAX_DEPTH} structures in each other")
     parts, fields = [], 0
@@ -161,7 +173,10 @@ def _flat(found: list[Any], _: object) -> tuple[Field, ...]:
 
 
 def _declare_entry(entry: Entry, depth: int, first: int, repeated: bool) -> _Declared:
-    """The fields of one entry. `first`: elements of its name that stand before."""
+    """Return the declaration of the fields of one entry.
+
+    `first`: number of earlier elements with its name.
+    """
     name, kind = text(entry, "name"), text(entry, "type")
     count, size = extent(entry)
     try:
@@ -170,26 +185,26 @@ def _declare_entry(entry: Entry, depth: int, first: int, repeated: bool) -> _Dec
         raise DescriptionError(_at(name, error)) from None
     if element.fixed and element.size != size:
         raise DescriptionError(f"{name}: {kind} of {element.size} bytes, its size says {size}")
-    # Elements without bytes could be any number: they are one.
+    # Elements without bytes could be any number, so they count as one.
     if "array_len" not in entry or element.size == 0:
         if repeated or "index" in entry:
             name = f"{name}[{first}]"
         return replace(element, construct=_Placed(element.construct, name, kind))
     if _base(kind) in _SCALARS and not repeated:
         return _Declared(_Placed(_numbers(_base(kind), count), name, kind), count * size)
-    # A count beyond what the payload can hold is found out before anything is parsed by it.
+    # The caller compares the size with the payload's before it parses that many elements.
     array = c.Array(count, _Placed(element.construct, name, kind, first))
     fields = max(count, 1) * element.fields
     return _Declared(array, count * element.size, fields, element.fixed)
 
 
 def _base(kind: str) -> str:
-    """The type without what the destination compares: its value must be equal, or not greater."""
+    """Return a type without its condition for the destination: ` equal`, or ` le` (not greater)."""
     return kind.removesuffix(" equal").removesuffix(" le")
 
 
 def _at(name: str, error: DescriptionError) -> str:
-    """The error with the names of the structures around, as far as they fit one line."""
+    """Return the message with the names of the enclosing structures, if they fit one line."""
     message = str(error)
     return message if len(message) > 500 else f"{name}/{message}"
 
@@ -208,13 +223,13 @@ def _declare_value(entry: Entry, kind: str, size: int, depth: int) -> _Declared:
     if not isinstance(structure, dict):
         raise DescriptionError("struct is no object")
     if not structure and size == 1:
-        # QEMU before 10.0 describes a null pointer so.
+        # QEMU before 10.0 describes a null pointer like this.
         return _Declared(_NULL_POINTER, 1)
     return _declare_structure(structure, depth + 1)
 
 
 def _numbers(kind: str, count: int) -> c.Construct:
-    """As c.Array(count, scalar), without a step in Python for each element."""
+    """Return a declaration like c.Array(count, scalar), but without a Python step per element."""
     dtype = np.dtype("u1" if kind == "bool" else kind).newbyteorder(">")
 
     def view(data: bytes, _: object) -> npt.NDArray[Any]:
@@ -234,24 +249,25 @@ def _declare_subsection(subsection: Structure, depth: int) -> _Declared:
 
 
 class Decoder:
-    """Takes the devices of one stream apart. `description`: the stream's, None if it has none."""
+    """Decoder for the devices of one stream, by its `description` (None if it has none)."""
 
     def __init__(self, description: events.Description | None) -> None:
         self._json = {} if description is None else description.json
         self._devices = dict(devices_of(self._json))
 
     def decode(self, section: events.DeviceSection, *, values: bool = True) -> tuple[Field, ...]:
-        """The fields of a device: one of type `undescribed` where the description lacks it.
+        """Return the fields of a device; one of type `undescribed` if the description lacks it.
 
-        Without `values` those of more than LARGE bytes are empty, and take no memory. Raises
-        StreamError where the payload is not as described, or the description makes no sense.
+        Without `values`, fields of unknown type with more than LARGE bytes are empty and take no
+        memory. Raises StreamError if the payload is not as described, or the description is
+        invalid.
         """
         structure = self._devices.get((section.name, section.instance_id))
         of = (section.payload, section.payload_offset, section.name)
         return decode(structure, *of, values=values)
 
     def decode_configuration(self, configuration: events.Configuration) -> tuple[Field, ...]:
-        """The same of the configuration, which only newer streams describe."""
+        """Return the fields of the configuration, which only newer streams describe."""
         payload = StreamWriter().write(configuration)[1:]
         structure = self._json.get("configuration")
         return decode(structure, payload, configuration.offset + 1, "configuration")
@@ -265,8 +281,11 @@ def decode(
     *,
     values: bool = True,
 ) -> tuple[Field, ...]:
-    """The fields of a payload that stands at `offset` in the stream: one of type `undescribed`
-    where its description is missing, or hides part of it. Raises StreamError."""
+    """Return the fields of a payload at `offset` in the stream.
+
+    The result is one field of type `undescribed` if the description is missing, or hides part of
+    the payload. Raises StreamError.
+    """
 
     def undescribed() -> tuple[Field, ...]:
         value = whole(payload) if values or len(payload) <= LARGE else b""
@@ -283,8 +302,11 @@ def decode(
 
 
 def _hides_structures(structure: Structure) -> bool:
-    """Whether an array of pointers is told by its first one, which leads nowhere, as QEMU before
-    10.0 does: what the others lead to stands in the payload, undescribed."""
+    """Return whether an array of pointers is described by a null pointer, its first element.
+
+    QEMU before 10.0 does this; the structures of the other pointers are in the payload,
+    undescribed.
+    """
     try:
         return any(
             entry.get("struct") == {} and extent(entry)[0] > 1 for entry in fields_of(structure)
@@ -322,7 +344,7 @@ def _decode(
 
 
 def leaves(fields: tuple[Field, ...], path: str = "") -> Iterator[tuple[str, Field]]:
-    """The fields that hold no others, each with its path, whose names are parted by `/`."""
+    """Yield the fields that hold no other fields, each after its path of names joined by `/`."""
     for field in fields:
         here = f"{path}{field.name}"
         if isinstance(field.value, tuple):

@@ -1,9 +1,9 @@
-"""Follows the device sections of a stream as its description lists them.
+"""Follow the device sections of a stream as its description lists them.
 
-Names, instance ids, versions and lengths are known from the description; each section's header and
-footer must be where they then are, and the stream must end where the description begins. QEMU
-describes some arrays by their first element only: where such a section does not end as described,
-it ends at the one place from which all the rest is as described.
+The description gives names, instance ids, versions and lengths; each section's header and footer
+must be at the resulting positions, and the stream must end where the description begins. QEMU
+describes some arrays by their first element only: if such a section does not end as described, it
+ends at the one place from which all the rest is as described.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from .candidates import Candidate
 from .description import Described
 
 _HEADER_SIZE = 1 + 4 + 1 + 4 + 4
-"""Bytes of the header of a device section, beside its name."""
+"""Bytes of the header of a device section, besides its name."""
 _MAX_HEADER = _HEADER_SIZE + 255
-"""Bytes of the longest header of a device section."""
+"""Limit for the header of a device section, in bytes."""
 
 _FOOTER_SIZE: int = stream.SectionFooter.sizeof()
 _COMMAND_HEADER = 5
 _STEP = 1 << 20
 MAX_COMMANDS = 64
-"""Commands between two device sections."""
+"""Limit for the commands between two device sections."""
 _MAX_CHOICES = 256
-"""Places where a section may end that are tried, beside those that are described."""
+"""Limit for the ends of sections that are tried besides the described ones."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A device section among the kept bytes: its header at `start`, its payload at `payload`."""
+    """A device section in the kept bytes: its header is at `start`, its payload at `payload`."""
 
     start: int
     section_id: int
@@ -48,7 +48,7 @@ class Section:
 
     @property
     def end(self) -> int:
-        """The position behind its payload."""
+        """Return the position after the payload."""
         return self.payload + self.size
 
 
@@ -65,9 +65,9 @@ Part: TypeAlias = Section | CommandAt
 
 
 class MismatchError(Exception):
-    """The sections are not as the description says: one line, of a position in the kept bytes.
+    """The sections differ from the description; one line, and a position in the kept bytes.
 
-    `too_long`: the section that has no footer where it is described to end, with that size.
+    `too_long`: the section that has no footer at its described end, with the described size.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class MismatchError(Exception):
 
 
 def read_section(kept: Kept, position: int) -> Section | None:
-    """Return the header of a device section at `position`, without its size; None if none is."""
+    """Return the header of the device section at `position`, without its size, or None."""
     raw = kept.read(position, _MAX_HEADER)
     try:
         header = stream.SectionHeader.parse(raw)
@@ -104,7 +104,7 @@ def read_section(kept: Kept, position: int) -> Section | None:
 
 
 def read_command(kept: Kept, position: int) -> CommandAt | None:
-    """Return the command at `position`; None if none is."""
+    """Return the command at `position`; None if there is none."""
     head = kept.read(position, _COMMAND_HEADER)
     if len(head) < _COMMAND_HEADER or head[0] != SectionType.COMMAND:
         return None
@@ -116,7 +116,7 @@ def read_command(kept: Kept, position: int) -> CommandAt | None:
 
 
 def read_commands(kept: Kept, position: int) -> tuple[list[CommandAt], int]:
-    """Return the commands from `position` on, up to MAX_COMMANDS, and the position behind them."""
+    """Return the commands from `position` on, at most MAX_COMMANDS, and the position after them."""
     found: list[CommandAt] = []
     while len(found) < MAX_COMMANDS and (command := read_command(kept, position)) is not None:
         found.append(command)
@@ -125,14 +125,17 @@ def read_commands(kept: Kept, position: int) -> tuple[list[CommandAt], int]:
 
 
 def behind_footer(kept: Kept, position: int, section_id: int) -> int | None:
-    """Return the position behind the section's footer at `position`; None if it is not there."""
+    """Return the position after the section's footer at `position`; None if there is no footer."""
     footer = kept.read(position, _FOOTER_SIZE)
     return position + _FOOTER_SIZE if footer == stream.section_footer(section_id) else None
 
 
 @dataclass
 class _Choice:
-    """A section that may end at several places: what was found before it, and the places left."""
+    """A section that may end at several places.
+
+    `before`: number of parts found before it; `ends`: the places not yet tried.
+    """
 
     before: int
     section: Section
@@ -142,22 +145,22 @@ class _Choice:
 
 @dataclass
 class Search:
-    """Bytes that may still be searched for footers, lest a stream that lies cost any time."""
+    """Limit for the bytes searched for footers, so that a forged stream takes limited time."""
 
     left: int
 
     def allows(self, count: int) -> bool:
-        """Take `count` bytes off; return whether there were as many."""
+        """Subtract `count` bytes from the limit, and return whether they were allowed."""
         self.left -= count
         return self.left >= 0
 
 
 @dataclass
 class Follower:
-    """Follows `listed`, the devices of a candidate that are to come, from the first kept byte on.
+    """Follows the devices `listed` by a candidate, from the first kept byte on.
 
-    `ids`: of the sections that came before, none of which may come again. `footers`: whether
-    sections have some; without them, every length must be as described.
+    `ids`: section ids that occurred before and may not occur again. `footers`: whether sections
+    have footers; without them, every length must be as described.
     """
 
     kept: Kept
@@ -243,7 +246,10 @@ class Follower:
         return section
 
     def _take(self, section: Section, end: int) -> int:
-        """Let the section end there; return the position behind it."""
+        """Add the section with this end, and return the position after it.
+
+        Raises MismatchError if no footer follows the end.
+        """
         section = replace(section, size=end - section.payload)
         behind: int | None = end
         if self.footers:
@@ -267,7 +273,7 @@ class Follower:
         return None
 
     def _ends(self, section: Section, described: Described, following: int) -> Iterator[int]:
-        """Yield the places where the section may end other than described."""
+        """Yield the possible ends of the section other than the described one."""
         footer = stream.section_footer(section.section_id)
         usual = section.payload + described.length.size
         if following == len(self.listed):

@@ -1,7 +1,8 @@
-"""Where sections end that are read before anything tells how long they are: a guess.
+"""Guess where sections end whose length is not known when they are read.
 
-It is the first footer with the section's id that is followed by what may follow one. Sections of
-unknown kinds are read so, and devices before RAM, whose lengths the description confirms later.
+The end is the first footer with the section's id that is followed by a valid part of a stream.
+Sections of unknown kinds are read in this way, and devices before RAM, whose lengths the
+description confirms later.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..wire.marks import MAX_DEVICE_VERSION, MAX_SECTION_ID, CommandType, Sectio
 
 @dataclass
 class Known:
-    """What of the stream so far bears on what may follow a device section."""
+    """The parts of the stream so far that limit what may follow a device section."""
 
     ids: set[int] = field(default_factory=set)
     instances: set[tuple[str, int]] = field(default_factory=set)
@@ -27,10 +28,10 @@ class Known:
 
 
 def find_end(cursor: Cursor, section_id: int, known: Known) -> tuple[int, bool]:
-    """Search the section's footer from the cursor on.
+    """Search for the section's footer from the cursor on.
 
-    Returns a position in the view, and whether the footer stands there. If it does not, the
-    payload goes on at least up to that position, and more bytes are needed.
+    Returns a position in the view, and whether the footer is there. If it is not, the payload
+    extends at least up to that position, and more bytes are needed.
     """
     footer = stream.section_footer(section_id)
     for match in re.compile(re.escape(footer)).finditer(cursor.view, cursor.position):
@@ -47,7 +48,7 @@ def find_end(cursor: Cursor, section_id: int, known: Known) -> tuple[int, bool]:
 
 
 def _may_follow(cursor: Cursor, known: Known) -> bool:
-    """Whether a part of a stream can begin here."""
+    """Return whether a part of a stream can begin here."""
     kind = cursor.peek()
     if kind == SectionType.EOF:
         return not known.in_package and _is_end(cursor, known)

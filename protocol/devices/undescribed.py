@@ -1,10 +1,10 @@
-"""Tells device sections apart that no description lists, where there is one way to do so.
+"""Separate device sections that no description lists, if there is only one way to do so.
 
-A section may end at each footer with its id, if something follows that may. The true ends are
-always among them: so if the bytes can be taken apart in one way only, from the first section to the
-end of the stream, that is how they are. If there are several ways, a device holds what looks like
-its end, and nothing tells which is right: then they stay together, up to the last place where the
-stream may end, so that nothing of the guest is left out.
+A section may end at each footer with its id that is followed by something valid. The true ends are
+always among them: so if there is only one way to divide the bytes, from the first section to the
+end of the stream, it is the right one. If there are several ways, a device contains what looks like
+its end, and nothing shows which is right: then all sections stay together, up to the last place
+where the stream may end, so that no data of the guest is left out.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ from .following import Part, read_commands, read_section
 
 _FOOTER_SIZE: int = stream.SectionFooter.sizeof()
 _FOOTERS = re.compile(rb"\x7e(?=\x00...[\x00\x04\x08])", re.DOTALL)
-"""Of sections below MAX_SECTION_ID, with what may follow one."""
+"""Footers of sections below MAX_SECTION_ID that are followed by something valid."""
 _STEP = 1 << 20
 _EOF = bytes([SectionType.EOF])
 _MAX_FOOTERS = 1 << 16
-"""Places that look like the end of a section. Where there are more, nothing is told apart."""
+"""Limit for the places that look like the end of a section; with more, nothing is separated."""
 
 
 class Apart(NamedTuple):
-    """Device sections and commands; the EOF behind them is at `eof` of the kept bytes.
+    """Device sections and commands, with the EOF after them at `eof` of the kept bytes.
 
-    `parts`: None where there are several ways to tell them apart; `eof` is then the last place
-    where it may be.
+    `parts`: None if there are several ways to separate them; `eof` is then its last possible place.
     """
 
     parts: list[Part] | None
@@ -41,10 +40,10 @@ class Apart(NamedTuple):
 
 
 def take_apart(kept: Kept, ids: frozenset[int], *, anything_behind: bool = False) -> Apart | None:
-    """Return the parts of kept bytes that end in an EOF and maybe zeros; None if there is no way.
+    """Return the parts of kept bytes up to the EOF; None if they cannot be divided.
 
-    `ids`: of the sections that came before, none of which may come again. `anything_behind`: other
-    bytes than zeros may follow the EOF.
+    `ids`: section ids that occurred before and may not occur again. `anything_behind`: other bytes
+    than zeros may follow the EOF.
     """
     zeros, footers = _zeros_from(kept), _find_footers(kept)
     if footers is None:
@@ -60,7 +59,7 @@ def take_apart(kept: Kept, ids: frozenset[int], *, anything_behind: bool = False
 
 
 def last_zero(kept: Kept) -> Apart | None:
-    """Return all up to the last byte that may be the EOF, as one; None if there is none."""
+    """Return everything up to the last byte that may be the EOF, as one; None if there is none."""
     end = kept.size
     while end > 0:
         start = max(0, end - _STEP)
@@ -84,7 +83,7 @@ def _zeros_from(kept: Kept) -> int:
 
 
 def _find_footers(kept: Kept) -> list[int] | None:
-    """Return the positions of all that look like footers; None where there are too many."""
+    """Return the positions of all that look like footers; None if there are too many."""
     found: list[int] = []
     for at in range(0, kept.size, _STEP):
         data = kept.read(at, _STEP + _FOOTER_SIZE)
@@ -95,41 +94,41 @@ def _find_footers(kept: Kept) -> list[int] | None:
 
 
 class _Behind:
-    """Of the footers with one section id: from which of them all can go on, the last first."""
+    """The footers with one section id from which the rest can be divided, the last one first."""
 
     def __init__(self) -> None:
         self.footers: list[int] = []
-        """Their positions, negated, so that they are in order."""
+        """Their positions, negated, so that they are in ascending order."""
         self._counts = [0]
-        """The ways behind so many of these, together; 2 for more than one."""
+        """By number of these footers: ways to continue after any of them; 2 for more than one."""
         self._eofs = [-1]
-        """The last place where the EOF may be behind so many of these."""
+        """By number of these footers: the last possible place of the EOF after any of them."""
 
     def add(self, footer: int, count: int, eof: int) -> None:
-        """Add one that is before all others."""
+        """Add a footer that is before all others."""
         self.footers.append(-footer)
         self._counts.append(min(2, self._counts[-1] + count))
         self._eofs.append(max(self._eofs[-1], eof))
 
     def since(self, payload: int) -> tuple[int, int]:
-        """Return in how many ways a payload can end from this place on, and the last EOF."""
+        """Return in how many ways a payload at this position can end, and the last possible EOF."""
         many = bisect_right(self.footers, -payload)
         return self._counts[many], self._eofs[many]
 
 
 class _Ways:
-    """In how many ways the bytes from a place on can be taken apart: 0, 1 or more.
+    """The number of ways to divide the bytes from a place on: 0, 1, or 2 for more.
 
-    The places are looked at from the last to the first, so that of each section that may begin
-    there is known already how all goes on behind each of its ends. `ends_from`: before this place
-    the stream does not end.
+    The places are examined from the last to the first, so that the ways to continue after each end
+    of a section are known before the section is. `ends_from`: the stream does not end before this
+    place.
     """
 
     def __init__(self, kept: Kept, ends_from: int, footers: list[int]) -> None:
         self._kept = kept
         self._ends_from = ends_from
         self._behind: dict[int, _Behind] = defaultdict(_Behind)
-        """By section id."""
+        """The usable footers, by section id."""
         for footer in reversed(footers):
             count, eof = self._from(footer + _FOOTER_SIZE)
             if count:
@@ -137,11 +136,14 @@ class _Ways:
                 self._behind[section_id].add(footer, count, eof)
 
     def all(self) -> tuple[int, int]:
-        """Return the ways to take all bytes apart, 2 for more than one, and the last EOF."""
+        """Return the number of ways to divide all bytes, 2 for more than one, and the last EOF."""
         return self._from(0)
 
     def only(self, ids: frozenset[int]) -> Apart | None:
-        """Return the one way from the first byte on; None if there is none, or another one."""
+        """Return the only way to divide the bytes from the first one on.
+
+        Returns None if there is none or another one, or if a section id would occur twice.
+        """
         if self.all()[0] != 1:
             return None
         parts: list[Part] = []

@@ -1,11 +1,11 @@
-"""The state of a virtio-mem device: which blocks of its memory are plugged in.
+"""Read the state of a virtio-mem device: which blocks of its memory are plugged in.
 
-A source never sends the pages of blocks that are not. Machine types from 8.1 on save the device's
-fields before RAM, in a section `virtio-mem-device-early` that the stream's description lists field
-by field. Older ones save them inside the section `virtio-mem`, which the description lists as one
-field only: there they stand behind the state that all virtio devices have, and before the
-subsections. Source: QEMU's documentation, docs/devel/migration/virtio.rst, and the descriptions
-and sections of captured streams.
+A source never sends the pages of blocks that are not plugged in. Machine types from 8.1 on save the
+device's fields before RAM, in a section `virtio-mem-device-early` that the stream's description
+lists field by field. Older ones save them inside the section `virtio-mem`, which the description
+lists as one field only: there they follow the state that all virtio devices have, and precede the
+subsections. Source: QEMU's documentation, docs/devel/migration/virtio.rst, and the descriptions and
+sections of captured streams.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .fields import Decoder, leaves
 EARLY_NAME = "virtio-mem-device-early"
 NAME = "virtio-mem"
 _WORD = 64
-"""Bits of a word of the bitmap; it has whole words."""
+"""Bits of a word of the bitmap, which has whole words."""
 
 _PLACE = (
     "address" / c.Int64ub,
@@ -35,21 +35,25 @@ _PLACE = (
     "node" / c.Int32ub,
 )
 EarlyState = c.Struct(*_PLACE, "size" / c.Int64ub, "bitmap" / c.GreedyBytes)
-"""The whole section `virtio-mem-device-early`. `size`: bytes that are plugged in; `bitmap`: a bit
-a block, in be64 words."""
+"""The whole section `virtio-mem-device-early`.
+
+`size`: bytes that are plugged in; `bitmap`: one bit per block, in be64 words.
+"""
 State = c.Struct(
     *_PLACE,
     "usable_region_size" / c.Int64ub,
     "size" / c.Int64ub,
     "requested_size" / c.Int64ub,
 )
-"""What stands inside the section `virtio-mem` of older machine types; the bitmap follows."""
+"""The fields inside the section `virtio-mem` of older machine types; the bitmap follows."""
 
 
 @dataclass(frozen=True, eq=False)
 class PluggedMemory:
-    """What is plugged in of a region of `region_size` bytes at the guest-physical `address`:
-    `plugged` (n,) says so of each block of `block_size` bytes."""
+    """The plugged-in blocks of a region of `region_size` bytes at the guest-physical `address`.
+
+    `plugged` (n,): whether each block of `block_size` bytes is plugged in.
+    """
 
     address: int
     region_size: int
@@ -58,23 +62,24 @@ class PluggedMemory:
 
 
 def path_of(section: DeviceSection) -> str | None:
-    """Return the device's path, with which the name of its RAM block begins; None: the section is
-    no state of a virtio-mem device."""
+    """Return the device's path, with which the name of its RAM block begins.
+
+    Returns None if the section is not the state of a virtio-mem device.
+    """
     path, _, name = section.name.rpartition("/")
     return path if name in (NAME, EARLY_NAME) else None
 
 
 def read_state(section: DeviceSection, region_size: int, decoder: Decoder) -> PluggedMemory | None:
-    """Return what is plugged in of a region of `region_size` bytes; None where the section does
-    not tell, or tells of another region.
+    """Return the plugged-in blocks of a region of `region_size` bytes.
 
-    `decoder`: knows the stream's description. Raises StreamError where the section is not as
-    described.
+    Returns None if the section does not tell, or is about another region. `decoder`: knows the
+    stream's description. Raises StreamError if the section is not as described.
     """
     if section.name.endswith(EARLY_NAME):
         return _read_early(section, region_size, decoder)
     found = list(_search(whole(section.payload), region_size))
-    # A guest can write to parts of the section. Where it forges a second one, neither is believed.
+    # A guest can write to parts of the section. If it forges a second state, neither is accepted.
     return found[0] if len(found) == 1 else None
 
 
@@ -90,7 +95,7 @@ def _read_early(section: DeviceSection, region_size: int, decoder: Decoder) -> P
         values.get(name) for name in ("addr", "region_size", "block_size", "size", "bitmap")
     )
     if not isinstance(address, int):
-        # Where the description is not used, fields have the names that they are declared by.
+        # Without a description, fields have the names of the declaration.
         address = values.get("address")
     if not isinstance(block_size, int) or not isinstance(size, int):
         return None
@@ -102,7 +107,7 @@ def _read_early(section: DeviceSection, region_size: int, decoder: Decoder) -> P
 
 
 def _search(payload: bytes, region_size: int) -> Iterator[PluggedMemory]:
-    """Yield every place of the payload that has a sensible state of such a region."""
+    """Yield the state at every place of the payload that has a valid one for such a region."""
     ahead = State.address.sizeof()
     for match in re.finditer(re.escape(region_size.to_bytes(8, "big")), payload):
         start = match.start() - ahead
@@ -122,7 +127,7 @@ def _search(payload: bytes, region_size: int) -> Iterator[PluggedMemory]:
 
 
 def _may_end(payload: bytes, end: int) -> bool:
-    """Whether the device's own fields may end here: a subsection follows, or nothing."""
+    """Return whether the device's own fields may end here: a subsection or nothing follows."""
     return end == len(payload) or payload[end : end + 1] == bytes([SectionType.SUBSECTION])
 
 
@@ -133,7 +138,7 @@ def _bitmap_size(region_size: int, block_size: int) -> int:
 def _checked(
     address: int, region_size: int, block_size: int, size: int, bitmap: bytes
 ) -> PluggedMemory | None:
-    """The state, if its parts agree with each other."""
+    """Return the state if its parts agree with each other, or None."""
     if block_size == 0 or block_size & (block_size - 1) or region_size % block_size:
         return None
     if len(bitmap) != _bitmap_size(region_size, block_size):
