@@ -1,1 +1,1 @@
-"""The bytes of QEMU's migration stream: declarations, reader, writer. No I/O."""
+"""Declare, read and write the bytes of QEMU's migration stream, without I/O."""

@@ -1,4 +1,4 @@
-"""What the reader raises: one line that says what is wrong and where in the stream."""
+"""Define the exceptions for streams that cannot be read: what is wrong, and where in the stream."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 class StreamError(ValueError):
-    """The stream is damaged, incomplete, or not a migration stream.
+    """A stream that is damaged, incomplete, or not a migration stream.
 
-    `offset`: bytes from the start of the stream; `section`: name of the section it lies in.
-    `found`: the events that the reader took from the same piece of the stream before that place.
+    `offset`: bytes from the start of the stream; `section`: name of the section at that offset.
+    `found`: the events read from the same piece of the stream before that offset.
     """
 
     def __init__(self, message: str, *, offset: int, section: str | None = None) -> None:
@@ -31,15 +31,15 @@ class StreamError(ValueError):
 
 
 class CutError(StreamError):
-    """The stream ends before it is whole; what came of it was sound."""
+    """A stream that ends too early, with no fault in the part that was read."""
 
 
 class UnsupportedError(StreamError):
-    """Valid in QEMU's format, but not read by vmferry."""
+    """A stream that is valid in QEMU's format but uses a feature that vmferry does not read."""
 
 
 def _rebuild(
     kind: type[StreamError], message: str, offset: int, section: str | None
 ) -> StreamError:
-    """Make the error again, in another process."""
+    """Build the error from its parts when it is unpickled in another process."""
     return kind(message, offset=offset, section=section)

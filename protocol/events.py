@@ -1,8 +1,8 @@
-"""What the reader finds in a stream, and what the writer puts into one.
+"""Declare the events of a stream, which the reader returns and the writer takes.
 
-Those of iterative sections other than `ram` are declared with their section.
-Every event has `offset`: the position in the stream of its first byte (the writer ignores it).
-Writing the events of a stream in order gives the bytes of that stream again.
+The events of iterative sections other than `ram` are declared with their section. Every event has
+`offset`: the position in the stream of its first byte (the writer ignores it). Writing the events
+of a stream in order reproduces the bytes of that stream.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .wire.ram import COMPRESSED_HEAD_SIZE, RECORD_HEADER_SIZE, XBZRLE_HEAD_SIZE
 
 @dataclass(frozen=True)
 class Header:
-    """The first bytes of a stream."""
+    """The magic and version at the start of a stream."""
 
     offset: int
     version: int = 3
@@ -33,9 +33,10 @@ class Header:
 
 @dataclass(frozen=True)
 class Configuration:
-    """The source's machine. None: the stream does not carry that subsection.
+    """The source's machine: name, page size, capabilities and UUID.
 
-    `page_size` in bytes; `uuid`: 16 bytes.
+    `page_size` in bytes; `uuid`: 16 bytes. A value is None if the stream does not carry its
+    subsection.
     """
 
     offset: int
@@ -47,7 +48,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class IterativeSection:
-    """The beginning of a piece of an iterative section.
+    """The header of one piece of an iterative section.
 
     `kind`: START, PART or END. Only START carries name, instance id and version on the wire; the
     reader repeats them in the others.
@@ -63,7 +64,7 @@ class IterativeSection:
 
 @dataclass(frozen=True)
 class RamSection(IterativeSection):
-    """The beginning of a piece of the `ram` section."""
+    """The header of one piece of the `ram` section."""
 
     name: str = "ram"
     version: int = 4
@@ -71,7 +72,7 @@ class RamSection(IterativeSection):
 
 @dataclass(frozen=True)
 class OpaquePiece:
-    """The payload of a piece of an iterative section that nobody knows, carried verbatim."""
+    """The payload of a piece of an iterative section of unknown format, carried verbatim."""
 
     offset: int
     payload: Payload = field(repr=False)
@@ -79,10 +80,11 @@ class OpaquePiece:
 
 @dataclass(frozen=True)
 class RamBlock:
-    """A RAM block as announced: `length` in bytes; the rest only where the wire carries it.
+    """A RAM block as the stream announces it; `length` in bytes.
 
-    `page_size`: of the memory behind it, in bytes, with postcopy. `address`: guest-physical, with
-    x-ignore-shared. `mapped`: its place in the file, with mapped-ram.
+    The other fields are None unless the wire carries them. `page_size`: bytes of the pages of host
+    memory that back the block, with postcopy. `address`: guest-physical, with x-ignore-shared.
+    `mapped`: the place of the block in the file, with mapped-ram.
     """
 
     name: str
@@ -93,8 +95,11 @@ class RamBlock:
 
     @property
     def may_be_absent(self) -> bool:
-        """Whether its pages may have been left out as shared (x-ignore-shared): a mapped-ram file
-        says so, in other streams none of them comes then."""
+        """Return whether the block's pages may be left out as shared (x-ignore-shared).
+
+        A mapped-ram file marks such blocks. In other streams an announced address means that the
+        pages may be left out, in which case no page of the block arrives.
+        """
         if self.mapped is not None:
             return not self.mapped.present
         return self.address is not None
@@ -104,8 +109,9 @@ class RamBlock:
 class RamBlocks:
     """The MEM_SIZE record: all RAM blocks, and the sum of their lengths.
 
-    With mapped-ram the entries stand between the pages: see `mapped_ram` for how they are written.
-    `page_size`: bytes of the pages to come, as the reader takes them; not in this record.
+    With mapped-ram, the entries lie between the pages; `mapped_pages.list_pieces` writes them.
+    `page_size`: bytes of the guest's pages as the reader assumes them; this record does not carry
+    it.
     """
 
     offset: int
@@ -118,11 +124,11 @@ class RamBlocks:
 class PageRun:
     """Consecutive page records of one RAM block.
 
-    `offsets` (n,): where in the block each page belongs, in bytes. `data` (n, page_size): a view on
-    the bytes given to the reader, valid until its next call; None for ZERO records, whose pages
-    all hold the byte `fill`. `continued`: the first record names no block, as those behind it.
-    `position`: where in the parsed view the first page (or fill byte) stands; the next ones follow
-    8 + page_size (or 9) bytes apart.
+    `offsets` (n,): position of each page in the block, in bytes. `data` (n, page_size): a view of
+    the bytes given to the reader, valid until its next call; None for ZERO records, whose pages all
+    hold the byte `fill`. `continued`: the first record has the flag CONTINUE and carries no block
+    name, like the records after it. `position`: index in the parsed view of the first page (or fill
+    byte); the next ones follow 8 + page_size (or 9) bytes apart.
     """
 
     offset: int
@@ -135,29 +141,29 @@ class PageRun:
     position: int = 0
 
     def record_offset(self, index: int) -> int:
-        """The position in the stream of a record of the run."""
+        """Return the position in the stream of record `index` of the run."""
         name = 0 if self.continued else 1 + len(self.block.name.encode())
         body = 1 if self.data is None else self.data.shape[1]
-        # The name stands in the first record only.
+        # Only the first record carries the block's name.
         return self.offset + (name + index * (RECORD_HEADER_SIZE + body) if index else 0)
 
 
 @dataclass(frozen=True, eq=False)
 class MappedRun(PageRun):
-    """Pages near each other of a mapped-ram file (see `mapped_pages`): no records of the stream."""
+    """Neighbouring pages of a mapped-ram file, which has no page records (see `mapped_pages`)."""
 
     def record_offset(self, index: int) -> int:
-        """The position in the stream of a page."""
+        """Return the position in the stream of page `index` of the run."""
         return self.offset + int(self.offsets[index] - self.offsets[0])
 
 
 @dataclass(frozen=True, eq=False)
 class MultifdRun(PageRun):
-    """Pages of a packet of a multifd channel: no records of the stream.
+    """Pages of one packet of a multifd channel, which has no page records.
 
-    `channel`: its number. `offset`: in the channel, of the first page (or, of zero pages, of its
-    entry among the packet's offsets); the next ones follow `stride` bytes apart, 0: they are
-    compressed together.
+    `channel`: its number. `offset`: position in the channel of the first page (for zero pages: of
+    its entry among the packet's offsets). `stride`: bytes from one page to the next, 0 if the pages
+    are compressed together.
     """
 
     channel: int = 0
@@ -170,15 +176,16 @@ class MultifdRun(PageRun):
 
 @dataclass(frozen=True, eq=False)
 class EncodedRun:
-    """Consecutive records of one RAM block and one encoding; what they encode was not looked at.
+    """Consecutive records of one RAM block and one encoding, whose encoded data is not yet checked.
 
-    `offsets` (n,): as in PageRun. `data`: the bytes given to the reader, in which encoding `i` is
-    `sizes[i]` bytes from `starts[i]` on (both (n,)); valid until the reader's next call.
-    `continued`: the first record names no block, as those behind it.
+    `offsets` (n,): position of each page in the block, in bytes. `data`: the bytes given to the
+    reader, valid until its next call; encoding `i` is the `sizes[i]` bytes from `starts[i]` on
+    (both (n,)). `continued`: the first record has the flag CONTINUE and carries no block name, like
+    the records after it.
     """
 
     HEAD_SIZE: ClassVar[int]
-    """Bytes of a record before its encoding, where it continues a block."""
+    """Bytes of a record before its encoding, if the record has the flag CONTINUE."""
 
     offset: int
     block: RamBlock
@@ -190,37 +197,37 @@ class EncodedRun:
     continued: bool = False
 
     def encoding_offset(self, index: int) -> int:
-        """The position in the stream of an encoding."""
+        """Return the position in the stream of encoding `index` of the run."""
         name = 0 if self.continued else 1 + len(self.block.name.encode())
         return self.offset + name + self.HEAD_SIZE + int(self.starts[index] - self.starts[0])
 
     def record_offset(self, index: int) -> int:
-        """The position in the stream of a record."""
+        """Return the position in the stream of record `index` of the run."""
         return self.encoding_offset(index) - self.HEAD_SIZE if index else self.offset
 
 
 class XbzrleRun(EncodedRun):
-    """XBZRLE records: see `xbzrle` for what they encode."""
+    """Consecutive XBZRLE records; module `xbzrle` decodes them."""
 
     HEAD_SIZE = XBZRLE_HEAD_SIZE
 
 
 class CompressedRun(EncodedRun):
-    """COMPRESS_PAGE records: see `compress` for what they encode."""
+    """Consecutive COMPRESS_PAGE records; module `zlib_pages` decodes them."""
 
     HEAD_SIZE = COMPRESSED_HEAD_SIZE
 
 
 @dataclass(frozen=True)
 class MultifdFlush:
-    """The MULTIFD_FLUSH record."""
+    """The MULTIFD_FLUSH record, a sync point of the multifd channels."""
 
     offset: int
 
 
 @dataclass(frozen=True)
 class EndOfRam:
-    """The EOS record: end of this piece of `ram`."""
+    """The EOS record, which ends a piece of the `ram` section."""
 
     offset: int
 
@@ -235,9 +242,9 @@ class Footer:
 
 @dataclass(frozen=True)
 class NoFooters:
-    """Seen here, of no bytes: sections have no footers, as with machine types before 2.4.
+    """Zero-length event: this stream has no section footers, as with machine types before 2.4.
 
-    Where device sections end is then known from the description alone.
+    Only the description then says where device sections end.
     """
 
     offset: int
@@ -245,9 +252,9 @@ class NoFooters:
 
 @dataclass(frozen=True)
 class DeviceSection:
-    """A SECTION_FULL with its footer: one device, carried verbatim.
+    """A SECTION_FULL with its footer: the state of one device, carried verbatim.
 
-    `payload_offset`: position of the payload in the stream. `footer`: whether one follows.
+    `payload_offset`: position of the payload in the stream. `footer`: whether a footer follows.
     """
 
     offset: int
@@ -262,7 +269,7 @@ class DeviceSection:
 
 @dataclass(frozen=True)
 class UnsplitDevices:
-    """Device sections that cannot be told apart: no footers, and no description that fits."""
+    """Device sections that cannot be separated: no footers, and no description that fits."""
 
     offset: int
     data: Payload = field(repr=False)
@@ -272,7 +279,7 @@ class UnsplitDevices:
 class Command:
     """A COMMAND with its data.
 
-    PACKAGED: its data is a be32, the number of bytes that the events behind it fill.
+    The data of PACKAGED is a be32: the number of bytes that the following events fill.
     """
 
     offset: int
@@ -282,14 +289,14 @@ class Command:
 
 @dataclass(frozen=True)
 class EndOfStream:
-    """The EOF byte: the guest is complete."""
+    """The EOF byte, which completes the guest."""
 
     offset: int
 
 
 @dataclass(frozen=True)
 class Description:
-    """The JSON behind the end of the stream: as it was on the wire, and parsed."""
+    """The JSON description after the end of the stream: its bytes on the wire, and parsed."""
 
     offset: int
     text: bytes = field(repr=False)

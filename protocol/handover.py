@@ -1,21 +1,22 @@
-"""The handover: which end holds a guest while its migration ends, as two tables of transitions.
+"""Define which end holds a guest while its migration ends, as two tables of transitions.
 
-The theory of operation stands in docs/architecture.md ("The handover"). In short:
+The theory of operation is in docs/architecture.md ("The handover"). In short:
 
 1. The source pauses the guest, sends the last pages, the devices and the end of the stream, and
    still holds the guest: whatever goes wrong, it lets the guest run again.
-2. The destination has everything on hand, durable, and answers SHUT 0: "I have it whole". From then
-   on it throws nothing away, and starts the guest only on the source's word.
+2. The destination has received everything, durably, and answers SHUT 0: "I have it whole". From
+   then on it discards nothing, and starts the guest only when the source tells it to.
 3. The source reads SHUT 0, gives the guest up for good, and sends PING(CONFIRM).
-4. The destination lets the guest run and answers PONG(CONFIRM); or SHUT 1, and then never will.
+4. The destination lets the guest run and answers PONG(CONFIRM); or it answers SHUT 1 and never
+   starts the guest.
 
-Nothing but QEMU's own messages is used. A stock QEMU answers PING(HELLO) with PONG(HELLO) alone;
-a destination that waits for CONFIRM sends PONG(CONFIRMS) before it. A stock destination runs the
+Only QEMU's own messages are used. A stock QEMU answers PING(HELLO) with PONG(HELLO) alone; a
+destination that waits for CONFIRM sends PONG(CONFIRMS) before it. A stock destination runs the
 guest before it sends SHUT 0; a stock source closes the connection in order instead of confirming.
 
-Only the source ever acts on a timeout, and only before the end of the stream is sent, or where the
-destination is known to wait for CONFIRM. The tables have no input or output: `guest.handing` feeds
-them, and a test walks through every state that both of them, a link and their processes can reach.
+Only the source ever acts on a timeout, and only before the end of the stream is sent, or if the
+destination is known to wait for CONFIRM. The tables do no I/O: `guest.handing` feeds them, and a
+test walks through every state that the two ends, a link and their processes can reach.
 """
 
 from __future__ import annotations
@@ -25,79 +26,79 @@ from typing import Generic, TypeVar
 
 
 class Word(IntEnum):
-    """Values of PING and PONG that carry the handover; to a stock QEMU they mean nothing."""
+    """Values of PING and PONG that carry the handover; a stock QEMU gives them no meaning."""
 
     HELLO = 0x766D6601
-    """From the source: are you there? Every destination answers with the same value."""
+    """PING from the source that asks for an answer; every destination echoes the value."""
     CONFIRMS = 0x766D6602
-    """From the destination, before it answers HELLO: it starts the guest on CONFIRM alone."""
+    """PONG from the destination before it answers HELLO: it starts the guest only on CONFIRM."""
     CONFIRM = 0x766D6603
-    """From the source: the guest is given up here, start it. The answer: it was started."""
+    """PING from the source: it gave the guest up, start it. PONG: the guest was started."""
     ABORT = 0x766D6604
-    """From the source: the guest runs on here, throw your copy away."""
+    """PING from the source: the guest runs on at the source, discard the copy."""
 
 
 class Peer(Enum):
-    """How the other end takes part in a handover."""
+    """The other end's part in a handover."""
 
     STOCK = 0
-    """It follows QEMU's rules and knows no word but SHUT."""
+    """A stock QEMU, which follows QEMU's rules and uses no message of the handover but SHUT."""
     CONFIRMING = 1
-    """It waits for CONFIRM (a destination), or sends it (a source)."""
+    """A destination that waits for CONFIRM, or a source that sends it."""
 
 
 class Source(Enum):
-    """Who holds the guest, as its source sees it."""
+    """The states of a handover as seen by the source: which end holds the guest."""
 
     HOLDING = auto()
     """The guest is paused here and may be taken back; the destination waits for CONFIRM."""
     HOLDING_STOCK = auto()
-    """The guest is paused here; a stock destination starts it without asking, then says so."""
+    """The guest is paused here; a stock destination starts it unasked and then reports it."""
     HOLDING_ONE_WAY = auto()
     """The guest is paused here, and the destination cannot answer."""
     GIVEN = auto()
-    """The destination has the guest whole and was asked to start it."""
+    """The destination has the whole guest and was asked to start it."""
     GONE = auto()
-    """The guest runs at the destination, or may as far as anybody can know who cannot ask."""
+    """The guest runs at the destination, or, with a one-way link, is assumed to."""
     STAYED = auto()
     """The guest runs here again."""
     UNCONFIRMED = auto()
-    """The guest was given up, and the link broke before the destination said that it runs."""
+    """The guest was given up, and the link broke before the destination reported that it runs."""
 
 
 class SourceEvent(Enum):
-    """News that reach a source behind its last byte."""
+    """Events that a source handles after it has sent its last byte."""
 
     SHUT_OK = auto()
     SHUT_FAILED = auto()
     STARTED = auto()
-    """PONG(CONFIRM)."""
+    """PONG(CONFIRM) arrived: the destination has started the guest."""
     ALL_SENT = auto()
     """The last byte of the stream was handed to the channel."""
     LINK_LOST = auto()
-    """The connection ended, broke, or brought what is no message."""
+    """The connection ended, broke, or carried bytes that are not a message."""
     TIMEOUT = auto()
-    """The destination has not answered for long enough."""
+    """The destination did not answer in time."""
     CANCEL = auto()
-    """Somebody wants the guest back."""
+    """The user wants the guest back at the source."""
     ORPHANED = auto()
-    """The command that led the migration died."""
+    """The command that controls the migration died."""
     LEAVE = auto()
     """The command cannot wait any longer."""
 
 
 class SourceAction(Enum):
-    """Duties of a source, in the order of the table."""
+    """Actions that the table asks of a source."""
 
     GIVE_UP = auto()
-    """Mark the guest: it never runs here by itself again."""
+    """Mark the guest so that it never runs at the source again by itself."""
     CONFIRM = auto()
     ABORT = auto()
-    """Tell the destination, if it can be told, that the guest runs on here."""
+    """Tell the destination, if it can be reached, that the guest runs on at the source."""
     BREAK = auto()
-    """Reset the connection, so that a destination that was not yet started is not."""
+    """Reset the connection, so that a destination that has not started the guest never does."""
     RESUME = auto()
-    """Let the guest run again."""
+    """Let the guest run again at the source."""
     CLOSE = auto()
 
 
@@ -124,57 +125,57 @@ SOURCE: dict[tuple[Source, SourceEvent], tuple[Source, tuple[SourceAction, ...]]
     (_S.GIVEN, _E.LINK_LOST): (_S.UNCONFIRMED, (_A.CLOSE,)),
     (_S.GIVEN, _E.LEAVE): (_S.UNCONFIRMED, (_A.CLOSE,)),
 }
-"""What a source does about news, by its state; what is not here changes nothing."""
+"""Next state and actions of a source, by its state and the event; other pairs: no change."""
 
 
 class Destination(Enum):
-    """Who holds the guest, as its destination sees it."""
+    """The states of a handover as seen by the destination: which end holds the guest."""
 
     PROMISED = auto()
     """The guest is whole and paused; SHUT 0 was sent or may have been."""
     PROMISED_STOCK = auto()
-    """Likewise; a stock source closes the connection once it has read SHUT 0."""
+    """The guest is whole and paused; a stock source closes the connection after it read SHUT 0."""
     LOADED_ONE_WAY = auto()
-    """The guest is whole and paused; its source cannot be answered and has given it up."""
+    """The guest is whole and paused; the source gave it up and cannot be answered."""
     STARTING = auto()
-    """The guest is this end's alone and about to run."""
+    """Only the destination holds the guest, which is about to run."""
     RETURNING = auto()
-    """SHUT 1 was sent: the guest never runs here; the source has not said that it knows."""
+    """SHUT 1 was sent: the guest never runs here; the source has not acknowledged it yet."""
     RUNS = auto()
-    """The guest runs here, or would, had it not been stopped before it migrated."""
+    """The guest runs here, or is loaded and stopped if it was stopped before it migrated."""
     RETURNED = auto()
-    """The source has the guest; the copy was thrown away."""
+    """The source holds the guest; the copy was discarded."""
     KEPT = auto()
-    """Nobody can say who has the guest; the copy is whole, paused, and kept."""
+    """Neither end is known to hold the guest; the whole copy is kept here, paused."""
 
 
 class DestinationEvent(Enum):
-    """News that reach a destination behind its promise."""
+    """Events that a destination handles after it has the whole guest."""
 
     BEGIN = auto()
-    """The guest was loaded; nothing is left that can fail."""
+    """The guest was loaded; no step that can fail is left."""
     CONFIRM = auto()
     ABORT = auto()
     LEFT = auto()
-    """The source closed the connection before it was promised anything."""
+    """The source closed the connection before SHUT 0 was sent."""
     CLOSED = auto()
     """The source closed the connection in an orderly way."""
     LINK_LOST = auto()
     """The connection broke."""
     MORE = auto()
-    """The stream went on behind what had looked like its end: the guest is not whole."""
+    """The stream went on after its apparent end: the guest is not whole."""
     STARTED = auto()
-    """The guest was let go."""
+    """The guest was started."""
     NOT_STARTED = auto()
-    """The guest could not be let go."""
+    """The guest could not be started."""
     CANCEL = auto()
-    """Somebody does not want the guest here."""
+    """The user does not want the guest at the destination."""
     LEAVE = auto()
     """The command cannot wait any longer."""
 
 
 class DestinationAction(Enum):
-    """Duties of a destination, in the order of the table."""
+    """Actions that the table asks of a destination."""
 
     PROMISE = auto()
     """Send SHUT 0."""
@@ -185,9 +186,9 @@ class DestinationAction(Enum):
     REFUSE = auto()
     """Send SHUT 1."""
     DISCARD = auto()
-    """Throw the copy away."""
+    """Discard the copy of the guest."""
     KEEP = auto()
-    """Leave the copy where it is, for a person to take up."""
+    """Leave the copy of the guest in place, for an administrator to recover."""
     CLOSE = auto()
 
 
@@ -218,7 +219,7 @@ DESTINATION: dict[
     (_D.RETURNING, _F.LINK_LOST): (_D.KEPT, (_B.KEEP, _B.CLOSE)),
     (_D.RETURNING, _F.LEAVE): (_D.KEPT, (_B.KEEP, _B.CLOSE)),
 }
-"""What a destination does about news, by its state; what is not here changes nothing."""
+"""Next state and actions of a destination, by its state and the event; other pairs: no change."""
 
 State = TypeVar("State")
 Event = TypeVar("Event")
@@ -226,7 +227,7 @@ Action = TypeVar("Action")
 
 
 class Handover(Generic[State, Event, Action]):
-    """One end of a handover: its state, and what news make of it."""
+    """One end of a handover: its state, and the table that says how events change it."""
 
     def __init__(
         self, table: dict[tuple[State, Event], tuple[State, tuple[Action, ...]]], state: State
@@ -235,11 +236,11 @@ class Handover(Generic[State, Event, Action]):
         self.state = state
 
     def feed(self, event: Event) -> tuple[Action, ...]:
-        """Change the state as the table says, and return what is to be done, in order."""
+        """Change the state as the table says, and return the actions to take, in order."""
         self.state, actions = self._table.get((self.state, event), (self.state, ()))
         return actions
 
     @property
     def over(self) -> bool:
-        """Whether no news can change the state any more."""
+        """Return whether no event can change the state any more."""
         return all(state is not self.state for state, _ in self._table)

@@ -1,12 +1,13 @@
-"""Reads a stream, in pieces of any size, and gives its events; does no I/O.
+"""Read a stream, in pieces of any size, and return its events, without I/O.
 
-The reader is a state machine: `_step` is the method that reads what comes next. Each step takes one
+The reader is a state machine: `_step` is the method that reads the next part. Each step takes one
 whole part from the cursor and returns its events, or raises Incomplete. Iterative sections have
-readers of their own (see `sections`), of which one is at work at a time.
+readers of their own (see `sections`), one of which is active at a time.
 
-From the first device section behind RAM on, or from an EOF, all bytes are kept until the caller
-says that the input has ended (`close`): only then is it known where sections and the stream end,
-and `ending` says how. Nothing read is trusted: what is wrong raises StreamError, with its place.
+From the first device section after RAM on, or from an EOF, all bytes are kept until the caller
+reports that the input has ended (`close`): only then is it known where sections and the stream end,
+and `devices.ending` decides it. No input is trusted: invalid data raises StreamError with its
+position.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .wire.multifd import MAGIC as MULTIFD_MAGIC
 from .wire.ram import SECTION_NAME
 
 MAX_IN_MEMORY = 64 << 20
-"""Bytes of device state that are kept in memory, if the caller does not say otherwise."""
+"""Default limit for the device state that is kept in memory, in bytes."""
 
 _FOOTER_SIZE: int = stream.SectionFooter.sizeof()
 
@@ -39,16 +40,16 @@ _Step = Callable[[Cursor], Sequence[events.Event]]
 
 
 class StreamReader:
-    """One stream from its first byte to its end.
+    """Reader of one stream, from its first byte to its end.
 
-    `page_size`: bytes, where the stream does not say before its pages come;
-    `described_page_size` is asked then, and may know better. `keep`: makes the
-    places where device state is kept until its end is known, one for each section before RAM and
-    one for all behind it; `keep_rest` makes the latter, given the position in the stream where it
-    begins, if it is another one. `max_device_state`: bytes that one of them may hold, None for any
-    number. `described_size`: asked for the payload's bytes of a device section before RAM, given
-    its payload's offset, section id, name and instance id; returns None where nobody can tell.
-    `max_total_ram`: bytes of RAM that a stream may announce.
+    `page_size`: bytes, used if the stream does not announce it before its pages;
+    `described_page_size` is then asked first. `keep`: makes the places where device state is kept
+    until its end is known, one for each section before RAM and one for everything after it;
+    `keep_rest`, if given, makes the latter instead, from the position in the stream where it
+    begins. `max_device_state`: bytes that each of them may hold, or None for no limit.
+    `described_size`: returns the bytes of payload of a device section before RAM, given its
+    payload's offset, section id, name and instance id, or None if unknown. `max_total_ram`: bytes
+    of RAM that a stream may announce.
     """
 
     def __init__(
@@ -83,83 +84,86 @@ class StreamReader:
         self._early: list[events.DeviceSection] = []
         self._ending: Ending | None = None
         self.finished = False
-        """The stream is whole: `close` was called, or as much was kept as device state may have."""
+        """True once the end is known: by `close`, or when the limit of device state is reached."""
         self.end = 0
-        """The position in the stream behind its last byte, once it is finished."""
+        """The position in the stream after its last byte, valid once `finished` is True."""
         self.guessed = False
-        """Once it is finished: the stream may end before, and nothing tells. See `ending`."""
+        """True if the stream may end before `end`, valid once `finished` is True.
+
+        Nothing in the stream says where it ends then: see `devices.ending`.
+        """
 
     @property
     def ram(self) -> RamReader:
-        """The state of the `ram` section: what goes on behind damage begins with it."""
+        """Return the reader of the `ram` section, whose state is needed to resume after damage."""
         return self._ram
 
     @property
     def open_sections(self) -> dict[int, tuple[events.IterativeSection, SectionReader]]:
-        """The iterative sections that have not ended, by their ids."""
+        """Return the iterative sections that have not ended, by section id."""
         return self._open
 
     @property
     def has_footers(self) -> bool:
-        """Whether sections end with footers, as far as known."""
+        """Return whether sections end with footers, or True if that is not known yet."""
         return self._footers is not False
 
     @property
     def page_size(self) -> int:
-        """Bytes of a page, as far as known by now."""
+        """Return the bytes of a page, as far as known by now."""
         return self._ram.page_size
 
     @property
     def keeping_from(self) -> int | None:
-        """The position in the stream from which all bytes are kept; None before it is reached."""
+        """Return the position in the stream from which all bytes are kept, None before it."""
         return None if self._ending is None else self._ending.offset
 
     @property
     def kept(self) -> Kept:
-        """What is kept from `keeping_from` on; the caller may put bytes there itself."""
+        """Return the bytes kept from `keeping_from` on; the caller may append to them itself."""
         assert self._ending is not None
         return self._ending.kept
 
     @property
     def position(self) -> int:
-        """The position in the stream up to which all was read."""
+        """Return the position in the stream up to which everything was read."""
         return self._offset
 
     @property
     def behind(self) -> int:
-        """Bytes that are kept and stand behind the end of the stream, once it is finished."""
+        """Return how many kept bytes follow the end of the stream, once it is finished."""
         if self._ending is None:
             return 0
         return self._ending.offset + self._ending.kept.size - self.end
 
     @property
     def whole(self) -> bool:
-        """Whether a description confirms that the stream ends with the last byte that came."""
+        """Return whether a description confirms that the stream ends with the last byte read."""
         return self.finished or (self._ending is not None and self._ending.whole())
 
     @property
     def bare(self) -> bool:
-        """Whether the stream may end here, but nothing confirms it: it has no description.
+        """Return whether the stream may end here with no description to confirm it.
 
-        It costs a look at all device state.
+        The check scans all device state.
         """
         return self._ending is not None and self._ending.bare()
 
     @property
     def to_skip(self) -> int:
-        """Bytes that follow and are looked up elsewhere: see `skip`."""
+        """Return how many of the next bytes the caller has to skip, as they are read elsewhere."""
         return 0 if self._rest else max(0, self._ram.block_list.gap_end - self._offset)
 
     def skip(self, count: int) -> None:
-        """Pass `count` bytes that follow, at most `to_skip`, without presenting them."""
+        """Skip the next `count` bytes, at most `to_skip`, without presenting them."""
         assert count <= self.to_skip
         self._offset += count
 
     def parse(self, view: memoryview) -> tuple[list[events.Event], int]:
-        """The events in `view`, and how many of its bytes are done with.
+        """Return the events in `view`, and how many of its bytes were used.
 
-        The caller presents the rest again, with more behind it; it is short: part of one page
-        record, or of one structure. Page data of the events are views on `view`. A StreamError
+        The caller presents the rest again, followed by more bytes; it is short: part of one page
+        record, or of one structure. Page data of the events are views of `view`. A StreamError
         carries the events before it, as `found`.
         """
         cursor = Cursor(view, self._offset)
@@ -180,13 +184,14 @@ class StreamReader:
         return found, cursor.done
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[events.Event]:
-        """The events in the next piece of the stream, of any size. Copies what is fed."""
+        """Return the events in the next piece of the stream, of any size; `data` is copied."""
         return self.parse(memoryview(b"".join((self._rest, data))))[0]
 
     def close(self) -> list[events.Event]:
-        """Return the last events: the input has ended. Raises StreamError if the stream has not.
+        """Return the last events, once the input has ended.
 
-        Of the kept bytes, those from `end` on are not of the stream.
+        Raises StreamError if the stream is not complete. Kept bytes from `end` on are not part of
+        the stream.
         """
         if self.finished:
             return []
@@ -233,7 +238,7 @@ class StreamReader:
         return [event]
 
     def _part(self, cursor: Cursor) -> Sequence[events.Event]:
-        """Whatever the next byte says that comes next."""
+        """Read the part that the next byte announces."""
         self._section = None
         if self._package_end is not None and cursor.offset >= self._package_end:
             if cursor.offset > self._package_end:
@@ -257,10 +262,10 @@ class StreamReader:
         }
 
     def _behind_ram(self) -> bool:
-        """Whether a device section here is behind all of RAM; those of a postcopy are not."""
+        """Return whether a device section here follows all of RAM (those of a postcopy do not)."""
         if not (self._configured or self._ram.begun):
-            # No machine without a configuration saves devices before RAM: this is what Xen saves,
-            # or COLO, devices alone.
+            # A machine whose stream has no configuration saves no devices before RAM. So this
+            # stream holds devices alone, like those of Xen and COLO.
             return True
         return self._footers is False or (self._ram.ended and self._package_end is None)
 
@@ -302,7 +307,7 @@ class StreamReader:
         return self._begin(section)
 
     def _ask_page_size(self) -> None:
-        """Ask the description how large pages are, where nothing before it says so."""
+        """Ask the description for the page size if nothing in the stream has announced it."""
         blocks = self._ram.block_list
         if self._described_page_size is not None and not blocks.page_size_said:
             blocks.page_size = self._described_page_size() or blocks.page_size
@@ -331,7 +336,7 @@ class StreamReader:
         if self._reading.at_end:
             self._step = self._footer
         elif len(found) > 1:
-            # The seam between two pieces of `ram`, with its footer.
+            # More than one event: two pieces of `ram` were read with the footer between them.
             self._footers = True
         return found
 
@@ -352,7 +357,7 @@ class StreamReader:
         return [events.NoFooters(start)] if noticed else []
 
     def _device(self, cursor: Cursor) -> list[events.Event]:
-        """A device section before RAM, or of a postcopy's package."""
+        """Read a device section before RAM, or in the package of a postcopy."""
         assert self._section is not None
         start, header, name = self._section
         if self._size is None:
@@ -376,7 +381,7 @@ class StreamReader:
         return [event]
 
     def _collect(self, cursor: Cursor, end: int) -> None:
-        """Keep everything up to the position `end`, as far as it is here."""
+        """Keep everything up to the position `end`, as far as it has arrived."""
         end = min(end, len(cursor.view))
         self._check_size(self._collected.size + end - cursor.position, cursor.offset)
         if end > cursor.position:
@@ -412,7 +417,7 @@ class StreamReader:
         return [events.Command(start, command.command, command.data)]
 
     def _end(self, cursor: Cursor) -> list[events.Event]:
-        """The first device section behind RAM, or the EOF: from here on all is kept."""
+        """Begin to keep all bytes, at the first device section after RAM or at the EOF."""
         start = cursor.offset
         if self._ram.begun and not self._ram.ended:
             message = f"the stream ends before its section {SECTION_NAME!r} does"
@@ -431,7 +436,7 @@ class StreamReader:
         return []
 
     def _keep_all(self, cursor: Cursor) -> list[events.Event]:
-        """Keep what is here. Device state does not go on beyond its limit: the end is before it."""
+        """Keep the bytes at hand, up to the limit of device state; at the limit, find the end."""
         assert self._ending is not None
         end, limit = len(cursor.view), self._max_device_state
         if limit is not None:
@@ -450,14 +455,14 @@ class StreamReader:
         try:
             ended = self._ending.resolve()
         except StreamError:
-            # What is wrong may be that the rest is missing.
+            # The fault may only be that the rest is missing.
             if limit is not None:
                 self._check_size(self._ending.kept.size + 1, self._ending.offset + limit)
             raise
-        # What is kept where it was does not go by as it comes.
+        # Bytes that the caller keeps itself are not checked when they arrive.
         self._check_size(ended.end, self._ending.offset)
         if ended.guessed and not at_end:
-            # A later place may be the last one.
+            # The stream may end later than this.
             self._check_size(self._ending.kept.size + 1, self._ending.offset)
         self.finished, self.guessed = True, ended.guessed
         self.end = self._ending.offset + ended.end

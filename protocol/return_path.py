@@ -1,4 +1,4 @@
-"""Messages that a destination sends back to the source.
+"""Read and write the messages that a destination sends back to the source.
 
 Source: QEMU's documentation, docs/devel/migration/main.rst ("Return path"). Every message is be16
 type, be16 length of the data, data.
@@ -16,7 +16,7 @@ from .errors import StreamError
 
 
 class MessageType(IntEnum):
-    """The type of a message."""
+    """The type of a message, as on the wire."""
 
     SHUT = 1
     PONG = 2
@@ -29,29 +29,29 @@ class MessageType(IntEnum):
 
 MessageHeader = c.Struct("type" / c.Int16ub, "length" / c.Int16ub)
 Value = c.Int32ub
-"""The data of SHUT and PONG."""
+"""The data of SHUT and PONG: one be32."""
 
 _MAX_DATA = 512
-"""Longer than any message that QEMU sends."""
+"""Limit for the data of a message, in bytes; QEMU sends none that is longer."""
 
 
 @dataclass(frozen=True)
 class Shut:
-    """The destination is done: `status` 0 when it loaded the guest."""
+    """SHUT: the destination is done; `status` is 0 if it loaded the guest."""
 
     status: int
 
 
 @dataclass(frozen=True)
 class Pong:
-    """The answer to a PING, with the PING's value."""
+    """PONG: the answer to a PING, with the PING's value."""
 
     value: int
 
 
 @dataclass(frozen=True)
 class OtherMessage:
-    """Any other message, as it came."""
+    """A message of any other type, with its data verbatim."""
 
     type: int
     data: bytes
@@ -61,12 +61,12 @@ Message: TypeAlias = Shut | Pong | OtherMessage
 
 
 def shut(status: int) -> bytes:
-    """The bytes of a SHUT."""
+    """Return the bytes of a SHUT with this status."""
     return _build(MessageType.SHUT, Value.build(status))
 
 
 def pong(value: int) -> bytes:
-    """The bytes of a PONG."""
+    """Return the bytes of a PONG with this value."""
     return _build(MessageType.PONG, Value.build(value))
 
 
@@ -76,7 +76,7 @@ def _build(kind: MessageType, data: bytes) -> bytes:
 
 
 class ReturnPathReader:
-    """Takes bytes as they arrive and gives messages."""
+    """Reader that takes the bytes of a return path as they arrive and returns messages."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -84,13 +84,14 @@ class ReturnPathReader:
 
     @property
     def rest(self) -> bytes:
-        """The bytes that were fed and are no whole message yet."""
+        """Return the bytes that were fed and are not a whole message yet."""
         return self._rest
 
     def feed(self, data: bytes) -> list[Message]:
         """Return the messages that are complete now.
 
-        Raises StreamError for what is none, but only once the messages before it were returned.
+        Raises StreamError for bytes that are not a message, but only after the messages before them
+        were returned.
         """
         self._rest += data
         found: list[Message] = []

@@ -1,4 +1,4 @@
-"""The states of a migration: the only place where one changes (law: by the table, heard once)."""
+"""Hold the state of a migration, which changes only by a table and is reported once per change."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class MigrationStatus(str, Enum):
-    """As QMP's `query-migrate` names them."""
+    """The states of a migration, named as in QMP's `query-migrate`."""
 
     NONE = "none"
     SETUP = "setup"
@@ -35,17 +35,17 @@ TRANSITIONS: dict[MigrationStatus, frozenset[MigrationStatus]] = {
     _S.FAILED: frozenset({_S.SETUP}),
     _S.CANCELLED: frozenset({_S.SETUP}),
 }
-"""Which states may follow each."""
+"""For each state, the states that may follow it."""
 
 Listener = Callable[[MigrationStatus, MigrationStatus], None]
 
 
 class IllegalTransitionError(Exception):
-    """A change of state that the table does not know: a fault in the program."""
+    """A change of state that the table does not allow: a fault in the program."""
 
 
 class StateMachine:
-    """Holds the state of one migration and tells listeners of every change, once, in order."""
+    """Holds the state of one migration and reports each change to listeners, once, in order."""
 
     def __init__(self) -> None:
         self._state = MigrationStatus.NONE
@@ -54,7 +54,7 @@ class StateMachine:
 
     @property
     def state(self) -> MigrationStatus:
-        """The state now."""
+        """Return the current state."""
         return self._state
 
     def add_listener(self, listener: Listener) -> None:
@@ -62,7 +62,10 @@ class StateMachine:
         self._listeners.append(listener)
 
     def to(self, new: MigrationStatus) -> None:
-        """Change to `new`. Raises IllegalTransitionError, changing nothing, where not allowed."""
+        """Change the state to `new`.
+
+        Raises IllegalTransitionError, without a change, if the table does not allow it.
+        """
         if new not in TRANSITIONS[self._state]:
             raise IllegalTransitionError(f"a migration that is {self._state} cannot become {new}")
         self._changes.append((self._state, new))
@@ -71,7 +74,8 @@ class StateMachine:
             self._tell()
 
     def _tell(self) -> None:
-        # A listener may itself change the state: that change waits until all heard of this one.
+        # A listener may itself change the state: that change waits until all listeners got this
+        # one.
         try:
             while self._changes:
                 for listener in list(self._listeners):

@@ -1,4 +1,4 @@
-"""The words of a handover as bytes: PINGs, in a zstd frame where the stream is compressed.
+"""Build the source's messages of a handover: PINGs, in a zstd frame if need be.
 
 Source: QEMU's documentation, docs/devel/migration/main.rst ("Return path").
 """
@@ -14,7 +14,7 @@ from .writer import StreamWriter
 
 
 def ping(value: int) -> bytes:
-    """Return a PING, which every destination answers by a PONG with the same value."""
+    """Return a PING, which every destination answers with a PONG of the same value."""
     data = Value.build(value)
     return StreamWriter().write(Command(offset=0, command=int(CommandType.PING), data=data))
 

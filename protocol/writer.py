@@ -1,4 +1,4 @@
-"""Writes a stream, event by event: the mirror of the reader."""
+"""Write a stream event by event, as the counterpart of the reader."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .wire.marks import CAPABILITIES, MAGIC, PAGE_BITS, UUID, RamFlag, SectionTy
 
 
 class StreamWriter:
-    """Turns events into the bytes of a stream; their `offset` plays no part."""
+    """Writer that turns events into the bytes of a stream; it ignores their `offset`."""
 
     def write(self, event: events.Event) -> bytes:
-        """The bytes of `event`."""
+        """Return the bytes of `event`."""
         return _WRITERS[type(event)](event)
 
 
@@ -66,7 +66,7 @@ def _ram_blocks(event: events.RamBlocks) -> bytes:
 
 
 def block_entry(block: events.RamBlock) -> bytes:
-    """The bytes of one entry of the list of RAM blocks."""
+    """Return the bytes of one entry of the list of RAM blocks."""
     pieces = [_build(ram.BlockEntry, name=block.name.encode(), length=block.length)]
     if block.page_size is not None:
         pieces.append(ram.BlockPageSize.build(block.page_size))
