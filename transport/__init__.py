@@ -1,1 +1,1 @@
-"""How bytes travel: channels, the shared-memory ring, rate limiting, child processes."""
+"""Move the bytes of a migration: channels, shared-memory ring, rate limit, child processes."""

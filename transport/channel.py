@@ -1,4 +1,4 @@
-"""Channels: the byte pipe of a migration, over sockets, commands, descriptors and files."""
+"""Open and use the channels of a migration: sockets, commands, descriptors and files."""
 
 from __future__ import annotations
 
@@ -16,30 +16,35 @@ from .uri import Exec, Fd, Tcp, Unix, Uri
 
 CONNECT_TIMEOUT = 10.0
 KEEPALIVE_IDLE = 20
-"""Seconds of silence on a TCP connection with nothing on its way, until its peer's host is asked
-whether it is there. A stopped process does not matter: its kernel answers."""
-KEEPALIVE_INTERVAL = 5
-"""Seconds between two such questions."""
-KEEPALIVE_PROBES = 6
-"""Questions without an answer after which the host is given up, so 50 seconds in all.
+"""Seconds without traffic on an idle TCP connection until the peer's host is probed.
 
-TCP_USER_TIMEOUT is not set: it also counts the time in which a peer that is there reads nothing
-(see `silence`, which does not).
+A stopped process does not matter: its kernel answers.
+"""
+KEEPALIVE_INTERVAL = 5
+"""Seconds between two probes of the peer's host."""
+KEEPALIVE_PROBES = 6
+"""Limit for probes without an answer, after which the host is given up: 50 seconds in all.
+
+TCP_USER_TIMEOUT is not set: it also counts the time in which a live peer reads nothing (unlike
+`silence`).
 """
 BACKLOG = 16
-"""Connections that may wait to be accepted."""
+"""Limit for the connections that wait to be accepted."""
 _RESET = struct.pack("ii", 1, 0)
 
 
 class ChannelError(OSError):
-    """The channel could not be opened, broke, or its command failed; one line."""
+    """A channel that cannot be opened, broke, or whose command failed; the message is one line."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class Channel:
-    """One open channel. Either process that holds a duplicate may use it; one at a time."""
+    """One open channel.
+
+    Each process that holds a duplicate may use it, but only one at a time.
+    """
 
     def __init__(self, fd: int, name: str, command: subprocess.Popen[bytes] | None = None) -> None:
         mode = os.fstat(fd).st_mode
@@ -49,23 +54,23 @@ class Channel:
         self._is_file = stat.S_ISREG(mode)
         self._socket: socket.socket | None = None
         self.answered = False
-        """Whether the other end shall answer: that it says no more then ends a wait to send."""
+        """True if the other end has to answer; if it closes its side, that ends a wait to send."""
         if stat.S_ISSOCK(mode):
             self._socket = _tuned(fd)
 
     @property
     def bidirectional(self) -> bool:
-        """Whether the other end can answer."""
+        """Return whether the other end can answer."""
         return self._socket is not None
 
     def fileno(self) -> int:
-        """The descriptor."""
+        """Return the descriptor."""
         return self._fd
 
     def send(self, *pieces: memoryview, stop_fd: int | None = None) -> None:
-        """Send all of these, at most IOV_MAX.
+        """Send all `pieces`, at most IOV_MAX of them.
 
-        Raises ChannelError, or EOFError when `stop_fd` stirs meanwhile.
+        Raises ChannelError, or EOFError if `stop_fd` becomes readable meanwhile.
         """
         rest = [piece for piece in pieces if piece]
         while rest:
@@ -93,13 +98,13 @@ class Channel:
             if fd == stop_fd:
                 raise EOFError
             if event & gone and not event & select.POLLOUT:
-                # It may have stopped reading, too, and then this would wait for ever.
+                # The other end may have stopped reading, too, and then this would wait for ever.
                 raise ChannelError("the other end closed the connection; its log says why")
 
     def recv_into(self, *views: memoryview) -> int:
-        """Read what is there, at least a byte, into these in turn; 0 at the end.
+        """Read the available bytes, at least one, into `views` in turn; return how many.
 
-        Raises ChannelError.
+        Returns 0 at the end of the channel. Raises ChannelError.
         """
         try:
             return os.readv(self._fd, views)
@@ -107,7 +112,7 @@ class Channel:
             raise ChannelError(f"{self.name}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Close; raises ChannelError when the command behind the channel failed."""
+        """Close the channel; raise ChannelError if the command behind it failed."""
         if self._fd >= 0:
             if self._is_file and os.get_blocking(self._fd):
                 os.fsync(self._fd)
@@ -119,18 +124,22 @@ class Channel:
 
     @property
     def silence(self) -> float:
-        """For how many seconds the other host has owed an acknowledgement; 0 if it owes none."""
+        """Return the seconds for which the other host has owed an acknowledgement; 0 if none."""
         return 0.0 if self._socket is None else silence(self._socket)
 
     def drop(self) -> None:
-        """Close this process's descriptor; the channel lives on for others that share it."""
+        """Close this process's descriptor; the channel stays open for others that share it."""
         self._close_descriptor()
 
     def abort(self) -> None:
-        """Break the channel; the other end notices when the last process that shares it has."""
+        """Break the channel.
+
+        The other end notices once the last process that shares the channel has broken it.
+        """
         if self._socket is not None and self._fd >= 0:
-            # Not connected any more: then the other end knows.
-            # TCP tells a connection that was reset from one that was closed, and so does vmferry.
+            # TCP distinguishes a connection that was reset from one that was closed, and so does
+            # vmferry. Without a connection this option has no effect, and the other end knows
+            # already.
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._close_descriptor()
         if self._command is not None:
@@ -148,7 +157,7 @@ class Channel:
 
 
 def _drop(pieces: list[memoryview], count: int) -> None:
-    """Take away the first `count` bytes."""
+    """Remove the first `count` bytes from `pieces`."""
     while count:
         first = pieces[0]
         if count < len(first):
@@ -171,11 +180,12 @@ def _tuned(fd: int) -> socket.socket:
 
 
 def connect(uri: Uri) -> Channel:
-    """Open a channel to send into. Raises ChannelError."""
+    """Open a channel for sending. Raises ChannelError."""
     try:
         channel = _connect(uri)
         if stat.S_ISFIFO(os.fstat(channel.fileno()).st_mode):
-            # It takes what it has room for, and `send` can be told to stop.
+            # A non-blocking pipe takes what it has room for, and `send` can be interrupted by
+            # `stop_fd`.
             os.set_blocking(channel.fileno(), False)
         return channel
     except (OSError, UnicodeError, OverflowError) as error:
@@ -183,7 +193,10 @@ def connect(uri: Uri) -> Channel:
 
 
 def _refused(uri: Uri, error: Exception) -> ChannelError:
-    """A name or number that the system cannot take is as good as one that is not there."""
+    """Return the ChannelError for a URI that cannot be opened.
+
+    Names and numbers that the system cannot represent are reported like absent ones.
+    """
     if isinstance(error, ChannelError):
         return error
     reason = error.strerror if isinstance(error, OSError) else None
@@ -211,7 +224,7 @@ def _connect(uri: Uri) -> Channel:
 
 
 def _run(uri: Exec, *, sending: bool) -> Channel:
-    """The command in a session of its own, so that all of it can be killed."""
+    """Start the command in a session of its own, so that all of its processes can be killed."""
     ours, theirs = os.pipe()
     if sending:
         ours, theirs = theirs, ours
@@ -225,7 +238,7 @@ def _run(uri: Exec, *, sending: bool) -> Channel:
 
 
 class Listener:
-    """Waits for the one source of an incoming migration; see `Lobby` for who may come besides."""
+    """Waits for the one source of an incoming migration; `Lobby` handles other connections."""
 
     def __init__(
         self,
@@ -241,13 +254,13 @@ class Listener:
 
     @property
     def address(self) -> str:
-        """The URI, with the real port where 0 was asked for."""
+        """Return the URI, with the real port if port 0 was requested."""
         if isinstance(self._uri, Tcp) and self._socket is not None:
             return str(Tcp(self._uri.host, self._socket.getsockname()[1]))
         return str(self._uri)
 
     def fileno(self) -> int:
-        """Readable when `accept` will not block."""
+        """Return the descriptor that is readable once `accept` does not block."""
         if self._socket is not None:
             return self._socket.fileno()
         assert self._channel is not None
@@ -255,11 +268,11 @@ class Listener:
 
     @property
     def listens(self) -> bool:
-        """Whether several may connect; else there is one channel."""
+        """Return whether several sources may connect; if not, there is one channel."""
         return self._socket is not None
 
     def accept(self) -> Channel:
-        """Return the one channel, or that of whoever connects first, to read from."""
+        """Return a channel to read from: the only one, or that of the first connection."""
         if self._socket is None:
             assert self._channel is not None
             channel, self._channel = self._channel, None
@@ -268,7 +281,7 @@ class Listener:
         return self.channel(self._socket.accept()[0])
 
     def accept_socket(self) -> socket.socket | None:
-        """Return the connection of whoever came next; None when he has left again."""
+        """Return the socket of the next connection; None if it has closed again."""
         assert self._socket is not None
         self._socket.setblocking(False)
         try:
@@ -277,11 +290,11 @@ class Listener:
             return None
 
     def channel(self, sock: socket.socket) -> Channel:
-        """Make a channel of a connection that was accepted here."""
+        """Return a channel for a connection that was accepted here."""
         return Channel(sock.detach(), str(self._uri))
 
     def close(self) -> None:
-        """Stop listening; an accepted channel lives on."""
+        """Stop listening; an accepted channel stays open."""
         if self._socket is not None:
             if self._named is not None:
                 self._named.close()
@@ -293,7 +306,7 @@ class Listener:
 
 
 def listen(uri: Uri) -> Listener:
-    """Be ready to receive. Raises ChannelError."""
+    """Return a listener that is ready to receive. Raises ChannelError."""
     try:
         return _listen(uri)
     except (OSError, UnicodeError, OverflowError) as error:
@@ -313,7 +326,7 @@ def _listen(uri: Uri) -> Listener:
         return Listener(uri, _run(uri, sending=False), None)
     if isinstance(uri, Fd):
         return Listener(uri, Channel(os.dup(uri.number), str(uri)), None)
-    # A named pipe that nobody writes to is waited for by the listener.
+    # Opening a named pipe that has no writer would block; the listener waits for it instead.
     fd = os.open(uri.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     os.set_blocking(fd, True)
     if uri.offset:

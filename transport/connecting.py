@@ -1,6 +1,6 @@
-"""A channel to send into, opened while its caller waits for other things, too.
+"""Open a channel for sending while the caller waits for other events, too.
 
-A name may not be resolved, a peer not answer, and a named pipe not be read from, for long.
+Resolving a name, the answer of a peer, or the reader of a named pipe may take long.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .uri import Exec, Fd, Uri
 
 
 class Connecting:
-    """`connect` in a thread of its own. Take the `result`, or `abandon` it."""
+    """Runs `connect` in a thread of its own; the caller takes the `result` or calls `abandon`."""
 
     def __init__(self, uri: Uri) -> None:
         self._uri = uri
@@ -23,17 +23,17 @@ class Connecting:
         self._lock = threading.Lock()
         self._done = Wakeup()
         if isinstance(uri, (Exec, Fd)):
-            # Nothing to wait for; and the descriptor is there now.
+            # These open at once, and an inherited descriptor has to be duplicated now.
             self._run()
         else:
             threading.Thread(target=self._run, name="vmferry-connect", daemon=True).start()
 
     def fileno(self) -> int:
-        """Readable once `result` does not wait."""
+        """Return the descriptor that is readable once `result` does not wait."""
         return self._done.fileno()
 
     def result(self) -> Channel:
-        """The channel, when `fileno` was readable. Raises ChannelError."""
+        """Return the channel, once `fileno` is readable. Raises ChannelError."""
         self._done.close()
         if self._error is not None:
             raise self._error
@@ -41,7 +41,7 @@ class Connecting:
         return self._channel
 
     def abandon(self) -> None:
-        """Nobody waits any more: what has come, or still comes, is closed."""
+        """Close the channel, now or as soon as it is open, because the result is not wanted."""
         with self._lock:
             self._abandoned = True
             self._done.close()
@@ -53,7 +53,7 @@ class Connecting:
         try:
             channel = connect(self._uri)
         except Exception as error:
-            # Whoever takes the result hears of it.
+            # `result` raises it in the caller.
             self._error = error
         with self._lock:
             self._channel = channel

@@ -1,4 +1,4 @@
-"""Named counters in shared memory: one process counts, others look."""
+"""Share named counters between processes: one process counts, others read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ _VALUE = struct.Struct("<Q")
 
 
 class Counters:
-    """u64 counters; each has one writer. Survives being passed to a spawned process."""
+    """Counters of 64 bits in shared memory, each with one writer.
+
+    They can be passed to child processes.
+    """
 
     def __init__(self, names: tuple[str, ...], memory: SharedFd) -> None:
         self._names = names
@@ -21,7 +24,7 @@ class Counters:
 
     @classmethod
     def create(cls, names: tuple[str, ...]) -> Counters:
-        """New counters, all 0."""
+        """Return new counters, all 0."""
         return cls(names, SharedFd.memory("vmferry-counters", mmap.PAGESIZE))
 
     def __reduce__(self) -> tuple[type[Counters], tuple[tuple[str, ...], SharedFd]]:
@@ -32,15 +35,15 @@ class Counters:
         return value
 
     def set(self, name: str, value: int) -> None:
-        """Give a counter a value."""
+        """Set a counter to a value."""
         _VALUE.pack_into(self._map, self._places[name], value)
 
     def add(self, name: str, amount: int) -> None:
-        """Count up; only the counter's one writer may."""
+        """Add to a counter; only its one writer may do so."""
         self.set(name, self[name] + amount)
 
     def close(self) -> None:
-        """Give up the shared memory; the values stay readable in this process."""
+        """Release the shared memory; the values stay readable in this process."""
         shared, self._map = self._map, bytearray(self._map)
         # A mapping has a descriptor of its own.
         if isinstance(shared, mmap.mmap):

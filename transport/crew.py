@@ -1,4 +1,4 @@
-"""The child processes of one migration, as their coordinator sees them: reports, ticks, deaths."""
+"""Manage the child processes of one migration: their reports, ticks and deaths."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ TICK = 0.1
 """Seconds between two calls of `on_tick`."""
 
 _LAST_WORD = 1.0
-"""Seconds for the last report of a child that is gone."""
+"""Seconds to wait for the last report of a child that is gone."""
 
 Report = TypeVar("Report")
 
 
 @dataclass(frozen=True)
 class Failed:
-    """Report of a child that cannot go on; one line."""
+    """Report of a child that cannot continue; the reason is one line."""
 
     reason: str
 
 
 class CrewError(Exception):
-    """A process died, reported failure, or an answer did not come; one line."""
+    """A child that died or reported failure, or an answer that did not arrive; one line."""
 
 
 class SilenceError(CrewError):
-    """A report did not arrive in time."""
+    """A report that did not arrive in time."""
 
 
 class DeathError(CrewError):
-    """A process died, and said nothing itself."""
+    """A child that died without a report of its own."""
 
 
 class _Nothing:
-    """A report that never comes."""
+    """Type of a report that is never sent."""
 
 
 class Crew:
-    """Starts children, waits for their reports, ends them.
+    """Starts children, waits for their reports, and ends them.
 
-    `check` is called whenever something may have happened, and `on_tick` every 100 ms; either may
-    raise to leave a wait. `wake_fd` becomes readable when `check` has something to say.
+    `check` is called after every wait, and `on_tick` every 100 ms; either may raise to end a wait.
+    `wake_fd` becomes readable when `check` has something to report.
     """
 
     def __init__(self, wake_fd: int, check: Callable[[], None]) -> None:
@@ -61,7 +61,7 @@ class Crew:
         self.on_tick: Callable[[], None] = lambda: None
 
     def start(self, name: str, target: Callable[..., None], args: tuple[Any, ...]) -> Child:
-        """Start a child; `target` gets its connection and `args`. Raises CrewError."""
+        """Start a child that calls `target` with its connection and `args`. Raises CrewError."""
         try:
             child = start_child(name, target, args, wait=self.wait_fd)
         except StartError as error:
@@ -72,7 +72,7 @@ class Crew:
     def wait_for(
         self, kind: type[Report] | tuple[type[Report], ...], timeout: float | None = None
     ) -> Report:
-        """The next report, which must be of this kind.
+        """Return the next report, which must be of this kind.
 
         Raises CrewError on any other report, a death, or after `timeout` seconds.
         """
@@ -87,14 +87,14 @@ class Crew:
                 raise SilenceError("no answer from the other side")
 
     def wait_fd(self, fd: int) -> None:
-        """Wait until `fd` is readable; reports meanwhile are for the next `wait_for`."""
+        """Wait until `fd` is readable; keep reports that arrive meanwhile for `wait_for`."""
         while not wait_readable([fd], 0):
             report = self.next_report((fd,), None)
             if report is not None:
                 self._early.append(report)
 
     def next_report(self, fds: tuple[int, ...], deadline: float | None) -> object:
-        """One report, or None after a tick, at the deadline, or when one of `fds` is readable."""
+        """Return one report, or None after a tick, at the deadline, or if any of `fds` is ready."""
         by_fd = {child.connection.fileno(): child for child in self._children}
         pidfds = [child.pidfd for child in self._children]
         until = self._next_tick if deadline is None else min(self._next_tick, deadline)
@@ -116,7 +116,7 @@ class Crew:
         try:
             report = child.connection.recv()
         except (EOFError, ConnectionError):
-            # The note of a fault is written before the connection is closed by it.
+            # A child writes the record of its fault before its connection closes.
             raise DeathError(child.death()) from None
         if isinstance(report, ChildDied):
             raise CrewError(str(report))
@@ -126,14 +126,14 @@ class Crew:
 
     @contextmanager
     def reasons(self) -> Iterator[None]:
-        """That a child could not be written to becomes a CrewError with the child's own reason."""
+        """Turn a failed write to a child into a CrewError with the child's own reason."""
         try:
             yield
         except ConnectionError:
             self.wait_for(_Nothing, _LAST_WORD)
 
     def retire(self) -> None:
-        """Watch the children no more: their work is done, and their deaths are no news."""
+        """Stop watching the children: their work is done, and their deaths are not reported."""
         self._retired += self._children
         self._children = []
 

@@ -1,12 +1,12 @@
-"""The process that children are forked from: it imports what they need once; see `process`.
+"""Run the server process that forks children, after it imported what they need.
 
-It has one end of a socket pair and its parent the other; each message asks for a child and brings
-the child's end of the connection to the parent. It ends when the parent is gone. Its death does
-nothing to the children that it has forked.
+It has one end of a socket pair and its parent the other; each message asks for a child and carries
+the child's end of the connection to the parent (see `process`). It ends when the parent is gone.
+Its death does not affect the children that it has forked.
 
-multiprocessing's own fork server would not do. It listens in a temporary folder, which stays behind
-when it is killed; and it holds the pipes whose end says that a child died, so every child looks
-dead when it dies.
+multiprocessing's own fork server does not fit. It listens in a temporary folder, which is left
+behind when it is killed; and it holds the pipes whose end says that a child died, so every child
+looks dead when it dies.
 """
 
 from __future__ import annotations
@@ -31,16 +31,19 @@ from .shared import Readiness, SharedFd
 
 
 def main(control_fd: int, modules: str) -> None:
-    """Serve until the parent is gone. `modules`: names to import first, separated by commas."""
+    """Serve until the parent is gone.
+
+    `modules`: names of modules to import first, separated by commas.
+    """
     for number in ENDING:
-        # They reach a whole group or service. The coordinator decides what they mean, and ends the
-        # others by closing their connections.
+        # These signals reach a whole group or service. The coordinator decides what they mean, and
+        # ends the others by closing their connections.
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     # The kernel reaps the children.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for name in filter(None, modules.split(",")):
-        # The child that needs it says that it is missing.
+        # The child that needs the module reports that it is missing.
         with suppress(ImportError):
             import_module(name)
     connection = _serve(socket.socket(fileno=control_fd))
@@ -53,7 +56,10 @@ def main(control_fd: int, modules: str) -> None:
 
 
 def _serve(control: socket.socket) -> Connection | None:
-    """Fork a child a message; in the child, return its connection, and None at the end."""
+    """Fork one child per message.
+
+    Returns the connection in a child, and None in the server once the parent is gone.
+    """
     with control:
         while True:
             message, fds, _, _ = socket.recv_fds(control, 1, 1, socket.MSG_CMSG_CLOEXEC)
@@ -65,7 +71,7 @@ def _serve(control: socket.socket) -> Connection | None:
 
 
 def _run(connection: Connection) -> int:
-    """Be a child: say which process this is, take the target and its arguments, and call it."""
+    """Run as a child: send the process id, receive the target and its arguments, and call it."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     name = "?"
     try:
@@ -81,7 +87,7 @@ def _run(connection: Connection) -> int:
             _end_with(connection)
         target(connection, *arguments)
     except (EOFError, ConnectionError):
-        # The coordinator is gone, or wants no more.
+        # The coordinator is gone, or has closed the connection.
         return 0
     except Exception as error:
         died = ChildDied(f"process {name}: {type(error).__name__}: {error}")
@@ -94,7 +100,7 @@ def _run(connection: Connection) -> int:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Loads a target and its arguments; each SharedFd in them is one of the `fds` that arrived."""
+    """Unpickler for a target and its arguments; each SharedFd is one of the `fds` that arrived."""
 
     def __init__(self, data: bytes, fds: list[int]) -> None:
         super().__init__(io.BytesIO(data))
@@ -106,9 +112,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _end_with(connection: Connection) -> None:
-    """End this process by an exception in its main thread once the other end is closed.
+    """End this process by SystemExit in its main thread once the other end is closed.
 
-    A child that has children of its own waits for them, and not for its parent.
+    A child with children of its own waits for them, not for its parent.
     """
 
     def end(number: int, _: FrameType | None) -> None:

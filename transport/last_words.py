@@ -1,8 +1,8 @@
-"""What a process leaves of the fault that killed it, for its parent to read.
+"""Record the fault that kills a process, for its parent to read.
 
-The kernel tells only the parent that a process was forked by how it died, and that is the fork
-server, which may have died as well. A fault of the process itself is noted by the process itself,
-in memory that it shares with whoever started it. SIGKILL leaves no note.
+The kernel reports how a process died only to the parent that forked it, and that is the fork
+server, which may have died as well. So a process records its own fault, in memory that it shares
+with whoever started it. SIGKILL leaves no record.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ _FAULTS = {
 
 
 def begin_last_words() -> int:
-    """Have this process note what kills it; return the descriptor of the note, which stays open."""
+    """Start to record the fault that kills this process, and return the record's descriptor.
+
+    The descriptor stays open.
+    """
     fd = os.memfd_create("vmferry-last-words", os.MFD_CLOEXEC)
     faulthandler.enable(fd, all_threads=False)
     return fd
 
 
 def read_last_words(fd: int) -> str:
-    """Return by what the process died that wrote the note, in a line; empty if it is not known."""
+    """Return the fault that killed the process with this record, in a line; empty if not known."""
     note = os.pread(fd, _ROOM, 0).partition(b"\n")[0]
     return next((fault for name, fault in _FAULTS.items() if name in note), "")

@@ -1,6 +1,6 @@
-"""Where connections wait until one of them begins what the listener is there for.
+"""Keep connections waiting until one of them begins as the listener expects.
 
-Whoever connects first and says nothing does not keep out the one who was meant, and whoever sends
+A connection that sends nothing does not keep out the right one, and a connection that sends
 something else does not end the wait.
 """
 
@@ -15,22 +15,22 @@ from .channel import Channel, ChannelError, Listener
 from .uri import Tcp
 
 MAX_WAITING = 16
-"""Connections that may wait at once; with another one, the oldest is dropped."""
+"""Limit for waiting connections; with one more, the oldest is dropped."""
 _HEAD = 64
-"""Bytes of a connection that are looked at, at most."""
+"""Limit for the bytes of a connection that are examined."""
 _EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _CREDENTIALS = struct.Struct("iII")
 
 Begins = Callable[[bytes], "bool | None"]
-"""Says of the first bytes of a connection whether they begin what is waited for.
+"""Function that returns whether a connection begins as expected, given its first bytes.
 
-None: there are too few to tell.
+Returns None if there are too few bytes to decide.
 """
 
 
 class Lobby:
-    """The connections of one listener that have not said what they are.
+    """The connections of one listener that have not identified themselves.
 
     `on_refused` is called with one line for each connection that is refused.
     """
@@ -44,7 +44,7 @@ class Lobby:
         self._waiting: dict[int, socket.socket] = {}
 
     def wait(self, wait_fd: Callable[[int], None]) -> Channel:
-        """Return the channel that begins as it should; the others are closed.
+        """Return the channel that begins as expected, and close the others.
 
         `wait_fd` waits until a descriptor is readable; it may raise. Raises ChannelError.
         """
@@ -67,7 +67,7 @@ class Lobby:
             self._waiting.clear()
 
     def _look(self, poll: select.epoll) -> socket.socket | None:
-        """Take note of what happened; the connection that is waited for, if it is there."""
+        """Handle the pending events; return the expected connection if it is there."""
         for fd, event in poll.poll(0):
             if fd == self._listener.fileno():
                 self._let_in(poll)
@@ -86,7 +86,7 @@ class Lobby:
 
     def _is_expected(self, fd: int, *, ended: bool) -> bool:
         if fd not in self._waiting:
-            # It was refused a moment ago.
+            # Another event of this poll has refused it.
             return False
         try:
             head = self._waiting[fd].recv(_HEAD, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -110,7 +110,7 @@ class Lobby:
 
 
 def _peer(sock: socket.socket) -> str:
-    """Who is at the other end, for a person."""
+    """Return a readable name for the other end."""
     try:
         if sock.family == socket.AF_UNIX:
             size = _CREDENTIALS.size

@@ -1,7 +1,8 @@
-"""Child processes: forked from a server process that has imported what they need; see `preload`.
+"""Start and end child processes, forked from a server process that imported what they need.
 
-Whoever dies, the others are gone within 5 s, but for the server process (see `forkserver`): the
-children that it has forked live on without it, and a new one is started with the next child.
+If any process dies, the others are gone within 5 s, except after the death of the server process
+(see `forkserver`): the children that it has forked live on, and a new server is started with the
+next child. `preload` sets what the server imports.
 
 A child learns of its parent's death by the end of its connection. A parent learns of a child's by
 the same, and by a pidfd that the child sends first. The kernel's parent-death signal is not used:
@@ -45,31 +46,31 @@ _preloaded: list[str] = []
 
 
 def preload(*modules: str) -> None:
-    """Import these once, in the process that children are forked from; before the first start."""
+    """Import these modules once in the server process; has to be called before the first start."""
     _preloaded.extend(modules)
 
 
 class StartError(OSError):
-    """A child could not be started; one line."""
+    """A child that could not be started; the message is one line."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class _Server:
-    """The process that children are forked from, as its parent sees it."""
+    """The server process from which children are forked, as its parent sees it."""
 
     def __init__(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         path = (entry for entry in sys.path if isinstance(entry, str))
         words = [str(theirs.fileno()), ",".join(_preloaded), *path]
-        # The server ignores these; until it can, they wait.
+        # The signals stay blocked until the server ignores them.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _SERVER_CODE, *words],
                 stdin=subprocess.DEVNULL,
-                # Whoever reads what the command prints does not wait for this process.
+                # A reader of the command's output does not have to wait for the server to end.
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
             )
@@ -81,7 +82,7 @@ class _Server:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def fork(self, fd: int) -> bool:
-        """Ask for a child whose end of its connection is `fd`; False when this process is dead."""
+        """Request a child with `fd` as its connection; return False if the server is dead."""
         try:
             socket.send_fds(self._control, [b"\0"], [fd])
         except ConnectionError:
@@ -89,7 +90,7 @@ class _Server:
         return True
 
     def close(self) -> None:
-        """End it; its children live on."""
+        """End the server process; its children live on."""
         self._control.close()
         try:
             self._process.wait(_SERVER_GRACE)
@@ -103,7 +104,7 @@ _server_lock = threading.Lock()
 
 
 def start_early() -> None:
-    """Start the server process now, which takes most of a second, and not with the first child.
+    """Start the server process now, as that takes most of a second, rather than with a child.
 
     Raises StartError.
     """
@@ -140,8 +141,9 @@ def _fork(fd: int) -> None:
 
 @dataclass(frozen=True)
 class Child:
-    """A running child. `last_words`: the descriptor of the note of what killed it, if anything did.
+    """A running child.
 
+    `last_words`: the descriptor of the record of the fault that killed it, if any did.
     `connection`: the parent's end.
     """
 
@@ -152,22 +154,22 @@ class Child:
     connection: Connection
 
     def wait(self, timeout: float | None) -> bool:
-        """Whether it ends within `timeout` seconds (None: wait for ever)."""
+        """Return whether the child ends within `timeout` seconds (None: no limit)."""
         return bool(wait_readable([self.pidfd], timeout))
 
     def death(self) -> str:
-        """Say that it died, and of what if that is known, in one line."""
+        """Return one line that says that the child died, and of which fault if that is known."""
         fault = read_last_words(self.last_words)
         return f"process {self.name} died" + (f" by {fault}" if fault else "")
 
     def close(self) -> None:
-        """Give up the descriptors, the connection among them."""
+        """Close the descriptors, including the connection."""
         self.connection.close()
         os.close(self.pidfd)
         os.close(self.last_words)
 
     def kill(self) -> None:
-        """Kill it, if it is there."""
+        """Kill the child, if it still exists."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
@@ -183,12 +185,12 @@ class ChildDied:
 
 
 def processors() -> int:
-    """How many this process may use."""
+    """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def default_workers() -> int:
-    """Workers of a migration beside its transport process, by what this machine bears.
+    """Return the default number of workers besides the transport process, for this machine.
 
     Two processors are kept busy by the two transport processes of a migration within the machine:
     every further process that touches the bytes would cost throughput.
@@ -229,21 +231,21 @@ def start_child(
         message = f"process {name} died as it started, or the process that forks it did"
         raise StartError(message) from None
     except BaseException:
-        # If it comes into being yet, it ends at once.
+        # If the child still starts, it ends at once.
         ours.close()
         raise
     return child
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles a target and its arguments; the SharedFd objects in them go beside it, in `fds`."""
+    """Pickler for a target and its arguments, which puts their SharedFd objects into `fds`."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
         self.fds: list[int] = []
 
     def persistent_id(self, obj: Any) -> int | None:
-        """Return the number of a descriptor, None for what is pickled as it is."""
+        """Return the number of a descriptor, or None for an object that is pickled as it is."""
         if not isinstance(obj, SharedFd):
             return None
         self.fds.append(obj.fileno())
@@ -263,9 +265,9 @@ def _send_target(
 
 
 def send_message(connection: Connection, message: object) -> None:
-    """Send what the process at the other end gets from `connection.recv()`.
+    """Send an object that the process at the other end gets from `connection.recv()`.
 
-    `Connection.send` would hold a view of a BytesIO while it writes. Where the write fails and its
+    `Connection.send` would hold a view of a BytesIO while it writes. If the write fails and its
     exception ends in a reference cycle, CPython 3.12.0 and 3.12.1 crash as they collect that view:
     github.com/python/cpython/issues/111049.
     """
@@ -273,12 +275,12 @@ def send_message(connection: Connection, message: object) -> None:
 
 
 def send_fd(connection: Connection, fd: int) -> None:
-    """Pass a descriptor to the process at the other end, which calls `receive_fd`."""
+    """Send a descriptor to the process at the other end, which calls `receive_fd`."""
     reduction.send_handle(connection, fd, None)
 
 
 def receive_fd(connection: Connection) -> int:
-    """The descriptor that `send_fd` passed; raises EOFError when the other end is gone."""
+    """Return the descriptor that `send_fd` sent; raise EOFError if the other end is gone."""
     try:
         return reduction.recv_handle(connection)
     except (EOFError, OSError, RuntimeError):
@@ -292,13 +294,13 @@ def send_channel(connection: Connection, channel: Channel) -> None:
 
 
 def receive_channel(connection: Connection) -> Channel:
-    """The channel that `send_channel` shared; raises EOFError when the other end is gone."""
+    """Return the channel that `send_channel` shared; raise EOFError if the other end is gone."""
     name: str = connection.recv()
     return Channel(receive_fd(connection), name)
 
 
 def stop_children(children: Iterable[Child], timeout: float = 5.0) -> None:
-    """Close the connections and wait; whoever is still there after `timeout` seconds is killed."""
+    """Close the connections, wait, and kill children still alive after `timeout` seconds."""
     children = list(children)
     for child in children:
         child.connection.close()

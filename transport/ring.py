@@ -1,7 +1,7 @@
-"""The ring: slots in shared memory from one writing process to one reading process.
+"""Pass slots in shared memory from one writing process to one reading process.
 
 Two eventfds in semaphore mode count the free and the filled slots, so either side can wait in
-`poll` together with other descriptors. The ring is all the buffer there is.
+`poll` together with other descriptors. There is no buffer besides the ring.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _HEADER_BYTES = 64
 
 @dataclass(frozen=True)
 class Slot:
-    """What the writer published: `kind` and `tag` mean what the two sides agree on."""
+    """A slot published by the writer; the two sides agree on the meaning of `kind` and `tag`."""
 
     kind: int
     tag: int
@@ -27,7 +27,7 @@ class Slot:
 
 
 class Ring:
-    """The shared part; pass it to the processes that make a RingWriter and a RingReader of it."""
+    """The shared part of a ring, from which processes make a RingWriter and a RingReader."""
 
     def __init__(
         self, slots: int, slot_size: int, memory: SharedFd, free: SharedFd, filled: SharedFd
@@ -40,7 +40,7 @@ class Ring:
 
     @classmethod
     def create(cls, slots: int, slot_size: int) -> Ring:
-        """A ring of `slots` slots that hold `slot_size` bytes each (rounded up to pages)."""
+        """Return a ring of `slots` slots that hold `slot_size` bytes each (rounded up to pages)."""
         slot_size = -(-slot_size // mmap.PAGESIZE) * mmap.PAGESIZE
         size = mmap.PAGESIZE + slots * slot_size
         if slots * _HEADER_BYTES > mmap.PAGESIZE:
@@ -54,22 +54,22 @@ class Ring:
         )
 
     def map(self) -> memoryview:
-        """The shared memory: a page of slot headers, then the slots."""
+        """Map the shared memory: a page of slot headers, then the slots."""
         return memoryview(self.memory.map(mmap.PAGESIZE + self.slots * self.slot_size))
 
     def slot(self, memory: memoryview, number: int) -> memoryview:
-        """The bytes of one slot."""
+        """Return the bytes of one slot."""
         start = mmap.PAGESIZE + number * self.slot_size
         return memory[start : start + self.slot_size]
 
     def close(self) -> None:
-        """Give up this process's hold."""
+        """Close this process's descriptors of the ring."""
         for shared in (self.memory, self.free, self.filled):
             shared.close()
 
 
 class RingWriter:
-    """The writing end; one slot is open at a time."""
+    """The writing end of a ring; one slot is open at a time."""
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
@@ -79,7 +79,7 @@ class RingWriter:
         self._free = Readiness(self.free_fd)
 
     def try_acquire(self) -> memoryview | None:
-        """The next slot, to be filled and published; None while all are full (see `free_fd`)."""
+        """Return the next slot, to fill and publish; None while all are full (see `free_fd`)."""
         if not self._free.now():
             return None
         os.eventfd_read(self.free_fd)
@@ -92,12 +92,12 @@ class RingWriter:
         os.eventfd_write(self._ring.filled.fileno(), 1)
 
     def close(self) -> None:
-        """Unmap the ring, which nobody reads any more."""
+        """Unmap the ring, once it is no longer read."""
         self._memory.release()
 
 
 class RingReader:
-    """The reading end; one slot is out at a time."""
+    """The reading end of a ring; one slot is in use at a time."""
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
@@ -107,7 +107,7 @@ class RingReader:
         self._filled = Readiness(self.filled_fd)
 
     def try_take(self) -> Slot | None:
-        """The next slot, to be released after use; None while there is none (see `filled_fd`)."""
+        """Return the next slot, to release after use; None while all are free (see `filled_fd`)."""
         if not self._filled.now():
             return None
         os.eventfd_read(self.filled_fd)
@@ -115,6 +115,6 @@ class RingReader:
         return Slot(kind, tag, self._ring.slot(self._memory, self._next)[:length])
 
     def release(self) -> None:
-        """The slot may be written again."""
+        """Return the slot to the writer."""
         self._next = (self._next + 1) % self._ring.slots
         os.eventfd_write(self._ring.free.fileno(), 1)

@@ -1,8 +1,8 @@
-"""How long the host at the other end of a TCP connection has been silent though it had to speak.
+"""Measure how long the other host of a TCP connection has owed an acknowledgement.
 
 A host that is gone does not acknowledge what was sent to it; one whose process is stopped, or reads
-nothing, does, also when it is asked whether it has room yet. TCP_USER_TIMEOUT would not tell these
-two apart. Source: tcp(7), TCP_INFO, and struct tcp_info of the kernel's linux/tcp.h.
+nothing, does, and it also answers probes of a full window. TCP_USER_TIMEOUT does not distinguish
+these two. Source: tcp(7), TCP_INFO, and struct tcp_info of the kernel's linux/tcp.h.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import struct
 import termios
 
 GONE_AFTER = 60.0
-"""Seconds without an acknowledgement after which the other host is taken for gone."""
+"""Seconds without an acknowledgement after which the other host counts as gone."""
 _INFO = struct.Struct("=3xB20xI28xI")
-"""`tcpi_probes` (of a window without room, since the last answer), `tcpi_unacked` (segments), and
-`tcpi_last_ack_recv` (milliseconds), with all that precedes them."""
+"""Fields of tcp_info, with all that precedes them.
+
+`tcpi_probes` (of a window without room, since the last answer), `tcpi_unacked` (segments), and
+`tcpi_last_ack_recv` (milliseconds).
+"""
 
 
 def unacknowledged(fd: int) -> int:
@@ -28,10 +31,10 @@ def unacknowledged(fd: int) -> int:
 
 
 def silence(sock: socket.socket) -> float:
-    """Return for how many seconds the other host has owed an acknowledgement at the most.
+    """Return for how many seconds the other host has owed an acknowledgement, at most.
 
-    0 where nothing is owed, and for sockets that are not TCP's. A host that answers is asked for
-    room only once until it does.
+    The result is 0 if nothing is owed, and for sockets other than TCP. One probe alone does not
+    count: a host that answers is sent no second one before it does.
     """
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return 0.0

@@ -1,6 +1,6 @@
-"""Bytes that are kept in memory as long as they are few, and in a temporary file beyond.
+"""Keep bytes in memory while they are few, and in a temporary file beyond that.
 
-The file has no name, so nothing stays behind; it is made where TMPDIR says.
+The file has no name, so nothing is left behind; TMPDIR sets its folder.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from ..protocol.wire.kept import LARGE, Part, Payload
 
 IN_MEMORY = 16 << 20
-"""Bytes that are kept in memory."""
+"""Limit for the bytes that are kept in memory."""
 
 
 class FileError(OSError):
-    """The temporary file could not be made, or has no room; it names the folder."""
+    """A temporary file that cannot be made, or has no room; the message names the folder."""
 
 
 class Spill:
-    """A Kept (see `protocol.kept`). Raises FileError."""
+    """Storage for kept bytes (see `protocol.wire.kept`) that moves to a file. Raises FileError."""
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -30,11 +30,11 @@ class Spill:
 
     @property
     def size(self) -> int:
-        """How many bytes there are."""
+        """Return how many bytes are kept."""
         return self._size
 
     def append(self, data: memoryview) -> None:
-        """Put `data` behind all that is there."""
+        """Append `data`."""
         if self._fd is None and self._size + len(data) <= IN_MEMORY:
             self._data += data
         else:
@@ -46,7 +46,7 @@ class Spill:
             if self._fd is None:
                 with tempfile.TemporaryFile(prefix="vmferry-", buffering=0) as file:
                     self._fd = os.dup(file.fileno())
-                # The file ends with the last payload that is in it.
+                # The file is closed with the last payload that refers to it.
                 weakref.finalize(self, os.close, self._fd)
                 self._put(self._fd, memoryview(self._data))
                 self._data = bytearray()
@@ -66,19 +66,19 @@ class Spill:
         return os.pread(self._fd, max(0, size), start)
 
     def fileno(self) -> int:
-        """Return the descriptor of the temporary file, which large payloads have."""
+        """Return the descriptor of the temporary file, which exists if there are large payloads."""
         assert self._fd is not None
         return self._fd
 
     def part(self, start: int, size: int) -> Payload:
-        """Return the payload at `start`; a large one stays in the temporary file."""
+        """Return the payload of `size` bytes at `start`; a large one stays in the file."""
         if self._fd is None or size <= LARGE:
             return self.read(start, size)
         return Part(self, start, size)
 
 
 class SpillFile:
-    """The temporary file of another process's Spill; its descriptor belongs to this object."""
+    """Reader of the temporary file of another process's Spill, whose descriptor it owns."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -86,11 +86,11 @@ class SpillFile:
 
     @property
     def size(self) -> int:
-        """How many bytes there are."""
+        """Return how many bytes are in the file."""
         return os.fstat(self._fd).st_size
 
     def append(self, data: memoryview) -> None:
-        """Refuse: the other process writes the file."""
+        """Raise NotImplementedError: the other process writes the file."""
         raise NotImplementedError
 
     def read(self, start: int, size: int) -> bytes:
@@ -98,29 +98,32 @@ class SpillFile:
         return os.pread(self._fd, max(0, size), start)
 
     def part(self, start: int, size: int) -> Payload:
-        """Return the payload at `start`."""
+        """Return the payload of `size` bytes at `start`."""
         return Part(self, start, size)
 
 
 @dataclass(frozen=True)
 class SentFile:
-    """Stands for the file of a payload in a message between processes; `number` says which."""
+    """Placeholder for the file of a payload in a message between processes.
+
+    `number`: which file.
+    """
 
     number: int
 
     @property
     def size(self) -> int:
-        """Not known here."""
+        """Raise NotImplementedError: the size is not known here."""
         raise NotImplementedError
 
     def append(self, data: memoryview) -> None:
-        """Refuse: there are no bytes here."""
+        """Raise NotImplementedError: there are no bytes here."""
         raise NotImplementedError
 
     def read(self, start: int, size: int) -> bytes:
-        """Refuse: there are no bytes here."""
+        """Raise NotImplementedError: there are no bytes here."""
         raise NotImplementedError
 
     def part(self, start: int, size: int) -> Payload:
-        """Refuse: there are no bytes here."""
+        """Raise NotImplementedError: there are no bytes here."""
         raise NotImplementedError

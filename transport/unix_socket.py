@@ -1,4 +1,4 @@
-"""Listening Unix sockets: a dead one's file is replaced; files of others are never removed."""
+"""Listen on Unix sockets: the file of a dead socket is replaced, files of others are kept."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 _PATIENCE = 1.0
-"""Seconds to wait for the lock of a folder that somebody else holds."""
+"""Seconds to wait for the lock of a folder that another process holds."""
 _LOOK_AGAIN = 0.01
-"""Seconds between two attempts to lock it."""
+"""Seconds between two attempts to lock the folder."""
 _ATTEMPTS = 5
-"""How often the name is tried to be taken while others take it and leave it."""
+"""Limit for the attempts to bind the name while others bind and remove it."""
 
 
 class UnixListener:
     """A listening socket with a name in the file system.
 
-    Raises OSError where there is something other than a dead socket.
+    Raises OSError if anything but a dead socket has the name.
     """
 
     def __init__(self, path: str, backlog: int) -> None:
@@ -37,7 +37,7 @@ class UnixListener:
 
     def close(self) -> None:
         """Stop listening, and remove the file if it is still this socket's."""
-        # Only while it listens nobody replaces it.
+        # The file is removed first: while this socket listens, no other process replaces it.
         with suppress(FileNotFoundError):
             if _identity(os.lstat(self._path)) == self._identity:
                 os.unlink(self._path)
@@ -60,8 +60,8 @@ def _bound(path: str) -> socket.socket:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove the file of a socket that no process has. Raises OSError where it is in use."""
-    # A name that another one takes here meanwhile is not seen as dead and then removed.
+    """Remove the file of a socket that no process has. Raises OSError if it is in use."""
+    # The lock keeps another process from binding the name between the check and the removal.
     with _locked(os.path.dirname(path) or "."), suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise OSError(errno.EEXIST, "there is something that is not a socket")
@@ -72,7 +72,10 @@ def _remove_dead(path: str) -> None:
 
 @contextmanager
 def _locked(folder: str) -> Iterator[None]:
-    """Keep others that lock the folder, too, out of it; only for a while, and if it can be."""
+    """Lock the folder against others that lock it, too.
+
+    If the lock cannot be had within a while, or at all, continue without it.
+    """
     with ExitStack() as stack:
         with suppress(OSError):
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -92,9 +95,9 @@ def _lock(fd: int) -> bool:
 
 
 def _in_use(path: str) -> bool:
-    """Whether a process has this socket; it does not notice that it was asked.
+    """Return whether a process has this socket, which does not notice the check.
 
-    Connecting to a socket of another type is refused differently where there is none.
+    Connecting to a socket of another type fails with another error if there is none.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
@@ -108,5 +111,9 @@ def _in_use(path: str) -> bool:
 
 
 def _identity(found: os.stat_result) -> tuple[int, int, int]:
-    """Which file it is. An inode's number may be used again; what chmod changes is left out."""
+    """Return values that identify the file.
+
+    An inode's number may be used again, so the time of its last change is included; values that
+    chmod changes are not.
+    """
     return found.st_dev, found.st_ino, found.st_mtime_ns

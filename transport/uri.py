@@ -1,4 +1,4 @@
-"""Where a stream goes or comes from: `tcp:HOST:PORT unix:PATH exec:COMMAND fd:N file:PATH`."""
+"""Parse migration URIs: `tcp:HOST:PORT unix:PATH exec:COMMAND fd:N file:PATH`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TypeAlias
 
 
 class UriError(ValueError):
-    """A URI that cannot be used; one line."""
+    """A URI that cannot be used; the message is one line."""
 
 
 class UnknownSchemeError(UriError):
-    """It begins with nothing that is known."""
+    """A URI that begins with no known scheme."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Tcp:
 
 @dataclass(frozen=True)
 class Unix:
-    """A Unix socket."""
+    """The path of a Unix socket."""
 
     path: str
 
@@ -72,7 +72,7 @@ Uri: TypeAlias = Tcp | Unix | Exec | Fd | File
 
 
 def parse_uri(text: str) -> Uri:
-    """Raises UriError that says what is wrong."""
+    """Return the parsed URI. Raises UriError with the reason."""
     scheme, colon, rest = text.partition(":")
     if not colon or scheme not in _PARSERS:
         known = " ".join(f"{name}:" for name in _PARSERS)
