@@ -107,7 +107,7 @@ class RingReader:
         self._filled = Readiness(self.filled_fd)
 
     def try_take(self) -> Slot | None:
-        """Return the next slot, to release after use; None while all are free (see `filled_fd`)."""
+        """Return the next slot, to release after use; None if none is full (see `filled_fd`)."""
         if not self._filled.now():
             return None
         os.eventfd_read(self.filled_fd)
