@@ -1,1 +1,1 @@
-"""The outgoing migration."""
+"""Run the source side of a migration."""

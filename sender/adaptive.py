@@ -1,9 +1,10 @@
-"""Which level to compress with: as much as the processors can bear while the link is scarce.
+"""Choose the zstd level that sends pages fastest with the processors and the link at hand.
 
-What a slot would take at each level is forecast, from the time to find and compress its pages, and
-the time of what is left of them on the link. These go on side by side (see Ring and Pool), so the
-longer one counts: the ring is full, the link is slow; it is empty, the processors are. The cheapest
-level is taken of those that are about as fast as the best. No clock and no I/O here.
+The time that a slot would take at each level is forecast from two parts: the time to find and
+compress its pages, and the time to send the compressed bytes. Both parts run side by side (`Ring`
+and `Pool` say how), so the longer one counts. When the ring is full, the link is the bottleneck;
+when it is empty, the processors are. Among the levels that are about as fast as the best one, the
+cheapest is chosen. This module reads no clock and does no I/O.
 """
 
 from __future__ import annotations
@@ -12,37 +13,38 @@ from dataclasses import dataclass
 from typing import Protocol
 
 NONE = 0
-"""The level at which slots are sent as they are."""
+"""The level at which slots are sent uncompressed."""
 LEVELS = (NONE, 1, 3, 6, 9)
-"""From the cheapest on; the second is what is begun with."""
+"""The zstd levels to choose from, cheapest first; a migration begins with the second."""
 
 WINDOW = 0.02
-"""Seconds, at least, over which slots are looked at together."""
+"""Shortest time, in seconds, over which slots are measured together."""
 WINDOW_SLOTS = 3
 TRUST = 8 << 20
-"""Bytes sent from which on a link that looks fast is fast: buffers on the way take some at once."""
+"""Bytes that must be sent before a fast link is trusted; buffers on the path absorb some."""
 AS_GOOD = 1.03
-"""A level that takes at most this much of the best one's time will do, if it is cheaper."""
+"""A cheaper level is chosen if its time is at most this many times that of the best level."""
 OTHER_LINK = 2.0
-"""By which factor a link has to change for what is known of it at other levels to be forgotten."""
+"""Factor by which the link must change for its measurements at other levels to be discarded."""
 STALE = 10.0
-"""Seconds until it is forgotten anyway."""
+"""Age, in seconds, at which a measurement of the link at another level is discarded."""
 SHARE = 0.03
-"""Of the time, at most, may be lost by trying levels that turn out not to help."""
+"""Largest part of the time that may be lost by trying levels that turn out not to help."""
 UNEXPLAINED = 1.2
-"""What passes beyond this many times what the link takes is not the link's."""
+"""A slot that takes more than this many times its time on the link is limited by the processors."""
 FORGET = 0.9
-"""With each sample, what remains of the strain on the processors that was seen once."""
+"""Part of the observed strain on the processors that is kept with each sample."""
 PATIENCE = 1.0
-"""Seconds, at least, until what did not help is tried again."""
+"""Shortest time, in seconds, before a lower level that did not help is tried again."""
 
 
 @dataclass(frozen=True)
 class SlotTimes:
-    """What one slot took. `raw`, `sent`: bytes before and after compression; times in seconds.
+    """The measurements of one slot: sizes in bytes, times in seconds.
 
-    `work`: finding and laying out pages; `compress`; `passed`: all that went by for it, waiting for
-    room in the ring or for the channel included.
+    `raw` and `sent` are its size before and after compression. `work` is the time to find and lay
+    out its pages, `compress` the time to compress them. `passed` is the whole time spent on the
+    slot, including the wait for room in the ring or for the channel.
     """
 
     raw: int
@@ -54,9 +56,10 @@ class SlotTimes:
 
 @dataclass(frozen=True)
 class Link:
-    """What the transport process knows of the link: bytes sent in all, and seconds a byte of late.
+    """The speed of the link as the transport process measures it.
 
-    `limit`: what a byte takes at least, by the bandwidth limit; 0 where there is none.
+    `total` is the number of bytes sent so far, `seconds` the recent time per byte. `limit` is the
+    shortest time per byte that the bandwidth limit allows, or 0 without a limit.
     """
 
     total: int
@@ -66,7 +69,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a level: seconds to compress a byte, and what part of it remains."""
+    """The measured effect of a level: seconds to compress a byte, and the part that remains."""
 
     cost: float
     remains: float
@@ -74,63 +77,65 @@ class Known:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds that a byte took on the wire, at `time`."""
+    """A measurement of the link: seconds per byte on the wire, taken at `time`."""
 
     seconds: float
     time: float
 
 
 class Pipeline(Protocol):
-    """What goes on side by side. All times are seconds a byte, as one of those that work sees it.
+    """A model of which steps of sending run side by side.
 
-    `depth`: slots that may be under way; so many after a change of level say nothing of the link.
+    All times are in seconds per byte, as one process that finds pages sees them. `depth` is the
+    number of slots that may be under way; that many slots after a change of level tell nothing
+    about the link.
     """
 
     @property
     def depth(self) -> int: ...
 
     def times(self, work: float, cost: float, wire: float) -> tuple[float, float]:
-        """Of a slot: before the link, and on it. The longer one is what it takes."""
+        """Return the time of a slot before the link and on it; the longer one is the total."""
 
     def cost(self, work: float, passed: float) -> float:
-        """Of compression, where a slot takes `passed` before the link."""
+        """Return the time that compression takes when a slot takes `passed` before the link."""
 
 
 @dataclass(frozen=True)
 class Ring:
-    """So many processes find and compress pages; another one sends."""
+    """A pipeline in which several processes find and compress pages and another one sends them."""
 
     processes: int
     depth: int
 
     def times(self, work: float, cost: float, wire: float) -> tuple[float, float]:
-        """See Pipeline."""
+        """Return the time of a slot before the link and on the link."""
         return work + cost, wire * self.processes
 
     def cost(self, work: float, passed: float) -> float:
-        """See Pipeline."""
+        """Return the time that compression takes when a slot takes `passed` before the link."""
         return max(0.0, passed - work)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """So many threads compress; one process finds pages and sends what comes of them."""
+    """A pipeline in which threads compress while one process finds pages and sends the frames."""
 
     threads: int
     depth: int
 
     def times(self, work: float, cost: float, wire: float) -> tuple[float, float]:
-        """See Pipeline."""
+        """Return the time of a slot before the link and on the link."""
         return cost / self.threads, work + wire
 
     def cost(self, work: float, passed: float) -> float:
-        """See Pipeline; `work` goes on meanwhile."""
+        """Return the time that compression takes; `work` runs meanwhile and does not count."""
         del work
         return passed * self.threads
 
 
 class Adaptive:
-    """The choice of one process, among `levels`."""
+    """The choice of a level, among `levels`, by one process."""
 
     def __init__(self, pipeline: Pipeline, levels: tuple[int, ...] = LEVELS) -> None:
         self._pipeline = pipeline
@@ -145,15 +150,15 @@ class Adaptive:
         self._sample_at = 0.0
         self._probe_at = PATIENCE
         self.wants: int | None = None
-        """A level of which a sample would tell whether it helps: see `sampled`."""
+        """A level for `sampled` to measure, to learn whether it helps; None if there is none."""
 
     @property
     def level(self) -> int:
-        """For the next slot."""
+        """Return the level for the next slot."""
         return self._levels[self._place]
 
     def sampled(self, raw: int, size: int, seconds: float) -> None:
-        """A slot of `raw` bytes became `size` bytes at the level wanted."""
+        """Record that a slot of `raw` bytes shrank to `size` bytes at the level in `wants`."""
         assert self.wants is not None
         self._sample_at = self._time + max(seconds / SHARE, WINDOW)
         self._known[self.wants] = Known(seconds / raw, size / raw)
@@ -161,7 +166,7 @@ class Adaptive:
         self.wants = None
 
     def sent(self, slot: SlotTimes, link: Link) -> None:
-        """Take in a slot that went out at the present level."""
+        """Record a slot sent at the present level, and choose a new level when it is time."""
         self._time += slot.passed
         self._window.append(slot)
         passed = sum(slot.passed for slot in self._window)
@@ -181,10 +186,11 @@ class Adaptive:
             self._choose(work, raw, trusted=link.total >= TRUST)
 
     def _see_cost(self, work: float, passed: float) -> None:
-        """A byte took `passed` seconds in all, at a level that compresses.
+        """Update the strain on the processors from a byte that took `passed` seconds in all.
 
-        Where that is more than it takes on the link, processors are what is scarce; and where they
-        are shared with others, compression costs more than the time that it was seen to take.
+        A byte that takes longer than the link needs is limited by the processors. If these are
+        shared with others, compression costs more than the time measured for it. At level NONE
+        nothing is learned.
         """
         if self.level == NONE:
             return
@@ -193,11 +199,11 @@ class Adaptive:
         if passed > self._times(work, self.level)[1] * UNEXPLAINED:
             self._strain = strain
         else:
-            # It took so long on the link: in that time it was compressed, too.
+            # The link was the bottleneck, and compression had all of that time to finish.
             self._strain = min(self._strain, strain)
 
     def _see_link(self, seconds: float) -> None:
-        """A byte takes so long on the wire at the present level."""
+        """Record how many seconds a byte takes on the wire at the present level."""
         before = self._wire.get(self.level)
         if before is not None:
             change = seconds / max(before.seconds, 1e-15)
@@ -206,7 +212,7 @@ class Adaptive:
         self._wire[self.level] = Measured(seconds, self._time)
 
     def _choose(self, work: float, raw: int, *, trusted: bool) -> None:
-        """The level from now on. `raw`: bytes of the window."""
+        """Choose the level from now on; `raw` is the number of bytes in the window."""
         forecasts = {
             place: self._forecast(work, level)
             for place, level in enumerate(self._levels)
@@ -219,7 +225,7 @@ class Adaptive:
             return
         before, on_link = self._times(work, self.level)
         if on_link < before:
-            # A higher level would only cost more; and a lower one was reckoned with.
+            # A higher level would only cost more, and the lower ones are among the forecasts.
             return
         if place + 1 < len(self._levels) and self._time >= self._sample_at:
             self.wants = self._levels[place + 1]
@@ -227,7 +233,7 @@ class Adaptive:
             self._probe(work, raw)
 
     def _probe(self, work: float, raw: int) -> None:
-        """Try the level below: a slow link may be a destination that is slow to decompress."""
+        """Try the level below: a link may look slow because the destination decompresses slowly."""
         below = self._levels[self._place - 1]
         if below not in self._known:
             return
@@ -241,7 +247,7 @@ class Adaptive:
         self._settling = self._pipeline.depth
 
     def _times(self, work: float, level: int) -> tuple[float, float]:
-        """See Pipeline, at this level."""
+        """Return the time before the link and on the link, in seconds per byte, at `level`."""
         measured = self._wire.get(level)
         if measured is None or self._time - measured.time > STALE:
             measured = self._wire[self.level]
@@ -250,5 +256,5 @@ class Adaptive:
         return self._pipeline.times(work, cost, measured.seconds * known.remains)
 
     def _forecast(self, work: float, level: int) -> float:
-        """Seconds that a byte would take in all."""
+        """Return the seconds that a byte would take in all at `level`."""
         return max(self._times(work, level))

@@ -1,7 +1,7 @@
-"""Slots that leave compressed: every one becomes one zstd frame.
+"""Send slots compressed, each as one zstd frame.
 
-Several frames after one another are what `zstd -dc` takes: it gives the stream again. At no level
-a slot is stored in a frame on its way out, and nothing is copied.
+`zstd -dc` accepts several frames after one another and restores the stream. At level NONE a slot is
+stored in a frame when it is sent, and nothing is copied.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .slots import DirectSlots, RingSlots
 
 
 class Choice:
-    """The level for the next slot, and the counters that tell of it (COMPRESSION_COUNTERS)."""
+    """The choice of a level for each slot; it also updates the counters in COMPRESSION_COUNTERS."""
 
     def __init__(self, adaptive: Adaptive, counters: Counters, link: LinkMeter) -> None:
         self._adaptive = adaptive
@@ -29,11 +29,11 @@ class Choice:
 
     @property
     def level(self) -> int:
-        """For the next slot."""
+        """Return the level for the next slot."""
         return self._adaptive.level
 
     def sample(self, content: memoryview) -> None:
-        """Compress a slot in vain, if that would tell which level is best."""
+        """Compress a slot and discard the frame, if that would tell which level is best."""
         level = self._adaptive.wants
         if level is None:
             return
@@ -42,7 +42,7 @@ class Choice:
         self._adaptive.sampled(len(content), size, time.perf_counter() - started)
 
     def sent(self, slot: SlotTimes, level: int) -> None:
-        """A slot has left, which was compressed at this level."""
+        """Record a slot that was sent at this level."""
         self._counters.add("raw_bytes", slot.raw)
         self._counters.add("compressed_bytes", slot.sent)
         if level == self.level:
@@ -51,7 +51,7 @@ class Choice:
 
 
 class FramedRingSlots:
-    """Slots of at most `size` bytes, compressed by the process that fills them."""
+    """Ring slots of at most `size` bytes, compressed by the process that fills them."""
 
     def __init__(self, slots: RingSlots, size: int, choice: Choice) -> None:
         self._slots = slots
@@ -67,7 +67,7 @@ class FramedRingSlots:
         self.check = slots.check
 
     def acquire(self) -> memoryview:
-        """See Slots."""
+        """Return an empty slot to fill."""
         started = time.perf_counter()
         self._level = self._choice.level
         self._open = self._slots.acquire()[: self._size] if self._level == NONE else self._buffer
@@ -76,7 +76,7 @@ class FramedRingSlots:
         return self._open
 
     def publish(self, length: int) -> None:
-        """See Slots."""
+        """Compress the first `length` bytes of the slot and send them."""
         work = time.perf_counter() - self._since
         content = self._open[:length]
         self._choice.sample(content)
@@ -94,7 +94,7 @@ class FramedRingSlots:
 
 @dataclass(frozen=True)
 class Made:
-    """A frame, and how long it took."""
+    """A finished frame and the seconds that it took to compress."""
 
     frame: bytes
     seconds: float
@@ -102,7 +102,11 @@ class Made:
 
 @dataclass(frozen=True)
 class UnderWay:
-    """A slot that a thread compresses: its buffer and bytes, seconds of work, the level."""
+    """A slot that a thread is compressing.
+
+    It has its buffer, its length in bytes, the seconds of work to fill it, the level, and the
+    future frame.
+    """
 
     buffer: memoryview
     length: int
@@ -112,9 +116,9 @@ class UnderWay:
 
 
 class FramedDirectSlots:
-    """Slots of at most `size` bytes that a pool of threads compresses while we find pages and send.
+    """Slots of at most `size` bytes that a pool of threads compresses.
 
-    They leave in order.
+    Meanwhile this process finds more pages and sends finished frames, in order.
     """
 
     def __init__(self, slots: DirectSlots, size: int, choice: Choice, threads: int) -> None:
@@ -131,7 +135,7 @@ class FramedDirectSlots:
         self.check = slots.check
 
     def acquire(self) -> memoryview:
-        """See Slots."""
+        """Return an empty slot to fill."""
         while self._under_way and (self._choice.level == NONE or not self._free):
             self._finish_one()
         self._level = self._choice.level
@@ -143,7 +147,7 @@ class FramedDirectSlots:
         return self._open
 
     def publish(self, length: int) -> None:
-        """See Slots."""
+        """Have the pool compress the first `length` bytes, or send them at once at level NONE."""
         now = time.perf_counter()
         work = now - self._since
         content = self._open[:length]
@@ -156,12 +160,12 @@ class FramedDirectSlots:
             return
         made = self._pool.submit(self._make, content, self._level)
         self._under_way.append(UnderWay(self._open, length, work, self._level, made))
-        # Not all that are done: meanwhile the threads would run out of work.
+        # Only one is sent: to send all finished ones would leave the threads without work.
         if self._under_way[0].made.done():
             self._finish_one()
 
     def _make(self, content: memoryview, level: int) -> Made:
-        """In a thread of the pool."""
+        """Compress a slot; runs in a thread of the pool."""
         if not hasattr(self._framers, "framer"):
             self._framers.framer = Framer()
         started = time.perf_counter()
@@ -169,7 +173,7 @@ class FramedDirectSlots:
         return Made(frame, time.perf_counter() - started)
 
     def _finish_one(self) -> None:
-        """Send the oldest slot under way."""
+        """Wait for the oldest slot under way and send it."""
         oldest = self._under_way.popleft()
         started = time.perf_counter()
         made = oldest.made.result()
@@ -180,7 +184,7 @@ class FramedDirectSlots:
         self._choice.sent(SlotTimes(*sizes, oldest.work, made.seconds, passed), oldest.level)
 
     def end_round(self, number: int) -> None:
-        """See Slots."""
+        """Send all slots under way and end the round."""
         while self._under_way:
             self._finish_one()
         self._slots.end_round(number)

@@ -1,4 +1,4 @@
-"""How the outgoing stream is compressed: what a user may ask for, frames, the link's measure."""
+"""Parse the compression setting, make zstd frames, and measure the link."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from .adaptive import LEVELS, Link
 MAX_LEVEL = zstandard.MAX_COMPRESSION_LEVEL
 
 COMPRESSION_COUNTERS = ("raw_bytes", "compressed_bytes", "level")
-"""Of each process that compresses: bytes before and after, and the present level."""
+"""Counters of each process that compresses: bytes before and after, and the present level."""
 
 
 LEAN_LEVEL = 1
 LEAN_SIZE = 2 << 20
-"""Bytes of a usual slot."""
+"""Bytes of a usual slot, for which the parameters of the lean frame are chosen."""
 TRY_EVERY = 32
-"""Slots."""
+"""Number of frames after which both ways to compress are tried again."""
 AS_SMALL = 1.005
-"""How much longer a frame may be for it to be made in less time."""
+"""Factor by which a lean frame may be larger than a usual one and still be preferred."""
 METER_BYTES, METER_NS = 4 << 20, 50_000_000
-"""As soon as so much was sent, or sending took so long, the link is looked at anew."""
+"""The link is measured anew after this many bytes sent or this many nanoseconds of sending."""
 
 
 class CompressionError(ValueError):
-    """Not a way to compress; one line."""
+    """A compression setting is invalid; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Compression:
-    """`level` of zstd; None: adaptive."""
+    """The compression of a migration: `level` is the zstd level, or None for adaptive."""
 
     level: int | None
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Those to choose from."""
+        """Return the levels to choose from."""
         return LEVELS if self.level is None else (self.level,)
 
     def __str__(self) -> str:
@@ -46,7 +46,10 @@ class Compression:
 
 
 def parse_compression(text: str) -> Compression | None:
-    """`none`, `zstd[:LEVEL]` or `adaptive`. Raises CompressionError."""
+    """Parse `none`, `zstd[:LEVEL]` or `adaptive`; return None for no compression.
+
+    Raises CompressionError.
+    """
     method, colon, level = text.partition(":")
     if text in ("none", "adaptive"):
         return None if text == "none" else Compression(None)
@@ -60,11 +63,11 @@ def parse_compression(text: str) -> Compression | None:
 
 
 class Framer:
-    """Makes frames, each of which says how much it holds; for one thread.
+    """A maker of zstd frames that state their content size; for use by one thread.
 
-    At level 1 a good part of the time goes into coding by their frequency the bytes that match
-    nothing before them. Where that gains next to nothing, as with pages that are compressed or
-    encrypted in part, they are left as they are; now and then both are tried.
+    At level 1 a good part of the time is spent on entropy coding of literals, the bytes that match
+    nothing before them. Where that gains next to nothing, as with pages that are partly compressed
+    or encrypted, a lean frame leaves them uncoded. Both ways are tried from time to time.
     """
 
     def __init__(self) -> None:
@@ -77,7 +80,7 @@ class Framer:
         self._frames = 0
 
     def frame(self, content: memoryview | bytes, level: int) -> bytes:
-        """One zstd frame with this content."""
+        """Return one zstd frame with this content."""
         if level == LEAN_LEVEL and len(content) >= LEAN_SIZE // 2:
             self._frames += 1
             if self._frames % TRY_EVERY == 1:
@@ -98,9 +101,10 @@ class Framer:
 
 
 class LinkMeter:
-    """The link by what the transport process counts in `sent`: bytes, and time spent sending them.
+    """A measure of the link, from the counters of the transport process.
 
-    `limits`: has `max_bandwidth`, bytes a second; 0: none.
+    `sent` counts bytes and the time spent sending them. `limits` has `max_bandwidth` in bytes per
+    second; 0 means no limit.
     """
 
     def __init__(self, sent: Counters, limits: Counters) -> None:
@@ -110,7 +114,7 @@ class LinkMeter:
         self._seconds = 0.0
 
     def look(self) -> Link:
-        """The link as it was while the last few slots were sent."""
+        """Return the speed of the link while the last few slots were sent."""
         total, busy_ns = self._sent["transferred"], self._sent["busy_ns"]
         sent, spent = total - self._before[0], busy_ns - self._before[1]
         if sent and (sent >= METER_BYTES or spent >= METER_NS):

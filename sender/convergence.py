@@ -1,10 +1,10 @@
-"""When to stop the guest: what is still to send, against what the link moves in the downtime limit.
+"""Decide when to stop the guest, from what is left to send and what the link moves in the downtime.
 
-A digest tracker learns of a dirty page only by reading it, so what is dirty *now* is forecast from
-the last rounds: the pages that one found had become dirty since the round before read them. A guest
-that writes all over dirties half as much in half the time; one that writes the same pages over and
-over dirties these in any time. Which of the two it is like, two rounds of different length tell;
-before that, the worse is assumed. No clock and no I/O here.
+A digest tracker finds a dirty page only by reading it, so what is dirty *now* is forecast from the
+last rounds. The pages that a round finds became dirty since the round before read them. A guest
+that writes all over its RAM dirties half as many pages in half the time; one that writes the same
+pages over and over dirties them in any time. Two rounds of different length tell which kind the
+guest is; before that, the worse kind is assumed. This module reads no clock and does no I/O.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import math
 from dataclasses import dataclass
 
 SHRINKS = 0.99
-"""A round must take at most this much of the one before, for rounds to come to an end."""
+"""A round must take at most this part of the time of the one before, or the rounds never end."""
 TELLING = 0.1
-"""By how much two rounds must differ in length, as a logarithm, to tell what the guest is like."""
+"""Smallest difference in length of two rounds, as a logarithm, that characterizes the guest."""
 MAX_ROUNDS = 1000
-"""A migration that needs more has no end."""
+"""Number of forecast rounds after which a migration counts as endless."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """One finished pass over guest RAM: its number, bytes found dirty, and seconds taken.
+    """The results of one finished pass over guest RAM: bytes found dirty, and seconds taken.
 
-    `sent_bytes`: what the dirty pages came to on the wire; `busy`: seconds of those taken in which
-    the channel was sending, or waiting because of the bandwidth limit.
+    `sent_bytes` is the size of the dirty pages on the wire. `busy` is the part of `seconds` in
+    which the channel was sending, or waiting because of the bandwidth limit.
     """
 
     number: int
@@ -36,13 +36,13 @@ class Round:
 
 
 MOMENT = 1e-6
-"""Seconds that anything takes at least."""
+"""Shortest time, in seconds, that is used as a divisor."""
 
 
 def _exponent(more: float, longer: float, unknown: float) -> float:
-    """The power, from 0 to 1, of how much `longer` it was that `more` was dirtied.
+    """Return the power of the ratio `longer` that gives the ratio `more`, limited to 0 to 1.
 
-    `unknown`: where the times do not differ enough to tell.
+    Return `unknown` where the two times are too similar to tell.
     """
     if abs(math.log(longer)) < TELLING:
         return unknown
@@ -50,15 +50,15 @@ def _exponent(more: float, longer: float, unknown: float) -> float:
 
 
 class Convergence:
-    """Forecasts the next rounds and compares them with the downtime limit."""
+    """A forecast of the next rounds, compared with the downtime limit."""
 
     def __init__(self, total: int, downtime_limit: float) -> None:
-        """`total` bytes of guest RAM, `downtime_limit` in seconds."""
+        """Start with `total` bytes of guest RAM and a `downtime_limit` in seconds."""
         self.downtime_limit = downtime_limit
         self.dirty_rate = 0.0
-        """Bytes a second that the guest dirties, as the last round found them."""
+        """Bytes per second that the guest dirties, as measured by the last round."""
         self.expected_dirty = float(total)
-        """Bytes that the next round will find."""
+        """Bytes that the next round is expected to find."""
         self._on_wire = 1.0
         self._scan = 0.0
         self._growth = 0.0
@@ -66,9 +66,9 @@ class Convergence:
         self._before: Round | None = None
 
     def round_done(self, done: Round) -> None:
-        """Take in a finished round.
+        """Record a finished round.
 
-        After round 0 nothing is known of the guest's writes, so all of RAM is still expected.
+        Round 0 says nothing about the guest's writes, so all of RAM is still expected after it.
         """
         before, previous, self._last = self._before, self._last, done
         self._before = previous
@@ -76,7 +76,7 @@ class Convergence:
         if previous is None:
             return
         if done.dirty_bytes:
-            # What was zero or hardly changed is likely so again.
+            # Pages that were zero or little changed are likely to be so again.
             self._on_wire = min(1.0, done.sent_bytes / done.dirty_bytes)
         self.dirty_rate = done.dirty_bytes / max(previous.seconds, MOMENT)
         if before is not None and previous.number > 0:
@@ -88,44 +88,47 @@ class Convergence:
         self.expected_dirty = done.dirty_bytes * self._grown(done.seconds, previous.seconds)
 
     def _grown(self, seconds: float, before: float) -> float:
-        """How much of what is dirtied in `before` seconds is dirtied in `seconds`; at most all."""
+        """Return what part of the RAM dirtied in `before` seconds is dirtied in `seconds`.
+
+        The result is at most 1.
+        """
         ratio = min(1.0, max(seconds, MOMENT) / max(before, MOMENT))
         return float(ratio**self._growth)
 
     @property
     def knows_guest(self) -> bool:
-        """Whether a round has shown by now how fast the guest dirties its RAM."""
+        """Return whether a round has shown yet how fast the guest dirties its RAM."""
         return self._last is not None and self._last.number > 0
 
     @property
     def expected_sent(self) -> float:
-        """Bytes that the next round will put on the wire."""
+        """Return the bytes that the next round is expected to send."""
         return self.expected_dirty * self._on_wire
 
     def expected_round(self, bandwidth: float) -> float:
-        """Seconds that the next round will take: finding what is dirty, and sending it."""
+        """Return the seconds that the next round is expected to take, scanning and sending."""
         return self._scan + (self.expected_sent / bandwidth if bandwidth > 0 else 0.0)
 
     def expected_downtime(self, bandwidth: float) -> float:
-        """Seconds that the guest would stand still, at `bandwidth` bytes a second.
+        """Return the expected downtime in seconds, at `bandwidth` bytes per second.
 
-        Before the guest is known: the limit.
+        Return the downtime limit until a round has shown how fast the guest dirties its RAM.
         """
         if bandwidth <= 0 or not self.knows_guest:
             return self.downtime_limit
         return self.expected_round(bandwidth)
 
     def should_switch_over(self, bandwidth: float) -> bool:
-        """Whether the rest is less than `max_size = bandwidth x downtime limit`."""
+        """Return whether the rest is smaller than `max_size = bandwidth x downtime limit`."""
         if not self.knows_guest:
             return False
         return self._fits(self.expected_sent, bandwidth)
 
     def remaining_seconds(self, bandwidth: float) -> float | None:
-        """Seconds from the end of the last round to that of the migration; None: it has none.
+        """Return the seconds from the end of the last round to the end of the migration.
 
-        Each round sends what the guest dirtied in the one before, until that fits the downtime
-        limit and the last one follows.
+        Return None if the migration would not end. Each round sends what the guest dirtied during
+        the one before, until that fits the downtime limit and the last round follows.
         """
         if bandwidth <= 0 or not self.knows_guest:
             return None

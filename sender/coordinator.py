@@ -1,8 +1,8 @@
-"""The outgoing migration: drives the rounds, pauses the guest and hands it over.
+"""Run an outgoing migration: drive the rounds, pause the guest and hand it over.
 
     setup -> active: round 0, 1, ... -> guest paused, last round, devices -> handover -> completed
 
-Whatever goes wrong before the destination has everything, the guest runs on where it was.
+If anything fails before the destination has the whole guest, the guest runs on at the source.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from .transport import RoundSent
 from .worker import StartRound
 
 HELLO_TIMEOUT = 60.0
-"""Seconds that a destination may take to answer a PING before the guest is paused for it."""
+"""Seconds that the destination may take to answer a PING before the guest is paused."""
 HELLO_IS_QUICK = 0.05
-"""Seconds that an answer may take before another round is worth it."""
+"""Longest time, in seconds, of an answer after which no further round is made."""
 STILL_TIMEOUT = 60.0
-"""Seconds for which a destination may take no byte of a paused guest."""
+"""Seconds that the destination may read nothing while the guest is paused."""
 ENOUGH_FOR_THREADS = 4
-"""Processors up to which the transport process keeps them busy with threads that compress."""
+"""Largest number of processors that compression threads of the transport process can keep busy."""
 
 
 class Sender:
-    """One outgoing migration of `guest` to `uri`; `run` it once.
+    """One outgoing migration of `guest` to `uri`; call `run` once.
 
-    Raises CacheSizeError where no XBZRLE cache can have the size asked for, and CompressionError.
+    Raises CacheSizeError if no XBZRLE cache can have the requested size, and CompressionError.
     """
 
     def __init__(self, guest: Guest, uri: str, parameters: SendParameters | None = None) -> None:
@@ -86,38 +86,48 @@ class Sender:
             self._report.throttle = AutoConverge(self._parameters.auto_converge)
         self._stall = StallDetector()
         self.on_stall = self._parameters.on_stall
-        """What to do then; may change while it runs."""
+        """The reaction to a stall; it may change during the migration."""
 
     def cancel(self) -> None:
-        """Stop as soon as may be; from any thread or signal handler. Too late once given up."""
+        """Stop the migration as soon as possible; callable from any thread or signal handler.
+
+        A guest that was already given up cannot be cancelled.
+        """
         self._cancel_asked = True
         self._wake.set()
 
     def leave(self) -> None:
-        """Cancel, and end within seconds also where the guest is given up and not confirmed."""
+        """Cancel, and end within seconds even if the guest is given up and not confirmed."""
         self._leave_asked = True
         self.cancel()
 
     def proceed(self) -> None:
-        """Go on from `pre-switchover`, in which `pause_before_switchover` stops."""
+        """Continue from `pre-switchover`, where `pause_before_switchover` stops the migration."""
         self._proceed.set()
 
     def set_downtime_limit(self, seconds: float) -> None:
-        """Change the limit of the running migration."""
+        """Change the downtime limit, in seconds, of the running migration."""
         self._convergence.downtime_limit = seconds
 
     def set_max_bandwidth(self, limit: int | None) -> None:
-        """Change the limit, in bytes a second (None: no limit), of the running migration."""
+        """Change the bandwidth limit of the running migration, in bytes per second (None: none)."""
         self._processes.limits.set("max_bandwidth", limit or 0)
 
     def set_xbzrle_cache_size(self, size: int) -> None:
-        """Change the XBZRLE cache, in bytes, from the next round on. Raises CacheSizeError."""
+        """Change the size of the XBZRLE cache, in bytes, from the next round on.
+
+        Raises CacheSizeError.
+        """
         pages = self._cache_pages(size)
         if self._parameters.xbzrle:
             self._processes.limits.set("xbzrle_cache", pages)
 
     def _workers(self) -> int:
-        """Compression is worth a process on each processor, where threads would not be enough."""
+        """Return the number of worker processes.
+
+        Compression gets one worker per processor if there are more processors than threads could
+        use.
+        """
         if self._parameters.workers is not None:
             return self._parameters.workers
         if self._compression is None:
@@ -130,7 +140,10 @@ class Sender:
         return cache_pages(wanted, self._guest.machine.page_size, ram)
 
     def run(self, on_progress: Callable[[Figures], None] | None = None) -> Figures:
-        """Migrate. Raises MigrationError when the guest stays here; then it is as it was before."""
+        """Migrate the guest and return the final figures.
+
+        Raises MigrationError if the guest stays at the source; the guest is then as it was before.
+        """
         self._on_progress = on_progress or self._on_progress
         try:
             with self._crew.reasons():
@@ -154,14 +167,14 @@ class Sender:
         self.states.to(MigrationStatus.SETUP)
         self._channel = self._connect(uri)
         return_path = self._parameters.return_path and self._channel.bidirectional
-        # Ids, names and what goes before RAM do not change while the guest runs.
+        # Section ids, names and what is sent before RAM do not change while the guest runs.
         state = self._guest.save_devices()
         self._processes.start(state.ram_section_id, self._channel, return_path=return_path)
         self._report.meter.begin("total")
         self._report.meter.begin("setup")
         self._crew.on_tick = self._tick
         self._processes.write(stream.opening(self._guest, state, return_path))
-        # Workers have rings of their own: their first slot must not overtake this.
+        # Workers have their own rings: their first slot must not overtake this.
         self._processes.flush()
         self._report.meter.end("setup")
         self.on_round(1)
@@ -173,7 +186,7 @@ class Sender:
         self.states.to(MigrationStatus.COMPLETED)
 
     def _connect(self, uri: Uri) -> Channel:
-        """A cancel does not wait for a peer that does not answer."""
+        """Connect to the destination; a cancel does not wait for a peer that does not answer."""
         connecting = Connecting(uri)
         try:
             self._crew.wait_fd(connecting.fileno())
@@ -183,10 +196,10 @@ class Sender:
         return connecting.result()
 
     def _send_ram(self, return_path: bool) -> None:
-        """Rounds while the guest runs, then the last one on a paused guest."""
+        """Send rounds while the guest runs, then the last round of the paused guest."""
         self._converge()
         if return_path and self._say_hello() and self._guest.running:
-            # The guest went on to write while the answer was on its way.
+            # The guest kept writing while the answer was on its way.
             self._adapt(self._send_round(tracked=True))
             self._converge()
         self._report.note_downtime()
@@ -210,9 +223,10 @@ class Sender:
             self._adapt(self._send_round(tracked=True))
 
     def _say_hello(self) -> bool:
-        """Pause no guest for a destination whose answers do not arrive.
+        """Make sure that the destination's answers arrive, before the guest is paused.
 
-        Returns whether it took the destination a noticeable time to answer.
+        Return whether the destination took a noticeable time to answer. Raises MigrationError if it
+        does not answer within HELLO_TIMEOUT.
         """
         asked = time.monotonic()
         try:
@@ -243,7 +257,7 @@ class Sender:
         return done
 
     def _adapt(self, done: Round) -> None:
-        """Slow the guest down if it outruns us; where nothing more can be done, say so."""
+        """Throttle the guest if it dirties RAM too fast; report a stall if that does not help."""
         self._report.note_forecast()
         throttle = self._report.throttle
         if throttle is not None:
@@ -267,7 +281,7 @@ class Sender:
             raise MigrationCancelledError(f"cancelled: {self._report.stall.reason}")
 
     def _hand_over(self, return_path: bool) -> None:
-        """Device state, then the end of the stream, with which the guest changes hands."""
+        """Send the device state, then the end of the stream, which passes the guest on."""
         state = self._guest.save_devices(running=self._paused_here)
         self._processes.write(stream.ram_end(state))
         self._processes.write(stream.devices(state))
@@ -283,19 +297,20 @@ class Sender:
             answers=self._processes.let_go(),
         )
         wishes = Wishes(lambda: self._cancel_asked, lambda: self._leave_asked)
-        # From here on the guest's holder lets it run again, where it stays.
+        # From here on, the guest's process resumes the guest if it stays.
         paused_here, self._paused_here = self._paused_here, False
         self._conclude(lead(self._guest, self._channel, job, wishes, self._tick))
         try:
             self._channel.close()
         except ChannelError:
-            # Only a command that takes the stream can fail here, and then it has not got the guest.
+            # Only a command that reads the stream can fail here, and then it does not have the
+            # guest.
             if paused_here:
                 self._guest.resume()
             raise
 
     def _conclude(self, handed: Handed) -> None:
-        """Raise what the outcome means, unless the guest arrived."""
+        """Raise the error that the outcome stands for, unless the guest arrived."""
         outcome = handed.outcome
         if outcome is not None and outcome.state is Source.GONE:
             return
@@ -324,14 +339,17 @@ class Sender:
         self._still_since = (self._processes.sent("transferred"), time.monotonic())
 
     def _check_host(self) -> None:
-        """Notice a destination whose host is gone, which the kernel would do after 15 minutes."""
+        """Raise MigrationError if the destination's host is gone.
+
+        The kernel would notice only after 15 minutes.
+        """
         if self._channel is not None and self._channel.silence > GONE_AFTER:
             raise MigrationError(f"the destination's host has been silent for {GONE_AFTER:.0f} s")
 
     def _check_still(self) -> None:
-        """Take back a paused guest from a destination that has stopped reading.
+        """Raise MigrationError if the destination has stopped reading from a paused guest.
 
-        It cannot have started the guest: the end of the stream was not sent.
+        The destination cannot have started the guest, because the end of the stream was not sent.
         """
         sent, since = self._still_since
         if not self._paused_here or self.states.state is MigrationStatus.PRE_SWITCHOVER:
@@ -348,7 +366,7 @@ class Sender:
     def _give_up(self, error: BaseException) -> None:
         """Break the channel first, so that the other side cannot start, then let the guest run.
 
-        A guest that was given up stays paused: it is at the destination.
+        A guest that was given up stays paused, because it is at the destination.
         """
         cancelled = isinstance(error, MigrationCancelledError)
         if self.states.state is not MigrationStatus.NONE and cancelled:
@@ -375,7 +393,7 @@ class Sender:
         self._proceed.close()
 
     def _release_guest(self) -> None:
-        """Let it run at full speed again, wherever it runs."""
+        """Remove the throttle, so that the guest runs at full speed wherever it is."""
         throttle = self._report.throttle
         if throttle is not None and throttle.percentage:
             throttle.release()
@@ -388,5 +406,5 @@ class Sender:
         self._on_progress(self.figures())
 
     def figures(self) -> Figures:
-        """The state of things now."""
+        """Return the present figures."""
         return self._report.figures(self.states.state)

@@ -1,18 +1,19 @@
-"""How an outgoing migration ends that does not complete."""
+"""Define how an outgoing migration can fail to complete."""
 
 from __future__ import annotations
 
 
 class MigrationError(Exception):
-    """The migration failed; one line, for a person. The guest is where and as it was."""
+    """The migration failed; the message is one line for a user. The guest stays as it was."""
 
 
 class MigrationCancelledError(MigrationError):
-    """Somebody called `cancel`."""
+    """The migration was stopped by `cancel`."""
 
 
 class UnconfirmedError(MigrationError):
-    """The guest left, and nobody has said that it runs at the destination, which has it whole.
+    """The destination has the whole guest, but did not confirm that it runs.
 
-    One line, for a person. The guest is paused here and must not run unless it cannot run there.
+    The message is one line for a user. The guest is paused at the source and must not run there
+    unless it cannot run at the destination.
     """

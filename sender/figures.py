@@ -1,4 +1,4 @@
-"""The figures of an outgoing migration, under the names of QEMU's `query-migrate`."""
+"""Hold the figures of an outgoing migration, under the names of QEMU's `query-migrate`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class XbzrleFigures:
     overflow: int
 
     def as_qmp(self) -> dict[str, Any]:
-        """As `query-migrate` lays them out."""
+        """Return the fields as `query-migrate` lays them out."""
         return {name.replace("_", "-"): value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class CompressionFigures:
-    """Sizes in bytes of what the frames hold, and of the frames.
+    """The effect of compression: bytes before (`raw_size`) and after (`compressed_size`).
 
-    `levels`: the present one of each process that compresses; 0: none.
+    `levels` has the present level of each process that compresses; 0 means uncompressed.
     """
 
     method: str
@@ -41,11 +41,11 @@ class CompressionFigures:
 
     @property
     def rate(self) -> float:
-        """How many bytes one byte of a frame stands for."""
+        """Return the compression ratio: bytes of content per byte of frame."""
         return self.raw_size / self.compressed_size if self.compressed_size else 1.0
 
     def as_qmp(self) -> dict[str, Any]:
-        """`compressed-size` and `compression-rate` mean what they do in `CompressionStats`."""
+        """Return the fields for QMP, with the size and rate names of `CompressionStats`."""
         return {
             "method": self.method,
             "levels": list(self.levels),
@@ -57,7 +57,7 @@ class CompressionFigures:
 
 @dataclass(frozen=True)
 class ThrottleFigures:
-    """Percentages of the guest's time that it is kept from running: now, and at most so far."""
+    """The percentage of the time for which the guest is stopped: now, and at most so far."""
 
     percentage: int
     highest: int
@@ -65,10 +65,10 @@ class ThrottleFigures:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What was forecast, to be compared with what then happened. Times in milliseconds.
+    """Earlier forecasts, kept to compare them with the actual times. Times are in milliseconds.
 
-    `total_time`: by the end of round `after_round`, by which the guest was known; None: it would
-    not end. `downtime`: when the guest was paused.
+    `total_time` was forecast at the end of round `after_round`; None means that the migration would
+    not end. `downtime` was forecast when the guest was paused.
     """
 
     after_round: int | None = None
@@ -76,22 +76,22 @@ class Forecast:
     downtime: int | None = None
 
     def as_qmp(self) -> dict[str, Any]:
-        """Our own; `query-migrate` has nothing like it."""
+        """Return the fields for QMP; this is vmferry's own, `query-migrate` has no counterpart."""
         return {name.replace("_", "-"): value for name, value in asdict(self).items()}
 
 
 class XbzrleRounds:
-    """The rates of the last round, from counters that only grow."""
+    """The XBZRLE rates of the last round, computed from counters that only grow."""
 
     def __init__(self) -> None:
         self.cache_miss_rate = 0.0
-        """Of the pages found dirty, how many had no line in the cache."""
+        """Part of the dirty pages that had no line in the cache."""
         self.encoding_rate = 0.0
-        """How many bytes of pages one byte of encoding stands for."""
+        """Bytes of pages per byte of encoding."""
         self._before = dict.fromkeys(("cache_miss", "xbzrle_pages", "xbzrle_bytes"), 0)
 
     def round_done(self, counter: Callable[[str], int], found: int, page_size: int) -> None:
-        """Take in a round that found so many dirty pages; `counter`: the workers'."""
+        """Record a round with `found` dirty pages; `counter` reads a counter of the workers."""
         now = {name: counter(name) for name in self._before}
         miss, pages, size = (now[name] - self._before[name] for name in self._before)
         self._before = now
@@ -101,13 +101,15 @@ class XbzrleRounds:
 
 @dataclass(frozen=True)
 class Figures:
-    """One snapshot. Sizes in bytes, times in milliseconds, `mbps` in megabits a second.
+    """One snapshot of a migration.
 
-    The meanings are those that QEMU's QMP reference gives for `MigrationInfo` and `MigrationStats`.
-    `precopy_bytes`: of those transferred, what was sent before the guest was paused.
-    `remaining` is exact in the first round; later the pages that a round will find are forecast.
-    `remaining_time`: forecast, of the whole migration, or in the first round of that alone; None:
-    not known, or it would not end. `stall`: while rounds do not shrink.
+    Sizes in bytes, times in milliseconds, `mbps` in megabits per second.
+
+    Names have the meanings of `MigrationInfo` and `MigrationStats` in QEMU's QMP reference.
+    `precopy_bytes` is the part of `transferred` that was sent before the guest was paused.
+    `remaining` is exact in the first round; in later rounds it is a forecast. `remaining_time` is a
+    forecast for the whole migration, or in the first round for that round alone; None means that it
+    is unknown or that the migration would not end. `stall` is set while rounds do not shrink.
     """
 
     status: MigrationStatus
@@ -136,11 +138,11 @@ class Figures:
 
     @property
     def normal_bytes(self) -> int:
-        """Bytes that went as whole pages."""
+        """Return the bytes that were sent as whole pages."""
         return self.normal * self.page_size
 
     def as_qmp(self) -> dict[str, Any]:
-        """The figures as `query-migrate` lays them out."""
+        """Return the figures as `query-migrate` lays them out."""
         answer: dict[str, Any] = {
             "status": self.status.value,
             "total-time": self.total_time,

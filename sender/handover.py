@@ -1,8 +1,8 @@
-"""The outgoing handover, as the coordinator leads it; its mirror image is receiver/handover.py.
+"""Lead the outgoing handover for the coordinator; `receiver.handover` is the counterpart.
 
 The process that holds the guest sends the end of the stream and decides by the answer who has the
-guest (`guest.handing_out`). Should that process die, the coordinator goes on in its place: the
-guest can never run here again then, so a destination that has it whole is told to start it.
+guest (`guest.handing_out`). If that process dies, the coordinator continues in its place: the guest
+can then never run here again, so a destination that has the whole guest is ordered to start it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from ..protocol.handover import Source
 from ..transport.channel import Channel
 
 UNSURE_TIMEOUT = 5.0
-"""Seconds for the answer of a destination that may not have got the end of the stream: the guest's
-process died while it sent it."""
+"""Seconds to wait for an answer if the guest's process died while it sent the end of the stream.
+
+The destination may not have received all of it.
+"""
 
 
 class DeadHolder:
-    """Stands in for a guest whose process died; it cannot run here any more."""
+    """A stand-in for a guest whose process died; it cannot run here any more."""
 
     def commit(self) -> None:
         """Do nothing: a dead guest needs no mark."""
@@ -38,9 +40,9 @@ class DeadHolder:
 
 @dataclass(frozen=True)
 class Handed:
-    """How the handover ended. `dead`: the guest's process died here while it was under way.
+    """The result of a handover. `dead` says that the guest's process died here during it.
 
-    `outcome` None: the guest's process was left alone with it.
+    `outcome` is None if the guest's process was left to finish the handover alone.
     """
 
     outcome: Outcome[Source] | None
@@ -74,9 +76,10 @@ def _lead_for_the_dead(
     on_look: Callable[[], None],
     seconds: float,
 ) -> Outcome[Source]:
-    """Go on behind the end of the stream. The destination's copy may be the last: never ABORT.
+    """Continue after the end of the stream in place of the dead process, without sending ABORT.
 
-    Nobody can run twice any more, so it does no harm to give up after some seconds.
+    The destination's copy may be the last one. The guest cannot run twice any more, so it is safe
+    to give up after `seconds`.
     """
     deadline = time.monotonic() + seconds
     wishes = replace(wishes, cancel=lambda: wishes.leave() or time.monotonic() > deadline)

@@ -1,7 +1,7 @@
-"""The XBZRLE cache: what the destination holds of pages that were sent of late.
+"""Keep the XBZRLE cache: copies of recently sent pages, as the destination holds them.
 
-Each page has one line that it may take, by its number. A line is given to another page only when
-its own was not sent for a while. Source: QEMU's documentation, docs/xbzrle.txt.
+The number of a page selects the one line that it may use. A line passes to another page only when
+its own page was not sent for LIFETIME rounds. Source: QEMU's documentation, docs/xbzrle.txt.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 DEFAULT_SIZE = 64 << 20
-"""Bytes."""
+"""Default size of the cache in bytes."""
 LIFETIME = 2
-"""Rounds during which the page in a line is not given up for another."""
+"""Rounds during which a line keeps its page."""
 
 _ADDRESS_SPACE = 1 << 64
 _EMPTY = -1
@@ -22,13 +22,13 @@ Pages = npt.NDArray[np.uint8]
 
 
 class CacheSizeError(ValueError):
-    """No cache can have this size; one line."""
+    """No cache can have the requested size; the message is one line."""
 
 
 def cache_pages(size: int, page_size: int, ram: int) -> int:
-    """Pages of a cache of `size` bytes: a power of two. `ram`: bytes of the guest's.
+    """Return the number of pages, a power of two, in a cache of `size` bytes.
 
-    Raises CacheSizeError.
+    `ram` is the size of guest RAM in bytes. Raises CacheSizeError.
     """
     for wrong, why in (
         (size >= _ADDRESS_SPACE, "exceeding address space"),
@@ -42,10 +42,12 @@ def cache_pages(size: int, page_size: int, ram: int) -> int:
 
 
 class PageCache:
-    """Lines of one worker; it numbers its pages from 0 on. All arguments are arrays of pages.
+    """The cache lines of one worker, which numbers its pages from 0 on.
 
-    What a line holds is what was put on the wire last (law 2): whoever sends a page in any way
-    says so by one of `update`, `insert` and `zero`.
+    Arguments are arrays of pages.
+
+    A line always holds what was put on the wire last (law 2), so every page that is sent in any way
+    must be reported by one of `update`, `insert` and `zero`.
     """
 
     def __init__(self, lines: int, page_size: int) -> None:
@@ -57,11 +59,11 @@ class PageCache:
         return len(self._numbers)
 
     def resize(self, lines: int) -> None:
-        """Keep what has a line of its own there; of several pages for one, that used last."""
+        """Change the number of lines. If several pages map to one line, keep the one sent last."""
         fresh = PageCache(lines, self._pages.shape[1])
         held = np.flatnonzero(self._numbers != _EMPTY)
         if lines:
-            # Of those that go to one line, the first: that used last.
+            # Of the pages that map to one line, `unique` keeps the first: the one sent last.
             held = held[np.argsort(-self._rounds[held], kind="stable")]
             to, first = np.unique(self._numbers[held] % lines, return_index=True)
             held = held[first]
@@ -71,23 +73,29 @@ class PageCache:
         self._numbers, self._rounds, self._pages = fresh._numbers, fresh._rounds, fresh._pages
 
     def holds(self, numbers: Numbers) -> npt.NDArray[np.bool_]:
-        """(n,) bool: which of these pages are here."""
+        """Return a mask, (n,) bool, of the pages that are in the cache."""
         if not len(self):
             return np.zeros(len(numbers), np.bool_)
         return np.asarray(self._numbers[numbers % len(self)] == numbers)
 
     def pages(self, numbers: Numbers) -> Pages:
-        """(n, page_size), copied: what the destination holds of these, all of which are here."""
+        """Return copies, (n, page_size), of these pages as the destination holds them.
+
+        All of them must be in the cache.
+        """
         return self._pages[numbers % len(self)]
 
     def update(self, numbers: Numbers, copies: Pages, number: int) -> None:
-        """These pages, which are here, were sent in round `number` as `copies` hold them."""
+        """Record that these cached pages were sent in round `number` as `copies` hold them."""
         lines = numbers % len(self)
         self._pages[lines] = copies
         self._rounds[lines] = number
 
     def insert(self, numbers: Numbers, copies: Pages, number: int) -> None:
-        """The same of pages that are not here; they come in where a line can be had."""
+        """Record that these uncached pages were sent in round `number`.
+
+        A page enters the cache if its line is empty, or holds a page that was not sent of late.
+        """
         if not len(self):
             return
         lines, which = np.unique(numbers % len(self), return_index=True)
@@ -98,7 +106,7 @@ class PageCache:
         self._pages[lines] = copies[which]
 
     def zero(self, numbers: Numbers, number: int) -> None:
-        """These pages were sent as zero."""
+        """Record that these pages were sent as zero in round `number`."""
         here = numbers[self.holds(numbers)]
         if len(here):
             lines = here % len(self)

@@ -1,4 +1,4 @@
-"""What a user may ask of an outgoing migration."""
+"""Hold the parameters of an outgoing migration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .throttle import ThrottleParameters
 
 
 class OnStall(Enum):
-    """What to do when rounds no longer shrink."""
+    """The reaction to rounds that no longer shrink."""
 
     CONTINUE = "continue"
     CANCEL = "cancel"
@@ -18,15 +18,15 @@ class OnStall(Enum):
 
 @dataclass(frozen=True)
 class SendParameters:
-    """`max_bandwidth` in bytes a second (None: no limit), `downtime_limit` in seconds.
+    """The parameters of an outgoing migration.
 
-    `workers`: processes that scan and encode beside the transport process; 0: it does that itself;
-    None: what the machine bears.
-    `return_path`: ask the destination to answer, where the channel goes both ways.
-    `xbzrle`: send pages as differences, from a cache of `xbzrle_cache_size` bytes (None: 64 MiB, or
-    all RAM where that is less). `compress`: `none`, `zstd[:LEVEL]` or `adaptive`.
-    `auto_converge`: slow the guest down so while it dirties RAM faster than is sent; None: never.
-    `pause_before_switchover`: with the guest paused, wait for `Sender.proceed`.
+    `max_bandwidth` is in bytes per second (None: no limit), `downtime_limit` in seconds. `workers`
+    is the number of processes that scan and encode; with 0 the transport process does that itself,
+    with None the machine decides. `return_path` asks the destination to answer, if the channel goes
+    both ways. `xbzrle` sends pages as differences, from a cache of `xbzrle_cache_size` bytes (None:
+    64 MiB, or all RAM if that is less). `compress` is `none`, `zstd[:LEVEL]` or `adaptive`.
+    `auto_converge` throttles the guest while it dirties RAM faster than it is sent (None: never).
+    `pause_before_switchover` waits for `Sender.proceed` once the guest is paused.
     """
 
     max_bandwidth: int | None = None

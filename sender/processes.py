@@ -1,4 +1,4 @@
-"""The sender's processes as one thing: workers, transport process, and the rings between them."""
+"""Manage the sender's processes: workers, transport process, and the rings between them."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from .worker import WORKER_COUNTERS, StartRound, WorkerSetup, run_worker, slot_s
 
 RING_SLOTS = 8
 CONTROL_PIECE = 1 << 20
-"""Bytes that the coordinator puts on the channel at once."""
+"""Bytes that the coordinator puts in one slot of its ring."""
 
 preload("vmferry.sender.transport", "vmferry.sender.worker")
 
 
 class Processes:
-    """Starts, commands and stops the processes of one outgoing migration.
+    """The processes of one outgoing migration: it starts, commands and stops them.
 
-    `count` workers; with none, the transport process scans (and compresses) as well.
+    `count` is the number of workers; with 0 the transport process also scans and compresses.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Processes:
         self._writer = RingWriter(self._control)
 
     def start(self, section_id: int, channel: Channel, *, return_path: bool) -> None:
-        """Start all processes, and wait until every one has mapped what it needs."""
+        """Start all processes, and wait until each one has mapped what it needs."""
         parts = [
             WorkerSetup(
                 index,
@@ -95,7 +95,7 @@ class Processes:
         send_channel(transport.connection, channel)
 
     def start_round(self, command: StartRound) -> None:
-        """Command a pass over all RAM; RoundSent will report the end."""
+        """Start a pass over all RAM; RoundSent reports its end."""
         for child in self._scanners:
             send_message(child.connection, command)
 
@@ -105,7 +105,7 @@ class Processes:
         send_message(self._transport.connection, command)
 
     def write(self, data: bytes) -> None:
-        """Put bytes on the channel, behind all that was sent before."""
+        """Write bytes to the channel, behind everything that was sent before."""
         for start in range(0, len(data), CONTROL_PIECE):
             piece = self._framed(data[start : start + CONTROL_PIECE])
             self._slot()[: len(piece)] = piece
@@ -126,17 +126,18 @@ class Processes:
         return word_on_wire(value, framed=self._compression is not None)
 
     def greet(self, timeout: float) -> Peer:
-        """Return how the destination will take part in the handover, once it answers.
+        """Wait for the destination's answer to HELLO, and return how it takes part in the handover.
 
-        It answers behind all that was sent before. Raises SilenceError after `timeout` seconds.
+        It answers after everything that was sent before. Raises SilenceError after `timeout`
+        seconds.
         """
         self.write(ping(Word.HELLO))
         return self._crew.wait_for(Greeted, timeout).peer
 
     def let_go(self) -> bytes:
-        """Have the transport process leave the channel; return what it read and could not use.
+        """Make the transport process leave the channel, and return its unused bytes of answers.
 
-        No process of these is needed or watched any more.
+        No process of this migration is needed or watched afterwards.
         """
         self.command_transport(LetGo())
         answers = self._crew.wait_for(Released).answers
@@ -155,19 +156,19 @@ class Processes:
         return view
 
     def sent(self, name: str) -> int:
-        """A counter of the transport process."""
+        """Return a counter of the transport process."""
         return self._sent[name]
 
     def scanned(self, name: str) -> int:
-        """A counter, summed over the workers."""
+        """Return a counter, summed over the workers."""
         return sum(counters[name] for counters in self._scanned)
 
     def levels(self) -> tuple[int, ...]:
-        """With which each of those that scan compresses now."""
+        """Return the present compression level of each process that scans."""
         return tuple(counters["level"] for counters in self._scanned)
 
     def close(self) -> None:
-        """Give back everything that was shared with the processes, which have ended."""
+        """Release everything that was shared with the processes, which have ended."""
         self._writer.close()
         for ring in (*self._rings, self._control):
             ring.close()

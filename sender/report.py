@@ -1,4 +1,4 @@
-"""The figures of a migration, put together from its parts, and the forecasts kept to compare."""
+"""Compute the figures of a migration from its parts, and keep forecasts to compare with them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _FOUND = ("normal", "duplicate", "xbzrle_pages", "unchanged")
 
 
 class Report:
-    """Looks at everything, changes nothing but its own notes.
+    """The source of a migration's figures; it reads the other parts and changes only its records.
 
-    `method`: how slots are compressed, in a word; None: not at all.
+    `method` names the compression of slots; None means no compression.
     """
 
     def __init__(
@@ -53,17 +53,17 @@ class Report:
         self.meter = Meter()
 
     def window(self) -> None:
-        """Close a window of the bandwidth."""
+        """Close a measuring window of the bandwidth."""
         now = self._now()
         self.meter.window(now["transferred"], now["busy_ns"], now["found"])
 
     def round_begins(self) -> None:
-        """Another pass is about to be commanded."""
+        """Record the start of a round, before the processes are ordered to begin it."""
         self.meter.begin("round")
         self._before = self._now()
 
     def round_ends(self) -> Round:
-        """The pass was sent; what it came to."""
+        """Record the end of a round and return its results."""
         self.meter.end("round")
         self.window()
         now = self._now()
@@ -89,9 +89,9 @@ class Report:
         }
 
     def note_forecast(self) -> None:
-        """Keep the forecast of the whole time that was made after round 2, or else round 1.
+        """Record the forecast of the total time after round 2, or after round 1 if it is the last.
 
-        By then two rounds of different length have told what the guest is like.
+        By then two rounds of different length have shown how the guest dirties its RAM.
         """
         if not self._convergence.knows_guest or self.round > 3:
             return
@@ -100,10 +100,7 @@ class Report:
         self._forecast = Forecast(self.round - 1, total)
 
     def note_downtime(self) -> None:
-        """Keep what was sent by now, and what the downtime is expected to be.
-
-        The guest is about to be paused.
-        """
+        """Record what was sent so far and the expected downtime, before the guest is paused."""
         self._precopy_bytes = self._processes.sent("transferred")
         expected = self._convergence.expected_downtime(self.meter.bandwidth)
         self._forecast = Forecast(
@@ -111,7 +108,7 @@ class Report:
         )
 
     def explain_stall(self) -> Stall:
-        """Why rounds do not shrink, and what would help."""
+        """Return why rounds do not shrink, and what would help."""
         parameters, convergence = self._parameters, self._convergence
         bandwidth = self.meter.bandwidth
         return explain(
@@ -130,12 +127,12 @@ class Report:
         )
 
     def _sampled(self, counter: str) -> float | None:
-        """What part of the pages sampled an encoding would have left."""
+        """Return the part of the pages that an encoding would leave; None without samples."""
         pages = self._processes.scanned("sampled")
         return self._processes.scanned(counter) / pages if pages else None
 
     def figures(self, status: MigrationStatus) -> Figures:
-        """The state of things now."""
+        """Return the present figures."""
         expected = self._convergence.expected_downtime(self.meter.bandwidth)
         transferred = self._processes.sent("transferred")
         return Figures(
@@ -164,18 +161,21 @@ class Report:
         )
 
     def _remaining(self, status: MigrationStatus) -> int:
-        """Bytes not sent yet of this round: exact in round 0, a forecast in later ones."""
+        """Return the bytes of this round still to send: exact in round 0, later a forecast."""
         if status is MigrationStatus.COMPLETED:
             return 0
         return round(self._convergence.expected_dirty * (1 - self._scanned_part()))
 
     def _scanned_part(self) -> float:
-        """How much of RAM this round has looked at, from 0 to 1."""
+        """Return the part of RAM that this round has scanned, from 0 to 1."""
         scanned = self._processes.scanned("scanned") - self._before["scanned"]
         return min(1.0, scanned * self._page_size / max(self._total, 1))
 
     def _remaining_time(self, status: MigrationStatus) -> int | None:
-        """Milliseconds; in round 0, of which nothing is known, those that it has left itself."""
+        """Return the remaining milliseconds, or None if unknown.
+
+        In round 0, before anything is known about the guest, this is the rest of that round alone.
+        """
         spent = self.meter.milliseconds("round")
         if status is not MigrationStatus.ACTIVE:
             return 0 if status is MigrationStatus.COMPLETED else None

@@ -1,7 +1,7 @@
-"""What XBZRLE and zstd would make of the pages that a busy guest keeps dirtying.
+"""Measure what XBZRLE and zstd would gain for the pages that a busy guest keeps dirtying.
 
-Of the pages sent again and again as they are, a few are kept; when they come again, both encodings
-are tried on them. So whoever watches a migration that stalls can be told which one would help.
+A few of the pages that are sent whole again and again are kept; when they are sent again, both
+encodings are tried on them. The user of a stalled migration then learns which one would help.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from ..transport.counters import Counters
 from .compression import Framer
 
 PAGES = 64
-"""Kept at a time."""
+"""Number of pages kept at a time."""
 CHUNK_PAGES = 8
-"""Taken of one chunk, so that they come from all over RAM."""
+"""Pages taken from one chunk at most, so that the sample covers all of RAM."""
 LEVEL = 1
 
 SAMPLE_COUNTERS = ("sampled", "sampled_delta", "sampled_zstd")
-"""Bytes of pages that came again, and what XBZRLE and zstd would have made of them."""
+"""Counters, in bytes: pages sent again, and their size under XBZRLE and under zstd."""
 
 Numbers = npt.NDArray[np.intp]
 Pages = npt.NDArray[np.uint8]
 
 
 class Sampler:
-    """Of one worker; `counters`: SAMPLE_COUNTERS."""
+    """The sampled pages of one worker; `counters` has SAMPLE_COUNTERS."""
 
     def __init__(self, page_size: int, counters: Counters) -> None:
         self._numbers = np.empty(0, np.intp)
@@ -37,12 +37,12 @@ class Sampler:
         self._counters = counters
 
     def begin_round(self) -> None:
-        """Pages that did not come in the last round make room for others."""
+        """Drop the pages that were not sent in the last round, to make room for others."""
         self._numbers, self._pages = self._numbers[self._came], self._pages[self._came]
         self._came = np.zeros(len(self._numbers), np.bool_)
 
     def sent(self, numbers: Numbers, copies: Pages) -> None:
-        """These pages (n,), of one chunk, were sent as `copies` (n, page_size)."""
+        """Record that these pages (n,), of one chunk, were sent as `copies` (n, page_size)."""
         _, ours, theirs = np.intersect1d(
             self._numbers, numbers, assume_unique=True, return_indices=True
         )

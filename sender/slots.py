@@ -1,4 +1,4 @@
-"""Where pages are laid out for the wire: in ring slots, or in a buffer that is sent at once.
+"""Lay out pages for the wire: in ring slots, or in a buffer that is sent at once.
 
 A slot holds a whole piece of the stream.
 """
@@ -17,29 +17,29 @@ SLOT_PIECE = 1
 SLOT_END_OF_ROUND = 2
 """Ring slot kind: this worker has no more for the round in the slot's tag."""
 SLOT_FLUSHED = 3
-"""Ring slot kind, on the coordinator's ring: say when everything before it was sent."""
+"""Ring slot kind, on the coordinator's ring: report when everything before it was sent."""
 SLOT_STORED = 4
-"""Ring slot kind: a piece of the stream that leaves stored in a zstd frame, see protocol.zstd."""
+"""Ring slot kind: a piece of the stream that is sent stored in a zstd frame (`protocol.zstd`)."""
 
 
 class Slots(Protocol):
-    """One slot is open at a time."""
+    """A source of slots to fill and send; one slot is open at a time."""
 
     def acquire(self) -> memoryview:
-        """An empty slot. Raises EOFError when the coordinator wants no more of this round."""
+        """Return an empty slot. Raises EOFError when the coordinator stops the round."""
 
     def publish(self, length: int) -> None:
-        """Its first `length` bytes may go."""
+        """Send the first `length` bytes of the open slot."""
 
     def end_round(self, number: int) -> None:
-        """Everything of this round was published."""
+        """Report that everything of this round was published."""
 
     def check(self) -> None:
-        """Raises EOFError when the coordinator wants no more of this round."""
+        """Raise EOFError when the coordinator stops the round."""
 
 
 class RingSlots:
-    """Slots of a ring, taken by the transport process."""
+    """Slots of a ring, which the transport process empties."""
 
     def __init__(self, ring: Ring, connection: Connection) -> None:
         self._writer = RingWriter(ring)
@@ -47,31 +47,35 @@ class RingSlots:
         self._free_or_command = Readiness(self._writer.free_fd, connection.fileno())
 
     def acquire(self) -> memoryview:
-        """See Slots."""
+        """Wait for an empty slot of the ring and return it.
+
+        Raises EOFError when the round is stopped.
+        """
         while (view := self._writer.try_acquire()) is None:
             self._free_or_command.ready()
             self.check()
         return view
 
     def publish(self, length: int, *, stored: bool = False) -> None:
-        """See Slots; `stored`: in a zstd frame."""
+        """Publish the first `length` bytes to the transport process; `stored`: in a zstd frame."""
         self._writer.publish(length, SLOT_STORED if stored else SLOT_PIECE, 0)
 
     def end_round(self, number: int) -> None:
-        """See Slots."""
+        """Publish a slot that ends this worker's part of the round."""
         self.acquire()
         self._writer.publish(0, SLOT_END_OF_ROUND, number)
 
     def check(self) -> None:
-        """See Slots."""
+        """Raise EOFError when the coordinator stops the round."""
         if self._commands.now():
             raise EOFError
 
 
 class DirectSlots:
-    """One buffer of the transport process itself: `send` takes bytes, `ended` the round.
+    """One buffer of the transport process itself, sent as soon as it is published.
 
-    `send` is also told whether they leave stored in a zstd frame.
+    `send` is called with the bytes and whether they are sent stored in a zstd frame; `ended` is
+    called with the number of a finished round.
     """
 
     def __init__(
@@ -87,18 +91,18 @@ class DirectSlots:
         self.end_round = ended
 
     def send(self, content: memoryview) -> None:
-        """Send what stands elsewhere."""
+        """Send bytes that are not in the buffer."""
         self._send(content, False)
 
     def acquire(self) -> memoryview:
-        """See Slots."""
+        """Return the buffer."""
         return self._buffer
 
     def publish(self, length: int, *, stored: bool = False) -> None:
-        """See Slots; `stored`: in a zstd frame."""
+        """Send the first `length` bytes of the buffer; `stored`: in a zstd frame."""
         self._send(self._buffer[:length], stored)
 
     def check(self) -> None:
-        """See Slots."""
+        """Raise EOFError when the coordinator stops the round."""
         if self._commands.now():
             raise EOFError

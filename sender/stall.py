@@ -1,6 +1,6 @@
-"""A migration that no longer gets nearer to its end: notice it, say why, and what would help.
+"""Notice a migration that no longer converges, and explain why and what would help.
 
-No clock and no I/O here.
+This module reads no clock and does no I/O.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from ..guest.sizes import format_size
 from .convergence import MOMENT, Round
 
 ROUNDS = 3
-"""Rounds in succession that did not shrink."""
+"""Number of rounds in succession without shrinking that make a stall."""
 PERIOD = 1.0
-"""Seconds that these must take together."""
+"""Shortest time, in seconds, that these rounds must take together."""
 SHRINKS = 0.95
-"""A round shrinks that sends at most this much of the one before."""
+"""A round shrinks if it sends at most this part of what the round before sent."""
 
 WORTH = 0.8
-"""An encoding is worth naming that leaves at most this much of the pages sampled."""
+"""An encoding is recommended if it leaves at most this part of the sampled pages."""
 LIMITED = 0.8
-"""From this much of the bandwidth limit on, that limit is what the link is slowed by."""
+"""Part of the bandwidth limit above which the limit counts as the bottleneck."""
 MISSING = 0.3
-"""From this much of the dirty pages on without a line, the XBZRLE cache is too small."""
+"""Part of the dirty pages without a line above which the XBZRLE cache is too small."""
 
 
 @dataclass(frozen=True)
 class Stall:
-    """`reason`: one line; `advice`: what would help, a line each, best first."""
+    """An explained stall: `reason` is one line; `advice` has one line per remedy, best first."""
 
     reason: str
     advice: tuple[str, ...]
@@ -35,12 +35,13 @@ class Stall:
 
 @dataclass(frozen=True)
 class Situation:
-    """What is known when a migration stalls. Sizes in bytes, rates in bytes a second.
+    """The facts about a stalled migration.
 
-    `left`: what each round finds and sends; `max_bandwidth` 0: no limit. `delta`, `zstd`: what part
-    of the pages sampled XBZRLE or zstd would leave; None where it is on already, or not known.
-    `cache_miss_rate`: of the XBZRLE cache, 0 where it is off; `can_slow`: the guest is not slowed
-    down, and could be.
+    Sizes are in bytes, rates in bytes per second, times in seconds. `left` is what each round finds
+    and sends. `max_bandwidth` is 0 without a limit. `delta` and `zstd` are the parts of the sampled
+    pages that XBZRLE and zstd would leave; None means that the encoding is already on, or that
+    nothing is known. `cache_miss_rate` is that of the XBZRLE cache, 0 where it is off. `can_slow`
+    says that auto-converge is off and could be switched on.
     """
 
     bandwidth: float
@@ -56,7 +57,7 @@ class Situation:
 
 
 class StallDetector:
-    """Notices rounds that no longer shrink."""
+    """A detector of rounds that no longer shrink."""
 
     def __init__(self) -> None:
         self._before: int | None = None
@@ -65,11 +66,11 @@ class StallDetector:
 
     @property
     def stalled(self) -> bool:
-        """Whether the last rounds did not shrink."""
+        """Return whether the last rounds did not shrink."""
         return self._rounds >= ROUNDS and self._seconds >= PERIOD
 
     def round_done(self, done: Round) -> None:
-        """Take in a finished round."""
+        """Record a finished round."""
         before, self._before = self._before, done.sent_bytes
         if before is None or done.sent_bytes <= before * SHRINKS:
             self.begin_again()
@@ -78,12 +79,12 @@ class StallDetector:
         self._seconds += done.seconds
 
     def begin_again(self) -> None:
-        """Something has changed: what the rounds before were like tells nothing any more."""
+        """Forget the earlier rounds, because something has changed."""
         self._rounds, self._seconds = 0, 0.0
 
 
 def explain(now: Situation) -> Stall:
-    """Put into words what the situation is."""
+    """Explain the situation in words."""
     reason = (
         f"rounds do not shrink: each finds {format_size(now.left)} to send, at "
         f"{format_size(now.bandwidth)}/s; the guest would be stopped for "
@@ -108,7 +109,7 @@ def _advice(now: Situation) -> list[str]:
         advice.append(f"--compress zstd: {_part(now.zstd)} of these bytes, by the pages sampled")
     if now.can_slow:
         advice.append("--auto-converge: slow the guest down until it can be kept up with")
-    # With some room: the next round is not quite like the last.
+    # A margin of 20 %, because the next round may be larger than the last.
     long = -(-int(now.downtime * 1200) // 10) * 10
     advice.append(f"--downtime-limit {long}, or --on-stall switchover: stop the guest for longer")
     return advice

@@ -1,4 +1,4 @@
-"""The pieces of the outgoing stream that are not pages: what stands before and after them."""
+"""Write the pieces of the outgoing stream that are not pages: those before and after them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RAM_VERSION = 4
 
 
 def opening(guest: Guest, state: DeviceState, return_path: bool) -> bytes:
-    """Header, configuration, early devices, and the list of RAM blocks."""
+    """Return the header, configuration, early devices, and the list of RAM blocks."""
     machine = guest.machine
     write = StreamWriter().write
     pieces = [
@@ -60,7 +60,7 @@ def _ram_start(guest: Guest, state: DeviceState) -> bytes:
 
 
 def ram_end(state: DeviceState) -> bytes:
-    """The empty SECTION_END of `ram`."""
+    """Return the empty SECTION_END of `ram`."""
     write = StreamWriter().write
     section = events.RamSection(
         offset=0,
@@ -80,12 +80,12 @@ def ram_end(state: DeviceState) -> bytes:
 
 
 def devices(state: DeviceState) -> bytes:
-    """All device sections, verbatim."""
+    """Return all device sections, verbatim."""
     return b"".join(_device(section) for section in state.sections)
 
 
 def closing(state: DeviceState) -> bytes:
-    """The end of the stream, with which a destination may start, and the description."""
+    """Return the end of the stream, which lets the destination start, and the description."""
     write = StreamWriter().write
     pieces = [write(events.EndOfStream(offset=0))]
     if state.description is not None:

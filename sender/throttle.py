@@ -1,8 +1,8 @@
-"""Auto-converge: slow the guest down, step by step, while it dirties RAM faster than is sent.
+"""Auto-converge: throttle the guest step by step while it dirties RAM faster than it is sent.
 
 Source: QEMU's documentation, docs/devel/migration/features and the QMP reference: capability
 `auto-converge`, parameters `cpu-throttle-initial`, `cpu-throttle-increment`, `max-cpu-throttle` and
-`throttle-trigger-threshold`. No clock and no I/O here.
+`throttle-trigger-threshold`. This module reads no clock and does no I/O.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from dataclasses import dataclass
 from .convergence import Round
 
 PERIOD = 1.0
-"""Seconds of rounds that are judged together, at least."""
+"""Shortest time, in seconds, of the rounds that are judged together as one period."""
 PATIENCE = 2
-"""Such periods in succession before a step."""
+"""Periods in succession that must outrun the link before the throttle increases."""
 
 
 class ThrottleError(ValueError):
-    """Not a percentage that it can have; one line."""
+    """A throttle parameter is out of range; the message is one line."""
 
 
 @dataclass(frozen=True)
 class ThrottleParameters:
-    """Percentages of the guest's time that it is kept from running: first, each step, at most.
+    """The parameters of the throttle: percentages of the time for which the guest is stopped.
 
-    `trigger_threshold`: a period outruns the link when what had to be sent in it is more than this
-    percentage of what was sent while the guest dirtied it. Raises ThrottleError.
+    The throttle starts at `initial`, grows by `increment` and ends at `maximum`. A period outruns
+    the link when the bytes sent in it exceed `trigger_threshold` percent of those sent while the
+    guest dirtied them. Raises ThrottleError.
     """
 
     initial: int = 20
@@ -49,18 +50,18 @@ class ThrottleParameters:
 
 
 class AutoConverge:
-    """The percentage after each round.
+    """The throttle percentage, decided after each round.
 
-    What counts is what goes on the wire: a guest whose changes are small is not slowed down for
-    the number of its pages.
+    The bytes on the wire count, not the number of pages, so a guest whose changes are small is not
+    throttled for touching many pages.
     """
 
     def __init__(self, parameters: ThrottleParameters) -> None:
         self._parameters = parameters
         self.percentage = 0
-        """Of the guest's time, from now on."""
+        """Percentage of the time for which the guest is stopped from now on."""
         self.highest = 0
-        """The most that it was slowed down by."""
+        """Highest percentage so far."""
         self._before: int | None = None
         self._sent = self._sent_before = 0
         self._seconds = 0.0
@@ -68,11 +69,11 @@ class AutoConverge:
 
     @property
     def at_maximum(self) -> bool:
-        """No further step is left."""
+        """Return whether no further step is left."""
         return self.percentage >= self._parameters.maximum
 
     def round_done(self, done: Round) -> None:
-        """Take in a finished round: what it sent was dirtied during the one before."""
+        """Record a finished round; what it sent was dirtied during the one before."""
         before, self._before = self._before, done.sent_bytes
         if before is None:
             return
@@ -95,5 +96,5 @@ class AutoConverge:
         self.highest = self.percentage
 
     def release(self) -> None:
-        """The guest has to run at full speed again."""
+        """Reset the percentage: the guest runs at full speed again."""
         self.percentage = 0

@@ -1,7 +1,7 @@
-"""The sending transport process: moves ring slots to the channel, in order, within the bandwidth.
+"""The sending transport process: move ring slots to the channel, in order, within the bandwidth.
 
-It knows nothing of what it moves. All slots of a round leave before the coordinator is told that
-the round is done, so no round overtakes another.
+The process does not interpret what it moves. All slots of a round are sent before the coordinator
+learns that the round is done, so no round overtakes another.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ TRANSPORT_COUNTERS = ("transferred", "busy_ns")
 
 @dataclass(frozen=True)
 class TransportSetup:
-    """Rings of the workers and of the coordinator; `limits` holds `max_bandwidth` (0: none).
+    """The setup of the transport process: the rings of the workers and of the coordinator.
 
-    `scan`: without workers, what this process has to scan itself.
+    `limits` holds `max_bandwidth` in bytes per second (0: no limit). `scan` is what this process
+    must scan itself if there are no workers.
     """
 
     rings: tuple[Ring, ...]
@@ -53,33 +54,33 @@ class RoundSent:
 
 @dataclass(frozen=True)
 class Flushed:
-    """Report: everything that the coordinator wrote was handed over."""
+    """Report: everything that the coordinator wrote was handed to the channel."""
 
 
 @dataclass(frozen=True)
 class Greeted:
-    """Report: the destination has answered HELLO, and everything before it."""
+    """Report: the destination has answered HELLO, and with it everything before it."""
 
     peer: Peer
 
 
 @dataclass(frozen=True)
 class LetGo:
-    """Command: everything was sent but the end of the stream; leave the channel to others."""
+    """Command: everything except the end of the stream was sent; leave the channel to others."""
 
 
 @dataclass(frozen=True)
 class Released:
-    """Report: this process has let go of the channel.
+    """Report: this process has closed the channel.
 
-    `answers`: bytes of the return path that it read and that are no whole message yet.
+    `answers` has bytes of the return path that were read but are not a whole message yet.
     """
 
     answers: bytes
 
 
 class Transport:
-    """Takes slots from the rings as they fill; with something to scan, makes pages of `blocks`."""
+    """The loop that sends slots from the rings; without workers, it also scans `blocks`."""
 
     def __init__(
         self,
@@ -107,7 +108,10 @@ class Transport:
             self._worker = Worker(setup.scan, blocks, _compressed(slots, setup.scan))
 
     def run(self) -> None:
-        """Move slots until the coordinator says to let go; EOFError: it went away."""
+        """Move slots until the coordinator commands LetGo.
+
+        Raises EOFError if the coordinator is gone.
+        """
         while not self._released:
             if self._commands.now():
                 self._obey(self._connection.recv())
@@ -147,7 +151,10 @@ class Transport:
         self._take_answers(self._answers, bytes(buffer[:count]))
 
     def _take_answers(self, reader: ReturnPathReader, data: bytes) -> None:
-        """Report how the destination answers HELLO. Raises ChannelError for what ends it all."""
+        """Report how the destination answers HELLO.
+
+        Raises ChannelError if an answer means that the migration failed.
+        """
         while messages := reader.feed(data):
             data = b""
             for message in messages:
@@ -194,7 +201,7 @@ class Transport:
         self._limiter.set_limit(self._limit())
         while (delay := self._limiter.delay()) > 0:
             if wait_readable([self._connection.fileno()], delay):
-                # Only the coordinator's death or its stop interrupts a round.
+                # Only the coordinator's death or stop command interrupts a round.
                 raise EOFError
             self._limiter.set_limit(self._limit())
         pieces = zstd.stored(view) if stored else [view]
@@ -209,7 +216,7 @@ class Transport:
 
 
 def _compressed(slots: DirectSlots, setup: WorkerSetup) -> Slots:
-    """The same, by way of threads that compress them if they shall be."""
+    """Return slots that compress with threads, or `slots` itself without compression."""
     if setup.compression is None:
         return slots
     threads = processors()
@@ -218,7 +225,7 @@ def _compressed(slots: DirectSlots, setup: WorkerSetup) -> Slots:
 
 
 def run_transport(connection: Connection, setup: TransportSetup) -> None:
-    """Process entry: take the channel, move slots until the coordinator goes away."""
+    """Take the channel and move slots until the coordinator is gone; entry point of the process."""
     blocks = [] if setup.scan is None else map_blocks(connection, setup.scan)
     send_message(connection, "ready")
     channel = receive_channel(connection)

@@ -1,6 +1,6 @@
-"""One process of the scan-and-encode pool: finds dirty pages and lays them out in ring slots.
+"""One process of the scan-and-encode pool: find dirty pages and lay them out in ring slots.
 
-Every slot it publishes is a whole SECTION_PART of the `ram` section, ready for the wire.
+Every slot that it publishes is a whole SECTION_PART of the `ram` section, ready for the wire.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .sampler import SAMPLE_COUNTERS, Sampler
 from .slots import RingSlots, Slots
 
 CHUNK_PAGES = 512
-"""Pages scanned at once, and the unit in which RAM is dealt to the workers."""
+"""Pages that are scanned at once; also the unit in which RAM is distributed to the workers."""
 
 WORKER_COUNTERS = (
     "scanned",
@@ -48,13 +48,13 @@ WORKER_COUNTERS = (
 
 
 def slot_size(page_size: int) -> int:
-    """Bytes of a slot: a chunk of plain pages, its names and the section around it."""
+    """Return the bytes of a slot: a chunk of plain pages, its names and the section around it."""
     return CHUNK_PAGES * (page_size + RECORD_HEADER_SIZE) + 4096
 
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What a worker is told at its start: it owns chunks `index`, `index + count`, ..."""
+    """The setup of a worker, which owns chunks `index`, `index + count`, ..."""
 
     index: int
     count: int
@@ -62,16 +62,16 @@ class WorkerSetup:
     slot_size: int
     counters: Counters
     sent: Counters
-    """What the transport process counts."""
+    """Counters of the transport process."""
     limits: Counters
-    """`xbzrle_cache`: pages of the caches of all workers together; 0: no XBZRLE."""
+    """Limits with `xbzrle_cache`, the cache pages of all workers together; 0 means no XBZRLE."""
     layout: tuple[dict[str, Any], ...]
     compression: Compression | None = None
 
 
 @dataclass(frozen=True)
 class StartRound:
-    """Command: one pass. `tracked`: remember digests, because another round will follow."""
+    """Command: make one pass. `tracked`: keep digests, because another round will follow."""
 
     number: int
     tracked: bool
@@ -90,9 +90,9 @@ class MappedBlock:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Pages that are scanned at once: those of a block from page `first` on.
+    """The pages of a block that are scanned at once, from page `first` on.
 
-    `own`: number of the first one among the pages of this worker.
+    `own` is the number of the first one among the pages of this worker.
     """
 
     block: MappedBlock
@@ -100,12 +100,12 @@ class Chunk:
     own: int
 
     def offsets(self, indexes: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
-        """Where in the block these pages of the chunk belong, in bytes."""
+        """Return the offsets in the block, in bytes, of these pages of the chunk."""
         return (self.first + indexes).astype(np.uint64) * np.uint64(self.block.page_size)
 
 
 class SlotBuilder:
-    """Fills ring slots with section parts; a part grows until the next chunk does not fit."""
+    """A builder of section parts in ring slots; a part grows until the next chunk does not fit."""
 
     def __init__(self, slots: Slots, section_id: int) -> None:
         self._slots = slots
@@ -115,7 +115,7 @@ class SlotBuilder:
         self._used = 0
 
     def room(self, size: int) -> npt.NDArray[np.uint8]:
-        """An array of at least `size` bytes to write into; follow with `used`."""
+        """Return an array of at least `size` bytes to write into; call `used` afterwards."""
         view = self._view
         if view is not None and self._used + size + len(self._tail) > len(view):
             self.flush()
@@ -127,7 +127,7 @@ class SlotBuilder:
         return view[self._used :]
 
     def used(self, size: int) -> None:
-        """`size` bytes of the last `room` now hold records."""
+        """Record that `size` bytes of the last `room` now hold records."""
         self._used += size
 
     def flush(self) -> None:
@@ -145,7 +145,7 @@ class SlotBuilder:
 
 
 class Worker:
-    """Scans its chunks round by round, as the coordinator commands."""
+    """The scanner of one worker's chunks, round by round, as the coordinator commands."""
 
     def __init__(self, setup: WorkerSetup, blocks: list[MappedBlock], slots: Slots) -> None:
         self._setup = setup
@@ -159,7 +159,7 @@ class Worker:
     def run_round(self, command: StartRound) -> None:
         """Send every page of this worker that changed since it was last sent.
 
-        Raises EOFError when the coordinator wants no more of it.
+        Raises EOFError when the coordinator stops the round.
         """
         self._size_cache()
         self._sampler.begin_round()
@@ -170,7 +170,7 @@ class Worker:
         self._slots.end_round(command.number)
 
     def _size_cache(self) -> None:
-        """Our part of what the coordinator wants now."""
+        """Resize the cache to this worker's share of what the coordinator wants now."""
         whole, count = self._setup.limits["xbzrle_cache"], self._setup.count
         lines = whole // count + (self._setup.index < whole % count)
         if lines != len(self._cache):
@@ -196,13 +196,13 @@ class Worker:
         dirty = block.tracker.scan(ram, first)
         if not dirty.any():
             return
-        # A page read as zero goes as ZERO, and the table gets the digest of zeros, whatever the
-        # guest has written meanwhile: the digest is that of the wire's bytes either way.
+        # A page read as zero is sent as ZERO, and the table gets the digest of zeros, whatever the
+        # guest has written meanwhile: the digest matches the bytes on the wire either way.
         zero = np.zeros(len(ram), np.bool_)
         zero[dirty] = zero_mask(ram if dirty.all() else ram[dirty])
         self._send_zero(chunk, np.flatnonzero(zero), command)
         indexes = np.flatnonzero(dirty & ~zero)
-        # Before all pages were sent once, the destination holds nothing to differ from.
+        # Before all pages were sent once, the destination has nothing to compare with.
         if len(self._cache) and command.number:
             indexes = self._send_changes(chunk, indexes, command)
         self._send_plain(chunk, indexes, command)
@@ -221,7 +221,7 @@ class Worker:
     def _send_changes(
         self, chunk: Chunk, indexes: npt.NDArray[np.intp], command: StartRound
     ) -> npt.NDArray[np.intp]:
-        """Send what has a line in the cache; the pages that have none."""
+        """Send the changes of pages that have a line in the cache; return the other pages."""
         here = self._cache.holds(chunk.own + indexes)
         missed, indexes = indexes[~here], indexes[here]
         self._counters.add("cache_miss", len(missed))
@@ -236,7 +236,7 @@ class Worker:
             self._records.used(delta.pack(out, block.name, chunk.offsets(indexes)))
         over = delta.overflow
         if over.any():
-            # Not as the page is by now: the line gets what was copied.
+            # The copy is sent, not the page as it is by now: the cache line gets the same bytes.
             out = self._records.room(records.plain_size(over.sum(), block.page_size, block.name))
             offsets = chunk.offsets(indexes[over])
             self._records.used(records.pack_plain(out, block.name, offsets, copies[over]))
@@ -279,7 +279,7 @@ class Worker:
 
 
 def map_blocks(connection: Connection, setup: WorkerSetup) -> list[MappedBlock]:
-    """Map all RAM, whose descriptors come over `connection`."""
+    """Map all RAM, whose descriptors arrive over `connection`."""
     mapped = []
     for fields in setup.layout:
         block = RamBlock(fd=receive_fd(connection), **fields)
@@ -294,13 +294,13 @@ def map_blocks(connection: Connection, setup: WorkerSetup) -> list[MappedBlock]:
 def make_choice(
     setup: WorkerSetup, compression: Compression, pipeline: adaptive.Pipeline
 ) -> Choice:
-    """Of levels to compress with."""
+    """Return the choice of a compression level for one process."""
     choose = adaptive.Adaptive(pipeline, compression.levels)
     return Choice(choose, setup.counters, LinkMeter(setup.sent, setup.limits))
 
 
 def run_worker(connection: Connection, setup: WorkerSetup, ring: Ring) -> None:
-    """Process entry: map RAM, answer "ready", then rounds until the coordinator goes away."""
+    """Map RAM, answer "ready" and run rounds until the coordinator is gone; the process's entry."""
     blocks = map_blocks(connection, setup)
     slots: Slots = RingSlots(ring, connection)
     if setup.compression is not None:
