@@ -1,1 +1,1 @@
-"""The incoming migration."""
+"""Run the destination side of a migration."""

@@ -1,4 +1,4 @@
-"""How a connection that brings a migration stream begins."""
+"""Recognize a migration stream by its first bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _BEGINNINGS = (
 
 
 def begins_stream(head: bytes) -> bool | None:
-    """Whether a stream, plain or in zstd frames, can begin so; None: too few bytes to tell."""
+    """Return whether a stream, plain or in zstd frames, can begin with these bytes.
+
+    Return None if there are too few bytes to tell.
+    """
     if head.startswith(_BEGINNINGS):
         return True
     return None if any(known.startswith(head) for known in _BEGINNINGS) else False

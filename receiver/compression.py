@@ -1,7 +1,8 @@
-"""Decompression of the incoming stream: zstd frames come in, slots of what they hold go out.
+"""Decompress the incoming stream: zstd frames come in, slots with their content go out.
 
-Frames that fit a slot are decompressed by a pool of threads (zstd lets the others run meanwhile),
-each straight into a buffer of its own. Others go through a window of bounded size, piece by piece.
+Frames that fit a slot are decompressed by a pool of threads, each straight into its own buffer;
+zstd releases the interpreter lock meanwhile. Other frames pass through a window of bounded size,
+piece by piece.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from .slots import DATA_BYTES, DATA_START, SLOT_SIZE
 from .stored import StoredFrame
 
 ROOM = 4
-"""How many frames of the largest size there is room for: so they are seldom moved together."""
+"""Number of frames of the largest size that the input buffer has room for, to move data rarely."""
 
 Slot: TypeAlias = npt.NDArray[np.uint8]
 
 
 class Inflater:
-    """Takes the compressed stream, hands on what it holds, in order.
+    """The decompressor of the stream; it hands on the content in order.
 
-    `take`: gets a slot and how many bytes from DATA_START on were filled, and says whether the
-    stream may go on behind them. With `threads` 0 the caller's own decompresses.
+    `take` is called with a slot and the number of bytes filled from DATA_START on, and returns
+    whether the stream may continue after them. With `threads` 0 the calling thread decompresses.
     """
 
     def __init__(self, threads: int, take: Callable[[Slot, int], bool]) -> None:
@@ -54,17 +55,17 @@ class Inflater:
 
     @property
     def idle(self) -> bool:
-        """Nothing is under way."""
+        """Return whether nothing is under way."""
         return not self._under_way
 
     @property
     def ended(self) -> bool:
-        """The stream is over, and so is the frame that it ended in; what follows is not ours."""
+        """Return whether the stream and its last frame have ended; later bytes are foreign."""
         return self._over and self._stream is None
 
     @property
     def space(self) -> memoryview:
-        """Where the next compressed bytes go, behind those that are not done with."""
+        """Return the buffer for the next compressed bytes, behind those that still wait."""
         if len(self._room) - self._end < self._walker.most:
             waiting = self._end - self._start
             self._room[:waiting] = self._room[self._start : self._end]
@@ -72,7 +73,10 @@ class Inflater:
         return self._room[self._end :]
 
     def filled(self, count: int) -> None:
-        """So many bytes came into `space`. Raises CompressedError, or what `take` raises."""
+        """Process `count` bytes that were read into `space`.
+
+        Raises CompressedError, or what `take` raises.
+        """
         self._end += count
         view = self._room[self._start : self._end]
         position, walker = 0, self._walker
@@ -96,7 +100,7 @@ class Inflater:
         self._start += position
 
     def begin_stored(self) -> StoredFrame | None:
-        """The frame that has begun to arrive, if it is stored: to be filled, then to be ended."""
+        """Return the frame that has begun to arrive, if it is stored; fill it, then end it."""
         waiting = self._room[self._start : self._end]
         size = None if self._under_way or self._over or self._stream else stored_size(waiting)
         if size is None or size > DATA_BYTES:
@@ -105,19 +109,19 @@ class Inflater:
         return frame if len(waiting) < frame.length else None
 
     def end_stored(self, frame: StoredFrame) -> None:
-        """What comes of it has arrived. Raises as `filled`."""
+        """Hand on the content of a stored frame that has arrived. Raises the same as `filled`."""
         if frame.good:
             self._start = self._end = 0
             self._walker.pass_frame(frame.length)
             self._hand_on(frame.slot, frame.size)
             return
-        # It is laid out otherwise, or did not come whole.
+        # The frame has another layout, or did not arrive whole.
         more = frame.arrived()[self._end - self._start :]
         self.space[: len(more)] = more
         self.filled(len(more))
 
     def finish_one(self) -> None:
-        """Hand on the oldest that is under way, when it is done."""
+        """Wait for the oldest slot under way and hand it on."""
         slot, future = self._under_way.popleft()
         if not self._over:
             self._hand_on(slot, future.result())
@@ -131,7 +135,10 @@ class Inflater:
         self._over = not self._take(slot, count)
 
     def close(self) -> None:
-        """The input has ended: hand on the rest. Raises CompressedError if it ended in a frame."""
+        """Hand on the rest after the end of input.
+
+        Raises CompressedError if the input ended inside a frame.
+        """
         self._finish_all()
         if not self.ended:
             self._walker.close()
@@ -143,7 +150,7 @@ class Inflater:
 
     def _frame(self, frame: Frame, data: memoryview) -> None:
         if frame.stored:
-            # One copy here is less than what it takes to have a thread do it.
+            # One copy here is cheaper than handing the frame to a thread.
             self._finish_all()
             if not self._over:
                 self._hand_on(self._free[0], _join(data, frame, self._free[0]))
@@ -154,7 +161,7 @@ class Inflater:
         if not self._free:
             self.finish_one()
         slot = self._free.pop()
-        # Its place is wanted for what comes.
+        # Copied, because the buffer is reused for the next input.
         future = self._pool.submit(_inflate, memoryview(bytes(data)), frame, slot)
         self._under_way.append((slot, future))
 
@@ -174,7 +181,7 @@ class Inflater:
             self._stream = None
 
     def write(self, data: bytes) -> int:
-        """What the stream writer calls, with at most 128 KiB."""
+        """Hand on decompressed bytes; the stream writer calls it, with at most 128 KiB."""
         if self._over:
             message = "the zstd frame goes on behind the end of the stream"
             raise CompressedError(message, offset=self._piece_offset)
@@ -185,7 +192,7 @@ class Inflater:
 
 
 def _join(data: memoryview, frame: Frame, slot: Slot) -> int:
-    """The same as `_inflate` for a stored frame."""
+    """Copy the content of a stored frame into a slot; return its size. Raises CompressedError."""
     try:
         count = join_stored(data, slot.data[DATA_START:])
     except ValueError:
@@ -196,11 +203,12 @@ def _join(data: memoryview, frame: Frame, slot: Slot) -> int:
 
 
 def _inflate(data: memoryview, frame: Frame, slot: Slot) -> int:
-    """Decompress a whole frame into a slot; how many bytes. Raises CompressedError."""
-    # A byte at least: nothing would be read into no place, and an empty frame may lie, too.
+    """Decompress a whole frame into a slot; return its size. Raises CompressedError."""
+    # At least one byte: with no room nothing would be read, and the header of an empty frame may be
+    # false as well.
     target = slot.data[DATA_START : DATA_START + max(1, frame.content_size)]
     try:
-        # The frame and the place for all of it being at hand, it goes there in one pass.
+        # With the whole frame and room for its content at hand, one pass is enough.
         count = zstandard.ZstdDecompressor().stream_reader(data).readinto(target)
     except zstandard.ZstdError as error:
         raise _bad_frame(error, frame.offset) from None

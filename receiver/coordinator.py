@@ -1,9 +1,10 @@
-"""The incoming migration: mirrors the sender, rebuilds RAM, loads devices, resumes the guest.
+"""Run an incoming migration: rebuild RAM, load devices and resume the guest.
 
     setup: listening -> active: RAM blocks prepared, pages applied
         -> end of stream, devices loaded, caches invalidated -> completed, guest resumed
 
-The guest starts only after all of it; anything else leaves it unstarted, with one line of error.
+The guest starts only after all of these steps. After any failure it is not started, and the error
+is one line.
 """
 
 from __future__ import annotations
@@ -37,16 +38,17 @@ from .processes import Processes
 from .transport import Arrived, Complete, Spilled
 
 MAX_DEVICE_STATE = 4 << 30
-"""Bytes of device state that a source may send: so many of the disk with the temporary files."""
+"""Largest device state, in bytes, that a source may send; it limits the size of temporary files."""
 
 
 @dataclass(frozen=True)
 class ReceiveParameters:
-    """`paused`: do not resume the guest at the end.
+    """The parameters of an incoming migration.
 
-    `workers`: processes that apply pages beside the transport process; 0: it does that itself.
-    `max_device_state`: bytes of device state that a source may send, None for any number; beyond
-    some MiB it is kept in a temporary file.
+    `paused` leaves the guest paused at the end. `workers` is the number of processes that apply
+    pages; with 0 the transport process does that itself, with None the machine decides.
+    `max_device_state` limits the device state that a source may send, in bytes (None: no limit);
+    beyond some MiB it is kept in a temporary file.
     """
 
     workers: int | None = None
@@ -55,7 +57,7 @@ class ReceiveParameters:
 
 
 class Incoming:
-    """What the stream said so far that is not pages."""
+    """Everything in the stream so far except the pages."""
 
     def __init__(self) -> None:
         self.configuration: events.Configuration | None = None
@@ -66,10 +68,10 @@ class Incoming:
         self.description: bytes | None = None
         self.blocks: events.RamBlocks | None = None
         self.files: list[SpillFile] = []
-        """The files of large payloads, as they were sent ahead."""
+        """The files of large payloads, in the order in which they arrived."""
 
     def take(self, event: events.Event) -> None:
-        """Remember one event."""
+        """Record one event."""
         if isinstance(event, events.Configuration):
             self.configuration = event
         elif isinstance(event, events.RamSection):
@@ -95,7 +97,10 @@ class Incoming:
         return Part(self.files[payload.kept.number], payload.start, payload.size)
 
     def machine(self) -> Machine:
-        """The machine that the configuration names."""
+        """Return the machine that the configuration names.
+
+        Raises MigrationError if the stream has no configuration section.
+        """
         if self.configuration is None:
             raise MigrationError("the stream has no configuration section, so names no machine")
         page_size = self.configuration.page_size
@@ -108,7 +113,7 @@ class Incoming:
         )
 
     def layout(self) -> list[BlockLayout]:
-        """The RAM blocks that the stream brings."""
+        """Return the RAM blocks that the stream brings."""
         assert self.blocks is not None
         return [
             BlockLayout(name=block.name, length=block.length, page_size=self.machine().page_size)
@@ -116,7 +121,7 @@ class Incoming:
         ]
 
     def device_state(self) -> DeviceState:
-        """Everything that is loaded after RAM."""
+        """Return everything that is loaded after RAM."""
         return DeviceState(
             early=tuple(self.early),
             sections=tuple(self.sections),
@@ -126,7 +131,7 @@ class Incoming:
 
 
 class Receiver:
-    """One incoming migration into `guest` from `uri`; `run` it once."""
+    """One incoming migration into `guest` from `uri`; call `run` once."""
 
     def __init__(self, guest: Guest, uri: str, parameters: ReceiveParameters | None = None) -> None:
         self._guest = guest
@@ -135,13 +140,13 @@ class Receiver:
         self.states = StateMachine()
         self._cancel_asked = False
         self.paused = self._parameters.paused
-        """Whether the guest shall not be resumed at the end; may change until then."""
+        """If true, the guest is not resumed at the end; it may change until then."""
         self._wake = Wakeup()
         self._crew = Crew(self._wake.fileno(), self._check_cancel)
         count = default_workers() if self._parameters.workers is None else self._parameters.workers
         self._processes = Processes(count, self._crew, self._parameters.max_device_state)
         self.on_refused: Callable[[str], None] = lambda _: None
-        """Called with one line for each connection that is no source's."""
+        """Called with one line for each connection that is refused because no source made it."""
         self._listener: Listener | None = None
         self._channel: Channel | None = None
         self._on_progress: Callable[[Figures], None] = lambda _: None
@@ -151,12 +156,15 @@ class Receiver:
         self._meter = Meter()
 
     def cancel(self) -> None:
-        """Stop as soon as may be; from any thread or signal handler. Too late once it runs."""
+        """Stop the migration as soon as possible; callable from any thread or signal handler.
+
+        A guest that already runs here cannot be cancelled.
+        """
         self._cancel_asked = True
         self._wake.set()
 
     def leave(self) -> None:
-        """Cancel, and end within seconds also where the source does not say who has the guest."""
+        """Cancel, and end within seconds even if the source does not say who has the guest."""
         self._leave_asked = True
         self.cancel()
 
@@ -165,9 +173,10 @@ class Receiver:
         on_progress: Callable[[Figures], None] | None = None,
         on_listening: Callable[[str], None] | None = None,
     ) -> Figures:
-        """Receive. Raises MigrationError when the guest did not arrive; it was not started then.
+        """Receive the guest and return the final figures.
 
-        `on_listening` is called with the URI (its real port) once a source may connect.
+        Raises MigrationError if the guest did not arrive; it was not started then. `on_listening`
+        is called with the URI, which has the real port, once a source may connect.
         """
         self._on_progress = on_progress or self._on_progress
         try:
@@ -216,7 +225,7 @@ class Receiver:
                     self._prepare()
 
     def _prepare(self) -> None:
-        """Make RAM; should we die in the middle, the transport process removes what was made."""
+        """Create RAM; if this process dies meanwhile, the transport process removes what exists."""
         machine, layout = self._incoming.machine(), self._incoming.layout()
         self._processes.stand_by(self._guest.remover())
         self._guest.prepare(machine, layout)
@@ -225,7 +234,7 @@ class Receiver:
         self._processes.map_blocks(self._guest.blocks)
 
     def _hand_over(self, complete: Complete) -> None:
-        """All pages are in place: load devices, then promise, and start on the source's word."""
+        """Load the devices, promise the source that the guest is whole, and start it when told."""
         if not self._prepared:
             raise MigrationError("the stream brought no RAM")
         self._guest.load_devices(self._incoming.machine(), self._incoming.device_state())
@@ -242,7 +251,7 @@ class Receiver:
         self._processes.let_go(job, self._guest.finisher())
         assert self._channel is not None
         wishes = Wishes(lambda: self._cancel_asked, lambda: self._leave_asked)
-        # The source may give its guest up from here on: nothing is removed that it did not ask for.
+        # From here on the source may give its guest up: nothing is removed unless it asks for that.
         self._prepared = False
         try:
             outcome = lead(
@@ -255,7 +264,7 @@ class Receiver:
         self.states.to(MigrationStatus.COMPLETED)
 
     def _conclude(self, outcome: Outcome[Destination]) -> None:
-        """Raise what the outcome means, unless the guest is here."""
+        """Raise the error that the outcome stands for, unless the guest is here."""
         assert self._channel is not None
         self._channel.drop()
         if outcome.state is Destination.KEPT:
@@ -271,7 +280,8 @@ class Receiver:
             raise MigrationCancelledError("cancelled")
 
     def _give_up(self, error: BaseException) -> None:
-        # Or the transport process would take the silence for our death, and promise the guest.
+        # Otherwise the transport process would take the silence for the death of this process, and
+        # promise the guest to the source.
         self._processes.dismiss()
         self._crew.stop()
         if self._channel is not None:
@@ -300,7 +310,7 @@ class Receiver:
         self._on_progress(self.figures())
 
     def figures(self) -> Figures:
-        """The state of things now."""
+        """Return the present figures."""
         blocks = self._incoming.blocks
         return Figures(
             status=self.states.state,

@@ -1,18 +1,18 @@
-"""How an incoming migration ends that does not complete."""
+"""Define how an incoming migration can fail to complete."""
 
 from __future__ import annotations
 
 
 class MigrationError(Exception):
-    """The migration failed; one line, for a person. The guest was not started."""
+    """The migration failed; the message is one line for a user. The guest was not started."""
 
 
 class MigrationCancelledError(MigrationError):
-    """Somebody called `cancel`."""
+    """The migration was stopped by `cancel`."""
 
 
 class KeptError(MigrationError):
-    """The guest is here, whole and not started, because nobody knows whether its source runs it.
+    """The guest is here, whole and not started, because its source may or may not run it.
 
-    One line, for a person: where the guest is, and how to take it up.
+    The message is one line for a user: where the guest is, and how to start it.
     """

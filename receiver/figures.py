@@ -1,4 +1,4 @@
-"""The figures of an incoming migration, under the names of QEMU's `query-migrate`."""
+"""Hold the figures of an incoming migration, under the names of QEMU's `query-migrate`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..protocol.states import MigrationStatus
 
 @dataclass(frozen=True)
 class Figures:
-    """One snapshot. Sizes in bytes, times in milliseconds, `mbps` in megabits a second."""
+    """One snapshot: sizes in bytes, times in milliseconds, `mbps` in megabits per second."""
 
     status: MigrationStatus
     total: int = 0
@@ -23,7 +23,7 @@ class Figures:
     total_time: int = 0
 
     def as_qmp(self) -> dict[str, Any]:
-        """The figures as `query-migrate` lays them out."""
+        """Return the figures as `query-migrate` lays them out."""
         return {
             "status": self.status.value,
             "total-time": self.total_time,

@@ -1,8 +1,8 @@
-"""The incoming handover, as the coordinator leads it; its mirror image is sender/handover.py.
+"""Lead the incoming handover for the coordinator; `sender.handover` is the counterpart.
 
-The process that holds the guest promises the source that it is whole, and starts it on the source's
-word (`guest.handing_in`). Should that process die, the coordinator tells the source to go on with
-the guest.
+The process that holds the guest promises the source that the guest is whole, and starts it when the
+source confirms (`guest.handing_in`). If that process dies, the coordinator tells the source to keep
+running the guest.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def lead(
 ) -> Outcome[Destination]:
     """Take the whole guest over on the channel, and return how that ended.
 
-    `on_promise` is called once the answer has left. Raises MigrationError when the guest died, and
-    HolderSilent.
+    `on_promise` is called once the answer was sent. Raises MigrationError if the guest's process
+    died, and HolderSilent if it does not answer.
     """
 
     def heard(report: str) -> None:
@@ -51,10 +51,10 @@ def lead(
 
 
 def _give_back(channel: Channel, wishes: Wishes, on_look: Callable[[], None]) -> None:
-    """Say that the guest never runs here, and wait until the source has closed, or gone.
+    """Tell the source that the guest never runs here, and wait until the source is gone.
 
-    It may have given the guest up and sent CONFIRM: a connection that is closed before that arrives
-    is reset, and a reset can overtake what we say on its way.
+    The source may have given the guest up and sent CONFIRM. A connection that is closed before
+    CONFIRM arrives is reset, and a reset can overtake the message to the source.
     """
     line = Line(os.dup(channel.fileno()))
     channel.drop()

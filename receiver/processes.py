@@ -1,4 +1,4 @@
-"""The receiver's processes as one thing: transport process, workers, and the rings between them."""
+"""Manage the receiver's processes: transport process, workers, and the rings between them."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ preload("vmferry.receiver.transport", "vmferry.receiver.worker")
 
 
 class Processes:
-    """Starts, commands and stops the processes of one incoming migration.
+    """The processes of one incoming migration: it starts, commands and stops them.
 
-    `count` workers; with none, the transport process applies pages as well.
+    `count` is the number of workers; with 0 the transport process also applies pages.
     """
 
     def __init__(self, count: int, crew: Crew, max_device_state: int | None) -> None:
@@ -64,7 +64,7 @@ class Processes:
         send_channel(self._transport.connection, channel)
 
     def map_blocks(self, blocks: tuple[RamBlock, ...]) -> None:
-        """Have every worker map RAM, then let pages flow."""
+        """Make every worker map RAM, then let pages flow."""
         assert self._transport is not None
         appliers = self._workers or [self._transport]
         for child in appliers:
@@ -76,7 +76,7 @@ class Processes:
         self.command_transport(Continue())
 
     def stand_by(self, remover: Callable[[], None] | None) -> None:
-        """Have the transport process remove the guest should this process die before `let_go`."""
+        """Make the transport process remove the guest if this process dies before `let_go`."""
         if remover is not None:
             self.command_transport(StandBy(remover))
 
@@ -91,38 +91,38 @@ class Processes:
         return receive_fd(self._transport.connection)
 
     def let_go(self, job: DestinationJob, finisher: Callable[[], None] | None) -> None:
-        """Have the transport process leave the channel; no process of these is watched any more.
+        """Make the transport process leave the channel; no process is watched any more.
 
-        With a `finisher`, it stands by to end the handover should this process die.
+        With a `finisher`, the transport process stands by to end the handover if this process dies.
         """
         self.command_transport(LetGo(job, finisher))
         self._crew.wait_for(Released)
         self._crew.retire()
 
     def promised(self) -> None:
-        """Tell the transport process that the answer has left."""
+        """Tell the transport process that the source was sent the promise."""
         self._tell(Promised())
 
     def dismiss(self) -> None:
-        """Tell the transport process that this one lives, and does itself what is left to do."""
+        """Tell the transport process to end: this process lives and does the rest itself."""
         self._tell(Dismissed())
 
     def _tell(self, command: object) -> None:
-        """Send to a process that may have ended, or died, which does not matter any more."""
+        """Send a command to a process that may have ended; if so, drop the command."""
         if self._transport is not None:
             with suppress(OSError):
                 self.command_transport(command)
 
     def received(self, name: str) -> int:
-        """A counter of the transport process."""
+        """Return a counter of the transport process."""
         return self._received[name]
 
     def applied(self, name: str) -> int:
-        """A counter, summed over the workers."""
+        """Return a counter, summed over the workers."""
         return sum(counters[name] for counters in self._applied)
 
     def close(self) -> None:
-        """Give back everything that was shared with the processes, which have ended."""
+        """Release everything that was shared with the processes, which have ended."""
         for ring in self._rings:
             ring.close()
         for counters in (*self._applied, self._received):

@@ -1,4 +1,4 @@
-"""What a stream may hold that a receiver cannot apply: refused by name, before it does harm."""
+"""Refuse, by name, what a stream may hold but a receiver cannot apply, before it does harm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COMMANDS = frozenset(
 
 
 def refuse(event: events.Event) -> None:
-    """Raises UnsupportedError for what has to be refused."""
+    """Raise UnsupportedError if the event has to be refused."""
     what, section = None, None
     if isinstance(event, events.Configuration):
         refused = [name for name in event.capabilities or () if name in _CAPABILITIES]

@@ -1,7 +1,7 @@
-"""Where received bytes are kept until their pages are in guest RAM: ring slots, or one buffer.
+"""Hold received bytes until their pages are in guest RAM: in ring slots, or in one buffer.
 
-A slot begins with a table of runs of pages, which the transport process made and checked; behind
-it stand the bytes as they came from the channel.
+A slot begins with a table of runs of pages, which the transport process made and checked. Behind it
+are the bytes as they were read from the channel.
 """
 
 from __future__ import annotations
@@ -32,9 +32,12 @@ RUN = np.dtype(
         ("stream_offset", "<u8"),
     ]
 )
-"""A run of records of one block. `position`: where in the slot the first page (plain), fill byte
-(zero) or encoding (XBZRLE) stands; the others follow, each behind its own header. `stream_offset`:
-of that encoding, for errors."""
+"""Table row: a run of records of one RAM block.
+
+`position` is the place in the slot of the first page (plain), fill byte (zero) or encoding
+(XBZRLE); the others follow, each behind its own header. `stream_offset` is the offset of that
+encoding in the stream, for errors.
+"""
 
 ZERO, PLAIN, XBZRLE = range(3)
 """Kinds of runs."""
@@ -44,7 +47,7 @@ Run: TypeAlias = PageRun | XbzrleRun
 TABLE_RUNS = 1024
 TABLE_BYTES = TABLE_RUNS * RUN.itemsize
 DATA_START = TABLE_BYTES + (128 << 10)
-"""Before it there is room for the incomplete record kept from the slot before."""
+"""Start of the received bytes; before it is room for an incomplete record of the last slot."""
 DATA_BYTES = (2 << 20) + (128 << 10)
 SLOT_SIZE = DATA_START + DATA_BYTES
 
@@ -53,18 +56,18 @@ SLOT_RUNS = 1
 
 
 class Slots(Protocol):
-    """One slot is open at a time."""
+    """A destination for received bytes and their runs; one slot is open at a time."""
 
     def set_blocks(self, blocks: tuple[RamBlock, ...], page_size: int) -> None:
-        """Learn how many pages the blocks have."""
+        """Set the RAM blocks and their page size."""
 
     def acquire(self) -> npt.NDArray[np.uint8]:
-        """An empty slot. Raises EOFError when the coordinator goes away."""
+        """Return an empty slot. Raises EOFError when the coordinator is gone."""
 
     def publish(self, runs: list[Run], slot: npt.NDArray[np.uint8], start: int, end: int) -> None:
         """Have these runs, whose records are in bytes `start` to `end` of the slot, applied.
 
-        Any array laid out as a slot will do; one that was not acquired costs a copy.
+        `slot` may be any array with the layout of a slot; one that was not acquired costs a copy.
         """
 
     def barrier(self) -> None:
@@ -80,24 +83,24 @@ class DirectSlots:
         self._page_size = 4096
 
     def set_blocks(self, blocks: tuple[RamBlock, ...], page_size: int) -> None:  # noqa: ARG002
-        """See Slots."""
+        """Set the page size."""
         self._page_size = page_size
 
     def acquire(self) -> npt.NDArray[np.uint8]:
-        """See Slots."""
+        """Return the buffer."""
         return self._slot
 
     def publish(self, runs: list[Run], slot: npt.NDArray[np.uint8], start: int, end: int) -> None:  # noqa: ARG002
-        """See Slots."""
+        """Put these runs into guest RAM at once."""
         _write_table(runs, slot, start, self._page_size)
         self._apply(slot, len(runs))
 
     def barrier(self) -> None:
-        """See Slots."""
+        """Do nothing: everything published was applied."""
 
 
 class RingSlots:
-    """The workers' rings in turn, with a barrier where one page would be in flight twice."""
+    """The workers' rings in turn; a barrier keeps one page from being in flight twice."""
 
     def __init__(
         self,
@@ -117,12 +120,12 @@ class RingSlots:
         self._open: npt.NDArray[np.uint8] | None = None
 
     def set_blocks(self, blocks: tuple[RamBlock, ...], page_size: int) -> None:
-        """See Slots."""
+        """Set the RAM blocks and their page size."""
         self._page_size = page_size
         self._in_flight = [np.zeros(block.length // page_size, np.bool_) for block in blocks]
 
     def acquire(self) -> npt.NDArray[np.uint8]:
-        """See Slots; of the worker whose turn it is."""
+        """Wait for an empty slot of the worker whose turn it is, and return it."""
         if self._open is None:
             writer = self._writers[self._next]
             while (view := writer.try_acquire()) is None:
@@ -131,7 +134,7 @@ class RingSlots:
         return self._open
 
     def publish(self, runs: list[Run], slot: npt.NDArray[np.uint8], start: int, end: int) -> None:
-        """See Slots."""
+        """Hand these runs to the worker whose turn it is; wait first if a page is in flight."""
         if len(self._writers) > 1:
             self._keep_order(runs)
         target = self.acquire()
@@ -152,7 +155,7 @@ class RingSlots:
             self._in_flight[run.block_index][which] = True
 
     def barrier(self) -> None:
-        """See Slots."""
+        """Wait until the workers have applied everything published."""
         while sum(counters["slots"] for counters in self._applied) < self._published:
             self._wait(self._progress_fd)
             os.eventfd_read(self._progress_fd)
@@ -161,7 +164,7 @@ class RingSlots:
 
     def _wait(self, fd: int) -> None:
         if self._connection.fileno() in wait_readable([fd, self._connection.fileno()]):
-            # Nothing is commanded while slots move: the coordinator is gone or has given up.
+            # No command arrives while slots move: the coordinator is gone or has given up.
             raise EOFError
 
 
@@ -188,7 +191,7 @@ def _write_table(runs: list[Run], slot: npt.NDArray[np.uint8], start: int, page_
 
 
 def _is_contiguous(offsets: npt.NDArray[np.uint64], page_size: int) -> bool:
-    """Whether the pages stand one behind the other; mostly the ends tell that they do not."""
+    """Return whether the pages are contiguous; the first and last usually show if they are not."""
     length = (len(offsets) - 1) * page_size
     if int(offsets[-1]) - int(offsets[0]) != length:
         return False

@@ -1,8 +1,8 @@
-"""A stored zstd frame read straight from the channel into a slot: nothing is copied on the way.
+"""Read a stored zstd frame straight from the channel into a slot, without a copy.
 
-Where its blocks end is known beforehand, if they are as `protocol.zstd.stored` lays them out; the
-block headers go aside, and are compared as they come: a frame that is laid out otherwise may be
-shorter, and must not be waited for.
+The ends of its blocks are known beforehand if the frame has the layout of `protocol.zstd.stored`.
+The block headers go to a separate buffer and are compared as they arrive: a frame with another
+layout may be shorter, and must not be waited for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Slot: TypeAlias = npt.NDArray[np.uint8]
 
 
 class StoredFrame:
-    """A frame that holds `size` bytes, of which the first on the wire have arrived already."""
+    """A stored frame with `size` bytes of content, whose first bytes on the wire have arrived."""
 
     def __init__(self, slot: Slot, size: int, arrived: memoryview) -> None:
         self.slot = slot
@@ -32,11 +32,11 @@ class StoredFrame:
             piece for pair in zip(self._headers, wire[1::2], strict=True) for piece in pair
         ]
         self.length = sum(map(len, self._wire))
-        """Bytes on the wire."""
+        """Length of the frame on the wire, in bytes."""
         self.missing = list(self._wire)
-        """What is still to be filled, in order."""
+        """The buffers that are still to be filled, in order."""
         self.fits = True
-        """As far as can be seen."""
+        """False as soon as a block header shows another layout than expected."""
         self._put(arrived)
 
     def _put(self, data: memoryview) -> None:
@@ -47,7 +47,7 @@ class StoredFrame:
             data = data[count:]
 
     def filled(self, count: int) -> None:
-        """The first `count` bytes of what is missing have arrived."""
+        """Record that the first `count` missing bytes have arrived."""
         while count:
             first = self.missing[0]
             if count < len(first):
@@ -60,14 +60,14 @@ class StoredFrame:
 
     @property
     def awaited(self) -> bool:
-        """More of it is to come, if it is laid out as expected."""
+        """Return whether more of the frame is to arrive, given the expected layout."""
         return bool(self.missing) and self.fits
 
     @property
     def good(self) -> bool:
-        """All is there, and laid out as expected."""
+        """Return whether the whole frame has arrived with the expected layout."""
         return not self.missing and self.fits
 
     def arrived(self) -> bytes:
-        """What is there, as it was on the wire."""
+        """Return the bytes of the frame that have arrived, as they were on the wire."""
         return b"".join(self._wire)[: self.length - sum(map(len, self.missing))]

@@ -1,8 +1,8 @@
-"""The receiving transport process: reads the channel into ring slots and finds the runs of pages.
+"""The receiving transport process: read the channel into ring slots and find the runs of pages.
 
-A stream in zstd frames is decompressed first. The stream reader checks everything; a slot that
-reaches a worker holds only pages that belong inside their RAM blocks. What is not a page goes to
-the coordinator.
+A stream in zstd frames is decompressed first. The stream reader checks everything, so a slot that
+reaches a worker holds only pages that belong inside their RAM blocks. Everything else goes to the
+coordinator.
 """
 
 from __future__ import annotations
@@ -42,28 +42,35 @@ from .stored import StoredFrame
 from .worker import Applier, MapBlocks
 
 RECEIVE_BYTES = 2 << 20
-"""Read at once."""
+"""Largest number of bytes read into a slot at a time."""
 STORED_HEAD = 12
-"""Bytes by which a zstd frame says whether it is stored."""
+"""Bytes of a zstd frame that show whether it is stored."""
 HEAD_BYTES = 4
-"""By these the stream says what it is."""
+"""Bytes at the start of a stream that show whether it is compressed."""
 
 NO_PAGES = (
     ", before its first page; if the source uses several connections, switch that off there "
     "(migrate_set_capability multifd off)"
 )
-"""What such a source sends elsewhere: here its stream ends before the first page."""
+"""The hint for a multifd source, which sends pages on other connections: this stream has none."""
 
 ENDING_GRACE = 0.05
-"""Seconds without a byte behind what is a whole stream, before a source that waits for an answer is
-believed to have sent all. Its guest stands still for as long."""
+"""Seconds of silence that show a whole stream to be complete, if its source waits for an answer.
+
+The guest stands still for as long.
+"""
 
 CLOSE_GRACE = 5.0
-"""The same for a source that wants no answer: it closes the connection."""
+"""Seconds of silence that show a whole stream to be complete, if its source wants no answer.
+
+Such a source closes the connection.
+"""
 
 DESCRIPTION_GRACE = 2.0
-"""Seconds without a byte, after which a stream that may have ended without a description is given
-up if its source waits for an answer."""
+"""Seconds of silence after which a stream that may have ended without a description is given up.
+
+This applies if its source waits for an answer.
+"""
 
 UNCONFIRMED = (
     "the stream has no description of its devices (machine option suppress-vmdesc), so nothing "
@@ -83,9 +90,11 @@ Command = TypeVar("Command")
 
 @dataclass(frozen=True)
 class TransportSetup:
-    """One ring and one set of counters a worker; `progress_fd`: eventfd, raised at each slot.
+    """The setup of the transport process: one ring and one set of counters per worker.
 
-    Without rings this process applies pages itself, and counts them in the one set of counters.
+    `progress_fd` is an eventfd that is raised after each applied slot. Without rings this process
+    applies pages itself, and counts them in the one set of counters. `max_device_state` is in
+    bytes.
     """
 
     rings: tuple[Ring, ...]
@@ -99,8 +108,8 @@ class TransportSetup:
 class Arrived:
     """Report: events that are not pages, in order.
 
-    Payloads that are too large for a message are in files, numbered from 0 on in the order in
-    which they were reported (Spilled).
+    Payloads that are too large for a message are in files, numbered from 0 on in the order of their
+    reports (Spilled).
     """
 
     events: tuple[events.Event, ...]
@@ -130,22 +139,22 @@ class Continue:
 
 @dataclass(frozen=True)
 class StandBy:
-    """Command: call `remove` should the coordinator die before it commands LetGo."""
+    """Command: call `remove` if the coordinator dies before it commands LetGo."""
 
     remove: Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Dismissed:
-    """Command: the coordinator lives, and does itself what is left to do; end."""
+    """Command: end, because the coordinator lives and does the rest itself."""
 
 
 @dataclass(frozen=True)
 class LetGo:
-    """Command: the guest is whole, and its handover begins elsewhere; leave the channel.
+    """Command: leave the channel, because the guest is whole and its handover begins elsewhere.
 
-    `finisher`: what completes the guest should the coordinator die in the middle of the handover;
-    None: another process holds the guest, or it died with the coordinator.
+    `finisher` completes the guest if the coordinator dies during the handover. It is None if
+    another process holds the guest, or if the guest dies with the coordinator.
     """
 
     job: DestinationJob
@@ -159,11 +168,11 @@ class Released:
 
 @dataclass(frozen=True)
 class Promised:
-    """Command: the source was promised that the guest is whole."""
+    """Command: the source was promised that the guest is whole; record it."""
 
 
 class Transport:
-    """Reads the stream to its end, then answers the source as commanded."""
+    """The reader of one stream: it reads to the end, then leaves the channel as commanded."""
 
     def __init__(self, connection: Connection, setup: TransportSetup, channel: Channel) -> None:
         self._connection = connection
@@ -200,9 +209,9 @@ class Transport:
         self._let_go(self._command(LetGo))
 
     def remove_unfinished(self) -> None:
-        """Remove the guest once the coordinator has died; it may still have to say that it lives.
+        """Remove the guest once the coordinator has died, unless it dismisses this process first.
 
-        From LetGo on there is nothing to remove.
+        After LetGo there is nothing to remove.
         """
         with suppress(EOFError, ConnectionError):
             while self._remove is not None:
@@ -211,7 +220,7 @@ class Transport:
             self._remove()
 
     def _command(self, kind: type[Command] | tuple[type[Command], ...]) -> Command:
-        """Return the next command of this kind. Raises EOFError when there will be none."""
+        """Return the next command of this kind. Raises EOFError when none will arrive."""
         while True:
             command: object = self._connection.recv()
             if isinstance(command, StandBy):
@@ -233,11 +242,11 @@ class Transport:
             raise
 
     def _end(self) -> None:
-        """Take the last events of the stream, where nothing more comes. Raises StreamError."""
+        """Handle the last events of the stream, when nothing more arrives. Raises StreamError."""
         found = self._end_of_input()
         behind = self._reader.behind
         if behind and not stat.S_ISREG(os.fstat(self._channel.fileno()).st_mode):
-            # A guest may have forged the end, and the source been cut off behind it.
+            # The guest may have forged the end, and the source been cut off behind it.
             message = f"{behind} bytes behind what looked like the end of the stream"
             raise StreamError(message, offset=self._reader.end)
         if self._reader.guessed:
@@ -249,7 +258,10 @@ class Transport:
         self._handle(found)
 
     def _let_go(self, command: LetGo) -> None:
-        """Leave the channel to the guest's holder; take over if that dies and can be replaced."""
+        """Leave the channel to the guest's holder, and take over if that dies.
+
+        Without a finisher the holder cannot be replaced, and this process is done.
+        """
         if command.finisher is None:
             self._channel.drop()
             send_message(self._connection, Released())
@@ -285,24 +297,25 @@ class Transport:
                         return
                     if not frame.good:
                         break
-                    # Not more than tells whether the next one is stored, too.
+                    # Only enough to tell whether the next frame is stored too; more would have to
+                    # be copied.
                     inflater.filled(self._fill(inflater.space[:STORED_HEAD], STORED_HEAD))
                 self._settle(inflater)
                 if inflater.ended:
                     return
-                # Up to its end a frame may still turn out to be damaged.
+                # A frame may turn out to be damaged up to its end.
                 used = self._fill(inflater.space)
             inflater.close()
         finally:
             inflater.stop()
 
     def _settle(self, inflater: Inflater) -> None:
-        """Unless more has come, hand on what is under way: it may be the end, and nothing comes."""
+        """Hand on what is under way, unless more has arrived: the stream may be at its end."""
         while not inflater.idle and not self._input.now():
             inflater.finish_one()
 
     def _fill_frame(self, frame: StoredFrame) -> None:
-        """Read all of it, if it comes and is what it looks like."""
+        """Read the whole frame, as long as it arrives and has the expected layout."""
         while frame.awaited:
             if self._connection.fileno() in self._input.ready(None):
                 raise EOFError
@@ -313,7 +326,7 @@ class Transport:
             self._setup.counters.add("transferred", count)
 
     def _fill(self, view: memoryview, wanted: int = 1) -> int:
-        """Read what the channel has, at least `wanted` bytes if they come; how far it is filled."""
+        """Read what the channel has, but wait for `wanted` bytes; return how many were read."""
         used, end = 0, min(len(view), RECEIVE_BYTES)
         while used < end:
             ready = self._input.ready(0.0)
@@ -331,16 +344,16 @@ class Transport:
         return used
 
     def _silence(self) -> float:
-        """Return the seconds of silence behind a whole stream that show it to be the stream."""
+        """Return the seconds of silence behind a whole stream that show it to be complete."""
         if not self._return_path:
             return CLOSE_GRACE
-        # A source that confirms takes no promise before it has sent everything.
+        # A source that confirms accepts no promise before it has sent everything.
         return 0.0 if self._peer is Peer.CONFIRMING else ENDING_GRACE
 
     def _wait(self) -> set[int]:
-        """Wait for more; empty: nothing comes, and what came is a whole stream.
+        """Wait for more; return an empty set if nothing arrives and the stream is whole.
 
-        Raises StreamError where the stream may have ended, but nothing confirms it.
+        Raises StreamError if the stream may have ended, but nothing confirms it.
         """
         if self._reader.keeping_from is None:
             return self._input.ready(None)
@@ -358,7 +371,7 @@ class Transport:
         return self._input.ready(None)
 
     def _take(self, slot: npt.NDArray[np.uint8], used: int) -> bool:
-        """Take the next bytes of the stream, `used` from DATA_START on: it may go on."""
+        """Parse the next `used` bytes of the stream, from DATA_START on; return True to go on."""
         if self._commands.now():
             raise EOFError
         start, end = DATA_START - len(self._kept), DATA_START + used
@@ -371,7 +384,7 @@ class Transport:
     def _deliver(
         self, found: list[events.Event], slot: npt.NDArray[np.uint8], start: int, end: int
     ) -> None:
-        """Page runs to the worker, everything else to the coordinator; the slot goes out once."""
+        """Send page runs to the worker and everything else to the coordinator."""
         others: list[events.Event] = []
         runs: list[Run] = []
         for event in found:
@@ -391,7 +404,7 @@ class Transport:
             if isinstance(event, events.Command):
                 self._obey(event)
             elif isinstance(event, events.Description):
-                # Parsed, it may be nested deeper than a message between processes can be.
+                # The parsed form may be nested deeper than a message between processes can be.
                 told.append(replace(event, json={}))
             elif isinstance(event, events.DeviceSection) and isinstance(event.payload, Part):
                 told.append(replace(event, payload=self._spilled(event.payload)))
@@ -406,7 +419,7 @@ class Transport:
                 self._slots.set_blocks(event.blocks, self._reader.page_size)
 
     def _spilled(self, payload: Part) -> Part:
-        """The payload as a message carries it: the file goes ahead, once, by its descriptor."""
+        """Return the payload as a message carries it, after sending its file descriptor once."""
         spill = payload.kept
         assert isinstance(spill, Spill)
         if spill not in self._spills:
@@ -438,7 +451,7 @@ class Transport:
 
 
 class Finisher:
-    """Holds a guest whose coordinator died, with what completes it from any process."""
+    """A guest whose coordinator died, with a call that completes it from any process."""
 
     def __init__(self, finish: Callable[[], None]) -> None:
         self._finish = finish
@@ -458,14 +471,14 @@ def take_over(channel: Channel, job: DestinationJob, finisher: Callable[[], None
 
 
 def _matters(event: events.Event) -> bool:
-    """Whether the coordinator has any use for it."""
+    """Return whether the coordinator needs the event."""
     if isinstance(event, events.RamSection):
         return event.kind == SectionType.START
     return not isinstance(event, (events.EndOfRam, events.Footer, events.MultifdFlush))
 
 
 def run_transport(connection: Connection, setup: TransportSetup) -> None:
-    """Process entry: take the channel, receive until the end or until the coordinator goes away."""
+    """Take the channel and receive until the stream ends or the coordinator is gone."""
     channel = receive_channel(connection)
     transport = Transport(connection, setup, channel)
     # The coordinator may die at any moment.

@@ -1,6 +1,6 @@
-"""One process of the decode-and-apply pool: puts the pages of a ring slot into guest RAM.
+"""One process of the decode-and-apply pool: put the pages of a ring slot into guest RAM.
 
-The transport process has found and checked the runs. Only XBZRLE is interpreted here, and checked.
+The transport process has found and checked the runs. Only XBZRLE is interpreted and checked here.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from ..transport.shared import SharedFd, wait_readable
 from .slots import PLAIN, RUN, TABLE_BYTES, XBZRLE, ZERO
 
 FILL_PAGES = 256
-"""Zero pages looked at at once: what fits a cache."""
+"""Zero pages that are compared at once; they fit a processor cache."""
 
 WORKER_COUNTERS = ("slots", "normal", "duplicate", "xbzrle")
 
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What a worker is told at its start. `progress_fd`: eventfd, raised after each slot."""
+    """The setup of a worker. `progress_fd` is an eventfd that is raised after each slot."""
 
     ring: Ring
     counters: Counters
@@ -42,13 +42,13 @@ class WorkerSetup:
 
 @dataclass(frozen=True)
 class MapBlocks:
-    """Command: these are the RAM blocks; their descriptors follow, one each."""
+    """Command: map these RAM blocks; their descriptors follow, one each."""
 
     layout: tuple[dict[str, Any], ...]
 
 
 class BlockWriter:
-    """Writes runs of pages into one RAM block."""
+    """A writer of runs of pages into one RAM block."""
 
     def __init__(self, block: RamBlock) -> None:
         flat = map_block(block)
@@ -58,7 +58,7 @@ class BlockWriter:
         self._pages = self._ram.view(f"V{block.page_size}")[:, 0]
 
     def apply(self, run: np.void, data: npt.NDArray[np.uint8]) -> None:
-        """Put one run, whose records stand in `data`, into RAM."""
+        """Put one run, whose records are in `data`, into RAM."""
         page_size, count = self._block.page_size, int(run["count"])
         position = int(run["position"])
         first = int(run["offset"]) // page_size
@@ -80,7 +80,7 @@ class BlockWriter:
     def _targets(
         self, first: int, count: int, position: int, stride: int, data: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.intp]:
-        """Page numbers, from the headers of the records behind the first."""
+        """Return page numbers; all but the first are read from the headers of the records."""
         targets = np.empty(count, np.intp)
         targets[0] = first
         headers: npt.NDArray[np.uint64] = np.ndarray(
@@ -94,7 +94,7 @@ class BlockWriter:
         return targets
 
     def _change(self, run: np.void, first: int, position: int, data: npt.NDArray[np.uint8]) -> None:
-        """XBZRLE: the records are found again, then what they encode is checked and applied."""
+        """Parse the records of an XBZRLE run again, check their encodings and apply them."""
         page_size = self._block.page_size
         size = int.from_bytes(data[position - 2 : position].tobytes(), "big")
         addresses, starts, sizes = xbzrle.parse_records(
@@ -110,7 +110,10 @@ class BlockWriter:
         xbzrle.apply(self._ram, numbers, data, runs)
 
     def _fill(self, target: slice | npt.NDArray[np.intp], fill: int) -> None:
-        """Pages that are so already are not written: they may be holes, or shared."""
+        """Fill pages with one byte value, except those that have it already.
+
+        These may be holes, or shared memory, and must not be written.
+        """
         if isinstance(target, np.ndarray):
             stale = (self._ram[target] != fill).any(axis=1)
             self._ram[target[stale]] = fill
@@ -125,14 +128,14 @@ class BlockWriter:
 
 
 class Applier:
-    """Applies the runs of whole slots. `connection` brings the descriptors of the RAM blocks."""
+    """The code that applies whole slots; it maps the RAM blocks from descriptors it receives."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
         self._blocks: list[BlockWriter] = []
 
     def map(self, connection: Connection, command: MapBlocks) -> None:
-        """Map the RAM blocks, then answer "ready"."""
+        """Map the RAM blocks, whose descriptors arrive over `connection`, then answer "ready"."""
         blocks = [RamBlock(fd=receive_fd(connection), **fields) for fields in command.layout]
         self._blocks = [BlockWriter(block) for block in blocks]
         send_message(connection, "ready")
@@ -148,7 +151,7 @@ class Applier:
 
 
 def run_worker(connection: Connection, setup: WorkerSetup) -> None:
-    """Process entry: map RAM when told, apply slots, until the coordinator goes away (EOFError)."""
+    """Map RAM when commanded and apply slots; raises EOFError when the coordinator is gone."""
     ring = RingReader(setup.ring)
     applier = Applier(setup.counters)
     while True:
