@@ -1,1 +1,1 @@
-"""Control: what steers migrations and tells others of them, over a sender and a receiver."""
+"""Control migrations and report on them: the service, its QMP commands and events."""

@@ -1,8 +1,8 @@
-"""Self-announcement: tell switches, on given interfaces, that a guest is reached here now.
+"""Self-announcement: tell switches, on given interfaces, that a guest is now reached here.
 
-A RARP frame each goes out at once, then again and again at intervals that grow, since the network
-may not yet be ready for the first. Source of the schedule and its figures: QEMU's QMP reference,
-`announce-self` and the migration parameters `announce-initial`, `-max`, `-rounds`, `-step`.
+One RARP frame is sent at once, and more at growing intervals, because the network may not be ready
+for the first. Source of the schedule and its values: QEMU's QMP reference, `announce-self` and the
+migration parameters `announce-initial`, `-max`, `-rounds`, `-step`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from dataclasses import dataclass
 from ..protocol.formats.rarp import announcement
 
 _ETHERNET = 1
-"""The kernel's ARPHRD_ETHER."""
+"""The kernel's ARPHRD_ETHER, the hardware type of Ethernet."""
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
 _LIMITS = {"initial": 100_000, "max": 100_000, "rounds": 1000, "step": 10_000}
 
 
 class AnnounceError(Exception):
-    """Nothing can be announced, or not like this; one line."""
+    """An announcement is impossible or has invalid parameters; the message is one line."""
 
 
 @dataclass(frozen=True)
 class AnnounceParameters:
-    """Milliseconds; the names are those of `announce-self`. Raises AnnounceError.
+    """The schedule of an announcement in milliseconds, with the names of `announce-self`.
 
-    `initial`: between the first two rounds; each interval after it is `step` longer, up to `max`.
+    `initial` is the interval between the first two rounds; each later interval is `step` longer, up
+    to `max`. Raises AnnounceError if a value is out of range.
     """
 
     initial: int = 50
@@ -45,21 +46,21 @@ class AnnounceParameters:
                 raise AnnounceError(f"announce-{name} {value}: not from 0 to {most}")
 
     def pauses(self) -> Iterator[int]:
-        """Milliseconds before each round, none before the first."""
+        """Yield the milliseconds to wait before each round; the first round does not wait."""
         for number in range(self.rounds):
             yield min(self.initial + (number - 1) * self.step, self.max) if number else 0
 
 
 @dataclass(frozen=True)
 class Interface:
-    """Where to announce, and which address; None: the interface's own."""
+    """An interface to announce on, and the address to announce; None means the interface's own."""
 
     name: str
     mac: bytes | None = None
 
 
 def parse_interface(text: str) -> Interface:
-    """From `IFACE[=MAC]`. Raises AnnounceError."""
+    """Parse `IFACE[=MAC]`. Raises AnnounceError."""
     name, equals, mac = text.partition("=")
     if not name:
         raise AnnounceError(f"{text!r} is not IFACE[=MAC]")
@@ -76,7 +77,7 @@ def parse_interface(text: str) -> Interface:
 class Announcer:
     """One announcement, a context manager. Raises AnnounceError if an interface cannot be used.
 
-    `start` returns at once; then `finish` waits for the end, or `stop` makes it come early.
+    `start` returns at once; then `finish` waits for the end, or `stop` ends it early.
     """
 
     def __init__(
@@ -97,17 +98,17 @@ class Announcer:
         self.stop()
 
     def start(self) -> None:
-        """The first round goes out right now."""
+        """Send the first round at once and the others at intervals, in a thread."""
         if self._frames:
             self._thread.start()
 
     def stop(self) -> None:
-        """No round any more; from any thread, however often, also if it was never started."""
+        """Send no further round; callable from any thread, repeatedly, and without `start`."""
         self._stop.set()
         self.finish()
 
     def finish(self) -> list[str]:
-        """Wait for the last round; a line for each interface where a frame could not be sent."""
+        """Wait for the last round; return a line for each interface that failed to send a frame."""
         if self._thread.ident is not None:
             self._thread.join()
         self._sockets.close()
@@ -121,15 +122,15 @@ class Announcer:
                 try:
                     sending.send(frame)
                 except OSError as error:
-                    # The others go on, and the next round may find it well again.
+                    # The other interfaces go on, and in the next round this one may work again.
                     self._failures[name] = f"announcing on {name}: {error.strerror}"
 
 
 def _open(interface: Interface, sockets: ExitStack) -> tuple[socket.socket, bytes]:
-    """A socket bound to the interface, that receives nothing; and the frame to send."""
+    """Return a socket bound to the interface, which receives nothing, and the frame to send."""
     name = interface.name
     try:
-        # `bind` would cut off a name that is too long.
+        # `bind` would truncate a name that is too long.
         socket.if_nametoindex(name)
     except (OSError, ValueError):
         raise AnnounceError(f"announcing on {name!r}: no such interface here") from None

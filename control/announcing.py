@@ -1,4 +1,4 @@
-"""When a service announces its guest: once it runs after it arrived, and on demand."""
+"""Decide when a service announces its guest: once the arrived guest runs, and on demand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from .parameters import Parameters
 
 
 class Announcing:
-    """On these interfaces. A guest that is stopped is not announced, as in QEMU."""
+    """The announcements on the service's interfaces.
+
+    As in QEMU, a stopped guest is not announced.
+    """
 
     def __init__(self, interfaces: tuple[Interface, ...], parameters: Parameters) -> None:
         self._interfaces = interfaces
@@ -21,11 +24,11 @@ class Announcing:
         self._begun: list[Announcer] = []
 
     def arrived(self) -> None:
-        """The guest has come."""
+        """Record that the guest has arrived, so an announcement is due."""
         self._due = True
 
     def runs(self) -> None:
-        """It may run from now on."""
+        """Announce the guest if that is due, because it may run from now on."""
         if self._due:
             self._due = False
             names = ("initial", "max", "rounds", "step")
@@ -33,12 +36,12 @@ class Announcing:
             self.announce(self._interfaces, AnnounceParameters(**values))
 
     def announce(self, interfaces: tuple[Interface, ...], parameters: AnnounceParameters) -> None:
-        """Begin; what cannot be sent is left out. Raises AnnounceError."""
+        """Start an announcement; frames that cannot be sent are skipped. Raises AnnounceError."""
         self._begun.append(Announcer(interfaces, parameters))
         self._begun[-1].start()
 
     def chosen(self, names: list[str] | None) -> tuple[Interface, ...]:
-        """Those of these names. Raises QmpError."""
+        """Return the interfaces with these names, or all. Raises QmpError for an unknown name."""
         known = {interface.name for interface in self._interfaces}
         for name in names or ():
             if name not in known:
@@ -46,7 +49,7 @@ class Announcing:
         return tuple(each for each in self._interfaces if not names or each.name in names)
 
     def finish(self) -> None:
-        """No round any more."""
+        """End all announcements."""
         for announcer in self._begun:
             announcer.stop()
 
@@ -61,7 +64,7 @@ class Announcing:
     Argument("id", string, None),
 )
 def announce_self(call: Call, interfaces: list[str] | None, **given: Any) -> None:
-    """Announce the guest now; `id` has no meaning where all goes out at once."""
+    """Announce the guest now; `id` is ignored, because the announcement starts at once."""
     del given["id"]
     announcing = call.service.announcing
     try:

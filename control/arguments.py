@@ -1,7 +1,7 @@
-"""Arguments of commands: declared once with name and type, checked here, with QEMU's own words.
+"""Declare arguments of commands with name and type, and check them with QEMU's error messages.
 
 A type is a function: it takes the argument's path (`capabilities[0].state`) and what a client sent,
-and returns the value. Raises QmpError.
+and returns the value. It raises QmpError.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from .errors import QmpError
 Type = Callable[[str, Any], Any]
 
 REQUIRED = object()
-"""The default of an argument that has none."""
+"""The default of an argument that must be given."""
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument; `default` where a client may leave it out."""
+    """One declared argument; `default` applies if a client leaves it out."""
 
     name: str
     type: Type
@@ -30,7 +30,7 @@ class Argument:
 def check_arguments(
     declared: Sequence[Argument], given: dict[str, Any], within: str = ""
 ) -> dict[str, Any]:
-    """Every declared argument by its name, with `_` for `-`. Raises QmpError."""
+    """Return every declared argument by name, with `_` for `-`. Raises QmpError."""
     values = {}
     for argument in declared:
         value = argument.default
@@ -49,7 +49,7 @@ def _wrong(name: str, expected: str) -> QmpError:
 
 
 def string(name: str, value: Any) -> str:
-    """Text that the system can take."""
+    """Return `value` if it is text without null characters and surrogates. Raises QmpError."""
     if not isinstance(value, str):
         raise _wrong(name, "string")
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
@@ -58,14 +58,14 @@ def string(name: str, value: Any) -> str:
 
 
 def boolean(name: str, value: Any) -> bool:
-    """true or false."""
+    """Return `value` if it is true or false. Raises QmpError."""
     if not isinstance(value, bool):
         raise _wrong(name, "boolean")
     return value
 
 
 def integer(name: str, value: Any) -> int:
-    """64 bits, signed."""
+    """Return `value` if it is a signed integer of 64 bits. Raises QmpError."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise _wrong(name, "integer")
     if not -(1 << 63) <= value < 1 << 63:
@@ -74,7 +74,7 @@ def integer(name: str, value: Any) -> int:
 
 
 def number(name: str, value: Any) -> float:
-    """With a fraction or without."""
+    """Return `value`, a number with or without a fraction, as a float. Raises QmpError."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise _wrong(name, "number")
     try:
@@ -84,7 +84,10 @@ def number(name: str, value: Any) -> float:
 
 
 def unsigned(bits: int, words: str) -> Type:
-    """An integer of so many bits, which QEMU calls `words`; of 64, negative ones wrap around."""
+    """Return a type for unsigned integers of `bits` bits, which QEMU calls `words`.
+
+    With 64 bits, negative values wrap around.
+    """
 
     def check(name: str, value: Any) -> int:
         least = -(1 << 63) if bits == 64 else 0
@@ -97,7 +100,7 @@ def unsigned(bits: int, words: str) -> Type:
 
 
 def choice(names: Sequence[str]) -> Type:
-    """One of these words."""
+    """Return a type for one of these words."""
 
     def check(name: str, value: Any) -> str:
         if string(name, value) not in names:
@@ -108,7 +111,7 @@ def choice(names: Sequence[str]) -> Type:
 
 
 def array(element: Type) -> Type:
-    """A list of such."""
+    """Return a type for a list of elements of one type."""
 
     def check(name: str, value: Any) -> list[Any]:
         if not isinstance(value, list):
@@ -119,7 +122,7 @@ def array(element: Type) -> Type:
 
 
 def structure(*declared: Argument) -> Type:
-    """An object with such members."""
+    """Return a type for an object with these members."""
 
     def check(name: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):

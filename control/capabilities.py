@@ -1,4 +1,4 @@
-"""Capabilities of migration under QEMU's names: which are on, and which cannot be."""
+"""Keep the migration capabilities under QEMU's names: which are on, and which cannot be."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ CAPABILITIES: dict[str, str | None] = {
     "zero-copy-send": "pages are copied before they are sent",
     "postcopy-preempt": _NO_POSTCOPY,
 }
-"""Those of QEMU 7.2, in its order; with the reason why one cannot be switched on.
+"""The capabilities of QEMU 7.2, in its order, each with the reason if it cannot be switched on.
 
-`zero-blocks` only concerns the disks that QEMU used to move, and is accepted as there.
+`zero-blocks` only concerns the disks that QEMU used to move; it is accepted, as in QEMU.
 """
 
 
 class Capabilities:
-    """All off at first."""
+    """The set of capabilities that are on; all are off at first."""
 
     def __init__(self) -> None:
         self._on: set[str] = set()
@@ -49,7 +49,7 @@ class Capabilities:
         return name in self._on
 
     def set(self, wanted: Iterable[tuple[str, bool]]) -> None:
-        """Switch these on or off; all of them, or with a QmpError none."""
+        """Switch these on or off: all of them, or none if QmpError is raised."""
         wanted = list(wanted)
         for name, state in wanted:
             reason = CAPABILITIES[name]
@@ -59,5 +59,5 @@ class Capabilities:
             (self._on.add if state else self._on.discard)(name)
 
     def as_qmp(self) -> list[dict[str, Any]]:
-        """As `query-migrate-capabilities` lays them out."""
+        """Return all capabilities as `query-migrate-capabilities` lays them out."""
         return [{"capability": name, "state": name in self._on} for name in CAPABILITIES]

@@ -1,4 +1,4 @@
-"""The table of commands: a name, its arguments, and a small function that does it."""
+"""Keep the table of commands: a name, its arguments, and the function that executes it."""
 
 from __future__ import annotations
 
@@ -14,27 +14,30 @@ if TYPE_CHECKING:
 
 
 class Caller(Protocol):
-    """The client that gave a command."""
+    """The client that sent a command."""
 
     def take_fd(self) -> int | None:
-        """A descriptor that it passed, now the command's own; None: it passed none."""
+        """Return a descriptor that the client passed, owned by the caller, or None."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """On what a command works, and who gave it."""
+    """One call of a command: the service that it works on, and the client that sent it."""
 
     service: Service
     caller: Caller
 
 
 Function = Callable[..., Any]
-"""Takes the Call and the arguments by name; returns the result, or an awaitable of it."""
+"""A function that takes the Call and the arguments by name, and returns the result.
+
+The result may be an awaitable.
+"""
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command."""
+    """One command with its function and declared arguments."""
 
     name: str
     function: Function
@@ -59,11 +62,11 @@ REFUSED = dict.fromkeys(
     ("migrate-recover", "migrate-start-postcopy"),
     "there is no postcopy: a guest runs at the destination when all of it has arrived",
 )
-"""Commands of QEMU that are known and not done, and why."""
+"""Commands of QEMU that are known but not implemented, and why."""
 
 
 def command(name: str, *arguments: Argument) -> Callable[[Function], Function]:
-    """Put a function into the table."""
+    """Return a decorator that puts a function into the table."""
 
     def put(function: Function) -> Function:
         COMMANDS[name] = Command(name, function, arguments)
@@ -73,7 +76,7 @@ def command(name: str, *arguments: Argument) -> Callable[[Function], Function]:
 
 
 async def execute(call: Call, name: str, given: dict[str, Any]) -> Any:
-    """Do it. Raises QmpError."""
+    """Execute a command and return its result. Raises QmpError."""
     if name in REFUSED:
         raise QmpError(f"The command {name} is refused: {REFUSED[name]}")
     if name not in COMMANDS:

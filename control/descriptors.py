@@ -1,4 +1,4 @@
-"""Descriptors that clients passed and named, for `fd:NAME`."""
+"""Keep the descriptors that clients passed and named, for `fd:NAME`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from ..transport.uri import Fd, UriError, parse_uri
 from .errors import QmpError
 
 MAX_DESCRIPTORS = 64
-"""As many may wait to be used."""
+"""Largest number of descriptors that may wait to be used."""
 
 
 class Descriptors:
-    """By name; each is closed when it is used up, replaced or taken away."""
+    """The named descriptors; each is closed when it is used up, replaced or removed."""
 
     def __init__(self) -> None:
         self._fds: dict[str, int] = {}
 
     def add(self, name: str, fd: int) -> None:
-        """Keep `fd` under a name, which may replace another. Raises QmpError, and closes it."""
+        """Store `fd` under a name, in place of any other. Raises QmpError, and then closes `fd`."""
         wrong = None
         if not name or name[0].isdigit():
             wrong = "Parameter 'fdname' expects a name not starting with a digit"
@@ -32,16 +32,16 @@ class Descriptors:
         self._fds[name] = fd
 
     def remove(self, name: str) -> None:
-        """Close one. Raises QmpError."""
+        """Close the descriptor of this name. Raises QmpError."""
         if name not in self._fds:
             raise QmpError(f"File descriptor named '{name}' not found")
         os.close(self._fds.pop(name))
 
     def resolve(self, uri: str) -> tuple[str, int | None]:
-        """The URI with the number in place of the name; the descriptor is the caller's to close.
+        """Return the URI with the descriptor's number for its name, and the descriptor to close.
 
-        A number stays: it is one that this process inherited. None: nothing to close. Raises
-        UriError.
+        The descriptor is the caller's to close; it is None if there is nothing to close. A number
+        in the URI stays: it names a descriptor that this process inherited. Raises UriError.
         """
         scheme, _, name = uri.partition(":")
         if scheme == "fd" and name in self._fds:
@@ -52,14 +52,17 @@ class Descriptors:
         return uri, None
 
     def close(self) -> None:
-        """Close all."""
+        """Close all descriptors."""
         for fd in self._fds.values():
             os.close(fd)
         self._fds = {}
 
 
 def _inherited(uri: str) -> bool:
-    """Whether it is the number of a descriptor that is not our own: those are not inherited."""
+    """Return whether the URI has the number of an inherited descriptor.
+
+    Descriptors that this process opened itself are not inheritable.
+    """
     try:
         parsed = parse_uri(uri)
         return isinstance(parsed, Fd) and os.get_inheritable(parsed.number)

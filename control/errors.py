@@ -1,10 +1,10 @@
-"""What a command raises that cannot be done; a client sees its class and its one line."""
+"""Define the errors that commands report; a client sees their class and their one-line message."""
 
 from __future__ import annotations
 
 
 class QmpError(Exception):
-    """`GenericError`, the class of nearly every error."""
+    """A command failed, with `GenericError`, the class of nearly every error."""
 
     error_class = "GenericError"
 
@@ -14,6 +14,6 @@ class QmpError(Exception):
 
 
 class CommandNotFoundError(QmpError):
-    """No such command, or not at this time."""
+    """A command is unknown, or not allowed at this time."""
 
     error_class = "CommandNotFound"

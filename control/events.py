@@ -1,4 +1,4 @@
-"""Events: made by any thread, heard in the service's event loop in the order they were made."""
+"""Deliver events from any thread to listeners in the service's event loop, in order."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .extensions import STALL_EVENT
 EVENTS = ("MIGRATION", "MIGRATION_PASS", "RESUME", "SHUTDOWN", "STOP", STALL_EVENT)
 
 Event = dict[str, Any]
-"""As a client sees it: `event`, `timestamp`, and `data` where it has any."""
+"""An event as a client sees it: `event`, `timestamp`, and `data` if it has any."""
 Listener = Callable[[Event], None]
 
 
 class Events:
-    """Tells every listener of every event, once, in order."""
+    """The queue of events; every listener receives every event once, in order."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -30,11 +30,11 @@ class Events:
         self._listeners.append(listener)
 
     def remove_listener(self, listener: Listener) -> None:
-        """No more of them."""
+        """Stop calling this listener."""
         self._listeners.remove(listener)
 
     def emit(self, name: str, **data: Any) -> None:
-        """Make an event; from any thread. Nobody hears it when the loop is closed."""
+        """Create an event; callable from any thread. After the loop is closed, it is dropped."""
         if self._loop.is_closed():
             return
         seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
@@ -46,7 +46,7 @@ class Events:
         self._loop.call_soon_threadsafe(self.deliver)
 
     def deliver(self) -> None:
-        """Tell of all that were made by now; only in the loop's thread."""
+        """Deliver all events created so far; callable only in the loop's thread."""
         while self._waiting:
             event = self._waiting.popleft()
             for listener in list(self._listeners):

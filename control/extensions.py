@@ -1,8 +1,8 @@
-"""What vmferry has and QEMU has not, under names that QEMU leaves to others.
+"""Define what vmferry adds to QMP: parameters, members of `query-migrate`, and an event.
 
-Parameters, members of `query-migrate` and an event. Source of the form of the names: QEMU's
+Their names have a prefix that QEMU leaves to others. Source of the form of the names: QEMU's
 documentation, docs/devel/qapi-code-gen, on downstream extensions (`__RFQDN_name`); vmferry has no
-domain, so its own name stands there.
+domain, so its own name is used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ON_STALL = f"{PREFIX}on-stall"
 WORKERS = f"{PREFIX}workers"
 STALL_EVENT = f"{PREFIX}MIGRATION_STALL"
 AUTO = "auto"
-"""Workers: as many as the machine bears."""
+"""Value of the parameter for workers that lets the machine decide their number."""
 MAX_WORKERS = 64
 
 on_stall: Type = choice([action.value for action in OnStall])
@@ -31,7 +31,7 @@ _OWN_FIGURES = ("remaining-time", "forecast", "stall", "compression", "cpu-throt
 
 
 def compress(name: str, value: Any) -> str:
-    """A method as `send --compress` takes it."""
+    """Return `value` if it is a method that `send --compress` takes. Raises QmpError."""
     try:
         parse_compression(string(name, value))
     except CompressionError as error:
@@ -40,7 +40,7 @@ def compress(name: str, value: Any) -> str:
 
 
 def workers(name: str, value: Any) -> int | str:
-    """How many, or AUTO."""
+    """Return `value` if it is a number of workers, or AUTO. Raises QmpError."""
     if value == AUTO:
         return AUTO
     count: int = unsigned(8, "a number of workers, or 'auto'")(name, value)
@@ -50,7 +50,7 @@ def workers(name: str, value: Any) -> int | str:
 
 
 def stall_as_qmp(stall: Stall) -> dict[str, Any]:
-    """Reason and advice; this names options of the command line as parameters and capabilities."""
+    """Return reason and advice, with command-line options replaced by the names of QMP."""
     own = (COMPRESS, ON_STALL)
     names = {name.removeprefix(PREFIX): name for name in own}
     advice = [
@@ -60,7 +60,7 @@ def stall_as_qmp(stall: Stall) -> dict[str, Any]:
 
 
 def under_own_names(figures: dict[str, Any], stall: Stall | None) -> dict[str, Any]:
-    """Figures with those that QEMU has not under our prefix; what is not known is left out."""
+    """Return the figures with those that QEMU lacks under vmferry's prefix; skip unknown ones."""
     answer = {name: value for name, value in figures.items() if name not in _OWN_FIGURES}
     for name in _OWN_FIGURES:
         known = _known(figures.get(name))

@@ -1,4 +1,4 @@
-"""Commands about the guest's run state."""
+"""Commands that query and change the guest's run state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .run_state import RunState
 
 @command("query-status")
 def query_status(call: Call) -> Any:
-    """The run state."""
+    """Return the run state."""
     state = call.service.run_control.state
     running = state is RunState.RUNNING
     return {"status": str(state), "running": running, "singlestep": False}
@@ -25,7 +25,7 @@ def stop(call: Call) -> None:
 
 @command("cont")
 def cont(call: Call) -> None:
-    """Let it run."""
+    """Let the guest run."""
     call.service.run_control.cont()
     call.service.announce_if_running()
     _tell_incoming(call)

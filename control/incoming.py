@@ -1,4 +1,4 @@
-"""The incoming migration of a service: at most one arrives, or the service ends."""
+"""Run the incoming migration of a service: one guest arrives, or the service ends."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _S = MigrationStatus
 
 
 class Incoming:
-    """Waits for `migrate-incoming` or an URI, then for the guest.
+    """The incoming migration; it waits for `migrate-incoming` or a URI, then for the guest.
 
     In the loop's thread, `on_arrival` is called when the guest is here, and `on_failure` with one
-    line when it will not come.
+    line when it will not arrive.
     """
 
     def __init__(
@@ -47,16 +47,19 @@ class Incoming:
         self._address: list[dict[str, Any]] = []
         self.on_arrival: Callable[[], None] = lambda: None
         self.on_refused: Callable[[str], None] = lambda _: None
-        """Called, in another thread, with one line for each connection that is no source's."""
+        """Called, in another thread, with one line for each connection that is refused."""
         self.on_failure: Callable[[str], None] = lambda _: None
 
     @property
     def started(self) -> bool:
-        """Whether a source may connect, or has."""
+        """Return whether a source may connect, or has connected."""
         return self._receiver is not None
 
     async def start(self, uri: str) -> str:
-        """Listen; the URI with its real port. Raises QmpError, and may be tried again then."""
+        """Listen, and return the URI with its real port.
+
+        Raises QmpError; another attempt is possible then.
+        """
         if self._receiver is not None:
             raise QmpError("The incoming migration has already been started")
         try:
@@ -66,7 +69,7 @@ class Incoming:
         try:
             return await self._listen(uri)
         finally:
-            # The channel has a descriptor of its own.
+            # The channel has its own descriptor.
             if fd is not None:
                 os.close(fd)
 
@@ -115,12 +118,12 @@ class Incoming:
             self._events.emit("MIGRATION", status=str(new))
 
     def set_autostart(self) -> None:
-        """`stop` and `cont` before it arrived."""
+        """Update whether the guest starts on arrival, after `stop` or `cont` changed that."""
         if self._receiver is not None:
             self._receiver.paused = not self._run.autostart
 
     def query(self) -> dict[str, Any]:
-        """As `query-migrate` lays it out."""
+        """Return the migration as `query-migrate` lays it out."""
         if self._status is _S.NONE:
             return {}
         answer: dict[str, Any] = {"status": str(self._status)}
@@ -130,15 +133,14 @@ class Incoming:
 
     @property
     def under_way(self) -> bool:
-        """Whether a guest may be arriving now."""
+        """Return whether a guest may be arriving now."""
         return self._future is not None and not self._future.done()
 
     async def finish(self, *, late: bool) -> str:
         """Cancel a migration that is under way, and wait for its end.
 
-        `late`: it was under way when the service was told to end.
-
-        Returns a line about a guest that its source may not have any more; empty: there is none.
+        `late` says that it was under way when the service was ordered to end. Return a line about a
+        guest that its source may not have any more, or an empty string.
         """
         if self._receiver is None or self._future is None or not (late or self.under_way):
             return ""
@@ -156,7 +158,7 @@ def _receive(receiver: Receiver, heard: Callable[[str], None]) -> None:
 
 
 def _socket_address(address: str) -> list[dict[str, Any]]:
-    """QEMU's `SocketAddress`, where there is a socket."""
+    """Return QEMU's `SocketAddress` in a list, empty if there is no socket."""
     uri = parse_uri(address)
     if isinstance(uri, Tcp):
         family = "ipv6" if ":" in uri.host else "ipv4"

@@ -1,9 +1,8 @@
-"""QMP on the wire: JSON values one after another. No I/O here.
+"""Parse and write QMP on the wire: JSON values one after another. This module does no I/O.
 
-Nothing has to stand between two values. Behind one that is broken, the next is looked for from the
-point where it cannot have a beginning any more: its last bracket, the end of the line within a
-string, or the byte 0xFF, which a client may send to be sure.
-Source: QEMU's documentation, docs/interop/qmp-spec.
+No separator is needed between two values. After a broken value, parsing continues where that value
+must have ended: at its last bracket, at the end of the line within a string, or at the byte 0xFF,
+which a client may send to be sure. Source: QEMU's documentation, docs/interop/qmp-spec.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from typing import Any
 from .errors import QmpError
 
 MAX_MESSAGE = 1 << 20
-"""Bytes of one message; no command comes near it."""
+"""Largest size of one message in bytes; no command comes near it."""
 MAX_DEPTH = 128
-"""Brackets within brackets."""
+"""Largest depth of nested brackets."""
 
 _TOO_LONG = "JSON token size limit exceeded"
 _RESET = 0xFF
@@ -29,12 +28,12 @@ _WORD_ENDS = re.compile(rb'[{}\[\]"\xff \t\r\n]')
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """As QEMU writes it, one message a line."""
+    """Return the message as QEMU writes it, one per line."""
     return json.dumps(message).encode() + b"\r\n"
 
 
 def decode(text: bytes) -> Any:
-    """The value. Raises QmpError."""
+    """Return the JSON value. Raises QmpError."""
     try:
         return json.loads(
             text.decode(),
@@ -65,7 +64,7 @@ def _no_constant(name: str) -> Any:
 
 
 class MessageReader:
-    """Bytes in, whole values out; keeps no more than `MAX_MESSAGE` bytes."""
+    """A parser that takes bytes and returns whole values; it keeps at most `MAX_MESSAGE` bytes."""
 
     def __init__(self) -> None:
         self._text = bytearray()
@@ -73,10 +72,10 @@ class MessageReader:
         self._depth = 0
         self._in_string = False
         self._refused = False
-        """The rest of this value belongs to one that was answered already."""
+        """If true, the rest of this value is ignored, because it was already answered."""
 
     def feed(self, data: bytes) -> list[Any]:
-        """Values that are complete now; a QmpError stands for one that is none."""
+        """Return the values that are complete now, with a QmpError in place of each invalid one."""
         self._text += data
         found: list[Any] = []
         while self._step(found):
@@ -92,13 +91,13 @@ class MessageReader:
         return found
 
     def _step(self, found: list[Any]) -> bool:
-        """Look at the next byte that matters; False: it is not here yet."""
+        """Process the next significant byte; return False if it has not arrived yet."""
         if not self._depth and not self._in_string and not self._refused:
             return self._begin(found)
         pattern = _IN_STRING if self._in_string else _OUTSIDE
         match = pattern.search(self._text, self._searched)
         if match is None:
-            # A backslash at the end decides on what is still to come.
+            # A backslash at the end decides how the next byte is read.
             waits = len(self._text) > self._searched and self._text.endswith(b"\\")
             self._searched = len(self._text) - (self._in_string and waits)
             return False
@@ -123,7 +122,7 @@ class MessageReader:
         return True
 
     def _begin(self, found: list[Any]) -> bool:
-        """The first byte of a value, or a word, which ends where it must."""
+        """Process the first byte of a value, or a whole word; return False if it is incomplete."""
         self._text = self._text.lstrip(_SPACE + b"\xff")
         self._searched = 0
         if not self._text:

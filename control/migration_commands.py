@@ -1,4 +1,4 @@
-"""Commands that begin, end, steer and show migrations."""
+"""Commands that start, end, steer and show migrations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STATES = tuple(status.value for status in MigrationStatus)
     Argument("resume", boolean, default=False),
 )
 def migrate(call: Call, uri: str, blk: bool, inc: bool, detach: bool, resume: bool) -> None:
-    """Move the guest out; `detach` has no meaning here, as in QEMU: the answer comes at once."""
+    """Start to migrate the guest away; `detach` is ignored, as in QEMU: the answer is immediate."""
     del detach
     if resume:
         raise QmpError("Cannot resume if there is no paused migration")
@@ -33,7 +33,7 @@ def migrate(call: Call, uri: str, blk: bool, inc: bool, detach: bool, resume: bo
 
 @command("migrate-incoming", Argument("uri", string))
 async def migrate_incoming(call: Call, uri: str) -> None:
-    """Wait for a guest, where `--incoming defer` left that to this command, or one has left."""
+    """Wait for a guest, after `--incoming defer` or after the last guest migrated away."""
     await call.service.take_in().start(uri)
 
 
@@ -45,19 +45,19 @@ def migrate_cancel(call: Call) -> None:
 
 @command("migrate-continue", Argument("state", choice(_STATES)))
 def migrate_continue(call: Call, state: str) -> None:
-    """Go on from `pre-switchover`."""
+    """Continue from `pre-switchover`."""
     call.service.outgoing.proceed(state)
 
 
 @command("migrate-pause")
 def migrate_pause(_: Call) -> None:
-    """Only postcopy can be paused."""
+    """Raise QmpError: only postcopy, which vmferry lacks, can be paused."""
     raise QmpError("migrate-pause is currently only supported during postcopy-active state")
 
 
 @command("query-migrate")
 def query_migrate(call: Call) -> Any:
-    """The migration now, or the last one."""
+    """Return the figures of the present migration, or of the last one."""
     service = call.service
     answer = service.incoming.query() if service.incoming is not None else {}
     answer |= service.outgoing.query()

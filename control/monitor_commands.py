@@ -1,4 +1,4 @@
-"""Commands about the service itself: version, lists of commands and events, the end."""
+"""Commands about the service itself: its version, its commands and events, and its end."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ VERSION = {
     "qemu": {"major": 7, "minor": 2, "micro": 0},
     "package": f"vmferry-{version('vmferry')}",
 }
-"""Whose commands these are, and who does them."""
+"""The QEMU version whose commands these are, and the version of vmferry."""
 
 
 @command("query-version")
 def query_version(_: Call) -> Any:
-    """As in the greeting."""
+    """Return the same version as in the greeting."""
     return VERSION
 
 
 @command("query-commands")
 def query_commands(_: Call) -> Any:
-    """Names of all commands."""
+    """Return the names of all commands."""
     return [{"name": name} for name in sorted(COMMANDS)]
 
 
 @command("query-events")
 def query_events(_: Call) -> Any:
-    """Names of all events."""
+    """Return the names of all events."""
     return [{"name": name} for name in EVENTS]
 
 

@@ -1,4 +1,4 @@
-"""Outgoing migrations of one guest, one after another, each in a thread of its own."""
+"""Run the outgoing migrations of one guest, one after another, each in its own thread."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _OVER = (_S.NONE, _S.COMPLETED, _S.FAILED, _S.CANCELLED)
 
 
 class Outgoing:
-    """What `migrate`, `query-migrate` and the commands between them work on.
+    """The outgoing migrations, as `migrate`, `query-migrate` and related commands use them.
 
-    A status that ends a migration is only seen when all that belonged to it is gone.
+    A status that ends a migration is visible only after everything of that migration is released.
     """
 
     def __init__(
@@ -64,25 +64,25 @@ class Outgoing:
         self._stall: Stall | None = None
         self._fd: int | None = None
         self._answer: dict[str, Any] = {}
-        """The figures of the migration that is over."""
+        """The figures of the finished migration."""
 
     @property
     def status(self) -> MigrationStatus:
-        """Of this migration, or of the last one."""
+        """Return the status of the present migration, or of the last one."""
         return self._status
 
     @property
     def active(self) -> bool:
-        """Whether one is under way."""
+        """Return whether a migration is under way."""
         return self._status not in _OVER
 
     def refuse_if_active(self) -> None:
-        """Raises QmpError while a migration is under way."""
+        """Raise QmpError while a migration is under way."""
         if self.active:
             raise QmpError("There's a migration process in progress")
 
     def start(self, uri: str) -> None:
-        """Begin one. Raises QmpError where it cannot even be tried."""
+        """Start a migration. Raises QmpError if it cannot even be tried."""
         self.refuse_if_active()
         if self._run.state is RunState.INMIGRATE:
             raise QmpError("Guest is waiting for an incoming migration")
@@ -134,11 +134,11 @@ class Outgoing:
         return sender
 
     def _migrate(self, sender: Sender) -> None:
-        """The thread: one migration from beginning to end."""
+        """Run one migration from beginning to end, in the thread."""
         try:
             figures = sender.run(self._look)
         except UnconfirmedError as error:
-            # As for QEMU, a guest that the destination has whole has left, whatever comes of it.
+            # As in QEMU, a guest that the destination has whole has left, whatever happens to it.
             self._ended(_S.COMPLETED, self._laid_out(sender.figures()) | {"error-desc": str(error)})
         except MigrationError as error:
             cancelled = sender.states.state is _S.CANCELLED
@@ -156,7 +156,7 @@ class Outgoing:
             self._run.left()
         else:
             self._run.stayed()
-        # It may be why.
+        # A stall may be the reason for the cancel, so it stays visible.
         cancelled = under_own_names({}, self._stall)
         self._over(status, cancelled if status is _S.CANCELLED else answer)
 
@@ -165,9 +165,9 @@ class Outgoing:
         self._change(status)
 
     def _changed(self, _: MigrationStatus, new: MigrationStatus) -> None:
-        """The sender's own state; where it ends is told by `_ended`."""
+        """Follow the sender's state; `_ended` reports the states that end a migration."""
         if new is not _S.SETUP:
-            # Connected, or never will be: the channel has a descriptor of its own.
+            # The sender has connected, or never will: the channel has its own descriptor.
             self._close_fd()
         if new not in (_S.SETUP, *_OVER):
             self._change(new)
@@ -183,7 +183,7 @@ class Outgoing:
             self._events.emit("MIGRATION_PASS", **{"pass": number})
 
     def _look(self, figures: Figures) -> None:
-        """Tell of a stall, once, when it begins."""
+        """Emit one event when a stall begins."""
         before, self._stall = self._stall, figures.stall
         if before is None and figures.stall is not None and self._capabilities["events"]:
             self._events.emit(STALL_EVENT, **stall_as_qmp(figures.stall))
@@ -194,16 +194,16 @@ class Outgoing:
             os.close(fd)
 
     def forget(self) -> None:
-        """Forget the migration that is over: `query` answers nothing until the next one."""
+        """Forget the finished migration: `query` returns nothing until the next one."""
         self._status, self._answer = _S.NONE, {}
 
     def cancel(self) -> None:
-        """Cancel it, if there is one, and not too late."""
+        """Cancel the migration, if there is one and it is not too late."""
         if self.active and self._sender is not None:
             self._sender.cancel()
 
     def proceed(self, state: str) -> None:
-        """Go on from `state`. Raises QmpError."""
+        """Continue from `state`. Raises QmpError if the migration is not in it."""
         if state != self._status:
             raise QmpError(f"Migration not in expected state: {self._status}")
         if self._status is _S.PRE_SWITCHOVER:
@@ -211,7 +211,7 @@ class Outgoing:
             self._sender.proceed()
 
     def apply_parameters(self) -> None:
-        """Limits that were changed hold for the running migration, too. Raises CacheSizeError."""
+        """Apply changed limits to the running migration. Raises CacheSizeError."""
         if not self.active or self._sender is None:
             return
         value = self._parameters
@@ -223,7 +223,7 @@ class Outgoing:
         self._sender.set_xbzrle_cache_size(min(value["xbzrle-cache-size"], total))
 
     def query(self) -> dict[str, Any]:
-        """As `query-migrate` lays it out."""
+        """Return the migration as `query-migrate` lays it out."""
         status = self._status
         if status is _S.NONE:
             return {}
@@ -235,7 +235,7 @@ class Outgoing:
         return self.figures() | answer
 
     def figures(self) -> dict[str, Any]:
-        """All figures of the running migration."""
+        """Return all figures of the running migration."""
         assert self._sender is not None
         return self._laid_out(self._sender.figures())
 
@@ -243,12 +243,12 @@ class Outgoing:
         answer = under_own_names(figures.as_qmp(), figures.stall)
         answer["ram"]["dirty-sync-count"] = self._passes
         if not answer.get("cpu-throttle-percentage"):
-            # QEMU only speaks of it while the guest is slowed down.
+            # QEMU reports it only while the guest is throttled.
             answer.pop("cpu-throttle-percentage", None)
         return answer
 
     def finish(self) -> None:
-        """Cancel, and wait for the end."""
+        """Cancel the migration, and wait for its end."""
         if self.active and self._sender is not None:
             self._sender.leave()
         if self._thread is not None:

@@ -1,4 +1,4 @@
-"""Parameters of migration under QEMU's names: types, defaults, ranges."""
+"""Keep the migration parameters under QEMU's names, with types, defaults and ranges."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .arguments import Argument, Type, boolean, integer, string, unsigned
 from .errors import QmpError
 
 MAX_DOWNTIME = 2_000_000
-"""Milliseconds."""
+"""Largest downtime limit, in milliseconds."""
 MAX_SIZE = (1 << 63) - 1
-"""Bytes, of a limit set by `migrate_set_speed`."""
+"""Largest bandwidth limit that `migrate_set_speed` can set, in bytes per second."""
 
 _size = unsigned(64, "uint64")
 _u8 = unsigned(8, "uint8_t")
@@ -21,9 +21,10 @@ _u8 = unsigned(8, "uint8_t")
 
 @dataclass(frozen=True)
 class Parameter:
-    """`least` to `most`, where an error says that it `expects` something else.
+    """One parameter, with values from `least` to `most` if `expects` describes that range.
 
-    Without effect here (`fixed`), it can only have its default.
+    `expects` completes the error message. A `fixed` parameter has no effect here, so it keeps its
+    default.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Parameter:
     fixed: bool = False
 
     def check(self, value: Any) -> None:
-        """Raises QmpError."""
+        """Raise QmpError if the parameter cannot have this value."""
         if self.fixed and value != self.default:
             raise QmpError(f"Parameter '{self.name}' has no effect here and cannot be changed")
         if self.expects and not self.least <= value <= self.most:
@@ -96,16 +97,19 @@ PARAMETERS = {
         Parameter(extensions.WORKERS, extensions.workers, extensions.AUTO),
     )
 }
-"""Those of QEMU 7.2 by name, with its defaults but for `max-bandwidth`; and our own."""
+"""The parameters of QEMU 7.2 by name, followed by vmferry's own.
+
+The defaults are those of QEMU, except `max-bandwidth`.
+"""
 
 ARGUMENTS = tuple(
     Argument(parameter.name, parameter.type, default=None) for parameter in PARAMETERS.values()
 )
-"""What `migrate-set-parameters` takes; None: not given."""
+"""The arguments of `migrate-set-parameters`; None means not given."""
 
 
 class Parameters:
-    """The values now. `page_size`: of the guest, which is the least XBZRLE cache."""
+    """The present values of all parameters."""
 
     def __init__(self) -> None:
         self._values = {name: parameter.default for name, parameter in PARAMETERS.items()}
@@ -114,7 +118,10 @@ class Parameters:
         return self._values[name]
 
     def set(self, wanted: dict[str, Any], page_size: int) -> None:
-        """Change these; all of them, or with a QmpError none."""
+        """Change these parameters: all of them, or none if QmpError is raised.
+
+        `page_size` is that of the guest, the smallest size of an XBZRLE cache.
+        """
         for name, value in wanted.items():
             PARAMETERS[name].check(value)
         values = self._values | wanted
@@ -128,5 +135,5 @@ class Parameters:
         self._values = values
 
     def as_qmp(self) -> dict[str, Any]:
-        """As `query-migrate-parameters` lays them out."""
+        """Return all parameters as `query-migrate-parameters` lays them out."""
         return dict(self._values)

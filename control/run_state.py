@@ -1,7 +1,7 @@
-"""The run state of the guest, under QEMU's names, and who may change it when.
+"""Keep the run state of the guest, under QEMU's names, and decide who may change it when.
 
-Commands come from one thread and the switchover of a migration from another; neither must find the
-guest running when it counts on it standing still (law: the last round runs on a paused guest).
+Commands come from one thread and the switchover of a migration from another. Neither may find the
+guest running when it relies on a paused guest (law: the last round runs on a paused guest).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .errors import QmpError
 
 
 class RunState(str, Enum):
-    """As QMP's `query-status` names them."""
+    """The run states, named as in QMP's `query-status`."""
 
     PRELAUNCH = "prelaunch"
     RUNNING = "running"
@@ -28,14 +28,14 @@ class RunState(str, Enum):
 
 
 class RunControl:
-    """Stops and continues the guest, where a migration lets it."""
+    """The control that stops and continues the guest, when a migration allows that."""
 
     def __init__(self, guest: Guest, *, incoming: bool, paused: bool) -> None:
         self._guest = guest
         self._lock = threading.RLock()
         self._before = RunState.PAUSED
         self.autostart = not paused
-        """Whether a guest that arrives shall run."""
+        """If true, a guest that arrives is started."""
         if incoming:
             self._state = RunState.INMIGRATE
         else:
@@ -48,11 +48,11 @@ class RunControl:
 
     @property
     def state(self) -> RunState:
-        """The state now."""
+        """Return the present run state."""
         return self._state
 
     def stop(self) -> None:
-        """Stop the guest; one that is still to arrive shall not run then."""
+        """Stop the guest; one that has not arrived yet will then not be started."""
         with self._lock:
             if self._state is RunState.RUNNING:
                 self._guest.pause()
@@ -61,7 +61,7 @@ class RunControl:
                 self.autostart = False
 
     def cont(self) -> None:
-        """Let it run, also after it migrated away. Raises QmpError, GuestError."""
+        """Let the guest run, even if it migrated away. Raises QmpError, GuestError."""
         with self._lock:
             if self._state is RunState.FINISH_MIGRATE:
                 raise QmpError("Migration is not finalized yet")
@@ -72,28 +72,28 @@ class RunControl:
                 self._state = RunState.RUNNING
 
     def switchover(self) -> None:
-        """From now on only the migration stops and resumes the guest."""
+        """Reserve stopping and resuming the guest for the migration from now on."""
         with self._lock:
             self._before, self._state = self._state, RunState.FINISH_MIGRATE
 
     def left(self) -> None:
-        """The guest migrated away."""
+        """Record that the guest migrated away."""
         with self._lock:
             self._state = RunState.POSTMIGRATE
 
     def wait_for_guest(self) -> None:
-        """Note that no guest is here, and one is to come."""
+        """Record that no guest is here, and one is to arrive."""
         with self._lock:
             self._state = RunState.INMIGRATE
 
     def stayed(self) -> None:
-        """It did not, and is again what it was before the switchover."""
+        """Restore the state before the switchover, because the guest did not migrate away."""
         with self._lock:
             if self._state is RunState.FINISH_MIGRATE:
                 stopped = self._before is not RunState.RUNNING
                 self._state = self._before if stopped else self._as_it_is()
 
     def arrived(self) -> None:
-        """The guest migrated here."""
+        """Record that the guest has arrived."""
         with self._lock:
             self._state = self._as_it_is()

@@ -1,4 +1,4 @@
-"""The sockets of the service: clients come and go, several at once, and may pass descriptors."""
+"""Serve clients on the sockets of the service: several at once, with descriptor passing."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .service import Service
 from .session import GREETING, Session
 
 MAX_UNREAD = 8 << 20
-"""Bytes that may wait for a client that does not read; with more it is given up."""
+"""Bytes that may wait for a client that does not read; with more the connection is dropped."""
 MAX_CLIENTS = 64
 _READ = 1 << 16
 _MAX_FDS = 16
 
 
 class ServerError(OSError):
-    """Clients cannot be waited for there; one line."""
+    """The service cannot listen at this address; the message is one line."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -53,20 +53,20 @@ class Listening:
 
     @property
     def address(self) -> str:
-        """Where it listens, with the real port where 0 was asked for."""
+        """Return the address, with the real port where 0 was requested."""
         if self.socket.family == socket.AF_UNIX:
             return str(Unix(self.socket.getsockname()))
         return str(Tcp(*self.socket.getsockname()[:2]))
 
     def close(self) -> None:
-        """Stop listening; the socket's file goes with it."""
+        """Stop listening, and remove the socket's file."""
         if self._named is not None:
             self._named.close()
         self.socket.close()
 
 
 class Client:
-    """One connection."""
+    """One connection of a client."""
 
     def __init__(self, sock: socket.socket, service: Service) -> None:
         self._socket = sock
@@ -80,11 +80,11 @@ class Client:
         self._lost = False
 
     def take_fd(self) -> int | None:
-        """A descriptor that it passed; None: it passed none."""
+        """Return a descriptor that the client passed, or None."""
         return self._fds.popleft() if self._fds else None
 
     async def serve(self) -> None:
-        """Until it goes away, or the task is cancelled."""
+        """Serve the client until it is gone, or the task is cancelled."""
         self._service.events.add_listener(self._tell)
         self._send(encode(GREETING))
         tasks = (asyncio.create_task(self._read()), asyncio.create_task(self._write()))
@@ -98,7 +98,7 @@ class Client:
         try:
             for task in tasks:
                 task.cancel()
-            # An OSError among what they raise says that the client is gone, which is no news.
+            # An OSError among the results only means that the client is gone, so it is ignored.
             await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             for fd in self._fds:
@@ -106,19 +106,19 @@ class Client:
             self._socket.close()
 
     async def _read(self) -> None:
-        """Until the client goes away (or OSError)."""
+        """Read and answer messages until the client is gone. Raises OSError if it breaks off."""
         while data := await self._receive():
             for message in self._reader.feed(data):
                 answer = await self._session.answer(message)
-                # What the command brought about is heard of before its answer.
+                # Events that the command caused are sent before its answer.
                 self._service.events.deliver()
                 self._send(encode(answer))
                 await self._sent.wait()
-                # One that asks on and on does not keep the others waiting.
+                # A client that asks without pause must not keep the others waiting.
                 await asyncio.sleep(0)
 
     async def _receive(self) -> bytes:
-        """What is there, at least a byte; empty at the end. Descriptors are put aside."""
+        """Return what has arrived, at least a byte, or nothing at the end; store descriptors."""
         while True:
             try:
                 data, fds, _, _ = socket.recv_fds(
@@ -128,7 +128,7 @@ class Client:
                 await _ready(self._socket, write=False)
                 continue
             if fds:
-                # Those that came before and that nobody took are not meant any more.
+                # Descriptors that arrived earlier and were not taken are obsolete.
                 while self._fds:
                     os.close(self._fds.popleft())
                 self._fds.extend(fds)
@@ -144,7 +144,7 @@ class Client:
         self._push()
 
     def _push(self) -> None:
-        """As much as the client takes now; one that is gone, or sleeps for too long, is lost."""
+        """Send as much as the client takes now; mark it lost if it is gone or reads too slowly."""
         try:
             while self._unsent:
                 del self._unsent[: self._socket.send(self._unsent)]
@@ -157,7 +157,7 @@ class Client:
             self._stirred.set()
 
     async def _write(self) -> None:
-        """What it did not take at once, until it is lost."""
+        """Send what the client did not take at once, until it is lost."""
         while not self._lost:
             await self._stirred.wait()
             self._stirred.clear()
@@ -167,7 +167,7 @@ class Client:
 
 
 class Server:
-    """Takes clients at the sockets for as long as the service runs."""
+    """The server that accepts clients at the sockets for as long as the service runs."""
 
     def __init__(self, service: Service, sockets: list[socket.socket]) -> None:
         self._service = service
@@ -175,11 +175,11 @@ class Server:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Until the service ends; raises what it raises."""
+        """Serve until the service ends; raise what it raises."""
         accepting: list[asyncio.Task[None]] = []
 
         def ready() -> None:
-            # A client that is greeted may tell a source to connect.
+            # Accept clients only now: a client that is greeted may tell a source to connect.
             accepting.extend(asyncio.create_task(self._accept(sock)) for sock in self._sockets)
 
         try:
@@ -203,7 +203,7 @@ class Server:
 
 
 async def _ready(sock: socket.socket, *, write: bool) -> None:
-    """Wait until it can be read from, or written to."""
+    """Wait until the socket is ready to be read, or to be written."""
     loop = asyncio.get_running_loop()
     add, remove = (
         (loop.add_writer, loop.remove_writer) if write else (loop.add_reader, loop.remove_reader)

@@ -1,6 +1,6 @@
-"""The service: one guest, what is set for its migrations, and the migrations themselves.
+"""Run the service: one guest, the settings for its migrations, and the migrations themselves.
 
-Commands work on it in the event loop's thread; a migration runs in a thread of its own.
+Commands work on it in the event loop's thread; a migration runs in its own thread.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from .parameters import Parameters
 from .run_state import RunControl, RunState
 
 _HAND_OVER = 0.1
-"""Seconds between two looks at a guest that died while it was handed over."""
+"""Seconds between two checks of a guest that died while it was handed over."""
 
 
 class ServiceError(Exception):
-    """The service has nothing left to do: the guest did not arrive, or died; one line."""
+    """The service ends because the guest did not arrive, or died; the message is one line."""
 
 
 class Service:
-    """Make it in a running event loop. The guest is the caller's, to close when `run` is over.
+    """The service of one guest; create it in a running event loop.
 
-    `incoming`: a URI to receive from, `defer` to be told by `migrate-incoming`, or None: the guest
-    is here. `paused`: it shall not run before a command lets it. `announce`: where.
-    Python code listens with `events.add_listener`.
+    `incoming` is a URI to receive from, `defer` to wait for `migrate-incoming`, or None if the
+    guest is here. `paused` keeps the guest from running until a command starts it. `announce` lists
+    the interfaces to announce on. Python code listens with `events.add_listener`. The guest belongs
+    to the caller, who closes it when `run` is over.
     """
 
     def __init__(
@@ -75,9 +76,9 @@ class Service:
         return incoming
 
     def take_in(self) -> Incoming:
-        """Return what waits for a guest, which may be the next one where a guest has left.
+        """Return the incoming migration, a new one if the last guest has left.
 
-        What is here of the one that left is given up then. Raises QmpError where a guest is here.
+        What remains of that guest is then closed. Raises QmpError if a guest is here.
         """
         if self.run_control.state is RunState.POSTMIGRATE:
             self._unwatch_guest()
@@ -95,14 +96,14 @@ class Service:
         self.announce_if_running()
 
     def announce_if_running(self) -> None:
-        """Where a guest that has come is reached, once it runs."""
+        """Announce an arrived guest if it runs."""
         if self.run_control.state is RunState.RUNNING:
             self.announcing.runs()
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Until `quit`. Raises ServiceError when a guest was to arrive and did not, or died.
+        """Run until `quit`. Raises ServiceError if the guest did not arrive, or died.
 
-        `ready` is called once a source may connect to the URI given.
+        `ready` is called once a source may connect to the given URI.
         """
         try:
             if self.incoming is None:
@@ -122,7 +123,7 @@ class Service:
             raise ServiceError(error.description) from error
 
     def _watch_guest(self) -> None:
-        """Notice it when the process of a guest that is here dies."""
+        """Watch the process of a guest that is here, to notice its death."""
         self._death_fd = self.guest.death_fd
         if self._death_fd is not None:
             self._loop.add_reader(self._death_fd, self._died)
@@ -135,7 +136,7 @@ class Service:
     def _died(self) -> None:
         self._unwatch_guest()
         if self.run_control.state is RunState.FINISH_MIGRATE:
-            # The migration says whether it was the guest that died, or what was left of it.
+            # The migration finds out whether the guest died, or only what was left of it.
             self._loop.call_later(_HAND_OVER, self._died)
         elif self.run_control.state is not RunState.POSTMIGRATE:
             self.fail("the guest's process died")

@@ -1,4 +1,7 @@
-"""One client's conversation: greeting, negotiation, commands and answers. No I/O here."""
+"""Hold the conversation with one client: negotiation, commands and answers.
+
+This module does no I/O.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +28,15 @@ _MEMBERS = {"execute": str, "arguments": dict, "id": object}
 
 
 class Session:
-    """Answers the messages of one client, in order."""
+    """The session of one client, which answers its messages in order."""
 
     def __init__(self, call: Call) -> None:
         self._call = call
         self.negotiated = False
-        """Whether events are told, and commands done."""
+        """If true, events are sent and commands executed."""
 
     async def answer(self, message: Any) -> dict[str, Any]:
-        """The answer to one message, which may be a QmpError found in place of one."""
+        """Return the answer to one message, which may be a QmpError in place of an invalid one."""
         answer: dict[str, Any] = {}
         if isinstance(message, dict) and "id" in message:
             answer["id"] = message["id"]
@@ -44,7 +47,7 @@ class Session:
         except GuestError as error:
             answer["error"] = {"class": QmpError.error_class, "desc": str(error)}
         except Exception as error:
-            # A fault in a command must not cost the service.
+            # A fault in a command must not end the service.
             traceback.print_exc()
             description = f"internal error: {type(error).__name__}: {error}"
             answer["error"] = {"class": QmpError.error_class, "desc": description}
@@ -66,7 +69,7 @@ class Session:
 
 
 def _taken_apart(message: Any) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of a command. Raises QmpError."""
+    """Return name and arguments of a command. Raises QmpError."""
     if isinstance(message, QmpError):
         raise message
     if not isinstance(message, dict):

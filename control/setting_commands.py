@@ -20,44 +20,44 @@ _CAPABILITY = structure(
 
 @command("migrate-set-capabilities", Argument("capabilities", array(_CAPABILITY)))
 def migrate_set_capabilities(call: Call, capabilities: list[dict[str, Any]]) -> None:
-    """Switch on or off."""
+    """Switch capabilities on or off."""
     call.service.outgoing.refuse_if_active()
     call.service.capabilities.set((item["capability"], item["state"]) for item in capabilities)
 
 
 @command("query-migrate-capabilities")
 def query_migrate_capabilities(call: Call) -> Any:
-    """All of them."""
+    """Return all capabilities."""
     return call.service.capabilities.as_qmp()
 
 
 @command("migrate-set-parameters", *ARGUMENTS)
 def migrate_set_parameters(call: Call, **wanted: Any) -> None:
-    """Change those that are given."""
+    """Change the given parameters."""
     given = {argument.name: wanted[argument.name.replace("-", "_")] for argument in ARGUMENTS}
     _set(call, {name: value for name, value in given.items() if value is not None})
 
 
 @command("query-migrate-parameters")
 def query_migrate_parameters(call: Call) -> Any:
-    """All of them."""
+    """Return all parameters."""
     return call.service.parameters.as_qmp()
 
 
 @command("migrate_set_speed", Argument("value", integer))
 def migrate_set_speed(call: Call, value: int) -> None:
-    """Bytes a second, clamped to 0 (no limit) and the largest size."""
+    """Set the bandwidth limit in bytes per second, clamped to 0 (no limit) and the largest size."""
     _set(call, {"max-bandwidth": min(max(value, 0), MAX_SIZE)})
 
 
 @command("migrate_set_downtime", Argument("value", number))
 def migrate_set_downtime(call: Call, value: float) -> None:
-    """Seconds, clamped to 0 and the largest limit."""
+    """Set the downtime limit in seconds, clamped to 0 and the largest limit."""
     _set(call, {"downtime-limit": clamped_downtime(value)})
 
 
 def clamped_downtime(seconds: float) -> int:
-    """Milliseconds that can be a limit; what is not a number is none at all."""
+    """Return a valid limit in milliseconds; a NaN gives 0."""
     if math.isnan(seconds):
         return 0
     return int(min(max(seconds * 1000, 0.0), float(MAX_DOWNTIME)))
@@ -65,7 +65,7 @@ def clamped_downtime(seconds: float) -> int:
 
 @command("migrate-set-cache-size", Argument("value", integer))
 def migrate_set_cache_size(call: Call, value: int) -> None:
-    """Bytes of the XBZRLE cache, rounded down to a power of two."""
+    """Set the size of the XBZRLE cache in bytes, rounded down to a power of two."""
     guest = call.service.guest
     try:
         pages = cache_pages(value, _page_size(guest), sum(block.length for block in guest.blocks))
@@ -76,7 +76,7 @@ def migrate_set_cache_size(call: Call, value: int) -> None:
 
 @command("query-migrate-cache-size")
 def query_migrate_cache_size(call: Call) -> Any:
-    """Bytes."""
+    """Return the size of the XBZRLE cache in bytes."""
     return call.service.parameters["xbzrle-cache-size"]
 
 
@@ -86,7 +86,7 @@ def _set(call: Call, wanted: dict[str, Any]) -> None:
 
 
 def _page_size(guest: Guest) -> int:
-    """Of a guest that is still to arrive, that of nearly all."""
+    """Return the guest's page size, or 4096 while the guest has not arrived."""
     return guest.machine.page_size if guest.blocks else 4096
 
 
@@ -101,5 +101,5 @@ def getfd(call: Call, fdname: str) -> None:
 
 @command("closefd", Argument("fdname", string))
 def closefd(call: Call, fdname: str) -> None:
-    """Close one."""
+    """Close a named descriptor."""
     call.service.descriptors.remove(fdname)
