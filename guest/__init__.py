@@ -1,1 +1,1 @@
-"""A guest: RAM blocks in shared memory, run control, device state, dirty tracking."""
+"""Model a guest: RAM blocks in shared memory, run control, device state, dirty tracking."""

@@ -1,4 +1,4 @@
-"""A guest as a migration sees it: RAM blocks, run control, device state, blockers, listeners."""
+"""Define a guest as a migration sees it: RAM blocks, run control, device state and blockers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _POPULATE_STEP = 64 << 20
 
 @dataclass(frozen=True)
 class RamBlock:
-    """Guest RAM: `length` bytes from `file_offset` on in the mappable descriptor `fd`."""
+    """A block of guest RAM: `length` bytes from `file_offset` on in the mappable file `fd`."""
 
     name: str
     length: int
@@ -40,7 +40,7 @@ class RamBlock:
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """A RAM block that an incoming guest shall have; sizes in bytes."""
+    """The layout of a RAM block that an incoming guest must have; sizes in bytes."""
 
     name: str
     length: int
@@ -49,7 +49,7 @@ class BlockLayout:
 
 @dataclass(frozen=True)
 class DeviceSection:
-    """A device's state, opaque."""
+    """The state of one device; its payload is opaque."""
 
     section_id: int
     name: str
@@ -60,7 +60,7 @@ class DeviceSection:
 
 @dataclass(frozen=True)
 class Machine:
-    """What names the machine. `page_bits_sent`: its stream carries the page size."""
+    """The description of a machine; `page_bits_sent` says that its stream carries the page size."""
 
     name: str
     page_size: int = 4096
@@ -71,7 +71,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class DeviceState:
-    """All device sections in order: `early` ones stand before RAM. `description`: JSON text."""
+    """The state of all devices in the order of the stream.
+
+    The sections in `early` are sent before RAM, the others after it. `description` is the vmstate
+    description as JSON text.
+    """
 
     early: tuple[DeviceSection, ...]
     sections: tuple[DeviceSection, ...]
@@ -83,16 +87,18 @@ Listener = Callable[[str], None]
 
 
 class Guest(ABC):
-    """One guest. It lives in one process; others map its RAM through the blocks' descriptors.
+    """The interface of a guest, which lives in one process; others map its RAM by descriptors.
 
-    Outgoing: (running) -> pause -> save_devices -> begin_handing_out -> close. A paused guest runs
-    on by itself if its controller dies; from `commit` on, which the handover calls, never.
+    Outgoing: (running) -> pause -> save_devices -> begin_handing_out -> close. If its controller
+    dies, a paused guest runs on by itself; after `commit`, which the handover calls, it never does.
+
     Incoming: prepare -> others write RAM -> load_devices -> invalidate_caches -> seal ->
-    begin_handing_in, which calls `complete`. When it fails behind `prepare`: abort_incoming. A
-    `prepare` that raises leaves nothing behind. Once the source may have given its guest up, a
+    begin_handing_in, which calls `complete`. After a failure later than `prepare`: abort_incoming.
+    A `prepare` that raises leaves nothing behind. Once the source may have given its guest up, a
     sealed guest is completed or kept, not aborted.
-    Everything that can go wrong raises GuestError, before `complete` if at all possible: the source
-    has given its guest up by then.
+
+    All failures raise GuestError, before `complete` if at all possible: by then the source has
+    given its guest up.
     """
 
     def __init__(self) -> None:
@@ -103,161 +109,167 @@ class Guest(ABC):
     @property
     @abstractmethod
     def machine(self) -> Machine:
-        """The machine's name and properties."""
+        """Return the machine's name and properties."""
 
     @property
     @abstractmethod
     def blocks(self) -> tuple[RamBlock, ...]:
-        """All RAM, in the order of the stream."""
+        """Return all RAM blocks, in the order of the stream."""
 
     @property
     @abstractmethod
     def running(self) -> bool:
-        """Whether the guest is executing now, so that its RAM may change."""
+        """Return whether the guest is executing now, so that its RAM may change."""
 
     @property
     def death_fd(self) -> int | None:
-        """A descriptor that is readable once the guest's own process has died; None: it has none.
+        """Return a descriptor that becomes readable when the guest's own process dies, or None.
 
-        It is the guest's, and changes when the guest arrives, is released or is closed.
+        It is None for a guest without a process. The descriptor belongs to the guest, and changes
+        when the guest arrives, is released or is closed.
         """
         return None
 
     @abstractmethod
     def pause(self) -> None:
-        """Stop executing; on return RAM does not change any more."""
+        """Stop the guest; on return its RAM does not change any more."""
 
     @abstractmethod
     def resume(self) -> None:
-        """Execute again."""
+        """Let the guest execute again."""
 
     @abstractmethod
     def throttle(self, percentage: int) -> None:
-        """Keep the running guest from running for so much of its time; 0: full speed again.
+        """Stop the guest's processors for `percentage` % of the time; 0 restores full speed.
 
-        Where our controller dies it runs at full speed, too.
+        If the controller dies, the guest runs at full speed again.
         """
 
     @abstractmethod
     def save_devices(self, *, running: bool = True) -> DeviceState:
-        """State of all devices; on a running guest only ids and `early` are final.
+        """Return the state of all devices; on a running guest only ids and `early` are final.
 
-        `running`: it shall run on where it arrives; otherwise it was stopped before it migrated.
+        `running` says that the guest is to run where it arrives; otherwise it was stopped before it
+        migrated.
         """
 
     @abstractmethod
     def commit(self) -> None:
-        """The other side may start from now on: stay paused, even if our controller dies."""
+        """Keep the guest paused, even if its controller dies: the other side may start it now."""
 
     def check_incoming(self) -> None:  # noqa: B027 - many kinds cannot know anything before
-        """Raise GuestError where an incoming guest could not be prepared here.
+        """Raise GuestError if an incoming guest could not be prepared here.
 
-        As far as can be known before it arrives: nothing is made, and the source may still fail.
+        This checks what can be known before the guest arrives. It creates nothing, and the source
+        may still fail.
         """
 
     def begin_handing_out(self, fd: int, job: SourceJob) -> Connection:
-        """Begin to hand the paused guest over on the channel `fd`, which belongs to the handover.
+        """Start to hand the paused guest over on the channel `fd`, and pass `fd` to the handover.
 
-        Returns a connection that brings ALL_SENT and at last an Outcome, takes CANCEL and LEAVE,
-        and ends early when the guest dies.
+        Return a connection that delivers ALL_SENT and at last an Outcome, accepts CANCEL and LEAVE,
+        and ends early if the guest dies.
         """
         ours, theirs = Pipe()
         threading.Thread(target=hand_out, args=(fd, job, self, theirs), daemon=True).start()
         return ours
 
     def begin_handing_in(self, fd: int, job: DestinationJob) -> Connection:
-        """Begin to take over the whole guest on the channel `fd`, which belongs to the handover.
+        """Start to take over the whole guest on the channel `fd`, and pass `fd` to the handover.
 
-        Returns a connection that brings PROMISED and at last an Outcome, takes CANCEL and LEAVE,
-        and ends early when the guest dies.
+        Return a connection that delivers PROMISED and at last an Outcome, accepts CANCEL and LEAVE,
+        and ends early if the guest dies.
         """
         ours, theirs = Pipe()
         threading.Thread(target=hand_in, args=(fd, job, self, theirs), daemon=True).start()
         return ours
 
     def settled(self, outcome: Outcome[Source] | Outcome[Destination]) -> None:  # noqa: B027
-        """Take note of the outcome of a handover that another process carried out."""
+        """Record the outcome of a handover that another process carried out."""
 
     @abstractmethod
     def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
-        """Make or check the RAM of an incoming guest. Raises GuestError when it does not fit."""
+        """Create or check the RAM of an incoming guest. Raises GuestError if it does not fit."""
 
     @abstractmethod
     def load_devices(self, machine: Machine, state: DeviceState) -> None:
-        """Take in the state of all devices, behind all of RAM."""
+        """Load the state of all devices, after all of RAM has arrived."""
 
     @abstractmethod
     def invalidate_caches(self) -> None:
-        """Drop what was cached of disks and memory before the incoming guest runs."""
+        """Drop cached contents of disks and memory before the incoming guest runs."""
 
     def seal(self, *, running: bool) -> None:  # noqa: B027 - what lives in memory cannot last
         """Make everything that can fail durable; after this only `complete` is left.
 
-        `running` is what `complete` will be called with. Raises GuestError.
+        `running` is the value with which `complete` will be called. Raises GuestError.
         """
 
     def finisher(self) -> Callable[[], None] | None:
         """Return a picklable callable that completes the sealed guest from another process.
 
-        It raises GuestError, and does nothing where the guest is complete already. None where only
-        the guest's own process can complete it, and before `seal`.
+        The callable raises GuestError, and does nothing if the guest is complete already. Return
+        None before `seal`, and if only the guest's own process can complete it.
         """
         return None
 
     def remover(self) -> Callable[[], None] | None:
         """Return a picklable callable that removes the incoming guest from another process.
 
-        It is for when the guest's own process has died, and no answer can have left. Ask before
-        `prepare`, and again after it. None where nothing stays behind of such a guest. Raises
-        GuestError where `prepare` would.
+        It is used when the guest's own process has died before an answer can have been sent. Call
+        this method before `prepare`, and again after it. Return None if such a guest leaves nothing
+        behind. Raises GuestError where `prepare` would.
         """
         return None
 
     def keep(self) -> str:
-        """Give up the descriptors and leave the sealed guest where it is, not started.
+        """Close the descriptors and leave the sealed guest where it is, not started.
 
-        Returns one line that says where it is and how to take it up. Raises GuestError where this
+        Return one line that says where the guest is and how to start it. Raises GuestError if this
         kind of guest cannot be kept.
         """
         raise GuestError("a guest of this kind cannot be kept when it is not started")
 
     def take_up(self) -> None:
-        """Complete a guest that an earlier receive kept. Raises GuestError where there is none."""
+        """Complete a guest that an earlier receive kept. Raises GuestError if there is none."""
         raise GuestError("a guest of this kind is never kept, so there is none to take up")
 
     @abstractmethod
     def complete(self, *, running: bool) -> None:
-        """The incoming guest is whole; `running`: let it execute, unless its state says not to."""
+        """Complete the incoming guest, which is whole.
+
+        With `running` it starts to execute, unless its state says that it was stopped.
+        """
 
     @abstractmethod
     def abort_incoming(self) -> None:
-        """Remove what `prepare` and the steps after it made, sealed or not, and nothing else."""
+        """Remove what `prepare` and later steps created, sealed or not, and nothing else."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give up the descriptors, and end what only lived for this guest."""
+        """Close the descriptors, and end what only existed for this guest."""
 
     def release(self) -> None:
-        """Give up the descriptors, and leave the guest to itself; nothing is left to `close`."""
+        """Close the descriptors, and leave the guest to itself; nothing is left to `close`."""
         self.close()
 
     def add_blocker(self, reason: str) -> int:
-        """Forbid migration; the token takes the blocker away again."""
+        """Forbid migration, and return the token that removes this blocker."""
         self._tokens += 1
         self._blockers[self._tokens] = reason
         return self._tokens
 
     def remove_blocker(self, token: int) -> None:
-        """Take a blocker away."""
+        """Remove a blocker."""
         del self._blockers[token]
 
     @property
     def blockers(self) -> tuple[str, ...]:
-        """Reasons why the guest may not migrate now."""
+        """Return the reasons why the guest may not migrate now."""
         return tuple(self._blockers.values())
 
     def add_listener(self, listener: Listener) -> None:
-        """Call `listener` with "stop" and "resume" as they happen."""
+        """Call `listener` with "stop" and "resume" when they happen."""
         self._listeners.append(listener)
 
     def _notify(self, event: str) -> None:
@@ -266,7 +278,7 @@ class Guest(ABC):
 
 
 def block_layout(blocks: Sequence[RamBlock]) -> tuple[dict[str, Any], ...]:
-    """Everything of RAM blocks but the descriptors, which travel on their own."""
+    """Return all fields of RAM blocks except the descriptors, which are sent separately."""
     return tuple(
         {
             "name": block.name,
@@ -279,14 +291,15 @@ def block_layout(blocks: Sequence[RamBlock]) -> tuple[dict[str, Any], ...]:
 
 
 def map_block(block: RamBlock) -> npt.NDArray[np.uint8]:
-    """The block's bytes, shared with everybody who maps them."""
+    """Return the block's bytes, shared with everybody who maps them."""
     return np.frombuffer(mmap.mmap(block.fd, block.length, offset=block.file_offset), np.uint8)
 
 
 def populate_present(ram: npt.NDArray[np.uint8], block: RamBlock) -> None:
-    """Map at once the pages that the block's file holds, not one fault each; holes stay holes.
+    """Map the pages that the block's file holds at once, not one fault each; skip holes.
 
-    For writing, too: pages that exist are mapped writable, and asking for it costs twice as much.
+    They become writable, too: pages that exist are mapped writable anyway, and to ask for that
+    costs twice as much.
     """
     end = block.file_offset + block.length
     position = block.file_offset
@@ -303,7 +316,7 @@ def populate_present(ram: npt.NDArray[np.uint8], block: RamBlock) -> None:
 
 
 def is_hole(block: RamBlock, start: int, end: int) -> bool:
-    """Whether bytes `start` to `end` of the block were never written in its file.
+    """Return whether bytes `start` to `end` of the block were never written in its file.
 
     They are zero then, and reading them through a mapping would allocate them.
     """
@@ -329,7 +342,7 @@ def populate(
         try:
             mapping.madvise(advice, position, min(_POPULATE_STEP, end - position))
         except OSError as error:
-            # Kernels before 5.14 do not know the advice; pages then fault one by one.
+            # Kernels before 5.14 do not know the advice; there each page faults by itself.
             if error.errno == errno.EINVAL:
                 return
             raise

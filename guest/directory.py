@@ -1,9 +1,10 @@
-"""`dir:PATH`: a guest at rest. `guest.json`, one RAM file a block, one file a device section.
+"""`dir:PATH`: a guest at rest, in a folder with `guest.json`, its RAM files and device files.
 
-An incoming guest becomes one in three steps, so that it is never half there: files in `ram` and
-`devices`; when all of them last, `guest.json.new`; and at the very end that one's name becomes
-`guest.json`. A folder with only `guest.json.new` holds a guest that is complete, but was not
-started: it is not known whether its source runs on.
+There is one file per RAM block and one per device section. An incoming guest is stored in three
+steps, so that it is never there in part: first the files in `ram` and `devices`; once all of them
+are durable, `guest.json.new`; at the very end that file is renamed to `guest.json`. A folder with
+only `guest.json.new` holds a guest that is complete but was not started, because its source may
+still run it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from .directory_writeback import Writeback
 from .errors import GuestError
 
 MANY_FILES = 64
-"""Files of devices from which on they are synced at once: usual guests have fewer."""
+"""Number of device files from which on they are synced together; usual guests have fewer."""
 
 
 class DirectoryGuest(Guest):
@@ -60,7 +61,7 @@ class DirectoryGuest(Guest):
         self._writeback: Writeback | None = None
         self._kept = False
         try:
-            # A folder that is missing can still be made, by `prepare`.
+            # A missing folder can still be created by `prepare`.
             with suppress(FileNotFoundError):
                 self._look(self._use(self._making.hold(files.open_path(path))))
         except OSError as error:
@@ -71,7 +72,7 @@ class DirectoryGuest(Guest):
             raise
 
     def _use(self, folder: int) -> int:
-        """Make the open folder ours. Raises GuestError where another process uses it."""
+        """Lock the open folder for this guest. Raises GuestError if another process uses it."""
         self._folder = folder
         if not files.lock(folder):
             raise GuestError(f"{self._path}: another process uses the guest in this folder")
@@ -84,7 +85,7 @@ class DirectoryGuest(Guest):
             self._kept = files.kind_of(folder, RAM) is not None
 
     def _open(self, folder: int, name: str, otherwise: str) -> None:
-        """Open the guest that `name` describes. Raises GuestError that says it is `otherwise`."""
+        """Open the guest that `name` describes. Raises GuestError with `otherwise` in it."""
         try:
             with naming("it"):
                 text = files.read_file(folder, name, MAX_TEXT)
@@ -97,7 +98,7 @@ class DirectoryGuest(Guest):
 
     @property
     def machine(self) -> Machine:
-        """Raises GuestError when the folder holds no guest."""
+        """Return the machine. Raises GuestError if the folder holds no guest."""
         if self._machine is None:
             raise self._no_guest()
         return self._machine
@@ -120,36 +121,36 @@ class DirectoryGuest(Guest):
 
     @property
     def blocks(self) -> tuple[RamBlock, ...]:
-        """The RAM files."""
+        """Return the RAM blocks, one per RAM file."""
         return self._blocks
 
     @property
     def running(self) -> bool:
-        """Never: a guest at rest."""
+        """Return False: a guest at rest never runs."""
         return False
 
     def pause(self) -> None:
-        """Do nothing: it does not run."""
+        """Do nothing: the guest does not run."""
 
     def resume(self) -> None:
         """Raise GuestError: a guest at rest cannot run."""
         raise GuestError(f"{self._path}: a guest at rest cannot run")
 
     def throttle(self, percentage: int) -> None:
-        """Do nothing: it does not run."""
+        """Do nothing: the guest does not run."""
 
     def save_devices(self, *, running: bool = True) -> DeviceState:
-        """Return the sections as they arrived, which say themselves whether it ran."""
+        """Return the sections as they arrived; they already say whether the guest ran."""
         del running
         if self._state is None:
             raise self._no_guest()
         return self._state
 
     def commit(self) -> None:
-        """Do nothing: it does not run by itself."""
+        """Do nothing: the guest never runs by itself."""
 
     def check_incoming(self) -> None:
-        """Raise GuestError unless the folder is free, or can be made, and can be written."""
+        """Raise GuestError unless the folder is free, or can be created, and is writable."""
         if self._machine is not None:
             raise GuestError(f"{self._path}: holds a guest already")
         if self._kept:
@@ -175,7 +176,7 @@ class DirectoryGuest(Guest):
         return self._remover
 
     def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
-        """Make sparse RAM files. Raises GuestError when anything is in the way."""
+        """Create sparse RAM files. Raises GuestError if anything is in the way."""
         self.check_incoming()
         entries = block_files(blocks)
         with self._refusing():
@@ -198,7 +199,7 @@ class DirectoryGuest(Guest):
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
-        """Raise GuestError for what cannot be written as wanted."""
+        """Raise GuestError for data that cannot be stored."""
         try:
             yield
         except FormatError as error:
@@ -212,7 +213,7 @@ class DirectoryGuest(Guest):
         os.ftruncate(fd, layout.length)
 
     def load_devices(self, machine: Machine, state: DeviceState) -> None:
-        """Write each section to a file of its own. Raises GuestError."""
+        """Write each section to its own file. Raises GuestError."""
         early = section_files(state.early)
         sections = section_files(state.sections, len(early))
         size = sum(len(section.payload) for section in (*state.early, *state.sections))
@@ -232,7 +233,7 @@ class DirectoryGuest(Guest):
         """Do nothing: nothing is cached."""
 
     def seal(self, *, running: bool) -> None:
-        """Make RAM and devices last, then write guest.json.new, which says that they do."""
+        """Make RAM and devices durable, then write guest.json.new, which says that they are."""
         folder = self._folder
         assert folder is not None
         self._stop_writeback()
@@ -248,7 +249,7 @@ class DirectoryGuest(Guest):
             self._sealed = Finisher.of(self._absolute, folder)
 
     def _sync(self, folder: int, devices: Sequence[str]) -> None:
-        """Make RAM and the files of devices last. Raises OSError or FormatError."""
+        """Make RAM and the device files durable. Raises OSError or FormatError."""
         for block in self._blocks:
             os.fsync(block.fd)
         if len(devices) < MANY_FILES or not files.sync_at_once(folder):
@@ -269,11 +270,11 @@ class DirectoryGuest(Guest):
         )
 
     def finisher(self) -> Finisher | None:
-        """Return what gives guest.json its name from another process; None before `seal`."""
+        """Return what renames guest.json.new from another process; None before `seal`."""
         return self._sealed
 
     def complete(self, *, running: bool) -> None:
-        """Give guest.json its name: nothing is left to write that might fail."""
+        """Rename guest.json.new to guest.json; nothing is left to write that might fail."""
         del running
         if self._sealed is None or self._folder is None:
             raise GuestError(f"{self._path}: the guest was not sealed, so it cannot be completed")
@@ -304,7 +305,7 @@ class DirectoryGuest(Guest):
         self._kept = False
 
     def abort_incoming(self) -> None:
-        """Remove what this guest made, and nothing else.
+        """Remove what this guest created, and nothing else.
 
         A guest that another process has completed meanwhile stays.
         """

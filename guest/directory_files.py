@@ -1,7 +1,7 @@
-"""Files and folders of a guest at rest, opened and made by descriptor; no link is ever followed.
+"""Open and create the files and folders of a guest at rest by descriptor, never through links.
 
-A folder is known by its descriptor, and what is in it by one name, so nothing outside can be
-reached. Whatever a guest keeps is readable and writable by its owner only.
+A folder is known by its descriptor, and an entry in it by one name, so nothing outside can be
+reached. All files of a guest are readable and writable by their owner only.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def open_path(path: str) -> int:
-    """Open the folder that a user named, where links may lead to it. Raises OSError."""
+    """Open the folder that a user named; links may lead to it. Raises OSError."""
     return os.open(path, _OPEN_FOLDER)
 
 
 def lock(folder: int) -> bool:
-    """Lock the folder against other processes until it is closed; False: somebody else has it.
+    """Lock the folder against other processes until it is closed; return False if another has it.
 
-    Some file systems (NFS) cannot lock folders. What remains there is that the folders in it are
-    made by one process only, and that the last step of each is one rename.
+    Some file systems (NFS) cannot lock folders, so True is returned there. The folder is protected
+    only by the facts that one process alone can create each folder in it, and that the last step of
+    each guest is one rename.
     """
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -56,7 +57,7 @@ def lock(folder: int) -> bool:
 
 
 def kind_of(folder: int, name: str) -> str | None:
-    """Return what `name` in the folder is, in words; None where there is nothing."""
+    """Return the kind of `name` in the folder, in words, or None if there is nothing."""
     try:
         mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
     except FileNotFoundError:
@@ -70,7 +71,7 @@ def is_file(folder: int, name: str) -> bool:
 
 
 def open_folder(folder: int, name: str) -> int:
-    """Open the folder `name` in the folder. Raises OSError, for a link as well."""
+    """Open the folder `name` in the folder. Raises OSError, also for a link."""
     kind = kind_of(folder, name)
     if kind not in (None, _KINDS[stat.S_IFDIR]):
         raise OSError(errno.ENOTDIR, f"is {kind}, not a folder", name)
@@ -80,8 +81,8 @@ def open_folder(folder: int, name: str) -> int:
 def open_file(folder: int, name: str, flags: int) -> int:
     """Open the regular file `name` in the folder. Raises OSError for anything else.
 
-    It is looked at before it is opened, since opening a device may have effects, and again
-    afterwards, since another file may have taken its name meanwhile.
+    The kind is checked before opening, because opening a device may have effects, and again
+    afterwards, because another file may have taken the name meanwhile.
     """
     kind = kind_of(folder, name)
     if kind not in (None, _KINDS[stat.S_IFREG]):
@@ -102,7 +103,7 @@ def read_file(folder: int, name: str, limit: int) -> bytes:
                 errno.EFBIG, f"has {size} bytes, more than the {limit} that may be read", name
             )
         try:
-            # One byte more than there should be shows that the file grew.
+            # One extra byte would show that the file grew.
             data = file.read(size + 1)
         except MemoryError:
             raise OSError(errno.ENOMEM, f"has {size} bytes, more than memory", name) from None
@@ -112,7 +113,7 @@ def read_file(folder: int, name: str, limit: int) -> bytes:
 
 
 def make_folder(folder: int, name: str) -> int:
-    """Make the folder `name` in the folder, for its owner only, and open it. Raises OSError."""
+    """Create the folder `name` in the folder, for its owner only, and open it. Raises OSError."""
     os.mkdir(name, FOLDER_MODE, dir_fd=folder)
     try:
         fd = os.open(name, _OPEN_FOLDER | os.O_NOFOLLOW, dir_fd=folder)
@@ -124,7 +125,7 @@ def make_folder(folder: int, name: str) -> int:
 
 
 def make_file(folder: int, name: str) -> int:
-    """Make the file `name` in the folder, for its owner only. Raises OSError if it exists."""
+    """Create the file `name` in the folder, for its owner only. Raises OSError if it exists."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(name, flags, FILE_MODE, dir_fd=folder)
     try:
@@ -137,7 +138,7 @@ def make_file(folder: int, name: str) -> int:
 
 
 def _allow_owner(fd: int, mode: int) -> None:
-    """Give back what the umask took from the owner; it cannot have given others anything."""
+    """Restore the permissions that the umask took from the owner; others can have got none."""
     if os.fstat(fd).st_mode & mode != mode:
         os.fchmod(fd, mode)
 
@@ -152,7 +153,7 @@ def write(fd: int, data: Payload) -> None:
 
 
 def sync_files(folder: int, names: Iterable[str]) -> None:
-    """Make files of the folder, and their names in it, last. Raises OSError."""
+    """Make files of the folder, and their names in it, durable. Raises OSError."""
     for name in names:
         fd = open_file(folder, name, os.O_RDONLY)
         try:
@@ -163,12 +164,12 @@ def sync_files(folder: int, names: Iterable[str]) -> None:
 
 
 def sync_at_once(folder: int) -> bool:
-    """Make everything in the folder's file system last; False: it has to be done file by file.
+    """Make everything in the folder's file system durable; return False if that is unreliable.
 
-    Each `fsync` waits for the disk, ten thousand of them for many seconds; one `syncfs` waits once,
-    though for what others have written there, too. It can be relied on where Linux tells errors
-    (from 5.8 on, those since `folder` was opened), and where a disk of this machine is below: it
-    does not reach through to the disks of a server. Raises OSError.
+    The caller must then sync file by file. Each `fsync` waits for the disk, and ten thousand of
+    them take many seconds; one `syncfs` waits once, though also for what others have written there.
+    It is reliable where Linux reports errors (from 5.8 on, those since `folder` was opened), and on
+    a disk of this machine: it does not reach the disks of a file server. Raises OSError.
     """
     if _linux() < (5, 8) or os.major(os.fstat(folder).st_dev) == 0:
         return False

@@ -1,7 +1,7 @@
-"""The last step of an incoming guest at rest: `guest.json.new` becomes `guest.json`.
+"""Finish an incoming guest at rest: rename `guest.json.new` to `guest.json`.
 
-Any process of the destination can take it, so that a guest is not lost with the process that
-received it; who comes second finds it done.
+Any process of the destination can do this, so that a guest is not lost with the process that
+received it. A second process finds it done.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from . import directory_files as files
 from .errors import GuestError
 
 NAME = "guest.json"
-"""A folder with it holds a guest."""
+"""Name of the file that marks a folder with a guest."""
 NEW_NAME = "guest.json.new"
-"""A folder with it, and without the other, holds a guest that is complete, but was not started."""
+"""Name of the file that marks, without NAME, a guest that is complete but was not started."""
 
 
 @dataclass(frozen=True)
 class Finisher:
-    """Completes the guest that was sealed at the absolute `path`, from whatever process.
+    """The last step for the sealed guest at the absolute `path`, callable from any process.
 
-    `inode` and `modified` (nanoseconds) tell its guest.json.new from that of any later guest.
+    `inode` and `modified` (nanoseconds) distinguish its guest.json.new from that of a later guest.
     """
 
     path: str
@@ -32,7 +32,7 @@ class Finisher:
 
     @classmethod
     def of(cls, path: str, folder: int) -> Finisher:
-        """Return what finishes the guest whose guest.json.new stands in the folder now."""
+        """Return what finishes the guest whose guest.json.new is in the folder now."""
         inode, modified = _identity(folder, NEW_NAME)
         return cls(path, inode, modified)
 
@@ -48,10 +48,10 @@ class Finisher:
             os.close(folder)
 
     def finish(self, folder: int) -> None:
-        """Do the same in the folder, which is open already. Raises GuestError."""
+        """Complete the guest in its open folder, unless it is complete. Raises GuestError."""
         try:
             if _identity(folder, NEW_NAME) == (self.inode, self.modified):
-                # Another process may be doing it at this very moment.
+                # Another process may rename it at this very moment.
                 with suppress(FileNotFoundError):
                     os.rename(NEW_NAME, NAME, src_dir_fd=folder, dst_dir_fd=folder)
             if _identity(folder, NAME) != (self.inode, self.modified):
@@ -62,7 +62,7 @@ class Finisher:
 
 
 def _identity(folder: int, name: str) -> tuple[int, int]:
-    """Return what stays the same of a file when it is renamed; zeros where it is missing."""
+    """Return the properties of a file that a rename keeps; zeros if the file is missing."""
     try:
         found = os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:

@@ -1,7 +1,8 @@
-"""`guest.json`: what a guest at rest is, but for the bytes of its RAM and devices.
+"""Read and write `guest.json`: everything of a guest at rest except RAM and device bytes.
 
-A JSON object: `format` (1), `running`, `machine`, `blocks`, `ram_section_id`, `early`, `sections`
-and `description`. What was written can be read again: both follow `directory_rules`.
+The file is a JSON object: `format` (1), `running`, `machine`, `blocks`, `ram_section_id`, `early`,
+`sections` and `description`. Reading and writing both follow `directory_rules`, so everything
+written can be read again.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from .file_names import file_name
 
 FORMAT = 1
 MAX_TEXT = 64 << 20
-"""Bytes of guest.json. Parsed, it takes up to twenty times as many."""
+"""Largest size of guest.json in bytes; parsed, it takes up to twenty times as much memory."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Contents:
-    """All that guest.json says."""
+    """The contents of guest.json."""
 
     machine: Machine
     running: bool
@@ -44,7 +45,7 @@ class Contents:
     description: bytes | None
 
     def check(self) -> None:
-        """Raise FormatError for the first thing that no stream could carry."""
+        """Raise FormatError for the first value that no stream could carry."""
         check_machine(self.machine)
         check_blocks(self.blocks, self.machine.page_size)
         check_sections(self.ram_section_id, self.early, self.sections)
@@ -52,12 +53,12 @@ class Contents:
 
 
 def block_files(layouts: Sequence[BlockLayout]) -> tuple[BlockFile, ...]:
-    """Return the blocks with the names that their files get."""
+    """Return the blocks with the names for their files."""
     return tuple(BlockFile(x, file_name(number, x.name)) for number, x in enumerate(layouts))
 
 
 def section_files(sections: Sequence[DeviceSection], first: int = 0) -> tuple[SectionFile, ...]:
-    """Return the sections with the names that their files get, counted from `first` on."""
+    """Return the sections with the names for their files, numbered from `first` on."""
     return tuple(
         SectionFile(
             section_id=section.section_id,
@@ -72,7 +73,7 @@ def section_files(sections: Sequence[DeviceSection], first: int = 0) -> tuple[Se
 
 
 def parse(text: bytes) -> Contents:
-    """Return what guest.json says. Raises FormatError."""
+    """Return the contents of guest.json. Raises FormatError."""
     try:
         document = json.loads(text.decode())
     except RecursionError:
@@ -142,7 +143,7 @@ def _section(entry: Any, at: str) -> SectionFile:
 
 
 def build(contents: Contents) -> bytes:
-    """Return guest.json. Raises FormatError for what could not be read again or sent."""
+    """Return the text of guest.json. Raises FormatError if it could not be read again or sent."""
     contents.check()
     machine, description = contents.machine, contents.description
     document = {
@@ -171,7 +172,7 @@ def build(contents: Contents) -> bytes:
 
 
 def _json_text(description: bytes) -> str:
-    """Return the description so that every byte of it is found again by `_wire_text`."""
+    """Return the description as text from which `_wire_text` restores every byte."""
     return description.decode("utf-8", "surrogateescape")
 
 
@@ -183,9 +184,9 @@ def _wire_text(description: str) -> bytes:
 
 
 def _field(entry: Any, at: str, name: str, kind: type[_T]) -> _T:
-    """Return a member of a JSON object. Raises FormatError when it is missing or of another type.
+    """Return a member of a JSON object. Raises FormatError if it is missing or has another type.
 
-    `at`: where the object stands, up to the dot before the member.
+    `at` is the path of the object, up to the dot before the member.
     """
     if not isinstance(entry, dict):
         raise FormatError(f"{at.rstrip('.') or 'all of it'} is {shown(entry)}, not an object")

@@ -1,4 +1,4 @@
-"""What an incoming guest at rest has made so far, so that all of it, and nothing else, can go."""
+"""Record what an incoming guest at rest has created, so that exactly this can be removed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from . import directory_files as files
 
 
 def existing_parent(path: str) -> tuple[str, list[str]]:
-    """Return `path`, or the nearest above it that exists, and the names that lack below it."""
+    """Return `path` or its nearest existing parent, and the names that are missing below it."""
     missing: list[str] = []
     while not os.path.lexists(path):
         path, name = os.path.split(path)
@@ -19,19 +19,19 @@ def existing_parent(path: str) -> tuple[str, list[str]]:
 
 
 class Making:
-    """Folders and files in the order in which they were made, and open folders."""
+    """The folders and files created so far, in order, and the open folders."""
 
     def __init__(self) -> None:
         self._folders: list[int] = []
         self._undo: list[Callable[[], None]] = []
 
     def hold(self, folder: int) -> int:
-        """Take over an open folder, which is closed by `close`; return it."""
+        """Take over an open folder, which `close` will close; return it."""
         self._folders.append(folder)
         return folder
 
     def path(self, path: str) -> int:
-        """Make the folder at `path`, and those above it that lack; return it. Raises OSError."""
+        """Create the folder at `path` with its missing parents; return it. Raises OSError."""
         parent, missing = existing_parent(path)
         folder = self.hold(files.open_path(parent))
         for name in missing:
@@ -39,32 +39,33 @@ class Making:
         return folder
 
     def folder(self, parent: int, name: str) -> int:
-        """Make the folder `name` and return it; it stays ours. Raises OSError."""
+        """Create the folder `name` and return it; `close` will close it. Raises OSError."""
         folder = files.make_folder(parent, name)
         self._undo.append(lambda: os.rmdir(name, dir_fd=parent))
         return self.hold(folder)
 
     def file(self, parent: int, name: str) -> int:
-        """Make the file `name` and return it; it is the caller's to close. Raises OSError."""
+        """Create the file `name` and return it; the caller closes it. Raises OSError."""
         fd = files.make_file(parent, name)
         self._undo.append(lambda: os.unlink(name, dir_fd=parent))
         return fd
 
     def sync(self) -> None:
-        """Make the names in all folders last. Raises OSError."""
+        """Make the names in all folders durable. Raises OSError."""
         for folder in self._folders:
             os.fsync(folder)
 
     def undo(self) -> None:
-        """Remove what was made. A folder that holds something of somebody else stays."""
+        """Remove what was created. A folder that holds anything else stays."""
         for step in reversed(self._undo):
-            # What cannot be removed stays; the user needs the error that led here, not this one.
+            # The user needs the error that led here, not one about a file that could not be
+            # removed.
             with suppress(OSError):
                 step()
         self.settle()
 
     def settle(self) -> None:
-        """Let everything that was made stay, whatever happens from now on."""
+        """Keep everything that was created, whatever happens from now on."""
         self._undo = []
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""Opens what guest.json names: RAM files, to be mapped, and device files, to be read.
+"""Open what guest.json names: RAM files, to be mapped, and device files, to be read.
 
-Each is a regular file of the guest's own folders, and as large as it is said to be.
+Each must be a regular file in the guest's own folders, with the size that guest.json states.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DEVICES = "devices"
 
 @contextmanager
 def naming(where: str) -> Iterator[None]:
-    """Raise FormatError that begins with `where`, for what is wrong with a file."""
+    """Raise FormatError that begins with `where`, for an OSError about a file."""
     try:
         yield
     except OSError as error:
@@ -41,7 +41,7 @@ def subfolder(folder: int, name: str) -> Iterator[int]:
 
 
 def open_blocks(folder: int, blocks: Sequence[BlockFile]) -> tuple[RamBlock, ...]:
-    """Return the RAM blocks with open descriptors. Raises FormatError, with none open."""
+    """Return the RAM blocks with open descriptors. Raises FormatError, leaving none open."""
     opened: list[RamBlock] = []
     with subfolder(folder, RAM) as ram, ExitStack() as failed:
         for index, block in enumerate(blocks):
@@ -59,7 +59,7 @@ def open_blocks(folder: int, blocks: Sequence[BlockFile]) -> tuple[RamBlock, ...
 
 
 def check_mappable(blocks: Sequence[RamBlock]) -> None:
-    """Raise FormatError unless there is room for all RAM in the memory of a process."""
+    """Raise FormatError unless one process has address space for all RAM."""
     with ExitStack() as mapped:
         for index, block in enumerate(blocks):
             try:

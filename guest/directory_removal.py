@@ -1,7 +1,7 @@
-"""Removes an incoming guest at rest that was not whole when its coordinator died.
+"""Remove an incoming guest at rest that was not whole when its coordinator died.
 
-Any process of the destination can do it that knows that no answer has left: until then the source
-has not given the guest up.
+Any process of the destination can do this if it knows that no answer was sent: until then the
+source has not given the guest up.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from .directory_making import existing_parent
 from .directory_open import DEVICES, RAM
 
 _PART = re.compile(r"\d{3,}-")
-"""How names of files begin that hold a part of a guest; see `file_names`."""
+"""Beginning of the names of files that hold a part of a guest, as `file_names` makes them."""
 _LOCK_WITHIN = 2.0
-"""Seconds that the system may take to give up the lock of a process that died."""
+"""Seconds that the system may take to release the lock of a process that died."""
 _LOOK_AGAIN = 0.02
 
 
 @dataclass(frozen=True)
 class Remover:
-    """Removes what was made of a guest at the absolute `path`, from whatever process.
+    """The removal of an unfinished guest at the absolute `path`, callable from any process.
 
-    `made`: how many folders at the end of the path are the guest's own, and go with it.
-    `identity`: device and inode of the folder, once it is there. Until it is known, a complete
-    guest in the folder may be somebody else's.
+    `made` is the number of folders at the end of the path that were created for the guest, and are
+    removed with it. `identity` is the device and inode of the folder, once it exists. Until it is
+    known, a complete guest in the folder may be another one.
     """
 
     path: str
@@ -39,17 +39,17 @@ class Remover:
 
     @classmethod
     def before(cls, path: str) -> Remover:
-        """Return what removes a guest that is to be made at the path, which is free now."""
+        """Return what removes a guest that is to be created at the path, which is free now."""
         return cls(path, len(existing_parent(path)[1]))
 
     def of(self, folder: int) -> Remover:
-        """Return the same, where the folder is open now."""
+        """Return a copy that knows the identity of the open folder."""
         return replace(self, identity=_identity(folder))
 
     def __call__(self) -> None:
         """Remove the guest, unless it is complete or another process uses the folder.
 
-        A folder that holds something of somebody else stays.
+        A folder that holds anything else stays.
         """
         with suppress(OSError):
             folder = files.open_path(self.path)
@@ -66,7 +66,7 @@ class Remover:
             finally:
                 os.close(folder)
             return
-        # It died before it had made all of the path.
+        # The process died before it had created the whole path.
         self._remove_folders()
 
     def _is_ours(self, folder: int) -> bool:
@@ -79,7 +79,7 @@ class Remover:
     def _remove_folders(self) -> None:
         path = self.path
         for _ in range(self.made):
-            # One that is not empty stays, and so do those above it.
+            # A folder that is not empty stays, and so do its parents.
             with suppress(OSError):
                 os.rmdir(path)
             path = os.path.dirname(path)

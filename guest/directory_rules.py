@@ -1,7 +1,7 @@
-"""The rules that a guest at rest has to follow, so that a stream can carry it.
+"""Check the rules that a guest at rest must follow, so that a stream can carry it.
 
-They are those of the stream that it came from and leaves in: names, ids, sizes, nothing twice.
-They are checked when guest.json is read, since nothing in it is trusted, and before it is written.
+They are the rules of migration streams: valid names, ids and sizes, and nothing twice. They are
+checked when guest.json is read, because its contents are not trusted, and before it is written.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from ..protocol.wire.ram import SECTION_NAME
 from .base import BlockLayout, Machine
 
 MAX_NAME = 255
-"""Bytes of a name on the wire, and of a file's name."""
+"""Largest size in bytes of a name on the wire, and of a file's name."""
 MAX_RAM = 1 << 46
-"""Bytes of all RAM blocks: what a destination reads."""
+"""Largest size in bytes of all RAM blocks that a destination accepts."""
 MAX_DEVICE_STATE = 8 << 30
-"""Bytes of the state of all devices, which is held in memory."""
+"""Largest size in bytes of the state of all devices, which is held in memory."""
 MAX_NESTING = 200
-"""Arrays and objects in each other in the description: far fewer than where parsers give up."""
+"""Largest depth of nested arrays and objects in the description, far below parsers' limits."""
 _HEADER = 5
-"""Bytes before a machine's name on the wire, and no fewer than before capabilities."""
+"""Bytes before a machine's name on the wire; those before capabilities are no more."""
 MAX_SHOWN = 40
-"""Characters of a wrong value in a message."""
+"""Largest number of characters of a wrong value in a message."""
 
 
 class FormatError(ValueError):
-    """A member of guest.json is missing or wrong; one line that names it."""
+    """A member of guest.json is missing or wrong; the message is one line that names it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class BlockFile:
 class SectionFile:
     """A device section, and the name of the file in `devices` that holds its payload.
 
-    `size`: bytes of the payload; None where an earlier version did not write it down.
+    `size` is that of the payload in bytes, or None in a guest.json that does not state it.
     """
 
     section_id: int
@@ -66,7 +66,7 @@ class SectionFile:
 
 
 def check_machine(machine: Machine) -> None:
-    """Raise FormatError unless a configuration section can say it."""
+    """Raise FormatError unless a configuration section can carry the machine."""
     _check_name("machine.name", machine.name, MAX_CONFIGURATION - _HEADER)
     _check_page_size(machine.page_size)
     if machine.uuid is not None and len(machine.uuid) != 16:
@@ -83,7 +83,7 @@ def check_machine(machine: Machine) -> None:
 
 
 def check_blocks(blocks: Sequence[BlockFile], page_size: int) -> None:
-    """Raise FormatError unless a list of RAM blocks can say it; files are checked, too."""
+    """Raise FormatError unless a list of RAM blocks can carry these; check the files, too."""
     if not 0 < len(blocks) <= MAX_BLOCKS:
         raise FormatError(f"blocks has {len(blocks)} entries, not 1 to {MAX_BLOCKS}")
     names, files, total = _Unique("block"), _Unique("file"), 0
@@ -101,9 +101,9 @@ def check_blocks(blocks: Sequence[BlockFile], page_size: int) -> None:
 def check_sections(
     ram_section_id: int, early: Sequence[SectionFile], sections: Sequence[SectionFile]
 ) -> None:
-    """Raise FormatError unless a stream can bring these sections; files are checked, too.
+    """Raise FormatError unless a stream can carry these sections; check the files, too.
 
-    Names and instance ids may be repeated, as QEMU itself does for some machines.
+    Names and instance ids may be repeated, because QEMU itself repeats them for some machines.
     """
     _check_number("ram_section_id", ram_section_id)
     ids, files = _Unique("section id"), _Unique("file")
@@ -124,7 +124,7 @@ def check_sections(
 
 
 def check_description(text: bytes | None, page_size: int) -> None:
-    """Raise FormatError unless it is a JSON object that a destination accepts."""
+    """Raise FormatError unless the description is a JSON object that a destination accepts."""
     if text is None:
         return
     try:
@@ -143,13 +143,13 @@ def check_description(text: bytes | None, page_size: int) -> None:
 
 
 def _inner(value: Any) -> list[Any]:
-    """Return the arrays and objects that stand in an array or object."""
+    """Return the arrays and objects that are members of an array or object."""
     members = value.values() if isinstance(value, dict) else value
     return [member for member in members if isinstance(member, (dict, list))]
 
 
 class _Unique:
-    """Values of which none may be used twice; `what` they are."""
+    """A set of values that may be used only once; `what` names their kind."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -194,7 +194,7 @@ def _check_number(where: str, value: int) -> None:
 
 
 def shown(value: object) -> str:
-    """Return a value for a message: one line, printable, and not long."""
+    """Return a value for a message: one line, printable, and short."""
     if isinstance(value, str):
         value = value[: MAX_SHOWN + 1]
     text = "an object" if isinstance(value, dict) else repr(value)

@@ -1,7 +1,7 @@
-"""Begins to write RAM files of an incoming guest back while the rest of it arrives.
+"""Start to write back RAM files of an incoming guest while the rest of it arrives.
 
-`seal` waits for the disk while the guest stands still, and its source for an answer, a minute at
-most. Left to itself, the system would keep much of RAM in memory until then.
+`seal` waits for the disk while the guest stands still, and its source waits for an answer, a minute
+at most. Without this, the system would keep much of RAM in memory until then.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import threading
 from collections.abc import Iterable
 
 EVERY = 1.0
-"""Seconds from one time to the next."""
+"""Seconds between two rounds of write-back."""
 _ENDS_WITHIN = 1.0
-"""Seconds that a disk may keep whoever stops this waiting."""
+"""Longest time, in seconds, that `stop` waits for a slow disk."""
 _WRITE = 2
-"""SYNC_FILE_RANGE_WRITE: begin only. It takes no error away from the fsync of `seal`."""
+"""SYNC_FILE_RANGE_WRITE: only start; the fsync of `seal` still reports all errors."""
 _libc = ctypes.CDLL(None)
 
 
 class Writeback:
-    """Goes on until `stop`. What it cannot do, `seal` does."""
+    """A thread that starts write-back until `stop`; `seal` writes the rest."""
 
     def __init__(self, fds: Iterable[int]) -> None:
         self._stopped = threading.Event()
-        # They are the thread's own, since a slow disk may keep it in the middle of a call.
+        # Duplicates for the thread alone, because a slow disk may block it in the middle of a call.
         self._fds = [os.dup(fd) for fd in fds]
         self._thread = threading.Thread(target=self._run, name="vmferry-writeback", daemon=True)
         self._thread.start()
@@ -38,11 +38,11 @@ class Writeback:
             os.close(fd)
 
     def stop(self) -> None:
-        """Begin no more."""
+        """Stop starting write-back."""
         self._stopped.set()
         self._thread.join(_ENDS_WITHIN)
 
 
 def begin(fd: int) -> None:
-    """Have the system begin to write back what is changed of a file, if it can."""
+    """Ask the system to start writing back changed parts of a file, if it can."""
     _libc.sync_file_range(ctypes.c_int(fd), ctypes.c_int64(0), ctypes.c_int64(0), _WRITE)

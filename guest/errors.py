@@ -1,7 +1,7 @@
-"""The error that every operation on a guest raises."""
+"""Define the error that every operation on a guest raises."""
 
 from __future__ import annotations
 
 
 class GuestError(Exception):
-    """The guest cannot do that; one line."""
+    """An operation on a guest failed; the message is one line."""

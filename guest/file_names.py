@@ -1,4 +1,4 @@
-"""Names of the files that parts of a guest are kept in."""
+"""Name the files that hold parts of a guest."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from urllib.parse import quote
 
 
 def file_name(number: int, name: str) -> str:
-    """Names come from streams: nothing in them may leave the folder."""
+    """Return a file name for a part called `name` in the stream; it cannot leave the folder."""
     return f"{number:03d}-{quote(name, safe='', errors='replace')[:200]}"

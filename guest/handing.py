@@ -1,8 +1,8 @@
-"""A handover under way: the part of `protocol.handover` that has a channel and a clock.
+"""Carry out a handover: the part of `protocol.handover` that has a channel and a clock.
 
-It runs in the process that holds the guest, so that no command's death leaves a guest behind that
-waits for it: in the guest's own process where there is one, else in a thread of the coordinator.
-The coordinator watches at the other end of `control`, where it may also send CANCEL or LEAVE.
+This runs in the process that holds the guest, so that no guest is left waiting for a command that
+died: in the guest's own process if there is one, otherwise in a thread of the coordinator. The
+coordinator watches at the other end of `control`, and may send CANCEL or LEAVE there.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from ..transport.process import send_message
 from .line import Line
 
 STEP = 1.0
-"""Seconds between two looks at a channel that brings nothing; nothing is decided by it."""
+"""Seconds between two checks of a silent channel; no decision depends on it."""
 LOOK_AGAIN = 0.01
-"""Seconds between two looks at a channel on which messages lie that were looked at before."""
+"""Seconds between two checks of a channel that still holds messages already read."""
 CANCEL = "cancel"
-"""From the coordinator: the guest is wanted at its source."""
+"""Command of the coordinator: the guest is wanted at its source."""
 LEAVE = "leave"
-"""From the coordinator: it ends now, whether the handover is over or not."""
+"""Command of the coordinator: end now, whether the handover is over or not."""
 ORPHANED = "orphaned"
-"""The coordinator died."""
+"""The command that `Side` assumes when the coordinator has died."""
 
 
 @dataclass(frozen=True)
 class Outcome(Generic[State]):
-    """The end of a handover at one side. `reason`: one line; empty where all went well."""
+    """The end of a handover at one side; `reason` is one line, empty on success."""
 
     state: State
     reason: str = ""
 
 
 class Side(Generic[State, Event, Action]):
-    """One side of a handover: looks at the channel, then at the coordinator, then waits."""
+    """One side of a handover: it checks the channel, then the coordinator, then waits."""
 
     def __init__(
         self, line: Line, control: Connection, handover: Handover[State, Event, Action]
@@ -46,14 +46,14 @@ class Side(Generic[State, Event, Action]):
         self.line = line
         self.handover = handover
         self.unsent = memoryview(b"")
-        """Bytes that the channel has not taken yet."""
+        """Bytes that the channel has not accepted yet."""
         self.reason = ""
         self.in_order = True
-        """Whether the connection is to be closed in order, not reset."""
+        """If true, the connection is closed in order at the end, otherwise it is reset."""
         self._control: Connection | None = control
 
     def run(self) -> Outcome[State]:
-        """Hand over, report the Outcome to the coordinator, and return it."""
+        """Carry out the handover, report the Outcome to the coordinator, and return it."""
         self.begin()
         while not self.handover.over:
             before = self.handover.state
@@ -72,31 +72,31 @@ class Side(Generic[State, Event, Action]):
         return outcome
 
     def begin(self) -> None:
-        """Do what comes before the first look at the channel."""
+        """Do what is due before the first check of the channel."""
 
     @abstractmethod
     def look(self) -> None:
-        """Feed what the channel brought."""
+        """Feed the messages that arrived on the channel."""
 
     @abstractmethod
     def command(self, command: str) -> None:
-        """Feed what the coordinator wants."""
+        """Feed a command of the coordinator."""
 
     @abstractmethod
     def perform(self, action: Action) -> None:
-        """Do what the table says."""
+        """Perform an action of the state table."""
 
     @abstractmethod
     def patience(self) -> float:
-        """Return the seconds to wait for news at most."""
+        """Return the longest time, in seconds, to wait for news."""
 
     @property
     @abstractmethod
     def stale(self) -> bool:
-        """Whether bytes lie on the channel that were looked at before."""
+        """Return whether the channel still holds bytes that were already read."""
 
     def feed(self, event: Event, reason: str = "") -> None:
-        """Take in news, of which `reason` says in a line why they are bad."""
+        """Feed an event to the state table; `reason` says in one line why it is bad."""
         before = self.handover.state
         actions = self.handover.feed(event)
         if self.handover.state is not before and reason:
@@ -105,12 +105,12 @@ class Side(Generic[State, Event, Action]):
             self.perform(action)
 
     def say(self, data: bytes) -> None:
-        """Put bytes on the channel behind all others."""
+        """Send bytes on the channel, after all earlier ones."""
         self.unsent = memoryview(bytes(self.unsent) + data)
         self.write()
 
     def write(self) -> None:
-        """Write what the channel takes now."""
+        """Write as much as the channel accepts now."""
         while self.unsent and (count := self.line.write(self.unsent)):
             self.unsent = self.unsent[count:]
 
@@ -118,7 +118,7 @@ class Side(Generic[State, Event, Action]):
         """Send a message to the coordinator, if it lives."""
         if self._control is None:
             return
-        # Its death is news of its own, which the next look at it brings.
+        # The next check of the coordinator finds that it died.
         with suppress(OSError):
             send_message(self._control, message)
 

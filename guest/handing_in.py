@@ -1,4 +1,4 @@
-"""The destination's side of a handover: promises to have the guest whole, waits for the word."""
+"""The destination's side of a handover: promise that the guest is whole, and wait for CONFIRM."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .handing import CANCEL, LEAVE, STEP, Outcome, Side
 from .line import Line
 
 PROMISED = "promised"
-"""Report that precedes the Outcome: SHUT 0 was sent."""
+"""Report before the Outcome: SHUT 0 was sent."""
 BEHIND_THE_END = "the source sent something behind the end of its stream"
 
 
 @dataclass(frozen=True)
 class DestinationJob:
-    """All that a destination needs once the guest is whole.
+    """The data that a destination needs once the guest is whole.
 
-    `confirm`, `abort`: PING(CONFIRM) and PING(ABORT) as this source puts them on the wire.
-    `running`: let the guest execute, unless its state says that it was stopped. `promised`: SHUT 0
-    may have been sent before, by a process that died. `rest`: bytes that were read behind the end
-    of the stream.
+    `confirm` and `abort` are PING(CONFIRM) and PING(ABORT) as this source puts them on the wire.
+    `running` lets the guest execute, unless its state says that it was stopped. `promised` says
+    that a process that died may have sent SHUT 0 already. `rest` has bytes that were read behind
+    the end of the stream.
     """
 
     peer: Peer
@@ -64,7 +64,7 @@ class HandingIn(Side[Destination, DestinationEvent, DestinationAction]):
         self._peeked = b""
 
     def begin(self) -> None:
-        """Promise, unless the source is known to have left: it runs its guest on then."""
+        """Send the promise, unless the source is known to have left and runs its guest on."""
         if self._job.return_path and not self._job.promised:
             self._peeked = self._job.rest + self.line.peek()
             if not self._read_words():
@@ -77,15 +77,15 @@ class HandingIn(Side[Destination, DestinationEvent, DestinationAction]):
 
     @property
     def stale(self) -> bool:
-        """Whether words lie on the channel that were read before."""
+        """Return whether the channel still holds words that were already read."""
         return bool(self._peeked) or (self.line.ended and not self.handover.over)
 
     def patience(self) -> float:
-        """Return how long to wait at most; only news change anything."""
+        """Return the longest time, in seconds, to wait; no decision depends on it."""
         return STEP
 
     def look(self) -> None:
-        """Read the words that have arrived, then whether the connection lives."""
+        """Read the words that have arrived, then check whether the connection lives."""
         if not self._job.return_path:
             return
         self.line.check()
@@ -95,11 +95,11 @@ class HandingIn(Side[Destination, DestinationEvent, DestinationAction]):
         if self.line.broken:
             self.feed(DestinationEvent.LINK_LOST, f"the connection broke: {self.line.broken}")
         elif self.line.ended and not self.unsent and self.line.acknowledged:
-            # Its system took the promise, so the close is no older than that.
+            # The source's system has acknowledged the promise, so the close was seen after it.
             self.feed(DestinationEvent.CLOSED, "the source closed the connection without a word")
 
     def _read_words(self) -> bool:
-        """Feed what is new; return whether all bytes are words, or the beginning of one."""
+        """Feed new words; return whether all bytes are words, or the beginning of one."""
         job = self._job
         while self._read < len(self._peeked):
             rest = self._peeked[self._read :]
@@ -114,14 +114,14 @@ class HandingIn(Side[Destination, DestinationEvent, DestinationAction]):
         return True
 
     def command(self, command: str) -> None:
-        """Feed what the coordinator wants; its death changes nothing."""
+        """Feed a command of the coordinator; its death changes nothing."""
         if command == CANCEL:
             self.feed(DestinationEvent.CANCEL, "cancelled")
         elif command == LEAVE:
             self.feed(DestinationEvent.LEAVE, "the source has not said yet whether it gave it up")
 
     def perform(self, action: DestinationAction) -> None:
-        """Do what the table says."""
+        """Perform an action of the state table."""
         if action is DestinationAction.PROMISE and not self._job.promised:
             self.say(shut(0))
             self.report(PROMISED)
@@ -152,5 +152,5 @@ def _first_state(job: DestinationJob) -> Destination:
 def hand_in(
     fd: int, job: DestinationJob, holder: DestinationHolder, control: Connection
 ) -> Outcome[Destination]:
-    """Take a whole guest over on the channel `fd`, which is closed; report to `control`."""
+    """Take a whole guest over on the channel `fd`, and close it; report to `control`."""
     return HandingIn(fd, job, holder, control).run()

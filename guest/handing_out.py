@@ -1,4 +1,4 @@
-"""The source's side of a handover: sends the end of the stream, and reads the answer to it."""
+"""The source's side of a handover: send the end of the stream, and read the answer to it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from .handing import CANCEL, LEAVE, ORPHANED, STEP, Outcome, Side
 from .line import Line
 
 ANSWER_TIMEOUT = 60.0
-"""Seconds without progress after which a source takes the guest back from a destination that waits
-for CONFIRM. No other timeout decides where a guest runs."""
+"""Seconds without progress after which a source takes the guest back from a destination.
+
+This applies to a destination that waits for CONFIRM. No other timeout decides where a guest runs.
+"""
 ALL_SENT = "all sent"
-"""Report that precedes the Outcome: the channel took the whole stream."""
+"""Report before the Outcome: the channel accepted the whole stream."""
 
 
 @dataclass(frozen=True)
 class SourceJob:
-    """All that a source needs behind its last section; bytes as they go on the wire.
+    """The data that a source needs after its last section; bytes as they are on the wire.
 
-    `answers`: bytes of the return path that were read before and are no whole message yet.
-    `resume`: the guest ran before it was paused to migrate. `confirm`, `abort`: PING(CONFIRM) and
-    PING(ABORT).
+    `answers` has bytes of the return path that were read before and are not a whole message yet.
+    `resume` says that the guest ran before it was paused to migrate. `confirm` and `abort` are
+    PING(CONFIRM) and PING(ABORT).
     """
 
     closing: bytes
@@ -61,22 +63,22 @@ class HandingOut(Side[Source, SourceEvent, SourceAction]):
         self._progress = time.monotonic()
 
     def begin(self) -> None:
-        """Begin to send the end of the stream."""
+        """Start to send the end of the stream."""
         self.say(self._job.closing)
 
     @property
     def stale(self) -> bool:
-        """Whether bytes of the return path lie on the channel that were read before."""
+        """Return whether the channel still holds answers that were already read."""
         return bool(self._peeked)
 
     def patience(self) -> float:
-        """Return the seconds to wait at most; 0: the destination was silent for too long."""
+        """Return the longest time to wait in seconds; 0 after too long a silence."""
         if self.handover.state is not Source.HOLDING:
             return STEP
         return min(STEP, max(0.0, self._progress + ANSWER_TIMEOUT - time.monotonic()))
 
     def write(self) -> None:
-        """Write what the channel takes, and report when it took the whole stream."""
+        """Write as much as the channel accepts, and report when it accepted the whole stream."""
         before = len(self.unsent)
         super().write()
         if len(self.unsent) < before:
@@ -87,7 +89,7 @@ class HandingOut(Side[Source, SourceEvent, SourceAction]):
             self.feed(SourceEvent.ALL_SENT)
 
     def look(self) -> None:
-        """Read the answers that have arrived, then whether the connection lives."""
+        """Read the answers that have arrived, then check whether the connection lives."""
         self.line.check()
         if self._job.return_path:
             self._peeked = self.line.peek()
@@ -106,7 +108,7 @@ class HandingOut(Side[Source, SourceEvent, SourceAction]):
             self.feed(SourceEvent.TIMEOUT, reason)
 
     def _read_answers(self) -> None:
-        """Feed the messages that are new. Raises StreamError for what is none."""
+        """Feed the new messages. Raises StreamError for anything that is not a message."""
         reader = ReturnPathReader()
         for message in reader.feed(self._job.answers + self._peeked)[self._read :]:
             self._read += 1
@@ -121,11 +123,11 @@ class HandingOut(Side[Source, SourceEvent, SourceAction]):
                 self.feed(SourceEvent.SHUT_FAILED, reason)
             elif message == Pong(Word.CONFIRM):
                 self.feed(SourceEvent.STARTED)
-        # Raises what is damaged behind the last whole message.
+        # Raises StreamError if the bytes after the last whole message are damaged.
         reader.feed(b"")
 
     def command(self, command: str) -> None:
-        """Feed what the coordinator wants, or that it died."""
+        """Feed a command of the coordinator, or its death."""
         if command == CANCEL:
             self.feed(SourceEvent.CANCEL, "cancelled")
         elif command == ORPHANED:
@@ -134,7 +136,7 @@ class HandingOut(Side[Source, SourceEvent, SourceAction]):
             self.feed(SourceEvent.LEAVE, "it has not said yet that it started the guest")
 
     def perform(self, action: SourceAction) -> None:
-        """Do what the table says."""
+        """Perform an action of the state table."""
         if action is SourceAction.GIVE_UP:
             self._holder.commit()
         elif action is SourceAction.CONFIRM:
@@ -147,7 +149,7 @@ class HandingOut(Side[Source, SourceEvent, SourceAction]):
             self._holder.resume()
 
     def _abort(self) -> None:
-        """Say so behind the end of the stream; within it, only a broken connection says so."""
+        """Send ABORT after the end of the stream; within the stream, only a reset can say it."""
         if self.unsent:
             self.in_order = False
         else:
@@ -161,5 +163,5 @@ def _first_state(job: SourceJob) -> Source:
 
 
 def hand_out(fd: int, job: SourceJob, holder: SourceHolder, control: Connection) -> Outcome[Source]:
-    """Hand a paused guest over on the channel `fd`, which is closed; report to `control`."""
+    """Hand a paused guest over on the channel `fd`, and close it; report to `control`."""
     return HandingOut(fd, job, holder, control).run()

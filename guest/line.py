@@ -1,4 +1,7 @@
-"""A channel during the handover: bytes that arrive are looked at, and stay for whoever survives."""
+"""Access a channel during the handover: bytes are read without being consumed.
+
+They stay on the channel for the process that survives.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ import time
 from ..transport.silence import GONE_AFTER, silence, unacknowledged
 
 MAX_PEEKED = 1 << 16
-"""Bytes that are looked at behind the end of a stream; no handover takes so many."""
+"""Most bytes that are read behind the end of a stream; no handover needs so many."""
 LINGER = 2.0
-"""Seconds that a side whose handover is over waits for the other end to close the connection."""
+"""Seconds that a finished side waits for the other end to close the connection."""
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -28,14 +31,14 @@ class Line:
             self._socket = socket.socket(fileno=fd)
             self._socket.setblocking(True)
         self.ended = False
-        """Whether the other end closed its direction in an orderly way."""
+        """True once the other end has closed its direction in order."""
         self.broken = ""
-        """Why the connection broke; empty while it did not."""
+        """The reason why the connection broke; empty while it is intact."""
 
     def peek(self) -> bytes:
-        """Return all bytes that have arrived, and note in `ended` and `broken` what else is known.
+        """Return all bytes that have arrived, and update `ended` and `broken`.
 
-        Once the other end has closed, the bytes before its end are still returned.
+        After the other end has closed, the bytes before its end are still returned.
         """
         if self._socket is None:
             return b""
@@ -51,7 +54,7 @@ class Line:
         return data
 
     def check(self) -> None:
-        """Note in `broken` if the other end's host is gone."""
+        """Set `broken` if the other end's host is gone."""
         if self._socket is not None and silence(self._socket) > GONE_AFTER:
             self.broken = f"the other host has been silent for {GONE_AFTER:.0f} s"
 
@@ -61,13 +64,13 @@ class Line:
         return bool(poll.poll(0))
 
     def write(self, data: memoryview) -> int:
-        """Return how many of these bytes the channel took; never waits for a socket or pipe."""
+        """Return how many of these bytes the channel accepted; never wait for a socket or pipe."""
         if self.broken:
             return 0
         try:
             if self._socket is not None:
                 return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            # A pipe that is ready has room for that much.
+            # A pipe that is ready has room for this many bytes.
             return os.write(self._fd, data[: select.PIPE_BUF]) if self._stirs(select.POLLOUT) else 0
         except BlockingIOError:
             return 0
@@ -77,13 +80,14 @@ class Line:
 
     @property
     def acknowledged(self) -> bool:
-        """Whether the other end's system has received all that was written."""
+        """Return whether the other end's system has received all that was written."""
         return unacknowledged(self._fd) == 0
 
     def wait(self, control: int | None, seconds: float, *, news: bool, room: bool) -> None:
-        """Wait until `control` can be read; with `news`, also for bytes or the end of the channel.
+        """Wait until `control` is readable, but at most `seconds`.
 
-        With `room`, also until the channel takes bytes; in any case at most `seconds`.
+        With `news`, wait also for bytes or the end of the channel. With `room`, wait also until the
+        channel accepts bytes.
         """
         poll = select.poll()
         if control is not None:
@@ -96,7 +100,7 @@ class Line:
         poll.poll(max(0.0, seconds) * 1000)
 
     def drain(self) -> None:
-        """Take what has arrived off the channel: unread bytes would make a reset of a close."""
+        """Read and discard what has arrived: with unread bytes, a close would become a reset."""
         try:
             while self._socket is not None and self._socket.recv(MAX_PEEKED, socket.MSG_DONTWAIT):
                 continue
@@ -105,13 +109,13 @@ class Line:
             return
 
     def break_off(self) -> None:
-        """Close, and have the connection reset once no other process has it open."""
+        """Close this descriptor, and reset the connection once no other process has it open."""
         if self._socket is not None:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.drop()
 
     def close(self) -> None:
-        """Close in order, behind the other end if that is quick: a reset could overtake bytes."""
+        """Close in order, after the other end if it closes soon: a reset could overtake bytes."""
         if self._socket is None:
             self.drop()
             return
@@ -123,7 +127,7 @@ class Line:
                 while self._socket.recv(MAX_PEEKED) and time.monotonic() < deadline:
                     continue
             except OSError:
-                # It is gone or slow; nothing depends on it any more.
+                # The other end is gone or slow; nothing depends on it any more.
                 return
 
     def drop(self) -> None:

@@ -1,4 +1,4 @@
-"""From what a user writes to a guest: `dir:PATH`, `synthetic:SIZE[,option=value...]`."""
+"""Open the guest that a user names: `dir:PATH`, `synthetic:SIZE[,option=value...]`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KINDS: dict[str, Callable[[str], Guest]] = {
 
 
 def open_guest(text: str) -> Guest:
-    """Raises GuestError that says what is wrong."""
+    """Open the guest that `text` names. Raises GuestError that says what is wrong."""
     kind, colon, rest = text.partition(":")
     if not colon or kind not in _KINDS:
         known = " ".join(f"{name}:" for name in _KINDS)

@@ -1,4 +1,4 @@
-"""Sizes and rates as people write them: `512M`, `1.5GiB`, `100MiB/s`, `4096`."""
+"""Parse and format sizes and rates as users write them: `512M`, `1.5GiB`, `100MiB/s`, `4096`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PATTERN = re.compile(r"(\d+)(?:\.(\d+))?\s*([KMGT]?)(?:i?B)?(?:/s)?", re.IGNORE
 
 
 def parse_size(text: str) -> int:
-    """Bytes; units are powers of 1024. Raises ValueError."""
+    """Return the size in bytes; units are powers of 1024. Raises ValueError."""
     match = _PATTERN.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a size such as 512M")
@@ -24,7 +24,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(count: float) -> str:
-    """Bytes for people: `1.5 GiB`."""
+    """Return a size in bytes as text for users, such as `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

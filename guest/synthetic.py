@@ -1,8 +1,8 @@
-"""`synthetic:SIZE[,option=value...]`: a process that keeps writing its own memory.
+"""`synthetic:SIZE[,option=value...]`: a guest that is a process writing its own memory.
 
-Every page that it writes says which page it is, the sequence number of the write, and a checksum;
-the process keeps the sequence numbers in a table, which is its device state. So a page that
-arrives torn, stale, or in the wrong place is found at the destination.
+Every page that the process writes holds the page's number, the sequence number of the write, and a
+checksum. The process keeps the sequence numbers in a table, which is its device state. A page that
+arrives torn, stale, or in the wrong place is therefore found at the destination.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ DEVICE_NAME = "synthetic"
 _PROGRAM = f"{__package__}.synthetic_process"
 _QUIT_TIMEOUT = 5.0
 _released: list[subprocess.Popen[bytes]] = []
-"""Guests that outlive us."""
+"""Processes of guests that outlive this process."""
 
 
 class SyntheticGuest(Guest):
-    """The controller's side; the guest itself is in `synthetic_process`.
+    """The controller's side of a synthetic guest; the guest itself is in `synthetic_process`.
 
-    With a size, it runs at once. Without one it is empty, until `prepare` gives it a size.
+    With a size, the guest runs at once. Without one it is empty, until `prepare` gives it a size.
     """
 
     def __init__(self, options: Options) -> None:
@@ -70,7 +70,7 @@ class SyntheticGuest(Guest):
         self._numbers = itertools.count(1)
         self._running = False
         self._runs_on = True
-        # A migration and whoever stops the guest meanwhile may ask at the same time.
+        # A migration and a command that stops the guest may call at the same time.
         self._lock = threading.RLock()
         if options.size:
             self._start(options.size, incoming=False)
@@ -79,12 +79,12 @@ class SyntheticGuest(Guest):
 
     @classmethod
     def parse(cls, text: str) -> SyntheticGuest:
-        """From what stands behind `synthetic:`."""
+        """Return the guest for the text behind `synthetic:`."""
         return cls(parse_options(text))
 
     def _start(self, size: int, *, incoming: bool) -> None:
-        """Make memory and the process, paused. Raises GuestError, and leaves nothing then."""
-        # A controller that ends in an orderly way leaves no guest behind.
+        """Create memory and the process, paused. Raises GuestError, leaving nothing behind."""
+        # A controller that ends in order leaves no guest behind.
         atexit.register(self.close)
         try:
             for name, length in ((RAM_NAME, size), (ROM_NAME, ROM_SIZE)):
@@ -92,16 +92,16 @@ class SyntheticGuest(Guest):
                 self._blocks += (RamBlock(name, length, PAGE_SIZE, fd),)
                 os.ftruncate(fd, length)
             self._connection, theirs = Pipe()
-            # Not multiprocessing: it waits at exit for children that may outlive us.
+            # Not multiprocessing, which waits at exit for children, and this one may outlive us.
             descriptors = (theirs.fileno(), *(block.fd for block in self._blocks))
-            # The process ignores SIGINT; until it can, the signal waits.
+            # The process will ignore SIGINT; until then the signal stays blocked.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", _PROGRAM, *map(str, descriptors)],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    # What ends the controller's terminal or group does not end the guest.
+                    # A signal to the controller's terminal or group must not end the guest.
                     start_new_session=True,
                     pass_fds=descriptors,
                 )
@@ -133,7 +133,7 @@ class SyntheticGuest(Guest):
                 send_fd(connection, fd)
             answered = 0
             while answered != number:
-                # An answer to an older command: whoever asked was interrupted.
+                # This answers an older command, whose caller was interrupted.
                 answered, answer = connection.recv()
         except (EOFError, OSError) as error:
             self._running = False
@@ -142,45 +142,45 @@ class SyntheticGuest(Guest):
 
     @property
     def machine(self) -> Machine:
-        """`synthetic-1`."""
+        """Return the machine `synthetic-1`."""
         return Machine("synthetic-1", PAGE_SIZE)
 
     @property
     def blocks(self) -> tuple[RamBlock, ...]:
-        """RAM that is written, and a ROM that is not."""
+        """Return the RAM block, which is written, and a ROM block, which is not."""
         return self._blocks
 
     @property
     def running(self) -> bool:
-        """Whether the process writes."""
+        """Return whether the process writes."""
         return self._running
 
     @property
     def death_fd(self) -> int | None:
-        """See Guest: the process's pidfd."""
+        """Return the pidfd of the guest's process, or None."""
         return self._pidfd
 
     @property
     def pid(self) -> int:
-        """The guest's process. Raises GuestError when there is none."""
+        """Return the id of the guest's process. Raises GuestError if there is none."""
         if self._process is None:
             raise GuestError("synthetic: no guest here yet")
         return self._process.pid
 
     def pause(self) -> None:
-        """On return the process stands between two writes."""
+        """Stop the process between two writes."""
         self._command("pause")
         self._running = False
         self._notify("stop")
 
     def resume(self) -> None:
-        """Write on."""
+        """Let the process write again."""
         self._command("resume")
         self._running = True
         self._notify("resume")
 
     def throttle(self, percentage: int) -> None:
-        """See Guest; it writes so much less."""
+        """Reduce the rate of writes by `percentage` %; 0 restores it."""
         self._command("throttle", percentage)
 
     def commit(self) -> None:
@@ -188,24 +188,24 @@ class SyntheticGuest(Guest):
         self._command("commit")
 
     def begin_handing_out(self, fd: int, job: SourceJob) -> Connection:
-        """Have the guest's own process hand it over, so that nobody else's death matters."""
+        """Hand the guest over in its own process, so that no other process's death matters."""
         return self._begin_handing("hand out", fd, job)
 
     def begin_handing_in(self, fd: int, job: DestinationJob) -> Connection:
-        """Have the guest's own process take it over, so that nobody else's death matters."""
+        """Take the guest over in its own process, so that no other process's death matters."""
         self._runs_on = self._runs_on and job.running
         return self._begin_handing("hand in", fd, job)
 
     def _begin_handing(self, name: str, fd: int, job: SourceJob | DestinationJob) -> Connection:
         ours, theirs = Pipe()
-        # A guest that is dead says so by the end of this connection.
+        # A dead guest is noticed by the end of this connection.
         with theirs, suppress(GuestError):
             self._command(name, job, fds=(fd, theirs.fileno()))
         os.close(fd)
         return ours
 
     def settled(self, outcome: Outcome[Source] | Outcome[Destination]) -> None:
-        """Take note of whether the guest's process lets it run now."""
+        """Record whether the guest's process lets it run now."""
         runs = outcome.state is Source.STAYED
         runs |= outcome.state is Destination.RUNS and self._runs_on
         if runs and not self._running:
@@ -213,7 +213,10 @@ class SyntheticGuest(Guest):
             self._notify("resume")
 
     def keep(self) -> str:
-        """Leave the guest, paused, to its process for as long as `orphan` says."""
+        """Leave the paused guest to its process, and return how to start it.
+
+        The process waits for as long as the option `orphan` says.
+        """
         pid, seconds = self.pid, self._options.orphan
         self.release()
         return (
@@ -228,7 +231,7 @@ class SyntheticGuest(Guest):
         knock(self._options.pid)
 
     def save_devices(self, *, running: bool = True) -> DeviceState:
-        """One section: whether it runs on, and the table of sequence numbers."""
+        """Return one section: whether the guest runs on, its figures, and the sequence numbers."""
         payload: bytes = self._command("save", running)
         section = DeviceSection(RAM_SECTION_ID + 1, DEVICE_NAME, 0, 1, payload)
         device = {
@@ -242,7 +245,7 @@ class SyntheticGuest(Guest):
         return DeviceState((), (section,), description, RAM_SECTION_ID)
 
     def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
-        """Memory and the process, which is ready by the time that RAM has arrived."""
+        """Create memory and the process, so that it is ready when RAM has arrived."""
         if self._process is not None:
             raise GuestError("synthetic: a guest runs here already; receive with no size")
         if (machine.name, machine.page_size) != (self.machine.name, PAGE_SIZE):
@@ -257,7 +260,7 @@ class SyntheticGuest(Guest):
         self._start(size, incoming=True)
 
     def load_devices(self, machine: Machine, state: DeviceState) -> None:
-        """Hand the table to the process; `machine` was checked by `prepare`."""
+        """Give the table to the process; `machine` was checked by `prepare`."""
         del machine
         names = [(s.name, s.version) for s in (*state.early, *state.sections)]
         if names != [(DEVICE_NAME, 1)]:
@@ -265,7 +268,7 @@ class SyntheticGuest(Guest):
         self._runs_on = self._command("load", whole((*state.early, *state.sections)[0].payload))
 
     def invalidate_caches(self) -> None:
-        """Nothing is cached."""
+        """Do nothing: nothing is cached."""
 
     def complete(self, *, running: bool) -> None:
         """Complete the guest without a handover, and let it run if it ran at its source."""
@@ -273,21 +276,24 @@ class SyntheticGuest(Guest):
             self.resume()
 
     def abort_incoming(self) -> None:
-        """See Guest."""
+        """End the process, which removes everything of the guest."""
         self.close()
 
     def counter(self) -> int:
-        """Pages written so far, over all its life."""
+        """Return the number of pages written in the guest's whole life."""
         count: int = self._command("counter")
         return count
 
     def verify(self) -> list[BadPage]:
-        """Pages that are not what the table says, now or when the guest came to write them."""
+        """Return pages that did not match the table, now or just before the guest rewrote them."""
         bad: list[BadPage] = self._command("verify")
         return bad
 
     def page_digests(self) -> npt.NDArray[np.uint64]:
-        """(n, 2) u64, xxh3-128 of every page of every block; pause it first."""
+        """Return the xxh3-128 digests, (n, 2) u64, of all pages of all blocks.
+
+        The guest must be paused.
+        """
         digests = []
         for block in self._blocks:
             flat = map_block(block)
@@ -296,11 +302,11 @@ class SyntheticGuest(Guest):
         return np.concatenate(digests)
 
     def digest(self) -> str:
-        """One digest of all memory, to compare two ends; pause it first."""
+        """Return one digest of all memory, to compare two ends; the guest must be paused."""
         return xxh3_128_hexdigest(self.page_digests().tobytes())
 
     def release(self) -> None:
-        """See Guest; it lives on as if we had died, for as long as `orphan` says."""
+        """Leave the process alone; it lives on as if the controller had died, as `orphan` says."""
         if self._process is not None:
             _released.append(self._process)
             self._process = None
@@ -312,7 +318,7 @@ class SyntheticGuest(Guest):
             try:
                 send_message(self._connection, (0, "quit"))
             except OSError:
-                # It died before; what is left is to reap it.
+                # The process died before, and only has to be reaped.
                 self._running = False
         if self._process is not None:
             try:

@@ -1,7 +1,7 @@
-"""Where a kept synthetic guest waits for the person who decides that it runs here after all.
+"""Let a user decide that a kept synthetic guest runs here after all.
 
-The door is a socket in the abstract namespace, named by the guest's process: nothing of it stays
-behind. It opens to the guest's own user and to root.
+The guest listens on a socket in the abstract namespace, named by its process, which leaves nothing
+behind. Only the guest's own user and root are accepted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import struct
 from .errors import GuestError
 
 _CREDENTIALS = struct.Struct("iII")
-"""Process, user and group of the peer, as SO_PEERCRED gives them (unix(7))."""
+"""Layout of SO_PEERCRED: process, user and group of the peer (unix(7))."""
 _ANSWER = b"running\n"
 _TIMEOUT = 10.0
 """Seconds that a guest may take to answer a knock."""
@@ -24,7 +24,7 @@ def _address(pid: int) -> bytes:
 
 
 class Door:
-    """The guest's side; asked again and again."""
+    """The guest's end of the socket, which is polled."""
 
     def __init__(self) -> None:
         self._listening = socket.socket(socket.AF_UNIX)
@@ -34,7 +34,7 @@ class Door:
         self._visitor: socket.socket | None = None
 
     def knocked(self) -> bool:
-        """Return whether somebody who may do so asks the guest to run."""
+        """Return whether a permitted user has asked the guest to run."""
         try:
             visitor, _ = self._listening.accept()
         except BlockingIOError:
@@ -48,7 +48,7 @@ class Door:
         return True
 
     def open(self) -> None:
-        """Answer that the guest runs, and wait for nobody any more."""
+        """Answer that the guest runs, and stop listening."""
         self._listening.close()
         if self._visitor is not None:
             with self._visitor:
@@ -56,12 +56,12 @@ class Door:
                 try:
                     self._visitor.send(_ANSWER)
                 except OSError:
-                    # It did not wait for the answer; the guest runs all the same.
+                    # The visitor did not wait for the answer; the guest runs all the same.
                     return
 
 
 def knock(pid: int) -> None:
-    """Let the guest run that process `pid` keeps. Raises GuestError when it keeps none."""
+    """Let the guest run that process `pid` keeps. Raises GuestError if it keeps none."""
     with socket.socket(socket.AF_UNIX) as visitor:
         visitor.settimeout(_TIMEOUT)
         try:

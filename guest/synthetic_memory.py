@@ -1,9 +1,10 @@
-"""The memory of a synthetic guest: how its pages are written, and how a damaged one is found.
+"""Write the pages of a synthetic guest's memory, and find damaged ones.
 
 A page holds its number + 1, the sequence number of its last write, words of its pattern, and in its
-last word a checksum of all before. Every 16th write (by the pattern `zeroing`, every second) leaves
-the page all zero instead, so the sequence number 0 means that it was never written. The table of
-sequence numbers, which travels as device state and not as RAM, says what each page must hold.
+last word a checksum of all before. Every 16th write (with the pattern `zeroing`, every second)
+leaves the page all zero instead, so sequence number 0 means that the page was never written. The
+table of sequence numbers, which is migrated as device state and not as RAM, says what each page
+must hold.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .zero import zero_mask
 
 PAGE_SIZE = 4096
 BATCH = 64
-"""Pages written or checked at once."""
+"""Pages that are written or checked at once."""
 RAM_NAME, ROM_NAME = "synthetic.ram", "synthetic.rom"
 ROM_SIZE = 1 << 20
 
@@ -28,16 +29,19 @@ _POOL_PAGES = 256
 _SYLLABLES = 64
 
 PATTERNS = ("random", "text", "sparse", "zeroing")
-"""What a write leaves: words of no meaning; words that repeat, as text; the words of the write
-before but for a few; or by turns nothing and the same words again."""
+"""Patterns of a write.
+
+`random`: words without meaning. `text`: words that repeat, as in text. `sparse`: the words of the
+write before except a few. `zeroing`: by turns zeros and the same words again.
+"""
 _FEW_CHANGES = ("sparse", "zeroing")
 
 
 class BadPage(NamedTuple):
-    """A page that is not as it should be.
+    """A page with unexpected content.
 
-    `reason`: "torn" (parts of different writes), "stale" (an older or newer write), "lost" (zero,
-    but was written), "foreign" (another page's content).
+    `reason` is "torn" (parts of different writes), "stale" (an older or newer write), "lost" (zero,
+    but was written) or "foreign" (another page's content).
     """
 
     block: str
@@ -46,7 +50,7 @@ class BadPage(NamedTuple):
 
 
 class Memory:
-    """RAM (bytes, u8), ROM (bytes, u8), and the u32 `table` of sequence numbers."""
+    """The memory of a guest: RAM and ROM (u8), and the `table` of sequence numbers (u32)."""
 
     def __init__(
         self,
@@ -65,7 +69,7 @@ class Memory:
         self.use(pattern, seed)
 
     def use(self, pattern: str, seed: int) -> None:
-        """Write by this pattern from now on, as every guest of this seed does."""
+        """Write by this pattern from now on; the same seed gives the same words."""
         self.pattern = pattern
         self._zero_every = 2 if pattern == "zeroing" else 16
         random = np.random.default_rng(seed)
@@ -75,7 +79,7 @@ class Memory:
             self._pool[:] = random.choice(syllables, self._pool.shape)
 
     def fill(self, zero: float) -> None:
-        """Write ROM, and every page of RAM once, but for a fraction that stays zero."""
+        """Write ROM, and every page of RAM once, except a fraction `zero` that stays zero."""
         self._rom[:] = _rom_image()
         count = len(self.table)
         written = np.sort(self._random.permutation(count)[: round(count * (1 - zero))])
@@ -83,7 +87,7 @@ class Memory:
             self.write(written[start : start + BATCH])
 
     def write(self, numbers: npt.NDArray[np.intp]) -> None:
-        """Write these pages anew; no number comes twice."""
+        """Write these pages anew; a number must not occur twice."""
         sequence = self.table[numbers] + np.uint32(1)
         if self.pattern in _FEW_CHANGES:
             pages = self._pool[numbers % _POOL_PAGES]
@@ -98,7 +102,7 @@ class Memory:
         self.table[numbers] = sequence
 
     def check(self, numbers: npt.NDArray[np.intp]) -> list[BadPage]:
-        """Which of these pages are not as the table says."""
+        """Return those of these pages that do not match the table."""
         pages, expected = self._words[numbers], self.table[numbers]
         must_be_zero = expected % self._zero_every == 0
         is_zero = zero_mask(pages.view(np.uint8))
@@ -111,7 +115,7 @@ class Memory:
         return [BadPage(RAM_NAME, int(numbers[i]), str(reasons[i])) for i in np.flatnonzero(~right)]
 
     def check_all(self) -> list[BadPage]:
-        """Every page of RAM and ROM."""
+        """Return all pages of RAM and ROM that are not as they should be."""
         numbers = np.arange(len(self.table))
         bad = []
         for start in range(0, len(numbers), BATCH):
@@ -125,6 +129,9 @@ def _checksums(pages: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _rom_image() -> npt.NDArray[np.uint8]:
-    """(n, page size); the same with any version of any library, because it never travels twice."""
+    """Return the ROM's content, (n, page size), which is the same with any library version.
+
+    A destination compares the ROM that it received with the content that its own library makes.
+    """
     image = hashlib.shake_128(ROM_NAME.encode()).digest(ROM_SIZE)
     return np.frombuffer(image, np.uint8).reshape(-1, PAGE_SIZE)

@@ -1,4 +1,4 @@
-"""What a user may say of a synthetic guest: `SIZE[,option=value...]`."""
+"""Parse the options of a synthetic guest: `SIZE[,option=value...]`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from .synthetic_memory import PAGE_SIZE, PATTERNS
 
 @dataclass(frozen=True)
 class Options:
-    """Sizes in bytes, rates in bytes a second.
+    """The options of a synthetic guest: sizes in bytes, rates in bytes per second.
 
-    `size` 0: an incoming guest brings its size, its hot set and its dirty rate. `hot`: how much of
-    RAM is written over and over; `zero`: fraction of RAM that starts as zero; `heartbeat`: a file
-    that gets "pid counter running" every 100 ms; `orphan`: seconds that the guest lives on when its
-    controller dies. `pattern`: see PATTERNS in `synthetic_memory`. `pid`: the process of a guest
-    that a failed migration left paused, to be taken up.
+    `size` is 0 for an incoming guest, which brings its size, its hot set and its dirty rate. `hot`
+    is the part of RAM, in bytes, that is written over and over. `zero` is the fraction of RAM that
+    starts as zero. `heartbeat` is a file that gets "pid counter running" every 100 ms. `orphan` is
+    the time in seconds that the guest lives on when its controller dies. `pattern` is one of
+    PATTERNS in `synthetic_memory`. `pid` is the process of a guest that a failed migration left
+    paused, and that is to be started.
     """
 
     size: int = 0
@@ -79,7 +80,7 @@ def _parsers(size: int) -> dict[str, Callable[[str], Any]]:
 
 
 def parse_options(text: str) -> Options:
-    """Raises GuestError that names the option and lists the known ones."""
+    """Return the options in `text`. Raises GuestError that names a wrong option and lists all."""
     items = text.split(",") if text else []
     try:
         size = parse_size(items.pop(0)) if items and "=" not in items[0] else 0

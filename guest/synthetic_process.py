@@ -1,7 +1,7 @@
-"""The process of a synthetic guest: writes pages at its rate, answers its controller.
+"""The process of a synthetic guest: write pages at its rate, and answer its controller.
 
-It carries out its own handovers, and outlives a controller that dies, so that there is always one
-guest that runs: `_orphaned` and `_settle` say what becomes of it.
+The process carries out its own handovers, and outlives a controller that dies, so that one guest
+always runs: `_orphaned` and `_settle` decide what happens to it.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ from .synthetic_memory import BATCH, PAGE_SIZE, PATTERNS, BadPage, Memory
 from .synthetic_options import Options
 
 _STATE = struct.Struct("<QQQQQQQ")
-"""Version, whether it runs on, counter, hot pages, dirty rate, seed, pattern.
+"""Head of the device state: version, runs on, counter, hot pages, dirty rate, seed, pattern.
 
-Then the table as little-endian u32.
+The table follows as little-endian u32.
 """
 _STATE_VERSION = 3
 
 _BEAT = 0.1
 _TICK = 0.005
 _BACKLOG = 0.1
-"""Seconds of writes that are caught up when the machine was too slow; more are left out."""
+"""Longest time, in seconds, of delayed writes that are caught up; older ones are skipped."""
 
 
 class Hold(Enum):
-    """To whom the guest in this process belongs."""
+    """The state that says whether the guest in this process may run."""
 
     OURS = auto()
-    """It runs here, or is paused and may run here at any time."""
+    """The guest runs here, or is paused and may run here at any time."""
     INCOMING = auto()
-    """It is not whole, or not promised to anybody."""
+    """The guest is not whole, or not promised to anybody."""
     GIVEN = auto()
-    """It was given up: it runs elsewhere."""
+    """The guest was given up: it runs elsewhere."""
     KEPT = auto()
-    """It is whole and paused, and a person decides whether it runs here."""
+    """The guest is whole and paused, and a user decides whether it runs here."""
 
 
 class Process:
-    """The main loop. `incoming`: the guest comes from elsewhere, and runs there until resumed."""
+    """The main loop; an `incoming` guest does not run here until it is resumed."""
 
     def __init__(
         self, connection: Connection, memory: Memory, options: Options, incoming: bool
@@ -96,7 +96,7 @@ class Process:
         }
 
     def run(self) -> None:
-        """Run until the controller says to quit, or until nobody needs the guest any more."""
+        """Run until the controller commands to quit, or until nobody needs the guest any more."""
         while self._dies_at is None or time.monotonic() < self._dies_at:
             if self._orphan:
                 time.sleep(_TICK)
@@ -113,7 +113,7 @@ class Process:
         return not self._orphan and bool(self._poll.poll(seconds * 1000))
 
     def _obey(self) -> bool:
-        """Take one command (number, name, arguments) and answer it; False: quit."""
+        """Take one command (number, name, arguments) and answer it; return False to quit."""
         try:
             number, name, *arguments = self._connection.recv()
             if name == "quit":
@@ -128,16 +128,16 @@ class Process:
         return True
 
     def _orphaned(self) -> None:
-        """Go on without the controller, which is dead."""
+        """Continue without the controller, which is dead."""
         self._orphan = True
         self._speed = 1.0
-        # Whoever reads what the controller printed waits for the end of it.
+        # A reader of the controller's output waits for its end, so stderr must not keep it open.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 2)
         os.close(nowhere)
 
     def _settle(self) -> None:
-        """Let an orphan run if it is ours alone, and end it once nobody can want it any more."""
+        """Let an orphan run if it belongs here alone; end it once nobody can need it any more."""
         if self._handing:
             return
         if self._hold is Hold.OURS and not self._running:
@@ -156,7 +156,7 @@ class Process:
         self._running = False
 
     def resume(self) -> None:
-        """Run, here and nowhere else."""
+        """Run the guest here, and nowhere else."""
         self._wrote_until = time.monotonic()
         self._running, self._hold = True, Hold.OURS
 
@@ -182,7 +182,7 @@ class Process:
         self._begin(take_over)
 
     def _begin(self, hand_over: Callable[[int, Connection], object]) -> None:
-        """Hand over beside the main loop, which goes on to beat and to obey."""
+        """Carry out the handover beside the main loop, which goes on to beat and to obey."""
         fd, control = receive_fd(self._connection), Connection(receive_fd(self._connection))
 
         def carry_out() -> None:
@@ -205,7 +205,7 @@ class Process:
         return head + self._memory.table.astype("<u4").tobytes()
 
     def _load(self, state: bytes) -> bool:
-        """Whether the guest ran before it was stopped to migrate."""
+        """Load the device state; return whether the guest ran before it was stopped to migrate."""
         pages = len(self._memory.table)
         if len(state) != _STATE.size + 4 * pages:
             raise GuestError(f"synthetic: device state of {len(state)} bytes for {pages} pages")
@@ -219,7 +219,7 @@ class Process:
         return self._runs_on
 
     def _write_due(self) -> None:
-        """The pages that the rate asks for by now; no longer than a tick, or until a command."""
+        """Write the pages that are due by now, until a tick has passed or a command arrives."""
         now = time.monotonic()
         rate = self._rate * self._speed
         if not self._running or not rate:
@@ -232,7 +232,7 @@ class Process:
             due -= written
 
     def _write_some(self, limit: int) -> int:
-        """Check and write the next pages of the hot set; how many."""
+        """Check and write the next pages of the hot set; return their number."""
         hot = max(1, min(self._hot, len(self._memory.table)))
         start = self._counter % hot
         numbers = np.arange(start, min(start + limit, hot))
@@ -252,14 +252,14 @@ class Process:
                 file.write(f"{os.getpid()} {self._counter} {int(self._running)}\n")
             os.replace(temporary, self._options.heartbeat)
         except OSError:
-            # Whoever watched took the folder away; the guest must not die of that.
+            # Whoever watched has removed the folder; the guest must not die of that.
             return
 
 
 def run(connection: Connection, descriptors: list[int]) -> None:
-    """The controller says first which guest it is; then make or expect the memory, and obey.
+    """Receive the options of the guest from the controller, set up its memory, and run it.
 
-    `descriptors`: RAM, ROM.
+    `descriptors` has RAM and ROM.
     """
     # Ctrl-C reaches the whole group; the controller decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Dirty tracking: which pages changed since they were last sent."""
+"""Track dirty pages: those that changed since they were last sent."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ from xxhash import xxh3_128_digest
 
 
 class DirtyTracker(Protocol):
-    """Remembers what was sent of one RAM block. Page numbers count from the block's start."""
+    """A record of what was sent of one RAM block. Page numbers count from the block's start."""
 
     def scan(self, pages: npt.NDArray[np.uint8], first: int) -> npt.NDArray[np.bool_]:
-        """(n,) bool for live `pages` (n, page_size), of which the first is page `first`."""
+        """Return a mask, (n,) bool, of the dirty ones among live `pages` (n, page_size).
+
+        The first of them is page `first` of the block.
+        """
 
     def not_sent_as_zero(self, first: int, end: int) -> npt.NDArray[np.intp]:
-        """Numbers of the pages from `first` to before `end` that were not last sent as zero."""
+        """Return the numbers of pages, `first` to before `end`, that were not last sent as zero."""
 
     def sent(self, numbers: npt.NDArray[np.intp], copies: npt.NDArray[np.uint8]) -> None:
-        """These pages were put on the wire as `copies` (n, page_size) hold them."""
+        """Record that these pages were put on the wire as `copies` (n, page_size) hold them."""
 
     def sent_zero(self, numbers: npt.NDArray[np.intp]) -> None:
-        """These pages were put on the wire as zero."""
+        """Record that these pages were put on the wire as zero."""
 
 
 class DigestTracker:
-    """Compares xxh3-128 digests: sees any change, whoever made it, by reading all pages.
+    """A tracker that compares xxh3-128 digests: it reads all pages and sees any change by anyone.
 
-    Only bytes that went on the wire are digested into the table (never memory that may change
-    between the look and the copy), so a page that was written meanwhile is found again.
+    The table only has digests of bytes that were put on the wire, never of memory that may change
+    between the comparison and the copy, so a page that was written meanwhile is found again.
     """
 
     def __init__(self, page_count: int, page_size: int) -> None:
@@ -38,7 +41,7 @@ class DigestTracker:
         self._zero = np.frombuffer(xxh3_128_digest(bytes(page_size)), np.uint64)
 
     def scan(self, pages: npt.NDArray[np.uint8], first: int) -> npt.NDArray[np.bool_]:
-        """See DirtyTracker; a page that was never sent is dirty, and is not read."""
+        """Return a mask of the dirty pages; a page never sent is dirty, and is not read."""
         known = self._was_sent[first : first + len(pages)]
         dirty = ~known
         if known.all():
@@ -51,23 +54,26 @@ class DigestTracker:
         return dirty
 
     def not_sent_as_zero(self, first: int, end: int) -> npt.NDArray[np.intp]:
-        """See DirtyTracker."""
+        """Return the numbers of pages in the range that were not last sent as zero."""
         zero = (self._digests[first:end] == self._zero).all(axis=1) & self._was_sent[first:end]
         return first + np.flatnonzero(~zero)
 
     def sent(self, numbers: npt.NDArray[np.intp], copies: npt.NDArray[np.uint8]) -> None:
-        """See DirtyTracker."""
+        """Record the digests of these copies, which were put on the wire."""
         self._digests[numbers] = page_digests(copies)
         self._was_sent[numbers] = True
 
     def sent_zero(self, numbers: npt.NDArray[np.intp]) -> None:
-        """See DirtyTracker."""
+        """Record that these pages were put on the wire as zero."""
         self._digests[numbers] = self._zero
         self._was_sent[numbers] = True
 
 
 def page_digests(pages: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """(n, 2) u64, xxh3-128 of each page of (n, page_size): the only thing done page by page."""
+    """Return the xxh3-128 digest, (n, 2) u64, of each page of (n, page_size).
+
+    Nothing else is done page by page.
+    """
     return np.frombuffer(b"".join([xxh3_128_digest(page) for page in pages]), np.uint64).reshape(
         -1, 2
     )

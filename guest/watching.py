@@ -1,4 +1,4 @@
-"""The coordinator's part in a handover: it watches, and passes on what a person wants."""
+"""Watch a handover for the coordinator, and forward what the user wants."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ..transport.shared import wait_readable
 from .handing import CANCEL, LEAVE, Outcome
 
 LEAVE_AFTER = 2.0
-"""Seconds that a command which is to end waits for the handover to end as wished."""
+"""Seconds that a command that must end waits after CANCEL before it sends LEAVE."""
 ANSWER_WITHIN = 1.0
 """Seconds that the guest's process may take to answer LEAVE."""
 LOOK_EVERY = 0.1
-"""Seconds between two looks at what a person wants."""
+"""Seconds between two checks of what the user wants."""
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a person wants of a handover under way. `cancel`: the guest stays at its source.
+    """The user's wishes during a handover. `cancel`: the guest is to stay at its source.
 
-    `leave`: the command ends now, even if that cannot be had.
+    `leave`: the command is to end now, even if the guest cannot be kept at its source.
     """
 
     cancel: Callable[[], bool]
@@ -32,7 +32,7 @@ class Wishes:
 
 
 class HolderDied(Exception):  # noqa: N818 - news, not a fault
-    """The process that held the guest died in the middle of a handover."""
+    """The process that held the guest died during the handover."""
 
 
 class HolderSilent(Exception):  # noqa: N818 - news, not a fault
@@ -68,7 +68,7 @@ def watch(
 
 
 def _ask(connection: Connection, wishes: Wishes, asked: dict[str, float]) -> None:
-    """Pass a wish on once; LEAVE only where CANCEL did not bring the end."""
+    """Forward each wish once; send LEAVE only if CANCEL did not end the handover."""
     now = time.monotonic()
     if CANCEL not in asked and (wishes.cancel() or wishes.leave()):
         _pass_on(connection, CANCEL, asked)
@@ -81,5 +81,5 @@ def _pass_on(connection: Connection, wish: str, asked: dict[str, float]) -> None
     try:
         send_message(connection, wish)
     except OSError:
-        # The holder has reported, or died: the next look tells which.
+        # The holder has reported its outcome, or died: the next check shows which.
         return

@@ -1,4 +1,4 @@
-"""Which pages are all zero."""
+"""Find pages that are all zero."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import numpy.typing as npt
 
 
 def zero_mask(pages: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """(n,) bool for `pages` (n, page_size) u8: whether each was read as all zero.
+    """Return a mask, (n,) bool, of the `pages` (n, page_size) u8 that are all zero.
 
-    Pages that are zero stand together: if the first and the last may be, all are read at once. A
-    look at the first word spares most others the whole reading.
+    Zero pages are often contiguous, so all pages are read at once if the first and the last may be
+    zero. Otherwise a check of the first word avoids reading most pages in full.
     """
     words = pages.view("<u8")
     if len(words) and words[0, 0] == 0 == words[-1, 0] and not words.max():
