@@ -87,7 +87,7 @@ class Memory:
             self.write(written[start : start + BATCH])
 
     def write(self, numbers: npt.NDArray[np.intp]) -> None:
-        """Write these pages anew; a number must not occur twice."""
+        """Write these pages again; a number must not occur twice."""
         sequence = self.table[numbers] + np.uint32(1)
         if self.pattern in _FEW_CHANGES:
             pages = self._pool[numbers % _POOL_PAGES]

@@ -234,7 +234,7 @@ class Receiver:
         self._processes.map_blocks(self._guest.blocks)
 
     def _hand_over(self, complete: Complete) -> None:
-        """Load the devices, promise the source that the guest is whole, and start it when told."""
+        """Load the devices, then take over the guest, whose pages are all in place."""
         if not self._prepared:
             raise MigrationError("the stream brought no RAM")
         self._guest.load_devices(self._incoming.machine(), self._incoming.device_state())
@@ -264,7 +264,7 @@ class Receiver:
         self.states.to(MigrationStatus.COMPLETED)
 
     def _conclude(self, outcome: Outcome[Destination]) -> None:
-        """Raise the error that the outcome stands for, unless the guest is here."""
+        """Raise the error that describes the outcome, unless the guest is here."""
         assert self._channel is not None
         self._channel.drop()
         if outcome.state is Destination.KEPT:

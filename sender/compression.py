@@ -23,7 +23,7 @@ TRY_EVERY = 32
 AS_SMALL = 1.005
 """Factor by which a lean frame may be larger than a usual one and still be preferred."""
 METER_BYTES, METER_NS = 4 << 20, 50_000_000
-"""The link is measured anew after this many bytes sent or this many nanoseconds of sending."""
+"""The link is measured again after this many bytes sent or this many nanoseconds of sending."""
 
 
 class CompressionError(ValueError):

@@ -310,7 +310,7 @@ class Sender:
             raise
 
     def _conclude(self, handed: Handed) -> None:
-        """Raise the error that the outcome stands for, unless the guest arrived."""
+        """Raise the error that describes the outcome, unless the guest arrived."""
         outcome = handed.outcome
         if outcome is not None and outcome.state is Source.GONE:
             return

@@ -94,7 +94,7 @@ class PageCache:
     def insert(self, numbers: Numbers, copies: Pages, number: int) -> None:
         """Record that these uncached pages were sent in round `number`.
 
-        A page enters the cache if its line is empty, or holds a page that was not sent of late.
+        A page enters the cache if its line is empty, or its page was not sent for LIFETIME rounds.
         """
         if not len(self):
             return
