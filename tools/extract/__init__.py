@@ -1,1 +1,1 @@
-"""A guest taken out of a stream, as files."""
+"""Writes the guest in a stream to files."""

@@ -1,7 +1,7 @@
-"""Disks that move with a guest (the `block` section), as raw files: sparse where they are zero.
+"""Writes the disks that migrate with a guest (the `block` section) to raw files, sparse where zero.
 
-The stream does not say how large a disk is, only blocks of 1 MiB of it, the last one padded: so a
-file has as many bytes as blocks came, and may be longer than the disk.
+The stream does not contain the size of a disk, only 1 MiB blocks of it, the last one padded. So the
+file ends with the last block that arrived, and may be longer than the disk.
 """
 
 from __future__ import annotations
@@ -21,24 +21,27 @@ from ..console.failure import named
 SECTOR = 512
 MAX_DISKS = 256
 MAX_SIZE = 1 << 50
-"""Bytes of a disk."""
+"""The largest disk in bytes."""
 
 
 @dataclass
 class Disk:
-    """A disk that stands in `file`; `size`: bytes up to the end of the last block that came."""
+    """A disk in `file`; `size` is the number of bytes up to the end of the last arrived block."""
 
     device: str
     file: str
     size: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: device, file, size."""
+        """Return a dictionary with the keys device, file, size."""
         return asdict(self)
 
 
 class DiskFiles:
-    """The disks of one stream, in `folder` until it is called `shown`; closed with `stack`."""
+    """The disks of one stream, written in `folder`, which is later renamed to `shown`.
+
+    The files are closed with `stack`.
+    """
 
     def __init__(self, folder: Path, shown: Path, stack: ExitStack) -> None:
         self._folder = folder
@@ -48,11 +51,11 @@ class DiskFiles:
 
     @property
     def disks(self) -> list[Disk]:
-        """In the order in which they came."""
+        """Return the disks in the order in which they arrived."""
         return [disk for _, disk in self._files.values()]
 
     def take(self, block: DiskBlock) -> None:
-        """Put a block in its place. Raises StreamError where there is no such place; OSError."""
+        """Write a block to its disk. Raises StreamError for an invalid disk or sector; OSError."""
         if block.device not in self._files:
             self._open(block)
         fd, disk = self._files[block.device]
@@ -93,7 +96,7 @@ def _write(fd: int, piece: memoryview, place: int) -> None:
 
 
 def _has_data(fd: int, start: int) -> bool:
-    """Whether anything but a hole stands where the block belongs."""
+    """Return whether the file has data, not only a hole, where the block belongs."""
     try:
         return os.lseek(fd, start, os.SEEK_DATA) < start + BLOCK_SIZE
     except OSError as error:

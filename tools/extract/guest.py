@@ -1,6 +1,7 @@
-"""A guest out of a stream, as files: RAM (raw images, an ELF core or LiME), disks, devices' state.
+"""Extracts a guest from a stream to files: RAM (raw images, an ELF core or LiME), disks, device
+state.
 
-Memory use does not grow with the guest: the output itself is what pages are changed in.
+Memory use does not grow with the guest, because pages are modified in the output file itself.
 """
 
 from __future__ import annotations
@@ -39,19 +40,20 @@ if TYPE_CHECKING:
 
 
 class ExtractError(CommandError):
-    """What is asked for cannot be had from this stream; one line."""
+    """The stream does not contain what was requested; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """`blocks`: by name, one behind the other; none: the guest's memory. `placed`: further ones,
-    with their addresses. `everything`: all blocks, into a folder.
+    """The outputs and options of an extraction.
 
-    `out`: of the RAM; `devices`: a folder for the devices' state; `disks`: one for disks.
-    `machine`: its name, where the stream has none, or another; `arch`: the processor, by QEMU's
-    name; `base`: where memory begins; `domain`: what libvirt says of the guest. `max_below_4g`: see
-    main_ram. `partial`: keep what there is where the stream is damaged. `how`: as in
-    `read_events`.
+    `blocks` names the RAM blocks to write one after another; if it is empty, these are the guest's
+    main memory. `placed` has further blocks with their addresses. `everything` writes all blocks
+    into a folder. `out` is the output for RAM, `devices` the folder for device state, `disks` the
+    folder for disks. `machine` is the machine type, if the stream has none or another one; `arch`
+    is QEMU's name of the processor; `base` is the address at which memory begins; `domain` is the
+    libvirt domain of the guest. `max_below_4g` is that of main_ram.Guest. `partial` keeps what is
+    intact in a damaged stream. `how` has the options of `read_events`.
     """
 
     out: Path | None
@@ -72,7 +74,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Extracted:
-    """A RAM block that stands in `file`; `regions`: where the guest sees it, None: not known."""
+    """A RAM block that was written to `file`; `regions` has its guest addresses, or None if
+    unknown.
+    """
 
     block: str
     file: str
@@ -80,18 +84,22 @@ class Extracted:
     regions: list[Region] | None
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: block, file, length, regions (None, or objects: start, length, address)."""
+        """Return a dictionary with the keys block, file, length, regions (None, or objects with the
+        keys start, length, address).
+        """
         return asdict(self)
 
 
 @dataclass
 class Report:
-    """What was extracted; `absent`: names of blocks that the stream does not bring; `processors`:
-    how many have their registers in the ELF core; `behind`: what stands behind the stream;
-    `missing`: pages of these blocks that never arrived, in whose place are zeros; `damage`,
-    `survival`: what was wrong first in a damaged stream, and what became of its pages and devices,
-    where that was asked for; `left_out`: memory that is in no output; `notices`: further lines for
-    the user."""
+    """The result of an extraction.
+
+    `absent` names the blocks that are not in the stream. `processors` is the number of processors
+    whose registers are in the ELF core. `behind` counts the bytes after the stream. `missing` has
+    the pages of the written blocks that never arrived and are zero in the output. For a damaged
+    stream, `damage` is the first error; `survival` is the fate of its pages and devices, if it was
+    recorded. `left_out` is memory that is in no output; `notices` are further lines for the user.
+    """
 
     blocks: list[Extracted] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
@@ -106,10 +114,12 @@ class Report:
     notices: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: blocks (see Extracted), absent (names), devices (how many sections), processors
-        (how many have their registers in the ELF core), disks (see Disk), behind (null, or see
-        Left), missing (see MissingPages), survival (with --partial; see Survival), left_out (see
-        LeftOut), notices (lines)."""
+        """Return a dictionary with the keys blocks (of Extracted.as_json), absent (names), devices
+        (number of sections), processors (number with registers in the ELF core), disks (of
+        Disk.as_json), behind (None, or of Left.as_json), missing (of MissingPages.as_json),
+        survival (None, or with --partial of Survival.as_json), left_out (of LeftOut.as_json),
+        notices (lines).
+        """
         return {
             "blocks": [block.as_json() for block in self.blocks],
             "absent": self.absent,
@@ -125,13 +135,14 @@ class Report:
 
 
 def extract(stream: BinaryIO, wanted: Wanted, channels: Channels | None = None) -> Report:
-    """Read all of the stream. Raises StreamError, ExtractError, LayoutError, OSError.
+    """Read the whole stream and write the outputs. Raises StreamError, ExtractError, LayoutError,
+    OSError.
 
-    Whatever is raised, no output is there. With `partial`, StreamError is raised where nothing can
-    be had; else the report tells of the damage.
+    If an error is raised, no output is kept. With `partial`, StreamError is only raised if nothing
+    can be extracted; otherwise the report has the damage.
     """
     with ExitStack() as stack, Staged() as staged:
-        # Pages of channels are sent in any order, and no page of a channel is found behind damage.
+        # Pages of channels are sent in any order, and the salvager cannot find them after damage.
         if wanted.partial and channels is None:
             report = _extract_around_damage(stream, wanted, staged, stack)
         else:
@@ -143,7 +154,7 @@ def extract(stream: BinaryIO, wanted: Wanted, channels: Channels | None = None) 
 def _extract_sound(
     stream: BinaryIO, wanted: Wanted, channels: Channels | None, work: _Extraction
 ) -> Report:
-    """Read up to the first damage, which with `partial` is reported, and raised otherwise."""
+    """Read up to the first damage, which is reported with `partial`, and raised otherwise."""
     try:
         for event in read_events(stream, wanted.how, channels):
             work.take(event)
@@ -157,8 +168,8 @@ def _extract_sound(
 def _extract_around_damage(
     stream: BinaryIO, wanted: Wanted, staged: Staged, stack: ExitStack
 ) -> Report:
-    """Read what is sound before and behind damage."""
-    # Most streams are sound, and all this takes longer to import than a small one to read.
+    """Read what is intact before and after damage."""
+    # Most streams are intact, and importing these modules takes longer than reading a small stream.
     from ...protocol.rescue.salvage import Damage, Mended, Unplaced  # noqa: PLC0415
     from ..rescue.salvage_events import Salvager  # noqa: PLC0415
     from ..rescue.survey import Survey  # noqa: PLC0415
@@ -175,7 +186,7 @@ def _extract_around_damage(
 
 
 class _Extraction:
-    """Takes the events of one stream."""
+    """Processes the events of one stream."""
 
     def __init__(
         self, wanted: Wanted, staged: Staged, stack: ExitStack, survey: Survey | None = None
@@ -202,7 +213,7 @@ class _Extraction:
         self.report = Report()
 
     def take(self, event: Found) -> None:
-        """The next event."""
+        """Process the next event."""
         self._arrivals.take(event)
         if isinstance(event, events.Configuration):
             self._machine = self._wanted.machine or event.machine
@@ -230,9 +241,9 @@ class _Extraction:
             self._put(run, lambda some: check_run(some, self._page_size))
 
     def _put(self, run: Run, put: Callable[[Run], None]) -> None:
-        """Put a run in its place; of a damaged stream, without the pages whose encoding is wrong.
+        """Write a run to its block; in a damaged stream, skip pages whose encoding is damaged.
 
-        Putting those before them again changes nothing.
+        On an error the pages are written one by one; writing some of them twice changes nothing.
         """
         try:
             put(run)
@@ -247,7 +258,7 @@ class _Extraction:
                     self._survey.spoil(page)
 
     def finish(self) -> Report:
-        """The stream has ended."""
+        """Complete the outputs at the end of the stream, and return the report."""
         if not self.listed and self._wanted.out is not None:
             raise ExtractError("the stream has no RAM")
         if self._disks is not None and not self.report.disks:
@@ -265,7 +276,7 @@ class _Extraction:
         return self.report
 
     def _leave_out_absent(self) -> None:
-        """Shared blocks that did not come have no file."""
+        """Remove the files of shared blocks that did not arrive."""
         absent = [block for block in self.report.blocks if block.block in self._arrivals.absent]
         if absent and not self._wanted.everything:
             raise ExtractError(absent_message(absent[0].block))
@@ -275,14 +286,14 @@ class _Extraction:
             self.report.absent.append(block.block)
 
     def _note_missing(self) -> None:
-        """Pages of these blocks that never arrived are zero in the output."""
+        """Report the pages of the written blocks that never arrived and are zero in the output."""
         names = {block.block for block in self.report.blocks}
         if names:
             missing = self._arrivals.missing()
             self.report.missing = [pages for pages in missing if pages.block in names]
 
     def _open(self, blocks: tuple[events.RamBlock, ...]) -> None:
-        """The outputs for all blocks that are wanted."""
+        """Open the outputs for all requested blocks."""
         self.listed = True
         out, wanted = self._wanted.out, self._wanted
         if out is None:
@@ -310,14 +321,14 @@ class _Extraction:
             self.report.blocks.append(Extracted(block.name, str(shown), block.length, None))
 
     def _guest(self) -> Guest:
-        """What says where its memory is."""
+        """Return the facts that determine the guest's memory layout."""
         wanted, domain = self._wanted, self._wanted.domain
         target = wanted.arch or (None if domain is None else domain.target)
         plugged = {} if domain is None else domain.plugged
         return Guest(self._machine, target, wanted.base, wanted.max_below_4g, plugged)
 
     def _finish_memory(self) -> None:
-        """The memory is complete, but for what stands behind it in the stream."""
+        """Complete the memory output and report what it contains."""
         if self._memory is None:
             return
         assert self._wanted.out is not None
@@ -357,7 +368,7 @@ class _Extraction:
         self.report.devices += 1
 
     def _write(self, name: str, data: Payload) -> None:
-        """Write a file in the folder for devices."""
+        """Write a file in the folder for device state."""
         assert self._folder is not None
         assert self._wanted.devices is not None
         with named(self._wanted.devices / name), (self._folder / name).open("wb") as file:

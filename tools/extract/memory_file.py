@@ -1,6 +1,6 @@
-"""How the guest's memory stands in a file: as it is (raw), as an ELF core, or as LiME.
+"""Lays out the guest's memory in a file: raw, as an ELF core, or as LiME.
 
-It may be made up of several RAM blocks, and the guest may see it in several regions.
+The memory may consist of several RAM blocks, and the guest may see it in several regions.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ FORMATS = ("raw", "elf", "lime")
 
 
 class Part(NamedTuple):
-    """A RAM block in the file; `regions`: where the guest sees it, None: not told.
+    """A RAM block in the file; `regions` has its guest addresses, or None if they are unknown.
 
-    `places`: (start in the block, place in the file) of each region, as `BlockFile` takes them.
+    `places` has (start in the block, offset in the file) for each region, in the format of
+    `BlockFile`.
     """
 
     block: RamBlock
@@ -35,8 +36,9 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class MemoryFile:
-    """A file of `size` bytes; `headers`: what stands between memory, and where; `segments`: what
-    an ELF core's head tells of it."""
+    """The layout of a file of `size` bytes. `headers` has the offset and content of each header
+    between the memory regions; `segments` has the entries of an ELF core's header.
+    """
 
     size: int
     segments: list[Segment]
@@ -45,10 +47,10 @@ class MemoryFile:
 
 
 def lay_out(kind: str, blocks: Sequence[RamBlock], seen: list[Region] | None) -> MemoryFile:
-    """Return how a file of these blocks, one behind the other, is laid out in one of FORMATS.
+    """Return the layout of a file in one of FORMATS that contains these blocks one after another.
 
-    `seen`: where the guest sees them, counted as if they were one block; what it does not see is
-    not in LiME. None: not known, which only raw and ELF can do without.
+    `seen` has the guest addresses of the blocks, as if they were one block; LiME omits what the
+    guest does not see. None means that they are unknown, which only raw and ELF allow.
     """
     length = sum(block.length for block in blocks)
     if kind == "raw" or seen is None:
@@ -73,7 +75,7 @@ def _file(
     told: bool = True,
     size: int | None = None,
 ) -> MemoryFile:
-    """`places`: where in the file each of these regions stands."""
+    """Return a layout in which region `found[i]` is at offset `places[i]` of the file."""
     parts = []
     begins = accumulate((block.length for block in blocks[:-1]), initial=0)
     for block, begin in zip(blocks, begins, strict=True):
@@ -91,7 +93,11 @@ def _file(
 
 
 def _cut(region: Region, place: int, begin: int, length: int) -> tuple[Region, int] | None:
-    """What of a region, and where, is in a block of `length` bytes that is at `begin` in memory."""
+    """Return the part of a region that is in a block, and its file offset, or None if there is
+    none.
+
+    The block has `length` bytes and is at `begin` in memory.
+    """
     start = max(region.start, begin)
     size = min(region.start + region.length, begin + length) - start
     if size <= 0:

@@ -1,7 +1,8 @@
-"""The guest's memory as extract writes it: into one file, as far as it is known which block it is.
+"""Writes the guest's memory to one output file while the RAM blocks that form it are identified.
 
-Blocks that are the memory stand in the output from the start. Those of which devices tell only
-behind the RAM whether they are memory, or where, wait in files without a name beside it.
+Blocks that are known to be main memory are written to the output directly. Other blocks, of which
+only the devices after RAM show whether they are memory, or where, wait in unnamed files in the same
+folder.
 """
 
 from __future__ import annotations
@@ -26,17 +27,18 @@ from ..rebuild.block_file import BlockFile
 from .memory_file import MemoryFile, Part, lay_out
 
 PIECE = 4 << 20
-"""Bytes that are copied at once."""
+"""The number of bytes that are copied at once."""
 
 
 class OutputError(CommandError):
-    """What is asked for cannot be had from this stream; one line."""
+    """The stream does not contain what was requested; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a user asks for: `kind`, one of FORMATS; `blocks`: the memory, by name; `placed`: blocks
-    beside it and where they are; `target`: what the processor is, if the user says so."""
+    """The options of the output. `kind` is one of FORMATS; `blocks` names the main memory; `placed`
+    has further blocks and their addresses; `target` is the processor, if the user gave one.
+    """
 
     kind: str
     blocks: tuple[str, ...] = ()
@@ -46,8 +48,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Written:
-    """What the output holds: `parts` in their order; `left`: what is left out; `processors`: how
-    many have their registers in it, None: no ELF core; `notices`: further lines for the user."""
+    """The content of the output: `parts` in their order. `left` is memory that was left out;
+    `processors` is the number of those with registers in the output, or None if it is not an ELF
+    core; `notices` are further lines for the user.
+    """
 
     parts: list[Part]
     left: list[LeftOut] = field(default_factory=list)
@@ -56,7 +60,9 @@ class Written:
 
 
 class MemoryOutput:
-    """Takes the pages and devices of one stream; `files`: what takes the pages of each block."""
+    """Writes the pages of one stream, and collects its devices. `files` maps each block's name to
+    the file that receives its pages.
+    """
 
     def __init__(
         self,
@@ -66,7 +72,9 @@ class MemoryOutput:
         page_size: int,
         stack: ExitStack,
     ) -> None:
-        """Raises LayoutError, OutputError where it is known already that this will fail."""
+        """Choose the main memory. Raises LayoutError, OutputError if it is already known that this
+        fails.
+        """
         self.files: dict[str, BlockFile] = {}
         self._asked = asked
         self._guest = guest
@@ -79,7 +87,7 @@ class MemoryOutput:
         self._processors: list[DeviceSection] = []
 
     def open(self, fd: int, out: Path) -> None:
-        """Write to this file, which will be at `out`. Raises OSError."""
+        """Write to this file, which will be renamed to `out`. Raises OSError."""
         self._fd, self._out = fd, out
         if self._fixed is not None:
             with named(out):
@@ -96,7 +104,7 @@ class MemoryOutput:
             self.files[block.name] = BlockFile(waiting, block.length, self._page_size)
 
     def take(self, section: DeviceSection) -> None:
-        """Remember what tells of processors and memory."""
+        """Keep a section that has facts on processors or memory."""
         if section.name == cpu_notes.SECTION_NAME:
             self._processors.append(section)
         elif plugged.is_told_by(section):
@@ -109,10 +117,11 @@ class MemoryOutput:
         *,
         damaged: bool = False,
     ) -> Written:
-        """The stream has ended; `absent`: names of blocks that it left out as shared; `damaged`:
-        devices that are not as described are no error, but as if they were not there.
+        """Complete the output at the end of the stream.
 
-        Raises StreamError, LayoutError, OutputError, OSError.
+        `absent` names the blocks that the stream left out as shared. With `damaged`, devices that
+        do not match their description are ignored and are not an error. Raises StreamError,
+        LayoutError, OutputError, OSError.
         """
         kind = self._asked.kind
         blocks = list(self._blocks.values())
@@ -164,7 +173,7 @@ class MemoryOutput:
         return choose([b for b in blocks if b.name not in placed], self._guest.machines)
 
     def _known_layout(self) -> MemoryFile | None:
-        """Where the memory stands in the output, if that is known before any device."""
+        """Return the layout of the output, or None if it depends on devices."""
         kind, main = self._asked.kind, self._choice.main
         if main is None:
             return None
@@ -173,12 +182,12 @@ class MemoryOutput:
         except LayoutError:
             if len(self._guest.machines) < 2:
                 raise
-            # The processor will tell which of these machines it is.
+            # The state of the processors will show which of these machines it is.
             return None if kind == "lime" else lay_out(kind, main, None)
         return lay_out(kind, main, seen)
 
     def _waiting(self) -> list[RamBlock]:
-        """Blocks whose place is not known yet."""
+        """Return the blocks whose place in the output is not known yet."""
         if self._choice.main is None:
             found = list(self._choice.others)
         else:
@@ -198,12 +207,12 @@ class MemoryOutput:
         return [block for block in dict.fromkeys(found) if block.name not in self.files]
 
     def _tables(self) -> bytes:
-        """The guest's ACPI tables, if they are wanted."""
+        """Return the guest's ACPI tables, or b"" if they are not needed."""
         file = self.files.get(plugged.TABLES)
         return b"" if file is None else os.pread(file.fd, file.length, 0)
 
     def _doubts(self, choice: Choice) -> list[str]:
-        """What the user should know of a choice that devices made."""
+        """Return notices about a choice of main memory that depends on devices and may be wrong."""
         if self._choice.main is not None:
             return []
         return [
@@ -226,7 +235,9 @@ class MemoryOutput:
         return [plugged.unplaced(block) for block in found]
 
     def _target(self, processors: cpu_notes.Processors) -> tuple[Target, list[str]]:
-        """What the processor is: by the user, by the stream, or by the machine."""
+        """Return the processor, as given by the user, the stream or the machine, and lines on
+        doubts.
+        """
         machines = self._guest.machines
         names = {target for machine in machines for target in machine.targets}
         if self._asked.target is not None:
@@ -248,7 +259,7 @@ class MemoryOutput:
         )
 
     def _write(self, found: MemoryFile) -> None:
-        """All that does not stand in the output yet."""
+        """Write everything that is not in the output yet."""
         with named(self._out):
             os.ftruncate(self._fd, found.size)
             for place, header in found.headers:
@@ -271,7 +282,7 @@ class MemoryOutput:
 
 
 def _check_apart(seen: list[Region]) -> None:
-    """Raises OutputError where the guest would see two things at one address."""
+    """Raise OutputError if two regions overlap in the guest's address space."""
     ordered = sorted(seen, key=lambda region: region.address)
     for before, behind in pairwise(ordered):
         if before.address + before.length > behind.address:
@@ -279,7 +290,7 @@ def _check_apart(seen: list[Region]) -> None:
 
 
 def _copy(source: int, start: int, length: int, fd: int, place: int) -> None:
-    """A part of a file into another, but for holes. Raises OSError."""
+    """Copy a part of a file into another one, except for holes. Raises OSError."""
     at_byte, end = start, start + length
     while at_byte < end:
         try:
@@ -287,7 +298,7 @@ def _copy(source: int, start: int, length: int, fd: int, place: int) -> None:
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
-            # Nothing but a hole follows.
+            # Only a hole follows.
             return
         hole = min(os.lseek(source, at_byte, os.SEEK_HOLE), end)
         while at_byte < hole:

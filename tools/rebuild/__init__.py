@@ -1,1 +1,1 @@
-"""A guest rebuilt from a stream: which pages arrived, and the files that hold them."""
+"""Rebuilds a guest from a stream: tracks which pages arrived, and keeps their content in files."""

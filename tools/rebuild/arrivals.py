@@ -1,9 +1,9 @@
-"""Which pages of a stream arrived, and which are missing: neither sent, nor known to be no memory.
+"""Tracks which pages of a stream arrived, and which are missing although they are memory.
 
-A source sends each page at least once, but for memory that is shared with the destination
-(x-ignore-shared), memory that a virtio-mem device has unplugged, and pages that a balloon's free
-page hints name; the last are reported here, too, since no stream says which they were. In a
-mapped-ram file a page without a place is zero.
+A source sends each page at least once, except for memory that is shared with the destination
+(x-ignore-shared), memory that a virtio-mem device has unplugged, and pages in a balloon's free page
+hints. The last are reported as missing, too, since no stream lists them. In a mapped-ram file, a
+page that is not present is zero.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .page_set import PageSet
 
 @dataclass(frozen=True)
 class MissingPages:
-    """Pages of a RAM block of `total` pages that never arrived; `hint`: where they may be."""
+    """Pages of a RAM block of `total` pages that never arrived; `hint` says where they may be."""
 
     block: str
     total: int
@@ -36,20 +36,21 @@ class MissingPages:
     hint: str = ""
 
     def describe(self) -> str:
-        """Return one line."""
+        """Return a one-line description."""
         count, where = self.ranges.count, self.ranges.describe()
         return f"{self.block}: {count} of {self.total} pages never arrived, first at {where}"
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: block, total (pages of the block), pages (that are missing), first_ranges (each
-        start and end, offsets in the block)."""
+        """Return a dictionary with the keys block, total (pages of the block), pages (number
+        missing), first_ranges (each a start and an end, offsets in the block).
+        """
         return {"block": self.block, "total": self.total, **self.ranges.as_json()}
 
 
 class Arrivals:
-    """Takes the events of one stream, and knows in the end what is missing.
+    """Processes the events of one stream, and lists the missing pages at its end.
 
-    Memory: one bit for each page of RAM, and the state of virtio-mem devices.
+    Memory use is one bit for each page of RAM, plus the state of virtio-mem devices.
     """
 
     def __init__(self) -> None:
@@ -65,7 +66,7 @@ class Arrivals:
         self._description: events.Description | None = None
 
     def take(self, event: Found) -> None:
-        """Note the next event. Raises CommandError where RAM is too large to keep track of."""
+        """Record the next event. Raises CommandError if RAM has more pages than can be tracked."""
         if isinstance(event, (events.PageRun, events.EncodedRun)):
             self._note(event)
         elif isinstance(event, events.RamBlocks):
@@ -84,12 +85,14 @@ class Arrivals:
 
     @property
     def absent(self) -> set[str]:
-        """The names of blocks that were left out as shared: not one of their pages arrived."""
+        """Return the names of blocks that were left out as shared: none of their pages arrived."""
         return self._absent
 
     def missing(self) -> list[MissingPages]:
-        """Return the blocks of which pages are missing. Raises StreamError where the state of a
-        virtio-mem device is not as the stream describes it."""
+        """Return the blocks that have missing pages.
+
+        Raises StreamError if the state of a virtio-mem device does not match its description.
+        """
         found = []
         for name, pages in self._pages.items():
             block = self._blocks[name]
@@ -101,8 +104,9 @@ class Arrivals:
         return found
 
     def hint(self) -> str:
-        """Return what may have become of missing pages, to be put behind that they are missing;
-        empty where the stream does not say anything of it."""
+        """Return a suffix for the message on missing pages that says what may have caused it, or
+        "".
+        """
         if self._channels:
             return ""
         if self._multifd:
@@ -114,11 +118,13 @@ class Arrivals:
         return ""
 
     def plugged(self, block: events.RamBlock) -> npt.NDArray[np.bool_] | None:
-        """Return which pages (n,) of a block are plugged in; None: all, or it is not known."""
+        """Return which pages (n,) of a block are plugged in, or None if all are or if it is
+        unknown.
+        """
         try:
             plugged = self._plugged(block)
         except StreamError:
-            # The device is damaged.
+            # The device state is damaged, so this is unknown.
             return None
         if plugged is None:
             return None
@@ -141,7 +147,7 @@ class Arrivals:
         self._pages[name].add((run.offsets >> self._shift).astype(np.intp))
 
     def _discard(self, command: events.Command) -> None:
-        """What a postcopy discards has to arrive again."""
+        """Remove the pages that a postcopy discards: they have to arrive again."""
         if command.command != CommandType.POSTCOPY_RAM_DISCARD or not self._page_size:
             return
         said = read_command(command.command, command.data, command.offset)
@@ -164,7 +170,9 @@ class Arrivals:
         return ranges
 
     def _plugged(self, block: events.RamBlock) -> virtio_mem.PluggedMemory | None:
-        """What a virtio-mem device says of the block; None: it is none's, or all is plugged in."""
+        """Return the state of the block's virtio-mem device, or None if it has none or all is
+        plugged in.
+        """
         found = (plugged for plugged in self._told(block) if plugged is not None)
         return next(found, None)
 

@@ -1,7 +1,7 @@
-"""A RAM block as a stream builds it, in a file: sparse where it is zero, written run by run.
+"""Builds a RAM block from a stream in a file that is sparse where the block is zero.
 
-The file is also what changed pages are decoded against, so memory use does not grow with the block.
-It may be one in memory, that has no name.
+The file is also the base that changed pages are decoded against, so memory use does not grow with
+the block. It may be an unnamed file in memory.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ...protocol.pages import xbzrle, zlib_pages
 from ..console.failure import CommandError
 
 PAGES = 1024
-"""Pages that are held at once."""
+"""The number of pages that are processed at once."""
 
 Run: TypeAlias = events.PageRun | events.EncodedRun
-"""All that pages come in."""
+"""Any run of pages."""
 
 
 def check_run(run: Run, page_size: int) -> None:
-    """Of a block that nobody wants: what pages are encoded to is checked. Raises StreamError."""
+    """Check the encoding of pages in a block that is not extracted. Raises StreamError."""
     for some in _parts(run):
         if isinstance(some, events.XbzrleRun):
             xbzrle.read_run(some, page_size)
@@ -36,8 +36,11 @@ def check_run(run: Run, page_size: int) -> None:
 
 
 def page_flags(count: int) -> npt.NDArray[np.bool_]:
-    """False for each page (n,), which takes memory only where that changes. Raises CommandError
-    where the machine does not promise that much: what says so is a lie, or a huge guest."""
+    """Return False for each page (n,); memory is only used for the pages whose flag changes.
+
+    Raises CommandError if the machine cannot reserve the memory: the stream is wrong about its
+    size, or the guest is huge.
+    """
     try:
         return np.zeros(count, np.bool_)
     except MemoryError:
@@ -46,10 +49,10 @@ def page_flags(count: int) -> npt.NDArray[np.bool_]:
 
 
 class BlockFile:
-    """A block of `length` bytes in pages of `page_size`.
+    """A RAM block of `length` bytes in pages of `page_size` bytes, in a file.
 
-    `places`: where in the file its parts stand: (start in the block, place in the file), in order
-    of `start`, the first of which is 0. The file is as long as need be, and zero, already.
+    `places` has (start in the block, offset in the file) for each part of the block, in order of
+    start; the first start is 0. The file must already have its full length and be zero.
     """
 
     def __init__(
@@ -64,13 +67,15 @@ class BlockFile:
 
     @property
     def written(self) -> npt.NDArray[np.bool_]:
-        """Of each page (n,), whether it came, and not as zero. What did not is zero."""
+        """Return whether each page (n,) arrived with data that is not zero. All other pages are
+        zero.
+        """
         return self._written
 
     def take(self, run: Run) -> None:
-        """Put a run of pages in its place. Raises StreamError where an encoding is wrong."""
+        """Write a run of pages. Raises StreamError if an encoding is invalid."""
         if isinstance(run, events.PageRun) and run.data is None and run.fill == 0:
-            # What was not written is zero, and a hole in the file.
+            # Pages that were never written are zero already, as a hole in the file.
             self._clear(run.offsets[self._written[self._numbers(run.offsets)]])
             return
         for some in _parts(run):
@@ -107,7 +112,7 @@ class BlockFile:
 
     def _write(self, offsets: npt.NDArray[np.uint64], pages: npt.NDArray[np.uint8]) -> None:
         for place, start, end in self._runs(offsets):
-            # Pages that stand apart in the stream are one piece in the file.
+            # Pages that are not contiguous in the stream's buffer are contiguous in the file.
             self._write_piece(np.ascontiguousarray(pages[start:end]).reshape(-1).data, place)
 
     def _write_piece(self, piece: memoryview, place: int) -> None:
@@ -124,7 +129,9 @@ class BlockFile:
         return pages
 
     def _runs(self, offsets: npt.NDArray[np.uint64]) -> Iterator[tuple[int, int, int]]:
-        """(place in the file, first index, end index) of pages that follow each other there."""
+        """Yield (offset in the file, first index, end index) for pages that are contiguous in the
+        file.
+        """
         if not len(offsets):
             return
         signed = offsets.astype(np.int64)
@@ -136,7 +143,7 @@ class BlockFile:
 
 
 def _parts(run: Run) -> Iterator[Run]:
-    """The run, PAGES records at a time."""
+    """Yield the run in parts of at most PAGES records."""
     count = len(run.offsets)
     if count <= PAGES:
         yield run
@@ -146,7 +153,7 @@ def _parts(run: Run) -> Iterator[Run]:
 
 
 def part_of(run: Run, some: slice) -> Run:
-    """Return some records of a run."""
+    """Return a run of only the records in the slice `some`."""
     changes: dict[str, Any] = {
         "offset": run.record_offset(some.start),
         "offsets": run.offsets[some],

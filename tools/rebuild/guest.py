@@ -1,4 +1,4 @@
-"""A guest as its stream builds it: RAM in anonymous memory, and the devices beside it."""
+"""Rebuilds a guest from its stream: its RAM in anonymous memory, and its devices."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .block_file import BlockFile, Run, check_run
 
 
 class RebuildError(CommandError):
-    """The RAM that is asked for cannot be rebuilt, or not be compared; one line."""
+    """The requested RAM cannot be rebuilt or compared; the message is one line."""
 
 
 def new_image(length: int, page_size: int) -> BlockFile:
-    """A RAM block in anonymous memory, all zero; its descriptor has to be closed."""
+    """Return a RAM block in anonymous memory, all zero; the caller has to close its descriptor."""
     fd = os.memfd_create("vmferry-image", os.MFD_CLOEXEC)
     try:
         os.ftruncate(fd, length)
@@ -30,12 +30,12 @@ def new_image(length: int, page_size: int) -> BlockFile:
 
 
 class RebuiltGuest:
-    """What a stream builds.
+    """A guest that is rebuilt from a stream.
 
-    `blocks`: all RAM blocks by name; `arrivals`: which of their pages arrived; `images`: those of
-    the blocks `wanted` (None: all), closed with `stack`; `unread`: names of sections that nobody
-    can look into; `unsplit`: bytes of devices that nothing tells apart; `behind`: what stands
-    behind the stream.
+    `blocks` has all RAM blocks by name; `arrivals` tracks which of their pages arrived. `images`
+    has the content of the blocks in `wanted` (None: all), closed with `stack`. `unread` names
+    sections that cannot be decoded; `unsplit` is the number of bytes of device state that cannot be
+    split into sections; `behind` counts the bytes after the stream.
     """
 
     def __init__(self, stack: ExitStack, wanted: Collection[str] | None = None) -> None:
@@ -54,7 +54,7 @@ class RebuiltGuest:
         self._section = ""
 
     def take(self, event: Found) -> None:
-        """The stream's next event. Raises RebuildError where it lacks a block that is wanted."""
+        """Process the next event. Raises RebuildError if the stream lacks a requested block."""
         if isinstance(event, (events.PageRun, events.EncodedRun)):
             self._take_pages(event)
         elif isinstance(event, events.Configuration):
@@ -77,11 +77,11 @@ class RebuiltGuest:
 
     @property
     def absent(self) -> set[str]:
-        """The names of blocks that were left out as shared."""
+        """Return the names of blocks that were left out as shared."""
         return self.arrivals.absent
 
     def check_blocks(self, wanted: Iterable[str]) -> None:
-        """Raises RebuildError where the stream does not bring a block of one of these names."""
+        """Raise RebuildError if the stream does not contain a block of one of these names."""
         for name in wanted:
             if name not in self.blocks:
                 names = ", ".join(self.blocks) or "none"
@@ -100,7 +100,7 @@ class RebuiltGuest:
                 self._stack.callback(os.close, self.images[name].fd)
 
     def _take_pages(self, run: Run) -> None:
-        """Put a run into its block; what it encodes is checked though nobody wants the block."""
+        """Write a run to its block, or only check its encoding if the block is not requested."""
         name = run.block.name
         image = self.images.get(name)
         if image is not None:
@@ -111,14 +111,16 @@ class RebuiltGuest:
 
 
 def absent_message(name: str) -> str:
-    """One line."""
+    """Return the one-line error message for a shared block that is not in the stream."""
     return f"RAM block {name} is not in the stream: it is shared (x-ignore-shared)"
 
 
 def rebuild(
     found: Iterable[Found], stack: ExitStack, wanted: Collection[str] | None = None
 ) -> RebuiltGuest:
-    """What these events build; see RebuiltGuest. Raises RebuildError, and what `found` does."""
+    """Return the guest that these events build. Raises RebuildError, and any error that `found`
+    raises.
+    """
     guest = RebuiltGuest(stack, wanted)
     for event in found:
         guest.take(event)

@@ -1,4 +1,4 @@
-"""Ranges of pages of a RAM block: counted, and the first of them named."""
+"""Counts pages of a RAM block, and lists the first ranges of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 FIRST_RANGES = 8
-"""How many ranges of pages are named."""
+"""The number of ranges of pages that are listed."""
 
 
 class PageRanges:
-    """Pages of a block: how many, and the first ranges of them (offsets; the end is outside)."""
+    """Pages of a block: their number, and their first ranges (offsets; the end is exclusive)."""
 
     def __init__(self, page_size: int) -> None:
         self.count = 0
@@ -21,7 +21,9 @@ class PageRanges:
         self._page_size = page_size
 
     def add(self, start: int, mask: npt.NDArray[np.bool_]) -> None:
-        """Add the pages from the offset `start` on that `mask` (n,) names; in rising order."""
+        """Add the pages that are set in `mask` (n,), whose first page is at offset `start`. Calls
+        must be in rising order.
+        """
         self.count += int(mask.sum())
         edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
         for begin, end in (edges.reshape(-1, 2) * self._page_size + start).tolist():
@@ -29,12 +31,12 @@ class PageRanges:
                 return
 
     def add_all(self, start: int, end: int) -> None:
-        """Add every page from the offset `start` to `end`; in rising order."""
+        """Add all pages from offset `start` to `end`. Calls must be in rising order."""
         self.count += (end - start) // self._page_size
         self._name(start, end)
 
     def _name(self, begin: int, end: int) -> bool:
-        """Remember a range, if it is one of the first; whether more may be."""
+        """Add a range to the list if it has room; return whether the list may take more."""
         if self.first and self.first[-1][1] == begin and not self.more:
             self.first[-1] = (self.first[-1][0], end)
         elif len(self.first) < FIRST_RANGES:
@@ -44,7 +46,7 @@ class PageRanges:
         return not self.more
 
     def describe(self) -> str:
-        """Return their places, on one line."""
+        """Return the listed ranges on one line."""
         shown = [
             f"{begin:#x}" if end - begin == self._page_size else f"{begin:#x}-{end:#x}"
             for begin, end in self.first
@@ -52,5 +54,7 @@ class PageRanges:
         return ", ".join([*shown, "..."] if self.more else shown)
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: pages (how many), first_ranges (each start and end, offsets in the block)."""
+        """Return a dictionary with the keys pages (their number), first_ranges (each a start and an
+        end, offsets in the block).
+        """
         return {"pages": self.count, "first_ranges": [list(range_) for range_ in self.first]}

@@ -1,4 +1,4 @@
-"""A set of pages of one RAM block, in memory of one bit a page."""
+"""A set of pages of one RAM block, which uses one bit of memory per page."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy.typing as npt
 from ..console.failure import CommandError
 
 _STEP = 1 << 20
-"""Pages that are looked at at once; a multiple of 8."""
+"""The number of pages that are processed at once; a multiple of 8."""
 _FEW = 4
-"""So many pages are added one by one: numpy would take longer."""
+"""The most pages that are added one by one, which for so few is faster than numpy."""
 
 
 class PageSet:
-    """A set of the pages 0 to `count` - 1 of a block; empty at first.
+    """A set of the pages 0 to `count` - 1 of a block; it is empty at first.
 
-    Memory is taken only where a page is added. Raises CommandError where the machine does not
-    promise as much: the stream lies about the size of its RAM, or it is a huge guest's.
+    Memory is only used for the parts to which pages are added. Raises CommandError if the machine
+    cannot reserve it: the stream is wrong about the size of its RAM, or the guest is huge.
     """
 
     def __init__(self, count: int) -> None:
@@ -31,7 +31,7 @@ class PageSet:
             raise CommandError(message) from None
 
     def add(self, numbers: npt.NDArray[np.intp]) -> None:
-        """Add the pages with these numbers (n,), in any order; one may be among them twice."""
+        """Add the pages with these numbers (n,), in any order; duplicates are allowed."""
         if len(numbers) <= _FEW:
             for number in numbers.tolist():
                 self._bits[number >> 3] |= 1 << (number & 7)
@@ -43,7 +43,7 @@ class PageSet:
         self._bits[places[firsts]] |= np.bitwise_or.reduceat(bits, firsts)
 
     def remove(self, start: int, end: int) -> None:
-        """Remove the pages from number `start` up to `end`, which is outside."""
+        """Remove the pages from number `start` to `end`, which is exclusive."""
         for at in range(start, end, _STEP):
             until = min(at + _STEP, end)
             first = at >> 3
@@ -53,9 +53,12 @@ class PageSet:
             self._bits[first : first + len(packed)] = packed
 
     def absent(self) -> Iterator[tuple[int, int, npt.NDArray[np.bool_] | None]]:
-        """Yield (start, end, mask) for ranges of pages in rising order: `mask` (end - start,) says
-        which of them are not in the set; None: none of them is. Ranges of which all are in the set
-        do not come."""
+        """Yield (start, end, mask) for ranges of pages in rising order; ranges without absent pages
+        are skipped.
+
+        `mask` (end - start,) is True for pages that are not in the set; None means that none of
+        them is.
+        """
         for start in range(0, self.count, _STEP):
             end = min(start + _STEP, self.count)
             packed = self._bits[start >> 3 : -(-end // 8)]

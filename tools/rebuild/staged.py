@@ -1,4 +1,4 @@
-"""Files and folders that get their names when they are complete, so none is ever half there."""
+"""Writes files and folders under temporary names until they are complete."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..console.failure import named
 
 
 class Staged:
-    """Outputs of one command. Leaving the `with` by an exception removes all that was not kept."""
+    """The outputs of one command. Leaving the `with` block removes all that were not kept."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[Path, Path]] = []
@@ -34,20 +34,21 @@ class Staged:
                 temporary.unlink(missing_ok=True)
 
     def file(self, path: Path) -> int:
-        """A descriptor of a new file, for its owner only; what is at `path` stays until `keep`.
+        """Open a new file that only its owner can access, and return its descriptor.
 
-        Raises OSError.
+        A file that exists at `path` remains until `keep`. Raises OSError.
         """
         if path.exists() and not path.is_file():
             raise FileExistsError(errno.EEXIST, "exists, and is no file", str(path))
         temporary = self._beside(path)
-        # Before it is made: a signal may come between the two.
+        # This precedes the creation, because a signal may arrive between the two steps.
         self._waiting.append((temporary, path))
         with named(path):
             return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def folder(self, path: Path) -> Path:
-        """A new folder that will be at `path`, where nothing or an empty folder may be.
+        """Create a new folder that will be renamed to `path`, where nothing or an empty folder may
+        exist.
 
         Raises OSError.
         """
@@ -60,15 +61,17 @@ class Staged:
         return temporary
 
     def _beside(self, path: Path) -> Path:
-        """A name in the same folder, so that it can be renamed there. Raises OSError where another
-        output will be."""
+        """Return a temporary name in the same folder, so that it can be renamed to `path`.
+
+        Raises OSError if another output has this path.
+        """
         if any(_real(path) == _real(other) for _, other in self._waiting):
             raise FileExistsError(errno.EEXIST, "two outputs of this name", str(path))
         real = _real(path)
         return real.with_name(f".{real.name[:200]}.{secrets.token_hex(4)}.part")
 
     def keep(self) -> None:
-        """Give everything its name."""
+        """Rename all outputs to their final names."""
         while self._waiting:
             temporary, path = self._waiting[-1]
             with named(path):
@@ -77,5 +80,5 @@ class Staged:
 
 
 def _real(path: Path) -> Path:
-    """Where it is: what a link leads to is replaced, not the link."""
+    """Return the path with links resolved: the target of a link is replaced, not the link."""
     return Path(os.path.realpath(path))

@@ -1,1 +1,1 @@
-"""From the name that a user gives to the events of a stream."""
+"""Turns the name that a user gives into the events of a stream."""

@@ -1,9 +1,10 @@
-"""The channels of a captured multifd migration, whose pages are put among the events of the main
-channel, at the sync points where they belong.
+"""Merges the channels of a captured multifd migration: their pages are inserted into the events of
+the main channel, at the sync points where they belong.
 
-Only the order of the intervals between two sync points matters. Within one a source sends a page
-once; QEMU 7.2 at times twice, but if the guest wrote to it in between, it comes again behind the
-sync point. Packets of one interval are taken by their numbers, which rise over all channels.
+Only the order of the intervals between two sync points matters. Within one interval a source sends
+each page once. QEMU 7.2 sometimes sends it twice, but if the guest wrote to the page in between, it
+is sent again after the sync point. Packets of one interval are taken in the order of their packet
+numbers, which rise over all channels.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from .source import Source, fill, give_back, sought_or_source
 from .stream_events import Found
 
 MAX_LAYERS = 4
-"""Compressions in each other that a file may have."""
+"""The number of nested compressions that a file may have."""
 
 
 class _Channel:
-    """One channel: reads it packet by packet, each when it is asked for."""
+    """One multifd channel, which reads each packet only when it is asked for."""
 
     def __init__(self, file: str, stream: BinaryIO) -> None:
         self.file = file
@@ -38,24 +39,24 @@ class _Channel:
         self._head = memoryview(b"")
         self._payload = memoryview(bytearray(multifd.MAX_PAYLOAD))
         self.highest = -1
-        """The highest number of a packet."""
+        """The highest packet number that was read; -1 before the first packet."""
         greeting = self._greet()
         self.uuid = greeting.uuid
         self.count = ChannelCount(greeting.channel, file)
 
     def list_blocks(self, listed: events.RamBlocks) -> None:
-        """Say which RAM blocks there are, before the first packet is asked for."""
+        """Set the list of RAM blocks; it is required before the first packet is read."""
         self._reader.list_blocks(listed)
         self._head = memoryview(bytearray(self._reader.wanted))
 
     @property
     def number(self) -> int:
-        """That of the next packet; of a channel at its end, more than any."""
+        """Return the number of the next packet, or 1 << 64 at the end of the channel."""
         packet = self.peek()
         return 1 << 64 if packet is None else packet.number
 
     def peek(self) -> Packet | None:
-        """The head of the next packet; None: the channel ends here."""
+        """Return the head of the next packet, or None at the end of the channel."""
         if self._next is None:
             data = self._read(self._head)
             if data:
@@ -64,13 +65,15 @@ class _Channel:
         return self._next
 
     def fail(self, message: str) -> ChannelError:
-        """An error at the present place."""
+        """Return a ChannelError that names this channel, its file and the current offset."""
         section = f"multifd channel {self.count.channel}"
         error = StreamError(message, offset=self._reader.offset, section=section)
         return ChannelError(self.file, error)
 
     def take(self, packet: Packet) -> Iterator[events.MultifdRun]:
-        """Yield the pages of the packet that `peek` returned; data is valid until the next read."""
+        """Yield the pages of the packet that `peek` returned; their data is valid until the next
+        read.
+        """
         self._next = None
         yield from self._zero(packet)
         if packet.payload_size:
@@ -124,8 +127,10 @@ class _Channel:
             return self._reader.greet(data)
 
     def _read(self, into: memoryview) -> memoryview:
-        """Fill the view; none of it at the end of the channel. Raises ChannelError where that is
-        within a part."""
+        """Fill the view and return it, or an empty view at the end of the channel.
+
+        Raises ChannelError if the channel ends within the requested bytes.
+        """
         with self._named():
             count = fill(self._stream, into)
             if count and count < len(into):
@@ -145,8 +150,11 @@ class _Channel:
 
 
 class Channels:
-    """All channels of a migration beside the main one. Raises ChannelError where they are not, or
-    not all, or not of one migration."""
+    """All channels of a multifd migration except the main one.
+
+    Raises ChannelError if a file is not a channel, if a channel is missing or given twice, or if
+    they are not from the same migration.
+    """
 
     def __init__(self, opened: Sequence[tuple[str, BinaryIO]]) -> None:
         self._channels = sorted(
@@ -158,12 +166,15 @@ class Channels:
 
     @property
     def counts(self) -> list[ChannelCount]:
-        """What came over each, as far as it was read."""
+        """Return the counts of packets and pages of each channel, as far as it was read."""
         return [channel.count for channel in self._channels]
 
     def merge(self, main: Iterable[Found]) -> Iterator[Found]:
-        """Yield the events of the main channel, and of the others where they belong; page data are
-        valid until the next one is asked for. Raises ChannelError, and what `main` does."""
+        """Yield the events of the main channel, with those of the other channels where they belong.
+
+        Page data is valid until the next event is requested. Raises ChannelError, and any error
+        that `main` raises.
+        """
         first_piece = False
         for event in main:
             if isinstance(event, events.Configuration):
@@ -173,7 +184,8 @@ class Channels:
                     channel.list_blocks(event)
                 first_piece = True
             elif isinstance(event, events.MultifdFlush):
-                # Where there are such records, they are the sync points; one is in the first piece.
+                # In streams that have flush records, these are the sync points; the first RAM
+                # section has one.
                 self._at_flush |= first_piece
                 first_piece = False
                 yield from self._up_to_sync()
@@ -186,7 +198,7 @@ class Channels:
             yield event
 
     def _up_to_sync(self) -> Iterator[events.MultifdRun]:
-        """What the channels sent before the next sync point."""
+        """Yield the pages that the channels sent before the next sync point."""
         left = list(self._channels)
         while left:
             channel = min(left, key=lambda one: one.number)
@@ -200,7 +212,7 @@ class Channels:
         self._points += 1
 
     def _check_numbers(self) -> None:
-        """Each channel once, and all of one source."""
+        """Raise ChannelError unless each channel is present once and all have the same UUID."""
         first = self._channels[0]
         for number, channel in enumerate(self._channels):
             found = channel.count.channel
@@ -220,7 +232,7 @@ class Channels:
             raise self._channels[0].fail(message)
 
     def _check_end(self) -> None:
-        """Behind the last sync point there are no pages; and no packet is missing."""
+        """Raise ChannelError if pages follow the last sync point, or if a packet is missing."""
         last = f"sync point {self._points - 1}, the main channel's last"
         for channel in self._channels:
             while (packet := channel.peek()) is not None:
@@ -238,7 +250,9 @@ class Channels:
 
 @contextmanager
 def opened_channels(files: Sequence[str]) -> Iterator[Channels | None]:
-    """Open the files of all channels; None where there are none. Raises ChannelError, OSError."""
+    """Open the files of all channels, and yield None if there are none. Raises ChannelError,
+    OSError.
+    """
     with ExitStack() as stack:
         opened = []
         for file in files:
@@ -248,7 +262,7 @@ def opened_channels(files: Sequence[str]) -> Iterator[Channels | None]:
 
 
 def _content(file: str, raw: BinaryIO) -> BinaryIO:
-    """What stands in a file, which may be compressed."""
+    """Return a stream of the file's content, decompressed if necessary."""
     source = sought_or_source(raw)
     for _ in range(MAX_LAYERS):
         head = source.read(HEAD)

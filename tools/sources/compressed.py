@@ -1,6 +1,6 @@
-"""Compressed files read as what they hold, in bounded memory, whatever they say of themselves.
+"""Reads the content of compressed files in bounded memory, even if their headers ask for more.
 
-zstd, gzip, bzip2, xz, lzma and lz4; lzop is in a file of its own. What is wrong with the compressed
+The formats are zstd, gzip, bzip2, xz, lzma and lz4; lzop has its own module. Damaged compressed
 data raises CompressedError.
 """
 
@@ -24,17 +24,21 @@ from .lzop import Blocks
 from .source import CHUNK, Content
 
 MAX_XZ_MEMORY = 128 << 20
-"""Bytes; twice what `xz -9` asks for."""
+"""The most memory that xz or lzma data may need, in bytes: twice what `xz -9` needs."""
 _XZ_NEEDS_MORE = "Memory usage limit exceeded"
-"""What lzma says then."""
+"""The message of the lzma module for data that needs more memory than the limit."""
 MAX_PADDING = 1 << 20
-"""Bytes of zeros between two files that follow each other."""
+"""The most zero bytes that are accepted between two concatenated compressed files."""
 MAX_LONG_WINDOW = 1 << 31
-"""Bytes of a zstd window at most, as of `zstd --long=31`; beyond MAX_WINDOW where memory allows."""
+"""The largest zstd window in bytes, that of `zstd --long=31`. Windows larger than MAX_WINDOW are
+only accepted if enough memory is available.
+"""
 
 
 class _Decompressor(Protocol):
-    """What bz2 and lzma have, of one file among those that follow each other."""
+    """The common interface of the bz2, lzma and lz4 decompressors for one of several concatenated
+    files.
+    """
 
     @property
     def eof(self) -> bool: ...
@@ -46,7 +50,7 @@ class _Decompressor(Protocol):
 
 
 class _GzipDecompressor:
-    """zlib's, in the same form."""
+    """A zlib decompressor for gzip data with the interface of _Decompressor."""
 
     def __init__(self) -> None:
         self._inflate = zlib.decompressobj(wbits=31)
@@ -62,16 +66,17 @@ class _GzipDecompressor:
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
         found = self._inflate.decompress(self._inflate.unconsumed_tail + data, max_length)
-        # zlib may hold more than it gave only where it gave all that it might.
+        # zlib may hold more output only if it returned as much as it was allowed to.
         self.needs_input = not self._inflate.unconsumed_tail and len(found) < max_length
         return found
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of compressed data: most begin with `magic`, `is_begun` knows.
+    """A compression format. Most formats are detected by `magic`; `is_begun`, if set, replaces that
+    check.
 
-    `open`: the content of a source, which stands at the offset given.
+    `open` returns the content of a source which is positioned at the given offset.
     """
 
     name: str
@@ -80,12 +85,14 @@ class Format:
     is_begun: Callable[[bytes], bool] | None = None
 
     def begins(self, head: bytes) -> bool:
-        """Whether what begins so is of this kind."""
+        """Return whether data that starts with `head` is in this format."""
         return head.startswith(self.magic) if self.is_begun is None else self.is_begun(head)
 
 
 class Members(Content):
-    """gzip, bzip2, xz, lz4: one file, or several behind each other, perhaps with zeros between."""
+    """The content of gzip, bzip2, xz, lzma or lz4 data: one file, or several concatenated files,
+    possibly with zeros between them.
+    """
 
     def __init__(
         self,
@@ -95,7 +102,9 @@ class Members(Content):
         make: Callable[[], _Decompressor],
         magic: bytes | None,
     ) -> None:
-        """`magic`: how a further one begins; None: there is only one."""
+        """Set up the decompressor; `magic` starts each further file, and None means there is only
+        one.
+        """
         super().__init__(source, offset, name)
         self._magic = magic
         self._make = make
@@ -130,7 +139,9 @@ class Members(Content):
             raise CompressedError(message, offset=self._offset - len(data)) from None
 
     def _next(self, rest: bytes) -> None:
-        """Behind the end of one: another one, or what is not looked at."""
+        """Continue with the next concatenated file, or keep the bytes that follow the compressed
+        data.
+        """
         self.part_start, self._decompressor = self.given, None
         if self._magic is None:
             self.behind = rest
@@ -151,7 +162,7 @@ class Members(Content):
 
 
 class _Pieces:
-    """Gives the parts of one zstd frame after the other, as a source for the decompressor."""
+    """A source for the zstd decompressor, which gives it the parts of one frame at a time."""
 
     def __init__(self, source: BinaryIO, offset: int) -> None:
         self._source = source
@@ -163,25 +174,25 @@ class _Pieces:
         self._any = False
         self.offset = offset
         self.read_up_to = offset
-        """Where the source stands."""
+        """The offset up to which the source was read."""
 
     @property
     def next_offset(self) -> int:
-        """Where the part stands that is read next."""
+        """Return the offset of the part that is read next."""
         return self._found[0][1]
 
     @property
     def rest(self) -> bytes:
-        """What was read, and stands behind the end of the last frame."""
+        """Return the bytes that were read past the end of the last frame."""
         return self._waiting
 
     def begin(self) -> bytes:
-        """Go on to the next frame; how it begins, nothing if there is none."""
+        """Go on to the next frame and return its first part, or b"" if there is none."""
         self._ended = not self._has_more()
         return b"" if self._ended else self._found[0][0]
 
     def read(self, _size: int) -> bytes:
-        """The next part of the frame; nothing behind its end."""
+        """Return the next part of the frame, or b"" after its end."""
         if self._ended or not self._has_more():
             return b""
         data, self.offset, self._ended = self._found.popleft()
@@ -211,17 +222,18 @@ class _Pieces:
         return True
 
     def _is_behind(self) -> bool:
-        """Whether what waits is no frame, and stands behind some."""
+        """Return whether the bytes that were read last are not a frame, but follow one."""
         between = self._any and self._walker.between_headers
         return between and not zstd.is_compressed(self._waiting)
 
 
 class Frames(Content):
-    """zstd frames."""
+    """The content of concatenated zstd frames."""
 
     def __init__(self, source: BinaryIO, offset: int) -> None:
         super().__init__(source, offset, "zstd")
-        # It must not refer to us: the decompressor keeps it, and is unknown to the collector.
+        # _Pieces must not refer to this object: the decompressor holds a reference to it which the
+        # garbage collector cannot see, so that a cycle would never be freed.
         self._pieces = _Pieces(source, offset)
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_LONG_WINDOW)
         self._frame: zstandard.ZstdDecompressionReader | None = None
@@ -261,7 +273,7 @@ class Frames(Content):
 
 
 def _check_window(head: bytes, offset: int) -> None:
-    """Raise CompressedError where a frame that begins so wants more memory than there is."""
+    """Raise CompressedError if a frame that starts with `head` needs more memory than there is."""
     window = zstd.window_size(head)
     if window <= MAX_WINDOW:
         return
@@ -274,8 +286,8 @@ def _check_window(head: bytes, offset: int) -> None:
 
 
 def _available() -> int:
-    """Return the bytes of memory that can still be had."""
-    # Nothing else needs it, and it takes time to load.
+    """Return the amount of available memory in bytes."""
+    # Only this function needs psutil, which is slow to load.
     import psutil  # noqa: PLC0415
 
     return int(psutil.virtual_memory().available)
@@ -310,8 +322,11 @@ def _lz4(source: BinaryIO, offset: int) -> Content:
 
 
 def _begins_as_lzma(head: bytes) -> bool:
-    """Whether it may be a .lzma file, which has no magic: the usual properties, a dictionary of a
-    size that encoders use, and a content size that is unknown or credible."""
+    """Return whether the data may be a .lzma file.
+
+    The format has no magic. The check requires the usual properties, a dictionary size that
+    encoders use, and a content size that is unknown or plausible.
+    """
     if len(head) < _LZMA_HEADER.size:
         return False
     properties, dictionary, size = _LZMA_HEADER.unpack_from(head)
@@ -323,7 +338,7 @@ def _begins_as_lzma(head: bytes) -> bool:
 _GZIP, _BZIP2, _XZ, _LZ4 = b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x04\x22\x4d\x18"
 _LZMA_PROPERTIES = 0x5D
 _LZMA_HEADER = struct.Struct("<BIQ")
-"""Properties, bytes of the dictionary, bytes of the content."""
+"""The properties, the dictionary size in bytes, and the content size in bytes."""
 
 FORMATS = (
     Format("zstd", zstd.MAGIC.to_bytes(4, "little"), Frames, zstd.is_compressed),
@@ -337,5 +352,7 @@ FORMATS = (
 
 
 def format_of(head: bytes) -> Format | None:
-    """How what begins so is compressed."""
+    """Return the compression format of data that starts with `head`, or None if it is not
+    compressed.
+    """
     return next((format_ for format_ in FORMATS if format_.begins(head)), None)

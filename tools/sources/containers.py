@@ -1,8 +1,8 @@
-"""Opens whatever a user names as a stream, and says what it stood in.
+"""Opens whatever a user names as a stream, and reports the containers that it was found in.
 
-A name is a path, `-` for standard input, or `DISK.qcow2#SNAPSHOT`. What is there is told by its
-first bytes: a libvirt save image, compressed data, a qcow2 image, or (anything else) the stream
-itself; they may stand in one another.
+A name is a path, `-` for standard input, or `DISK.qcow2#SNAPSHOT`. The first bytes show the type of
+the content: a libvirt save image, compressed data, a qcow2 image, or (anything else) the stream
+itself. Containers may be nested.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 MAX_LAYERS = 4
 _STREAM = MAGIC.to_bytes(4, "big")
 _BEGINNING = 4096
-"""Bytes in which a stream has said whether it is a mapped-ram file."""
+"""The number of bytes within which a stream shows whether it is a mapped-ram file."""
 
 
 class ChooseSnapshotError(StreamError):
-    """A qcow2 image without a word which of its snapshots is meant."""
+    """A qcow2 image was given without the name of a snapshot in it."""
 
     def __init__(self, snapshots: tuple[Snapshot, ...]) -> None:
         names = names_of(snapshots)
@@ -50,31 +50,34 @@ class ChooseSnapshotError(StreamError):
 
 @dataclass(frozen=True)
 class Opened:
-    """A stream, at its first byte; `layers`: names of what it stood in, from the outermost on.
+    """An open stream, positioned at its first byte. `layers` names its containers, outermost first.
 
-    Where nothing is compressed, `stream` is the file itself and can be sought in; so can a
-    mapped-ram file in any case, if need be as a temporary copy. `channels`: those of a multifd
-    migration, where its user gave any.
+    Without compression `stream` is the file itself, which is seekable. A mapped-ram file is always
+    seekable; if necessary `stream` is a temporary copy of it. `channels` are those of a multifd
+    migration, if the user gave any.
     """
 
     stream: BinaryIO
     layers: tuple[str, ...] = ()
     image: SaveImage | None = None
     start: int = 0
-    """Where in what can be sought in the stream begins."""
+    """The offset of the stream's first byte in a seekable file."""
     channels: Channels | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: layers, libvirt (None, or see SaveImage)."""
+        """Return a dictionary with the keys layers and libvirt (None, or the keys of
+        SaveImage.as_json).
+        """
         image = None if self.image is None else self.image.as_json()
         return {"layers": list(self.layers), "libvirt": image}
 
 
 @contextmanager
 def open_stream(name: str, offset: int = 0, length: int | None = None) -> Iterator[Opened]:
-    """Open the stream that begins at `offset` of what is named so, and ends in `length` bytes.
+    """Open the named stream, which begins at `offset` in its file and is at most `length` bytes
+    long.
 
-    Raises StreamError for what is wrong with what the stream stands in; OSError.
+    Raises StreamError if a container of the stream is damaged; OSError.
     """
     path, snapshot = split(name)
     with click.open_file(path, "rb") as file:
@@ -82,7 +85,7 @@ def open_stream(name: str, offset: int = 0, length: int | None = None) -> Iterat
 
 
 def split(name: str) -> tuple[str, str | None]:
-    """Path, and a snapshot, that a name means. A file may have a # in its own name."""
+    """Return the path and the snapshot of a name. A file may have a # in its own name."""
     path, sign, snapshot = name.rpartition("#")
     if sign and not os.path.exists(name) and os.path.exists(path):
         return path, snapshot
@@ -92,14 +95,15 @@ def split(name: str) -> tuple[str, str | None]:
 def unpack(
     source: BinaryIO, snapshot: str | None, offset: int = 0, length: int | None = None
 ) -> Opened:
-    """The stream in `source`, from `offset` on; `snapshot`: which, of a qcow2 image.
+    """Return the stream in `source` from `offset` on; `snapshot` names the one to read in a qcow2
+    image.
 
-    `length`: bytes in which it ends, None if that is not known.
+    `length` is the number of bytes in which the stream ends, or None if it is unknown.
     """
     source = sought_or_source(source)
     _pass(source, offset)
     if length is not None:
-        # Nothing else needs it.
+        # Only --length needs this module.
         from .window import window  # noqa: PLC0415
 
         source = window(source, length)
@@ -132,7 +136,7 @@ def unpack(
 
 
 def _is_mapped(beginning: bytes) -> bool:
-    """Whether a stream that begins so is a mapped-ram file, which is read at any place."""
+    """Return whether the stream is a mapped-ram file, which has to be read at random offsets."""
     try:
         found = StreamReader().feed(beginning)
     except StreamError as error:
@@ -142,14 +146,14 @@ def _is_mapped(beginning: bytes) -> bool:
 
 
 def _save_image(source: BinaryIO) -> tuple[SaveImage, int]:
-    """Return what a save image says, and where in it the stream begins, before which it stands."""
+    """Read a save image up to its stream; return the image and the offset of the stream in it."""
     image, at, rest = read_save_image(source)
     give_back(source, rest)
     return image, at
 
 
 def _pass(source: BinaryIO, count: int) -> None:
-    """Pass so many bytes. Raises StreamError where there are fewer."""
+    """Skip `count` bytes. Raises StreamError if there are fewer."""
     passed = 0
     if source.seekable():
         passed = min(count, left_in(source).count)
@@ -163,8 +167,10 @@ def _pass(source: BinaryIO, count: int) -> None:
 
 
 def _no_stream(source: BinaryIO, beginning: bytes, layers: list[str], offset: int) -> str:
-    """Say in one line what is there instead of a stream, or where one begins."""
-    # Nothing else needs them, and they take time to load.
+    """Return one line that says what the source is instead of a stream, or where a stream begins in
+    it.
+    """
+    # Only this error path needs these modules, which are slow to load.
     from .recognised import recognised  # noqa: PLC0415
     from .search import MAX_SEARCHED, find_stream  # noqa: PLC0415
 
@@ -197,7 +203,7 @@ def _state(source: BinaryIO, head: bytes, snapshot: str | None, inside: bool) ->
 
 
 def _peek(source: BinaryIO, size: int) -> bytes:
-    """Return the first bytes, which come again."""
+    """Return the first `size` bytes (fewer at the end) without consuming them."""
     head = b""
     while len(head) < size and (more := source.read(size - len(head))):
         head += more

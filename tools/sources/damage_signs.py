@@ -1,4 +1,4 @@
-"""Looks at a file around the place where its stream makes no sense, to say how it was damaged."""
+"""Examines a file near the offset where its stream becomes invalid, to find how it was damaged."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from .containers import Opened
 from .source import left_in
 
 _WINDOW = 1 << 20
-"""Bytes before the place, and behind it, that are looked at for line ends."""
+"""The number of bytes before the offset, and after it, that are searched for line ends."""
 _FEWEST_LINES = 4
-"""Line feeds that all follow a carriage return, though 255 of 256 do not by chance."""
+"""The fewest line feeds that count as a sign of damage if each follows a carriage return. In random
+data, only 1 of 256 line feeds does.
+"""
 _SECTOR = 512
 _MAX_HOLE = 1 << 30
-"""Bytes of a hole whose ends are searched for."""
+"""The largest hole, in bytes, whose ends are searched for."""
 
 
 def explain(error: StreamError, opened: Opened) -> None:
-    """Add to the error's message how the file was damaged, if that shows."""
+    """Append to the error's message how the file was damaged, if that can be detected."""
     if isinstance(error, (CompressedError, ChannelError)) or not opened.stream.seekable():
         return
     sign = _sign(opened.stream, opened.start, error.offset)
@@ -54,7 +56,7 @@ def _sign(stream: BinaryIO, start: int, place: int) -> str | None:
 
 
 def _zeros_before(read: Callable[[int, int], bytes], place: int) -> int:
-    """Return where the zeros begin that end at a place."""
+    """Return the offset at which the zeros that end at `place` begin."""
     at = place
     while at > max(0, place - _MAX_HOLE):
         start = max(0, at - _WINDOW)
@@ -66,7 +68,7 @@ def _zeros_before(read: Callable[[int, int], bytes], place: int) -> int:
 
 
 def _zeros_behind(read: Callable[[int, int], bytes], place: int) -> int:
-    """Return where the zeros end that begin at a place."""
+    """Return the offset at which the zeros that begin at `place` end."""
     at = place
     while at < place + _MAX_HOLE and (data := read(at, _WINDOW)):
         rest = data.lstrip(b"\0")

@@ -1,4 +1,5 @@
-"""What the domain XML of a libvirt image says of the guest's machine.
+"""Reads the guest's machine type, processor and plugged memory from the domain XML of a libvirt
+image.
 
 Source: libvirt's documentation, "Domain XML format".
 """
@@ -17,13 +18,14 @@ _ARCHES = {
     "ppc64le": "ppc64",
     "x86_64": "x86_64",
 }
-"""QEMU's names of processors, where libvirt has others."""
+"""QEMU's names of processor architectures, by libvirt's names that differ."""
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A libvirt domain: QEMU's name of its machine and of its processor, "" and None where the XML
-    does not say; `plugged`: addresses of memory that is plugged in, by the name of its RAM block.
+    """A libvirt domain: QEMU's name of its machine type ("" if the XML has none) and of its
+    processor (None if the XML has none). `plugged` maps the RAM block name of each plugged memory
+    to its address.
     """
 
     root: Tree.Element = field(repr=False)
@@ -33,9 +35,9 @@ class Domain:
 
 
 def domain_of(image: SaveImage | None) -> Domain | None:
-    """Return the domain of a libvirt image; None: there is none, or its XML is no XML."""
+    """Return the domain of a libvirt image, or None if it has no XML or its XML is not valid."""
     if image is None or image.xml is None or "<!" in image.xml.replace("<!--", ""):
-        # libvirt writes no declarations; what they declare could be larger than memory.
+        # libvirt writes no declarations, and the entities they define could expand beyond memory.
         return None
     try:
         root = Tree.fromstring(image.xml)
@@ -49,7 +51,9 @@ def domain_of(image: SaveImage | None) -> Domain | None:
 
 
 def _plugged(root: Tree.Element) -> dict[str, int]:
-    """libvirt calls a backend `mem` and the device's alias."""
+    """Return the addresses of plugged memory; libvirt names each backend `mem` plus the device's
+    alias.
+    """
     found = {}
     for memory in root.iterfind("devices/memory"):
         alias = memory.find("alias")

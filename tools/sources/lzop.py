@@ -1,4 +1,4 @@
-"""lzop files read as what they hold, block by block."""
+"""Reads the content of lzop files, block by block."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from .source import Content
 
 
 class Blocks(Content):
-    """One lzop file, in a source that stands at `offset`; checksums of the content are checked."""
+    """The content of one lzop file in a source positioned at `offset`; verifies the content's
+    checksums.
+    """
 
     def __init__(self, source: BinaryIO, offset: int) -> None:
-        """Raises CompressedError."""
+        """Read the header. Raises CompressedError, UnsupportedError."""
         super().__init__(source, offset, "lzop")
         self._left = memoryview(b"")
         self._ended = False
@@ -47,7 +49,7 @@ class Blocks(Content):
 
     def _header(self) -> Flag:
         start = self._offset
-        # The name's length is the last byte before the name.
+        # The last byte of the fixed part is the length of the file name, which follows it.
         head = self._take(lzop.MAX_HEADER - 255 - 4)
         head += self._take(head[-1] + 4)
         try:
@@ -80,14 +82,15 @@ class Blocks(Content):
         return content
 
     def _checksums(self, *kinds: Flag) -> dict[Flag, int]:
-        """Read the checksums of these kinds, as far as the file has them."""
+        """Read the checksums of these kinds that the file has."""
         return {kind: self._number() for kind in kinds if kind & self._flags}
 
     def _decompress(self, data: bytes, size: int, start: int) -> bytes:
         try:
             content: bytes = self._lzo.decompress(data, size)
         except LZOError as error:
-            # What may stand behind the kind of the error is all that was decompressed.
+            # Only the first argument is a message: the next one may be all data decompressed so
+            # far.
             raise CompressedError(f"bad lzop data: {error.args[0]}", offset=start) from None
         if len(content) != size:
             message = f"an lzop block holds {len(content)} bytes, not {size}"

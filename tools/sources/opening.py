@@ -1,4 +1,4 @@
-"""How a command opens the stream that its user names, and ends when something is wrong with it."""
+"""Opens the stream that the user of a command names, and ends the command on any error in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def _opened(channels: Sequence[str]) -> AbstractContextManager[Channels | None]:
-    """Open the channels of a multifd migration; there are none as a rule, and they load slowly."""
+    """Open the channels of a multifd migration. The module is slow to load, so it is only imported
+    if there are any.
+    """
     if not channels:
         return nullcontext()
     from .channels import opened_channels  # noqa: PLC0415
@@ -32,30 +34,30 @@ def _opened(channels: Sequence[str]) -> AbstractContextManager[Channels | None]:
 
 
 def explain_damage(error: StreamError, opened: Opened) -> None:
-    """Add to the error's message how the file was damaged, if that shows."""
-    # Only a damaged stream needs it.
+    """Append to the error's message how the file was damaged, if that can be detected."""
+    # Only a damaged stream needs this module.
     from .damage_signs import explain  # noqa: PLC0415
 
     explain(error, opened)
 
 
 def _note_damage(opened: Opened, name: str) -> None:
-    """What is wrong before a stream that can be read, a line each on standard error."""
+    """Print the damage before a readable stream to standard error, one line each."""
     for line in () if opened.image is None else opened.image.damage:
         message = f"{line}; the stream behind it was read"
         click.echo(f"vmferry: {click.format_filename(name)}: {message}", err=True)
 
 
 def note_guess(name: str, behind: Left | None) -> None:
-    """Warn on standard error where nothing tells where the stream ended that was read."""
+    """Print a warning to standard error if the end of the stream is only a guess."""
     warning = None if behind is None else behind.warning()
     if warning is not None:
         note(f"{click.format_filename(name)}: {warning}")
 
 
 def _folder_message(name: str) -> str:
-    """What to do with a folder in place of a stream."""
-    # Nothing else needs it, and it takes time to load.
+    """Return an error message for a folder that was given in place of a stream."""
+    # Only this error path needs the module, which is slow to load.
     from ...guest.directory_finish import NAME as GUEST_FILE  # noqa: PLC0415
 
     if os.path.exists(os.path.join(name, GUEST_FILE)):
@@ -71,12 +73,13 @@ def opened_stream(
     channels: Sequence[str] = (),
     length: int | None = None,
 ) -> Iterator[Opened]:
-    """What a user names as a stream, from `offset` on; whatever is wrong ends the command.
+    """Open what a user names as a stream, from `offset` on; any error in it ends the command.
 
-    `length`: bytes in which it ends, None if that is not known.
-    `on_snapshots`: what to do instead where it is a qcow2 image, without a word of which snapshot.
-    `channels`: the files of a multifd migration's channels, beside that of its main one. What is
-    damaged in a libvirt image before its stream is mentioned when the stream was read.
+    `length` is the number of bytes in which the stream ends, or None if it is unknown.
+    `on_snapshots` is called, in place of an error, for a qcow2 image without the name of a
+    snapshot. `channels` names the files of a multifd migration's channels, in addition to that of
+    its main channel. Damage in a libvirt image before its stream is reported after the stream was
+    read.
     """
     try:
         with containers.open_stream(name, offset, length) as opened, _opened(channels) as beside:
@@ -94,7 +97,7 @@ def opened_stream(
     except IsADirectoryError:
         fail(describe(CommandError(_folder_message(name)), name))
     except BrokenPipeError:
-        # Nobody reads our output any more, which is no news of the stream.
+        # The reader of our output has gone, which is not an error of the stream.
         raise
     except (StreamError, OSError, CommandError) as error:
         fail(describe(error, name))

@@ -1,9 +1,9 @@
-"""Names what is no migration stream, by its first bytes, and says what its owner can do with it.
+"""Recognises files that are not migration streams by their first bytes, and advises what to do.
 
-Libraries that know thousands of kinds of files know few of those that people with virtual machines
-have, and take disks for embroidery; so this is a table of those kinds. Sources: the documents of
-each format (ELF, pcap, pcapng, TLS 1.3 in RFC 8446, VMDK, VDI, VHDX, UEFI for GPT, POSIX for tar),
-and files that their own tools made.
+General libraries that know thousands of file types know few of those that users of virtual machines
+have, and confuse disk images with embroidery files, so this module has its own table. Sources: the
+documents of each format (ELF, pcap, pcapng, TLS 1.3 in RFC 8446, VMDK, VDI, VHDX, UEFI for GPT,
+POSIX for tar), and files that their own tools made.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import NamedTuple
 from ...protocol.wire.multifd import MAGIC as MULTIFD_MAGIC
 
 HEAD = 4096
-"""Bytes that tell what something is."""
+"""The number of bytes from the start of a file that are used to recognise it."""
 
 
 class _Kind(NamedTuple):
-    """What has one of these `magics` at `offset`; `advice`: what to do, empty: nothing helps.
+    """A file type that has one of `magics` at `offset`. `advice` is what to do, or "" if nothing
+    helps.
 
-    `packed`: a stream is not in it in one piece, even if one seems to begin there.
+    `packed` means that such a file never holds a stream in one piece, even if one seems to begin in
+    it.
     """
 
     offset: int
@@ -110,20 +112,21 @@ _KINDS = (
     _Kind(510, (b"\x55\xaa",), "a raw disk image with a boot sector", _DISK),
     _Kind(1080, (b"\x53\xef",), "an ext2, ext3 or ext4 file system", _DISK),
 )
-"""In this order: a disk with a GPT has a boot sector, too."""
+"""The file types in the order of their checks: a disk with a GPT has a boot sector, too."""
 
 
 class Recognised(NamedTuple):
-    """One line; `packed`: nothing in it can be read in place."""
+    """A one-line message about a file; `packed` means that no stream in it can be read in place."""
 
     message: str
     packed: bool = False
 
 
 def recognised(head: bytes) -> Recognised | None:
-    """Return what begins with these bytes, and what to do; None: it is not known.
+    """Return what a file is that starts with `head`, and what to do, or None if its type is
+    unknown.
 
-    `head`: HEAD bytes, or all.
+    `head` is HEAD bytes, or the whole file if it is shorter.
     """
     if not head:
         return Recognised("the file is empty: nothing was written to it", packed=True)
@@ -136,9 +139,9 @@ def recognised(head: bytes) -> Recognised | None:
 
 
 def _text(head: bytes) -> str | None:
-    """What a text says: mostly somebody wrote an error, or a file's name, instead of a stream."""
+    """Return a message if the bytes are text, such as an error message or a file name, or None."""
     try:
-        # A character may be cut off at the end.
+        # HEAD may cut off the last character.
         text = head.decode() if len(head) < HEAD else head[:-3].decode(errors="strict")
     except UnicodeDecodeError:
         return None

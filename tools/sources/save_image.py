@@ -1,8 +1,8 @@
-"""Reads what stands before the stream of a libvirt save image, as far as it is sound.
+"""Reads the header, XML and cookie of a libvirt save image, as far as they are intact.
 
-The stream needs none of it but its own place: damage in the XML, the cookie or a number of the
-header is noted, and only what needs the XML is refused. Where the stream does not begin where the
-header says, it is searched for by its magic.
+The stream needs only its own offset: damage in the XML, the cookie or a number of the header is
+recorded, and only commands that need the XML fail. If the stream does not begin where the header
+says, it is found by its magic.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from ...protocol.wire.marks import MAGIC as QEVM
 from .compressed import FORMATS, format_of
 
 MAX_XML = 16 << 20
-"""Bytes of all that stands between a libvirt image's header and its stream."""
+"""The most bytes between the header of a libvirt image and its stream."""
 HEAD = 16
-"""Bytes that tell what something is."""
+"""The number of bytes that are used to recognise the format of data."""
 _SOUND_BYTES = 14
-"""Bytes of the magic, of 16, that have to be right where the rest of it is damaged."""
+"""The fewest bytes of the 16-byte magic that have to be right if the rest of it is damaged."""
 _COMPRESSED = {format_.name: format_ for format_ in FORMATS if format_.name in libvirt.FORMATS}
 _STREAM = QEVM.to_bytes(4, "big")
 
 
 @dataclass(frozen=True)
 class SaveImage:
-    """What a libvirt save image says beside its stream, which is compressed as `format` says.
+    """The metadata of a libvirt save image; `format` is the compression of its stream.
 
-    `xml`, `was_running`: None where it is damaged; `finished`: libvirt wrote all of the image;
-    `damage`: what is wrong before the stream, a line each; `xml_damage`: the one of the XML.
+    `xml` and `was_running` are None if damaged. `finished` says whether libvirt wrote the whole
+    image. `damage` lists what is wrong before the stream, one line each; `xml_damage` is the line
+    for the XML.
     """
 
     xml: str | None = field(repr=False)
@@ -43,7 +44,9 @@ class SaveImage:
     xml_damage: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: was_running (None: not known), format, finished, damage (lines)."""
+        """Return a dictionary with the keys was_running (None if unknown), format, finished, damage
+        (lines).
+        """
         return {
             "was_running": self.was_running,
             "format": self.format,
@@ -53,7 +56,7 @@ class SaveImage:
 
 
 def magic_of(head: bytes) -> bytes | None:
-    """Return the libvirt magic that the first 16 bytes are, a byte or two of it being damaged."""
+    """Return the libvirt magic that the first 16 bytes are, allowing two damaged bytes, or None."""
     found = (libvirt.MAGIC, libvirt.UNFINISHED_MAGIC)
     if head in found:
         return head
@@ -68,10 +71,11 @@ def _equal_bytes(one: bytes, other: bytes) -> int:
 
 
 def read_save_image(source: BinaryIO) -> tuple[SaveImage, int, bytes]:
-    """Return what a save image says, where its stream begins, and what was read from there on.
+    """Return the metadata of a save image, the offset of its stream, and the stream bytes already
+    read.
 
-    The place counts from the image's first byte. Raises StreamError where the stream's place is not
-    known, UnsupportedError for a version or format that libvirt may have got since.
+    The offset counts from the first byte of the image. Raises StreamError if the stream is not
+    found, UnsupportedError for a version or format that newer versions of libvirt may have.
     """
     raw = source.read(libvirt.HEADER_SIZE)
     if len(raw) < libvirt.HEADER_SIZE:
@@ -99,13 +103,17 @@ def read_save_image(source: BinaryIO) -> tuple[SaveImage, int, bytes]:
 
 
 def _header(raw: bytes) -> Any:
-    """The header in the byte order of the host that wrote it; None: its version is unknown."""
+    """Return the header in the byte order of the host that wrote it, or None if its version is
+    unknown.
+    """
     headers = (one.parse(raw) for one in libvirt.HEADERS)
     return next((header for header in headers if header.version in (1, 2)), None)
 
 
 def _data_and_rest(source: BinaryIO, length: int) -> tuple[bytes, bytes]:
-    """What stands before the stream by the header, if it may, and the first bytes behind it."""
+    """Return the data between header and stream if its length is valid, and the first bytes after
+    it.
+    """
     data = source.read(length) if 0 < length <= MAX_XML else b""
     return (data, source.read(HEAD)) if len(data) == length else (data, b"")
 
@@ -117,9 +125,10 @@ def _begins_stream(head: bytes) -> bool:
 def _search(
     raw: bytes, header: Any, read: bytes, source: BinaryIO, damage: list[str]
 ) -> tuple[Any, bytes, bytes]:
-    """The header, what stands before the stream, and what was read of it, by the stream's magic.
+    """Find the stream by its magic; return the header, the data before the stream, and the rest
+    read.
 
-    Where it is nowhere, the header is taken at its word, or refused.
+    If the magic is not found, the header is trusted, or rejected if its length is not possible.
     """
     length = header.data_length if header is not None else 0
     read += source.read(MAX_XML + HEAD - len(read))
@@ -147,7 +156,7 @@ def _search(
 
 
 def _first_stream(read: bytes) -> int | None:
-    """Where the first magic of a stream, or of its compression, stands behind the XML's end."""
+    """Return the offset of the first stream or compression magic after the XML, or None."""
     text_end = max(read.find(b"\0"), 0)
     magics = [_STREAM + b"\0\0\0\3", *(format_.magic for format_ in _COMPRESSED.values())]
     places = [place for magic in magics if (place := read.find(magic, text_end)) > 0]
@@ -155,12 +164,12 @@ def _first_stream(read: bytes) -> int | None:
 
 
 def _format(header: Any, rest: bytes, at: int, damage: list[str]) -> str:
-    """The compression's name: as the header says, unless what is there shows another one."""
+    """Return the compression's name: that in the header, unless the data shows a different one."""
     known = header.format < len(libvirt.FORMATS)
     said = libvirt.FORMATS[header.format] if known else f"format {header.format}"
     found = format_of(rest)
     if known and said not in _COMPRESSED:
-        # What is raw, or sparse, may have been compressed before it was saved.
+        # Data that the header calls raw or sparse may have been compressed before it was saved.
         return said
     if known and found is not None and found.name == said:
         return said
@@ -174,7 +183,7 @@ def _format(header: Any, rest: bytes, at: int, damage: list[str]) -> str:
 
 
 def _xml(data: bytes) -> tuple[str | None, str | None]:
-    """The domain's XML; or None, and what is wrong with it."""
+    """Return the domain XML and None, or None and what is wrong with it."""
     end = data.find(b"\0")
     raw = data if end < 0 else data[:end]
     try:
@@ -182,7 +191,7 @@ def _xml(data: bytes) -> tuple[str | None, str | None]:
     except UnicodeDecodeError as error:
         return None, _wrong("the XML is not UTF-8", error.start)
     for index, character in enumerate(text):
-        # It is shown as it is; and XML has no other control characters.
+        # The XML is printed unchanged, and XML allows no other control characters.
         if character < " " and character not in "\t\n\r":
             place = len(text[:index].encode())
             return None, _wrong("a control character in the XML", place)
@@ -193,7 +202,7 @@ def _well_formed(text: str) -> tuple[str | None, str | None]:
     parser = expat.ParserCreate()
 
     def refuse(*_: object) -> None:
-        # libvirt writes none; entities in one could take any memory.
+        # libvirt writes no document type, and its entities could use any amount of memory.
         raise ValueError
 
     parser.StartDoctypeDeclHandler = refuse
@@ -212,11 +221,11 @@ def _wrong(what: str, place: int) -> str:
 
 
 def _cookie(data: bytes, offset: int, damage: list[str]) -> str | None:
-    """The cookie; None: there is none, or it is damaged."""
+    """Return the cookie, or None if there is none or it is damaged."""
     if not offset:
         return None
     if not _at_text(data, offset):
-        # It follows the XML and its NUL.
+        # The cookie follows the XML and its NUL.
         behind = data.find(b"\0") + 1
         what = f"the cookie is not at {offset:#x}, as the libvirt header says"
         if offset > len(data):
@@ -238,5 +247,5 @@ def _cookie(data: bytes, offset: int, damage: list[str]) -> str | None:
 
 
 def _at_text(data: bytes, offset: int) -> bool:
-    """Whether a text begins there, behind the end of another one."""
+    """Return whether a text begins at `offset`, directly after the NUL of another one."""
     return 0 < offset < len(data) and data[offset - 1] == 0 and data[offset] != 0

@@ -1,4 +1,4 @@
-"""Searches a file for the stream that does not begin at its start."""
+"""Searches a file for a stream that does not begin at the start of the file."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from ...protocol.wire.marks import MAGIC, MAX_SECTION_ID, VERSION, SectionType
 from .compressed import FORMATS, format_of
 
 MAX_SEARCHED = 64 << 20
-"""Bytes from the start of a file in which a stream is searched for."""
+"""The number of bytes from the start of a file that are searched for a stream."""
 _STEP = 4 << 20
 _AHEAD = 1 << 20
-"""Bytes behind a magic in which its compressed data give their first bytes: more than a block."""
+"""The number of bytes after a magic that are decompressed to check it; this is more than one block.
+"""
 _MAX_TRIALS = 4096
-"""Magics of compressed data that are tried: by chance there are a few in 64 MiB."""
+"""The most magics of compressed data that are checked; random data has a few in 64 MiB."""
 _LONGEST_MAGIC = len(libvirt.MAGIC)
 _HEADER = MAGIC.to_bytes(4, "big") + VERSION.to_bytes(4, "big")
 _MAX_NAME = 255
 
 
 class Place(NamedTuple):
-    """Where something begins that can be read."""
+    """The offset at which readable data begins, and a description of that data."""
 
     offset: int
     what: str
@@ -34,14 +35,16 @@ class Place(NamedTuple):
 
 def _patterns() -> re.Pattern[bytes]:
     magics = [_HEADER, libvirt.MAGIC, libvirt.UNFINISHED_MAGIC]
-    # A .lzma file has hardly any magic.
+    # The magic of a .lzma file is a single byte, which is too short to search for.
     magics += [format_.magic for format_ in FORMATS if len(format_.magic) > 1]
     return re.compile(b"|".join(map(re.escape, magics)))
 
 
 def find_stream(source: BinaryIO) -> Place | None:
-    """Return the first place, counted from where the source is, at which a stream begins, or
-    something that holds one. At most MAX_SEARCHED bytes are looked at.
+    """Return the first offset at which a stream, or something that holds one, begins, or None.
+
+    The offset counts from the current position of `source`. At most MAX_SEARCHED bytes are
+    searched.
     """
     pattern, trials, start = _patterns(), 0, 0
     data = source.read(_STEP + _AHEAD)
@@ -61,7 +64,7 @@ def find_stream(source: BinaryIO) -> Place | None:
 
 
 def _directly(head: bytes) -> str | None:
-    """What begins so, if nothing is compressed."""
+    """Return a description of the stream or save image that starts with `head`, or None."""
     if head.startswith((libvirt.MAGIC, libvirt.UNFINISHED_MAGIC)):
         raw = head[: libvirt.HEADER_SIZE]
         whole = len(raw) == libvirt.HEADER_SIZE
@@ -73,7 +76,7 @@ def _directly(head: bytes) -> str | None:
 
 
 def _may_go_on(head: bytes) -> bool:
-    """Whether the first part of a stream begins so."""
+    """Return whether `head` is a valid start of the first part of a stream."""
     cursor = Cursor(memoryview(head), 0)
     try:
         kind = cursor.peek()
@@ -89,7 +92,7 @@ def _may_go_on(head: bytes) -> bool:
 
 
 def _compressed(head: bytes) -> str | None:
-    """What begins so, if a stream or a save image is compressed in it."""
+    """Return a description of the stream or save image in compressed data, or None."""
     found = format_of(head)
     assert found is not None
     try:

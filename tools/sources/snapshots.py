@@ -1,6 +1,6 @@
-"""The internal snapshots of a qcow2 image, and the state of a machine in one of them.
+"""Reads the internal snapshots of a qcow2 image, and the machine state in one of them.
 
-The state is kept as the disk is, by the snapshot's own tables, behind the end of the disk.
+The machine state is stored like the disk, by the snapshot's own tables, after the end of the disk.
 """
 
 from __future__ import annotations
@@ -23,28 +23,30 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 MIN_CLUSTER_BITS, MAX_CLUSTER_BITS = 9, 21
-"""As in QEMU; as are the next ones."""
+"""The range of the logarithm of a cluster's size in bytes. QEMU has this limit and the next three.
+"""
 MAX_SNAPSHOTS = 65536
 MAX_EXTRA = 1024
 MAX_NAME = 255
-"""Bytes of a snapshot's name, or of its id; QEMU keeps no more of them."""
+"""The longest snapshot name or id in bytes; QEMU writes no longer ones."""
 FIRST_NAMES = 4
-"""How many are told in a line of error."""
+"""The number of snapshots that an error message names."""
 _READ = qcow2.DIRTY | qcow2.CORRUPT | qcow2.COMPRESSION_TYPE | qcow2.EXTENDED_L2
-"""Incompatible features that make no difference here, or are known."""
+"""The incompatible features that are supported, or that do not affect reading."""
 _NOWHERE = -1
 MAX_EXTENSIONS = 64
 MAX_EXTENSION = 1 << 16
-"""Bytes of one."""
+"""The largest header extension in bytes."""
 _LOAD = "load the snapshot in QEMU (-loadvm) and migrate it to a file: exec:cat > FILE"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An entry in the snapshot table; sizes in bytes.
+    """An entry in the snapshot table; sizes are in bytes.
 
-    `state_size`: of the machine's state, 0: it has none. `l1_offset`, `l1_size`: in the file, in
-    entries. `offset`: of the entry.
+    `state_size` is the size of the machine state, 0 if the snapshot has none. `l1_offset` is the
+    file offset of the L1 table, `l1_size` its number of entries. `offset` is the file offset of
+    this entry.
     """
 
     id: str
@@ -57,13 +59,13 @@ class Snapshot:
     offset: int
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: id, name, taken, state_size."""
+        """Return a dictionary with the keys id, name, taken, state_size."""
         taken = self.taken.isoformat()
         return {"id": self.id, "name": self.name, "taken": taken, "state_size": self.state_size}
 
 
 class Image:
-    """A qcow2 image in a file that can be sought in. Raises StreamError."""
+    """A qcow2 image in a seekable file. Raises StreamError, UnsupportedError."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -85,7 +87,9 @@ class Image:
         self.snapshots = self._snapshots(header.nb_snapshots, header.snapshots_offset)
 
     def _features_message(self, unknown: int) -> str:
-        """Say which features of the image are not read, by their names, and what to do."""
+        """Return an error message that names the unsupported features of the image and says what to
+        do.
+        """
         extensions = self._extensions()
         if unknown & qcow2.DATA_FILE:
             name = _printable(extensions.get(qcow2.DATA_FILE_NAME, b"")) or "not named"
@@ -105,7 +109,7 @@ class Image:
         )
 
     def _extensions(self) -> dict[int, bytes]:
-        """The extensions of the header, by type, as far as they make sense."""
+        """Return the header extensions by type, up to the first one that is not valid."""
         found: dict[int, bytes] = {}
         try:
             at = int.from_bytes(self.read(qcow2.HEADER_LENGTH_OFFSET, 4), "big")
@@ -117,12 +121,14 @@ class Image:
                 found[extension.type] = self.read(at, extension.length)
                 at += -(-extension.length // 8) * 8
         except StreamError:
-            # It is about to be refused: without names, then.
+            # The image is rejected anyway; the error message then has no names.
             return found
         return found
 
     def find(self, wanted: str) -> Snapshot:
-        """By its name, or its id."""
+        """Return the snapshot with this name or, failing that, this id. Raises StreamError if there
+        is none.
+        """
         for key in ("name", "id"):
             for snapshot in self.snapshots:
                 if getattr(snapshot, key) == wanted:
@@ -131,7 +137,7 @@ class Image:
         raise StreamError(message, offset=0)
 
     def read(self, offset: int, size: int) -> bytes:
-        """All of these bytes."""
+        """Return exactly `size` bytes at `offset`. Raises StreamError if there are fewer."""
         if offset >= 1 << 63:
             raise StreamError(f"an offset of {offset:#x} in the qcow2 image", offset=offset)
         self._file.seek(offset)
@@ -158,7 +164,7 @@ class Image:
         return tuple(found)
 
     def _snapshot(self, offset: int) -> tuple[Snapshot, int]:
-        """The entry at `offset`, and its size."""
+        """Return the snapshot table entry at `offset`, and its size in bytes."""
         head = qcow2.SnapshotHead.parse(self.read(offset, qcow2.SNAPSHOT_HEAD_SIZE))
         if head.extra_size > MAX_EXTRA:
             message = f"{head.extra_size} bytes of extra data in a snapshot"
@@ -186,22 +192,22 @@ class Image:
 
 
 def names_of(snapshots: Sequence[Snapshot]) -> str:
-    """Those of the first ones, for a line of error."""
+    """Return the names of the first snapshots, for an error message."""
     names = [snapshot.name for snapshot in snapshots[:FIRST_NAMES]] or ["none"]
     return ", ".join([*names, "..."] if len(snapshots) > FIRST_NAMES else names)
 
 
 def _printable(raw: bytes) -> str:
-    """What a terminal can be given."""
+    """Return the text with all characters replaced that a terminal should not receive."""
     text = raw.decode(errors="replace")
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 class MachineState(io.RawIOBase):
-    """What a snapshot holds of the machine: a migration stream."""
+    """The machine state of a snapshot, as a seekable file that holds a migration stream."""
 
     def __init__(self, image: Image, snapshot: Snapshot) -> None:
-        """Raises StreamError when it holds none."""
+        """Locate the machine state. Raises StreamError if the snapshot has none."""
         if not snapshot.state_size:
             message = f"snapshot {snapshot.name!r} is of disks only, without a machine's state"
             raise StreamError(message, offset=snapshot.offset)
@@ -210,23 +216,23 @@ class MachineState(io.RawIOBase):
         self._cluster = 1 << image.cluster_bits
         self._entry = 16 if image.extended else 8
         self._covered = self._cluster // self._entry * self._cluster
-        """Bytes of disk or state that one L2 table maps."""
+        """The number of bytes of disk or state that one L2 table maps."""
         self._unit = self._cluster // qcow2.SUBCLUSTERS if image.extended else self._cluster
         self._first = -(-snapshot.disk_size // self._covered)
-        """The entry of the L1 table where the state begins."""
+        """The index of the L1 table entry where the state begins."""
         self._position = 0
         self._table: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True: the state is readable."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """Return True: the state is seekable."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Go to a place, which may be behind the end; return it. Raises ValueError."""
+        """Move to an offset, which may be past the end, and return it. Raises ValueError."""
         start = {
             os.SEEK_SET: 0,
             os.SEEK_CUR: self._position,
@@ -238,7 +244,11 @@ class MachineState(io.RawIOBase):
         return self._position
 
     def readinto(self, target: WriteableBuffer, /) -> int:
-        """What lies in one piece in the file, or is missing there. Raises StreamError."""
+        """Read one piece that is contiguous in the file, or zeros for clusters that the file does
+        not have.
+
+        Raises StreamError.
+        """
         left = max(0, self._snapshot.state_size - self._position)
         view = memoryview(target).cast("B")[:left]
         if not len(view):
@@ -260,7 +270,7 @@ class MachineState(io.RawIOBase):
         return len(view)
 
     def _places(self, number: int) -> npt.NDArray[np.int64]:
-        """Where in the file the clusters (or subclusters) stand that an L1 entry maps."""
+        """Return the file offsets of the clusters (or subclusters) that an L1 table entry maps."""
         if self._table[0] != number:
             self._table = (number, self._read_table(number))
         return self._table[1]

@@ -1,7 +1,8 @@
-"""Sources that cannot be sought in: pipes, and the content of compressed data.
+"""Readers for sources that are not seekable: pipes, and the content of compressed data.
 
-They give the bytes before damage first and raise behind them, so that a stream which ends before
-the damage is read to its end. What was read too far can be put back, and what is left be counted.
+They return the bytes before damage first and raise the error after them, so that a stream which
+ends before the damage can be read completely. Bytes that were read too far can be put back, and the
+remaining bytes can be counted.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 MAX_COUNTED = 64 << 20
-"""Bytes of content behind a stream that are decompressed in order to count them."""
+"""The most bytes of content after a stream that are decompressed in order to count them."""
 CHUNK = 128 << 10
-"""Compressed bytes that are read at once."""
+"""The number of compressed bytes that are read at once."""
 _STEP = 1 << 20
 GUESSED = (
     "nothing confirms where the stream ends: it describes no devices, and what follows the last "
@@ -29,10 +30,10 @@ GUESSED = (
 
 @dataclass(frozen=True)
 class Left:
-    """How many bytes stand behind a place: `count`, or more where that is not `exact`.
+    """The number of bytes after a position: `count`, or at least that many if it is not `exact`.
 
-    `layer`: the name of the compressed data behind which they stand; None: behind the stream
-    itself. `guessed`: nothing tells where it ends, and it may end before.
+    `layer` names the compressed data that the bytes follow; None means that they follow the stream
+    itself. `guessed` means that the end of the stream is not confirmed, and may be earlier.
     """
 
     count: int
@@ -41,7 +42,7 @@ class Left:
     guessed: bool = False
 
     def describe(self) -> str:
-        """Return one line."""
+        """Return a one-line description."""
         count = "1 byte" if self.count == 1 else f"{self.count} bytes"
         least = "" if self.exact else "at least "
         what = "stream" if self.layer is None else f"{self.layer} data"
@@ -49,12 +50,13 @@ class Left:
         return f"{least}{count} behind the end of the {what} {were} not looked at"
 
     def warning(self) -> str | None:
-        """Return what to warn of, in one line; None if it is known where the stream ends."""
+        """Return a one-line warning, or None if the end of the stream is known."""
         return GUESSED if self.guessed else None
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: bytes, exact, layer (null, or the name of a compression), warning (null, or a line:
-        nothing tells where the stream ends)."""
+        """Return a dictionary with the keys bytes, exact, layer (None, or the name of a
+        compression), warning (None, or a line that says that the end of the stream is a guess).
+        """
         return {
             "bytes": self.count,
             "exact": self.exact,
@@ -64,56 +66,58 @@ class Left:
 
 
 class Content(io.RawIOBase):
-    """The content of compressed data in `source`, which stands at `offset`; kinds derive from it.
+    """The content of compressed data in `source`, which is positioned at `offset`; a base class.
 
-    The data are one part (a frame, a file) or several that follow each other. What does not begin
-    as a part does stands behind the end, and is not looked at.
+    The data is one part (a frame, a file) or several concatenated parts. Bytes that do not begin a
+    part end the data, and are not examined.
     """
 
     def __init__(self, source: BinaryIO, offset: int, name: str) -> None:
         self._source = source
         self._offset = offset
-        """Where the source stands, as far as it was read."""
+        """The offset up to which the source was read."""
         self._error: StreamError | None = None
         self.name = name
         self.given = 0
-        """Bytes of content that were read."""
+        """The number of content bytes that were read."""
         self.part_start = 0
-        """Where in the content the present part began."""
+        """The offset in the content at which the current part began."""
         self.part_offset = offset
-        """Where in the compressed data it began."""
+        """The offset in the compressed data at which the current part began."""
         self.behind = b""
-        """Bytes that were read from the source, and stand behind the end of the data."""
+        """The bytes that were read from the source past the end of the data."""
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True: the content is readable."""
         return True
 
     def readinto(self, target: WriteableBuffer, /) -> int:
-        """What is at hand, at least a byte unless the end is reached. Raises StreamError."""
+        """Read the bytes that are available, at least one before the end. Raises StreamError."""
         if self._error is not None:
             raise self._error
         try:
             count = self._give(memoryview(target).cast("B"))
         except StreamError as error:
-            # Without all that the frames of the traceback hold.
+            # The traceback is dropped: its frames would keep their buffers in memory.
             self._error = error.with_traceback(None)
             raise
         self.given += count
         return count
 
     def _read(self) -> bytes:
-        """The next bytes of the source."""
+        """Return the next bytes of the source."""
         data = self._source.read(CHUNK)
         self._offset += len(data)
         return data
 
     def _give(self, view: memoryview) -> int:
-        """Fill the view as far as one step goes, with at least a byte; 0: the data have ended."""
+        """Fill the view as far as one step goes, with at least one byte; return 0 at the end of the
+        data.
+        """
         raise NotImplementedError
 
     def left(self, offset: int | None = None) -> Left:
-        """Count what stands in the source behind the end of the data, or from this offset on."""
+        """Count the bytes in the source after the end of the data, or from `offset` on."""
         read = 0 if offset is None else self._offset - offset
         if offset is None:
             give_back(self._source, self.behind)
@@ -123,7 +127,7 @@ class Content(io.RawIOBase):
 
 
 class Source(io.BufferedIOBase):
-    """Reads from what cannot be sought in; bytes may be put back."""
+    """A reader for a file that is not seekable; bytes can be put back into it."""
 
     def __init__(self, raw: BinaryIO | io.RawIOBase) -> None:
         self._raw: Any = raw
@@ -131,11 +135,11 @@ class Source(io.BufferedIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True: the source is readable."""
         return True
 
     def readinto1(self, target: WriteableBuffer, /) -> int:
-        """What is at hand, at least a byte unless the end is reached."""
+        """Read the bytes that are available, at least one before the end."""
         view = memoryview(target).cast("B")
         if self._back:
             count = min(len(view), len(self._back))
@@ -148,11 +152,11 @@ class Source(io.BufferedIOBase):
         return count
 
     def readinto(self, target: WriteableBuffer, /) -> int:
-        """As much as there is, see `fill`."""
+        """Read until `target` is full, or until the end or an error; return the number of bytes."""
         return fill(self, memoryview(target).cast("B"))
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """The next `size` bytes, or as many as there are before the end, or before damage."""
+        """Return the next `size` bytes, or as many as there are before the end or before damage."""
         everything = size is None or size < 0
         found, left = [], _STEP if size is None or size < 0 else size
         while left:
@@ -165,15 +169,17 @@ class Source(io.BufferedIOBase):
         return b"".join(found)
 
     def put_back(self, data: bytes) -> None:
-        """The last bytes that were read come again."""
+        """Put back the last bytes that were read, so that they are read again."""
         self._back = memoryview(data + bytes(self._back))
         self._position -= len(data)
 
     def left_behind(self, count: int, damage: StreamError | None) -> Left:
-        """Return what stands behind the place `count` bytes back, all of which was read since.
+        """Count the bytes after the position `count` bytes back; all bytes up to here were read
+        since.
 
-        `damage`: what was raised behind them. Raises it where it is of the part in which that place
-        is: a checksum at its end says that the stream is damaged.
+        `damage` is the error that was raised after them. It is raised again if it is in the same
+        compressed part as that position: a failed checksum at the end of the part means that the
+        stream is damaged.
         """
         if not isinstance(self._raw, Content):
             return Left(count)
@@ -184,10 +190,10 @@ class Source(io.BufferedIOBase):
         return Left(count) if count else self._raw.left()
 
     def left(self) -> Left:
-        """Count what stands behind the present place. Raises StreamError.
+        """Count the bytes after the current position. Raises StreamError.
 
-        The part of compressed data in which that place is, is read to its end, so that its checksum
-        is checked; damage behind it is not damage of the stream.
+        The compressed part at that position is read to its end to verify its checksum; damage after
+        that part is not damage of the stream.
         """
         if not isinstance(self._raw, Content):
             return Left(len(self._back), exact=False)
@@ -206,9 +212,9 @@ class Source(io.BufferedIOBase):
 
 
 def fill(stream: Any, view: memoryview) -> int:
-    """Read until the view is full or the stream ends; how many bytes.
+    """Read until the view is full or the stream ends, and return the number of bytes.
 
-    What arrived before an error is returned, and the error is raised when it is read again.
+    Bytes that arrive before an error are returned; the error is raised by the next call.
     """
     read = getattr(stream, "readinto1", stream.readinto)
     filled = 0
@@ -226,7 +232,7 @@ def fill(stream: Any, view: memoryview) -> int:
 
 
 def give_back(stream: BinaryIO, data: bytes) -> None:
-    """Let a stream stand before these last bytes that were read from it."""
+    """Move the stream back to before these bytes, which are the last that were read from it."""
     if stream.seekable():
         stream.seek(-len(data), os.SEEK_CUR)
     elif isinstance(stream, Source):
@@ -234,7 +240,7 @@ def give_back(stream: BinaryIO, data: bytes) -> None:
 
 
 def left_in(stream: BinaryIO) -> Left:
-    """Count what stands behind the present place of a stream. Raises StreamError."""
+    """Count the bytes after the current position of a stream. Raises StreamError."""
     if isinstance(stream, Source):
         return stream.left()
     if not stream.seekable():
@@ -244,11 +250,11 @@ def left_in(stream: BinaryIO) -> Left:
     stream.seek(place)
     origin = getattr(getattr(stream, "raw", None), "origin", None)
     if end <= place and origin is not None:
-        # All of it was copied from there.
+        # This is a temporary copy of all that was in `origin`, so the rest can only be there.
         return left_in(origin)
     return Left(max(0, end - place))
 
 
 def sought_or_source(file: BinaryIO) -> BinaryIO:
-    """What bytes can be put back into: the file itself where it can be sought in."""
+    """Return the file itself if it is seekable, or else a Source that wraps it."""
     return file if file.seekable() else cast(BinaryIO, Source(file))

@@ -1,6 +1,6 @@
-"""A stream that comes piece by piece, made one that can be sought in: a sparse temporary file.
+"""Makes a stream seekable: copies it piece by piece into a sparse temporary file.
 
-It has no name, so that nothing is left of it, whatever happens. It stands where TMPDIR says.
+The file has no name, so that nothing remains of it after a crash. TMPDIR sets its folder.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _PIECE = 1 << 20
-"""Bytes that are copied at once."""
+"""The number of bytes that are copied at once."""
 _GRAIN = 4096
-"""Bytes that become a hole where they are all zero."""
+"""The size in bytes of a block that becomes a hole if it is all zeros."""
 
 
 class SpoolError(CommandError):
-    """There is no room for the temporary file; one line."""
+    """There is no room for the temporary file; the message is one line."""
 
 
 class Spool(io.RawIOBase):
-    """What is left in `source`, at the places from `start` on; before that there is nothing.
+    """A seekable copy of the rest of `source`, placed at the offsets from `start` on, after a hole.
 
-    Where `source` fails with a StreamError, all before that is kept, and reading behind it raises
+    If `source` raises a StreamError, all bytes before it are kept, and reading past them raises
     that error. Raises SpoolError, OSError.
     """
 
@@ -57,9 +57,9 @@ class Spool(io.RawIOBase):
             ) from None
 
     def _copy(self, source: BinaryIO, place: int) -> int:
-        """The place behind the last byte."""
+        """Copy the source and return the offset after the last byte."""
         buffer = bytearray(_PIECE)
-        # One read at a time: what came before a failure is kept.
+        # A single read per call keeps the bytes that arrive before a failure.
         read = getattr(source, "readinto1", None) or source.readinto  # type: ignore[attr-defined]
         while True:
             try:
@@ -73,7 +73,7 @@ class Spool(io.RawIOBase):
             place += count
 
     def _write(self, piece: memoryview, place: int) -> None:
-        """All but what is zero."""
+        """Write the piece except for its zero blocks."""
         whole = len(piece) // _GRAIN * _GRAIN
         grains = np.frombuffer(piece[:whole], np.uint8).reshape(-1, _GRAIN)
         bounds = np.flatnonzero(np.diff(grains.any(axis=1), prepend=False, append=False))
@@ -87,15 +87,15 @@ class Spool(io.RawIOBase):
             piece, place = piece[count:], place + count
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True: the copy is readable."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """Return True: the copy is seekable."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """To any place, also behind the end."""
+        """Move to an offset, which may be past the end, and return it. Raises OSError."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._end}[whence]
         if base + offset < 0:
             raise OSError(errno.EINVAL, "a place before the beginning")
@@ -103,11 +103,13 @@ class Spool(io.RawIOBase):
         return self._position
 
     def tell(self) -> int:
-        """The place that is read next."""
+        """Return the offset that is read next."""
         return self._position
 
     def readinto(self, target: WriteableBuffer, /) -> int:
-        """What is there; behind the end nothing, or the StreamError that the source ended in."""
+        """Read the available bytes; at the end, read none or raise the StreamError that the source
+        ended with.
+        """
         view = memoryview(target).cast("B")
         count = os.preadv(self._fd, [view], self._position) if len(view) else 0
         if not count and len(view) and self._failure is not None:
@@ -116,7 +118,7 @@ class Spool(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        """Forget the copy."""
+        """Close and so delete the temporary file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -124,5 +126,5 @@ class Spool(io.RawIOBase):
 
 
 def spooled(source: BinaryIO, start: int = 0) -> BinaryIO:
-    """What is left in `source`, from the place `start` on, as a file that can be sought in."""
+    """Return the rest of `source` as a seekable file, placed at the offsets from `start` on."""
     return cast(BinaryIO, io.BufferedReader(Spool(source, start)))

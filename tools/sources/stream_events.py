@@ -1,4 +1,4 @@
-"""The events of a stream that can be read: piece by piece, in constant memory."""
+"""Reads the events of a stream piece by piece, in constant memory."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ if TYPE_CHECKING:
     from .channels import Channels
 
 PAGE_SIZE = 4096
-"""Bytes of a page, if nobody says otherwise."""
+"""The default page size in bytes."""
 PAGE_SIZES = [1 << bits for bits in range(MIN_PAGE_BITS, MAX_PAGE_BITS + 1)]
-"""Bytes that a page can have."""
+"""The possible page sizes in bytes."""
 
 PIECE = 4 << 20
-"""Bytes that are read at once."""
+"""The number of bytes that are read at once."""
 
 MAX_DEVICE_STATE = 1 << 30
-"""Bytes of device state of what cannot be sought in, if nobody says otherwise: so many, and as many
-bytes behind the stream, are kept in a temporary file until the end is known."""
+"""The default limit of device state in a stream that is not seekable, in bytes. That much state,
+and as many bytes after the stream, is kept in a temporary file until the end of the stream is
+known.
+"""
 
 
 @dataclass(frozen=True)
 class Behind:
-    """The last event where more stands in the same place, behind the end of the stream."""
+    """The last event, if more bytes follow the end of the stream in its file."""
 
     offset: int
     left: Left
@@ -48,12 +50,12 @@ Found: TypeAlias = events.Event | Behind
 
 @dataclass(frozen=True)
 class How:
-    """How a stream is to be read.
+    """Options that set how a stream is read.
 
-    `page_size`: bytes, where the stream does not say before its pages come; None: what the
-    description says, if it can be sought, else 4096. `max_device_state`: bytes of device state, and
-    of one piece of an unknown section; None: any number, or MAX_DEVICE_STATE of what cannot be
-    sought in.
+    `page_size` is the page size in bytes for a stream whose pages arrive before it is known; None
+    means the page size in the description of a seekable stream, or else 4096. `max_device_state`
+    limits the bytes of device state, and of one piece of an unknown section; None means no limit,
+    or MAX_DEVICE_STATE for a stream that is not seekable.
     """
 
     page_size: int | None = None
@@ -61,11 +63,11 @@ class How:
 
 
 USUALLY = How()
-"""As nobody says otherwise."""
+"""The default options."""
 
 
 class InPlace:
-    """Bytes of a file that can be sought in, from a place on up to its end: a Kept."""
+    """The bytes of a seekable file from an offset to its end; implements Kept."""
 
     def __init__(self, stream: BinaryIO, start: int) -> None:
         self._stream = stream
@@ -76,11 +78,11 @@ class InPlace:
 
     @property
     def size(self) -> int:
-        """How many bytes there are."""
+        """Return the number of bytes."""
         return self._size
 
     def append(self, data: memoryview) -> None:
-        """Do nothing: the bytes are there."""
+        """Do nothing: the bytes are already in the file."""
 
     def read(self, start: int, size: int) -> bytes:
         """Return `size` bytes from `start` on, or as many as there are."""
@@ -92,12 +94,12 @@ class InPlace:
             self._stream.seek(here)
 
     def part(self, start: int, size: int) -> Payload:
-        """Return the payload at `start`; a large one stays in the file, which has to stay open."""
+        """Return the payload at `start`; a large one stays in the file, which must remain open."""
         return self.read(start, size) if size <= LARGE else Part(self, start, size)
 
 
 class _Described:
-    """What the description says, asked before the stream is read up to it."""
+    """Looks up facts in the vmstate description before the stream is read up to it."""
 
     def __init__(self, stream: BinaryIO, start: int) -> None:
         self._all = InPlace(stream, start)
@@ -105,7 +107,9 @@ class _Described:
         self._sizes: dict[tuple[str, int], int] | None = None
 
     def size_of(self, offset: int, section_id: int, name: str, instance_id: int) -> int | None:
-        """Return the payload's bytes of a section, where its footer is then where it has to be."""
+        """Return the size of a section's payload in bytes, or None if its footer does not follow
+        there.
+        """
         size = self._look().get((name, instance_id))
         footer = section_footer(section_id)
         if size is None or self._all.read(offset + size, len(footer)) != footer:
@@ -113,13 +117,15 @@ class _Described:
         return size
 
     def page_size(self) -> int | None:
-        """Return the bytes of a page, if the description says so and they may be a page's."""
+        """Return the page size in bytes, or None if the description has no valid one."""
         self._look()
         size = None if self._last is None else self._last.json.get("page_size")
         return size if size in PAGE_SIZES else None
 
     def _look(self) -> dict[tuple[str, int], int]:
-        """Look for what may be the description, once; bytes of devices by name and instance id."""
+        """Search for the description, once; return the sizes of devices in bytes by name and
+        instance id.
+        """
         if self._sizes is None:
             self._last = next(candidates(self._all), None)
             listed = [] if self._last is None else self._last.devices
@@ -128,10 +134,10 @@ class _Described:
 
 
 class Reading:
-    """One stream as it is read: its events, and its bytes as they are.
+    """Reads one stream: its events, and the raw bytes that they were parsed from.
 
-    What can be sought in stays where it is; of what cannot, device state is kept
-    until the end (see `protocol.ending`), beyond some MiB in a temporary file.
+    A seekable stream is read in place. From one that is not, device state is kept until the end
+    (see `protocol.devices.ending`), in a temporary file if it is larger than a few MiB.
     """
 
     def __init__(
@@ -145,7 +151,7 @@ class Reading:
         self._start = stream.tell() if stream.seekable() else None
         self._damage: StreamError | None = None
         self._ended = False
-        """All of what cannot be sought in was read."""
+        """A flag which says that a stream that is not seekable was read to its end."""
         described = None if self._start is None else _Described(stream, self._start)
         limit = how.max_device_state
         if limit is None and described is None:
@@ -164,9 +170,9 @@ class Reading:
         return InPlace(self._stream, self._start + offset)
 
     def pieces(self) -> Iterator[tuple[list[events.Event], memoryview]]:
-        """Yield events, and the bytes of the stream that were read for them, up to its end.
+        """Yield events, and the bytes of the stream that they were parsed from, up to its end.
 
-        Both are valid until the next ones are asked for. Raises StreamError, OSError.
+        Both are valid until the next ones are requested. Raises StreamError, OSError.
         """
         buffer, kept, at = memoryview(bytearray(PIECE)), 0, 0
         while not self.reader.finished and (
@@ -182,7 +188,7 @@ class Reading:
             except StreamError as error:
                 if self.reader.keeping_from is None:
                     raise
-                # What holds the stream is damaged here, maybe behind the stream's own end.
+                # The compressed data is damaged here, possibly after the end of the stream itself.
                 self._damage, self._ended = error, True
                 break
             if not count:
@@ -205,7 +211,7 @@ class Reading:
         yield from self._last_pieces()
 
     def _last_pieces(self) -> Iterator[tuple[list[events.Event], memoryview]]:
-        """Yield what was kept up to the end: no piece of it was read before this."""
+        """Yield the bytes that were kept up to the end, in pieces, after the last events."""
         try:
             found = self.reader.close()
         except StreamError as error:
@@ -218,7 +224,7 @@ class Reading:
             yield [], memoryview(self.reader.kept.read(at - start, size))
 
     def left(self) -> Left:
-        """Return how much stands behind the stream, once all its events were read."""
+        """Count the bytes after the stream; call this after all its events were read."""
         return replace(self._left(), guessed=self.reader.guessed)
 
     def _left(self) -> Left:
@@ -235,10 +241,10 @@ class Reading:
         return Left(count + more.count, more.exact) if count else more
 
     def all_events(self) -> Iterator[Found]:
-        """Yield all events; the pages of a mapped-ram file come behind the list of RAM blocks.
+        """Yield all events; the pages of a mapped-ram file follow the list of RAM blocks.
 
-        Page data is valid until the next event is asked for. What stands behind the end of the
-        stream is counted; the last event says so. Raises StreamError, OSError.
+        Page data is valid until the next event is requested. If bytes follow the end of the stream,
+        or if that end is a guess, the last event is a Behind. Raises StreamError, OSError.
         """
         for found, _ in self.pieces():
             for event in found:
@@ -255,17 +261,17 @@ class Reading:
 def read_events(
     stream: BinaryIO, how: How = USUALLY, channels: Channels | None = None
 ) -> Iterator[Found]:
-    """Yield all events of a stream, and what stands behind it: see Reading.
+    """Yield all events of a stream, and a Behind if bytes follow it. Raises StreamError, OSError.
 
-    `channels`: those of a multifd migration whose main channel this is; their pages are put where
-    they belong.
+    `channels` are those of the multifd migration whose main channel this is; their pages are
+    inserted where they belong.
     """
     found = Reading(stream, how).all_events()
     return found if channels is None else channels.merge(found)
 
 
 def from_a_pipe(listed: events.RamBlocks) -> UnsupportedError:
-    """What is wrong with a mapped-ram stream that cannot be sought in."""
+    """Return the error for a mapped-ram stream that is not seekable."""
     message = "a mapped-ram stream is read from a file, not from a pipe"
     return UnsupportedError(message, offset=listed.offset, section=SECTION_NAME)
 
