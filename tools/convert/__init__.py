@@ -1,1 +1,1 @@
-"""A stream moved from one container into another."""
+"""Copies a stream from one container into another."""

@@ -1,7 +1,7 @@
-"""A stream into a mapped-ram file, and the stream of such a file into an ordinary one.
+"""Converts a stream to a mapped-ram file, and a mapped-ram file to an ordinary stream.
 
-Both take events as they are read, so memory use does not grow with the guest. See `mapped_ram` in
-`protocol/` for how such a file is laid out.
+Both conversions process events as they are read, so memory use does not grow with the guest. The
+module `mapped_ram` in `protocol/` describes the layout of such a file.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from ..console.failure import CommandError
 from ..rebuild.block_file import BlockFile
 
 ZERO_PAGES = 4096
-"""Zero pages of one piece of an ordinary stream."""
+"""The number of zero pages in one piece of an ordinary stream."""
 _STEP = 1 << 20
-"""Pages that are looked at at once."""
+"""The number of pages that are processed at once."""
 _FOR_A_CHANNEL = {CommandType.OPEN_RETURN_PATH, CommandType.PING, CommandType.POSTCOPY_ADVISE}
-"""Commands that make no sense in a file."""
+"""The commands that need a live connection, and are left out of a file."""
 
 
 class MappedError(CommandError):
-    """The stream cannot be put into a mapped-ram file; one line."""
+    """The stream cannot be converted to a mapped-ram file; the message is one line."""
 
 
 class MappedFile:
-    """Puts the events of a stream into a mapped-ram file, given by descriptor.
+    """Writes the events of a stream to a mapped-ram file, given by its descriptor.
 
-    `head`: what stands before the stream; nothing else is there up to now.
+    `head` has the bytes before the stream. The file must be empty.
     """
 
     def __init__(self, fd: int, head: bytes = b"") -> None:
@@ -50,11 +50,11 @@ class MappedFile:
         self._listed: events.RamBlocks | None = None
         self._capabilities: tuple[str, ...] = ()
         self._skipped = False
-        """Within a piece of `ram` of which nothing but its pages is kept."""
+        """A flag that is set in a part of the `ram` section of which only pages are kept."""
         self._put(0, head)
 
     def take(self, event: events.Event) -> None:
-        """The next event. Raises MappedError, StreamError, OSError."""
+        """Write the next event. Raises MappedError, StreamError, OSError."""
         if isinstance(event, (events.PageRun, events.EncodedRun)):
             self._files[event.block.name].take(event)
         elif isinstance(event, events.RamSection):
@@ -74,7 +74,7 @@ class MappedFile:
             self._write(event)
 
     def finish(self) -> int:
-        """The stream has ended: its bitmaps follow. Bytes of the stream."""
+        """Write the bitmaps at the end of the stream, and return the stream's size in bytes."""
         if self._listed is None:
             raise MappedError("the stream has no RAM")
         for block in self._listed.blocks:
@@ -102,7 +102,7 @@ class MappedFile:
             self._write(event)
 
     def _list(self, listed: events.RamBlocks) -> None:
-        """The list, with a place for each block."""
+        """Write the list of RAM blocks, and reserve a place for each block."""
         if not self._capabilities:
             raise MappedError("a mapped-ram file needs a configuration, the stream has none")
         offset, at, blocks = self._at - self._start, self._at + 8, []
@@ -144,7 +144,9 @@ class MappedFile:
 
 
 def plain_events(found: Iterable[events.Event]) -> Iterator[events.Event]:
-    """Those of an ordinary stream, from those of a mapped-ram file; zero pages come as such."""
+    """Yield the events of an ordinary stream from those of a mapped-ram file, with explicit zero
+    pages.
+    """
     capabilities: tuple[str, ...] = ()
     section_id, seen = 0, _Seen()
     for event in found:
@@ -176,8 +178,10 @@ def plain_events(found: Iterable[events.Event]) -> Iterator[events.Event]:
 
 
 def one_channel(found: Iterable[events.Event]) -> Iterator[events.Event]:
-    """Those of an ordinary stream, from those of a multifd migration, whose pages stand where they
-    belong already."""
+    """Yield the events of an ordinary stream from those of a multifd migration.
+
+    The pages of its channels must already be inserted where they belong.
+    """
     inserted = False
     for event in found:
         if isinstance(event, events.MultifdFlush):
@@ -185,7 +189,7 @@ def one_channel(found: Iterable[events.Event]) -> Iterator[events.Event]:
         if isinstance(event, events.MultifdRun):
             inserted = True
         elif inserted and isinstance(event, (events.PageRun, events.EncodedRun)):
-            # The block of the record before is another now.
+            # The record may no longer omit its block, because pages of another block precede it.
             inserted = False
             yield replace(event, continued=False)
             continue
@@ -193,14 +197,14 @@ def one_channel(found: Iterable[events.Event]) -> Iterator[events.Event]:
 
 
 def _next_piece(section_id: int) -> Iterator[events.Event]:
-    """The end of a piece of `ram`, and the beginning of another."""
+    """Yield the end of a piece of the `ram` section, and the beginning of the next piece."""
     yield events.EndOfRam(0)
     yield events.Footer(0, section_id)
     yield events.RamSection(0, SectionType.PART, section_id)
 
 
 class _Seen:
-    """Which pages a mapped-ram file has."""
+    """Tracks which pages a mapped-ram file has."""
 
     def __init__(self, listed: events.RamBlocks | None = None) -> None:
         self._listed = listed
@@ -216,7 +220,9 @@ class _Seen:
         self._pages[run.block_index][numbers] = True
 
     def unseen(self) -> Iterator[events.PageRun]:
-        """The other pages of the blocks that are there: they are zero."""
+        """Yield the pages that are not in the file, and so are zero, of all blocks that are
+        present.
+        """
         for index, pages in self._pages.items():
             assert self._listed is not None
             block, size = self._listed.blocks[index], np.uint64(self._listed.page_size)
@@ -231,7 +237,7 @@ def _with(configuration: events.Configuration, capabilities: set[str]) -> events
 
 
 def _described(event: events.Description, capabilities: tuple[str, ...]) -> events.Description:
-    """The description of a configuration with these capabilities."""
+    """Return the description with the configuration's capabilities replaced by these."""
     found = with_capabilities(event.json, capabilities)
     text = event.text if found == event.json else json.dumps(found).encode()
     return replace(event, text=text, json=found)

@@ -1,4 +1,4 @@
-"""A stream from one container into another; it is read, and so checked, as it goes by."""
+"""Copies a stream from one container into another, and checks it by reading it at the same time."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from ..sources.stream_events import USUALLY, Behind, Found, How, Reading, from_a
 from .mapped_stream import MappedFile, one_channel, plain_events
 
 FRAME = 1 << 20
-"""Bytes of stream in a zstd frame: `vmferry receive` decompresses frames of this size at once."""
+"""The bytes of stream in one zstd frame, a size that `vmferry receive` decompresses at once."""
 LEVEL = 3
-"""Of zstd; its own default."""
+"""The compression level of zstd, which is its own default."""
 SPARSE_IMAGE = "libvirt:sparse"
-"""A mapped-ram file behind libvirt's header."""
+"""The container name of a mapped-ram file after a libvirt header."""
 
 
 class ConvertError(CommandError):
-    """What is asked for cannot be made; one line."""
+    """The requested container cannot be written; the message is one line."""
 
 
 class Compressor(Protocol):
-    """What zlib, bz2 and lzma have."""
+    """The common interface of the zlib, bz2 and lzma compressors."""
 
     def compress(self, data: memoryview, /) -> bytes: ...
     def flush(self) -> bytes: ...
 
 
 class _Plain:
-    """Nothing is compressed."""
+    """A compressor that returns the data unchanged."""
 
     def compress(self, data: memoryview) -> bytes:
         return cast(bytes, data)
@@ -59,7 +59,7 @@ class _Plain:
 
 
 class _Frames:
-    """Frames behind each other, each of which says how much it holds."""
+    """A compressor that writes consecutive zstd frames with their content sizes."""
 
     def __init__(self) -> None:
         self._compressor = zstandard.ZstdCompressor(LEVEL, write_content_size=True)
@@ -79,7 +79,7 @@ COMPRESSORS: dict[str, Callable[[], Compressor]] = {
     "bzip2": bz2.BZ2Compressor,
     "xz": lzma.LZMACompressor,
 }
-"""By their names in a libvirt image."""
+"""The compressors by their names in a libvirt image."""
 CONTAINERS = {
     "plain": "raw",
     **{name: name for name in COMPRESSORS if name != "raw"},
@@ -88,20 +88,23 @@ CONTAINERS = {
     SPARSE_IMAGE: "sparse",
     MAPPED_RAM: "sparse",
 }
-"""What a stream can be put into, and its format there, by its name in a libvirt image."""
+"""The possible containers, and the format of the stream in each, by its name in a libvirt image."""
 
 
 @dataclass
 class Converted:
-    """What was written: `size` bytes of stream. `behind`: what stands behind the one read;
-    `arrivals`: which pages arrived."""
+    """The result of a conversion: `size` bytes of stream. `behind` counts the bytes after the
+    source stream; `arrivals` tracks which pages arrived.
+    """
 
     size: int = 0
     behind: Left | None = None
     arrivals: Arrivals = field(default_factory=Arrivals)
 
     def note(self, found: Iterable[Found]) -> Iterator[events.Event]:
-        """Keep what stands behind the stream, and pass on all other events."""
+        """Record the bytes after the stream and the arrived pages, and yield all events of the
+        stream.
+        """
         for event in found:
             if isinstance(event, Behind):
                 self.behind = event.left
@@ -113,11 +116,11 @@ class Converted:
 def convert(
     opened: Opened, out: Path, container: str, xml: str | None = None, how: How = USUALLY
 ) -> Converted:
-    """Write the stream to `out` (`-`: standard output), in one of CONTAINERS.
+    """Write the stream to `out` (`-` is standard output), in one of CONTAINERS.
 
-    `xml`: of the domain, for a libvirt image; None: what `opened` has. `how`: as in
-    `read_events`. A file is there only when all went well. Raises StreamError, CommandError,
-    OSError.
+    `xml` is the domain XML for a libvirt image; None uses that of `opened`. `how` has the options
+    of `read_events`. The file is only created if everything succeeds. Raises StreamError,
+    CommandError, OSError.
     """
     name = CONTAINERS[container]
     head = b""
@@ -154,10 +157,10 @@ def _to_mapped_ram(opened: Opened, out: Path, head: bytes, how: How) -> Converte
 
 
 def plain_stream(opened: Opened, how: How, into: Converted) -> Iterator[memoryview]:
-    """Yield the bytes of a stream up to its end, each piece valid until the next; those of a
-    mapped-ram file, and of a multifd migration, as an ordinary stream. Raises StreamError.
+    """Yield the bytes of a stream up to its end; each piece is valid until the next.
 
-    What stands behind the stream is noted in `into`.
+    A mapped-ram file or a multifd migration is converted to an ordinary stream. Bytes after the
+    stream are recorded in `into`. Raises StreamError.
     """
     stream, channels = opened.stream, opened.channels
     if channels is not None:
@@ -173,7 +176,7 @@ def plain_stream(opened: Opened, how: How, into: Converted) -> Iterator[memoryvi
 
 
 def is_mapped(stream: BinaryIO, how: How) -> bool:
-    """Whether it is a mapped-ram file; only what can be sought in may be. Raises StreamError."""
+    """Return whether the stream is a mapped-ram file; it has to be seekable. Raises StreamError."""
     if not stream.seekable():
         return False
     start = stream.tell()
@@ -184,9 +187,9 @@ def is_mapped(stream: BinaryIO, how: How) -> bool:
 
 
 def whole_stream(stream: BinaryIO, how: How, into: Converted) -> Iterator[memoryview]:
-    """Yield the bytes of a stream up to its end, as they are. Raises StreamError.
+    """Yield the unchanged bytes of a stream up to its end. Raises StreamError.
 
-    What stands behind the stream is noted in `into`.
+    Bytes after the stream are recorded in `into`.
     """
     reading = Reading(stream, how)
     for found, piece in reading.pieces():
@@ -201,12 +204,12 @@ def whole_stream(stream: BinaryIO, how: How, into: Converted) -> Iterator[memory
 
 @contextmanager
 def _output(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """What writes the next bytes of the file, or of standard output."""
+    """Open the file, or standard output, and yield a function that writes bytes to it."""
     with ExitStack() as stack:
         staged: Staged | None = None
         if str(path) == "-":
             output = stack.enter_context(click.open_file("-", "wb"))
-            # Nothing may wait in a buffer: it would fail again when the command ends.
+            # Buffered data would fail again when the command ends, so use the raw file.
             file, what = getattr(output, "raw", output), "standard output"
         else:
             staged, what = stack.enter_context(Staged()), str(path)
@@ -224,7 +227,7 @@ def _output(path: Path) -> Iterator[Callable[[bytes], None]]:
 
 
 def _domain_xml(old: SaveImage | None, given: str | None) -> str:
-    """The XML of a libvirt image: as given, else as the image had it that was read."""
+    """Return the XML for a libvirt image: the given one, or else that of the source image."""
     if given is None and old is None:
         raise ConvertError("a libvirt image needs the domain's XML: give --xml FILE")
     found = old.xml if given is None and old is not None else given
@@ -237,14 +240,14 @@ def _domain_xml(old: SaveImage | None, given: str | None) -> str:
 
 
 def _save_image_head(old: SaveImage | None, text: str, name: str) -> bytes:
-    """All that stands before the stream of a libvirt image; `old`: the one that was read."""
+    """Return everything before the stream of a libvirt image; `old` is the image that was read."""
     xml = text.encode() + b"\0"
     cookie = b"" if old is None or old.cookie is None else old.cookie.encode() + b"\0"
     running = old is None or old.was_running is not False
     length = len(xml) + len(cookie) + libvirt.PADDING
     if length > MAX_XML:
         raise ConvertError(f"{length} bytes of XML are more than {MAX_XML}")
-    # libvirt takes its own byte order, and turns what comes in the other one.
+    # libvirt writes the byte order of its host, and swaps a header in the other one.
     declaration = libvirt.HEADERS[sys.byteorder == "big"]
     header: bytes = declaration.build(
         {

@@ -1,1 +1,1 @@
-"""What is known of QEMU's machines: memory layout, processors, devices."""
+"""Tables and rules on QEMU's machines: memory layout, processors, devices."""

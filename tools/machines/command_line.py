@@ -1,8 +1,8 @@
-"""A QEMU command line that would take a stream: as far as the stream tells, the rest as comments.
+"""Builds a QEMU command line that would accept a stream; facts that are not in it become comments.
 
-Device sections carry the path of their device (`0000:00:03.0/virtio-net`); RAM blocks, the
-processors' sections and the configuration tell of the machine. Which device leaves which section is
-in the table of `device_table`.
+Device sections have the path of their device (`0000:00:03.0/virtio-net`). RAM blocks, the sections
+of processors and the configuration describe the machine. The table of `device_table` lists which
+device writes which section.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .table import is_of_a_device
 
 MIB = 1 << 20
 FIRMWARE_SIZES = (128 << 10, 256 << 10)
-"""Bytes of a PC's usual BIOS, by its age."""
+"""The usual sizes of a PC's BIOS in bytes; they depend on its age."""
 VIDEO_SIZE = 16 * MIB
 
 _PCI = re.compile(r"0000:00:([0-9a-f]{2}\.[0-7](?::[0-9a-f]{2}\.[0-7])*)(?:/(.*))?")
@@ -37,7 +37,7 @@ _USB = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 _SCSI = re.compile(r"([0-9]+):([0-9]+):([0-9]+)")
 
 _FAMILIES = {"pc-q35-": "q35", "pc-": "pc", "isapc": "isapc", "microvm": "microvm", "virt-": "virt"}
-"""Names that `device_table` has for machines, by the beginning of QEMU's."""
+"""The names of machine families in `device_table`, by the prefix of QEMU's machine names."""
 _SWITCHES = {
     "pc": {"hpet": "hpet=off", "pckbd": "i8042=off", "vmmouse": "vmport=off"},
     "q35": {
@@ -49,13 +49,15 @@ _SWITCHES = {
         "i8254": "pit=off",
     },
 }
-"""Options of a machine for sections of its own that a stream lacks."""
+"""The machine options that turn off a built-in device, by the section that the stream then lacks.
+"""
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a stream tells: its configuration, RAM blocks, device sections and description, and what
-    libvirt says of the guest."""
+    """The facts that a stream has on its machine: configuration, RAM blocks, device sections,
+    description, and the libvirt domain.
+    """
 
     configuration: events.Configuration | None
     blocks: Sequence[events.RamBlock]
@@ -66,34 +68,39 @@ class Told:
 
 @dataclass
 class Command:
-    """A command line: `program`, `options` (each with its value), and `comments`: lines on what
-    the stream does not tell."""
+    """A command line: the `program`, `options` (each with its value), and `comments`, which are
+    lines on facts that the stream does not have.
+    """
 
     program: str = "qemu-system-x86_64"
     options: list[tuple[str, ...]] = field(default_factory=list)
     comments: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        """As a shell takes it."""
-        # What is of the stream must not begin a line, or an option, of its own.
+        """Return the command as text for a shell."""
+        # Text from the stream must not be able to add a line or an option.
         lines = [f"# {' '.join(line.split())}" for line in self.comments]
         shown = [" ".join(map(shlex.quote, option)) for option in self.options]
         return "\n".join([*lines, " \\\n  ".join([self.program, *shown])])
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: program, options (each a list: its name and what it is set to), comments."""
+        """Return a dictionary with the keys program, options (each a list of its name and its
+        value), comments.
+        """
         options = [list(option) for option in self.options]
         return {"program": self.program, "options": options, "comments": self.comments}
 
 
 def command_for(told: Told, incoming: str) -> Command:
-    """Return the command line; `incoming`: how it gets the stream. Raises StreamError where the
-    devices are not as described."""
+    """Return the command line; `incoming` is the URI from which QEMU reads the stream.
+
+    Raises StreamError if the devices do not match their description.
+    """
     return _Builder(told).build(incoming)
 
 
 class _Builder:
-    """Puts a command line together."""
+    """Builds a command line from the facts of one stream."""
 
     def __init__(self, told: Told) -> None:
         self._told = told
@@ -109,13 +116,13 @@ class _Builder:
             (name for start, name in _FAMILIES.items() if self._machine.startswith(start)), ""
         )
         self._used: set[str] = set()
-        """RAM blocks that something brings."""
+        """The names of RAM blocks that an option creates."""
         self._ids: dict[str, str] = {}
-        """Ids given to devices, by their path."""
+        """The names of added devices, by their path."""
         self._media = 0
 
     def build(self, incoming: str) -> Command:
-        """All of it."""
+        """Return the complete command line, which gets the stream from `incoming`."""
         command = self._command
         self._head()
         self._memory()
@@ -176,7 +183,7 @@ class _Builder:
         self._add("-nodefaults")
         size = sum(block.length for block in main)
         sockets = self._slots(choice)
-        # What is plugged in has alignment to spare, and comes on top.
+        # Memory that is plugged in is added to the main memory, and needs room for alignment.
         virtio = [block for block in told.blocks if block.name in self._facts.virtio_mem]
         more = sum(block.length for block in [*choice.others, *virtio])
         room = size + 2 * more + (sockets << 30)
@@ -206,7 +213,7 @@ class _Builder:
             return Choice(choice.others, [])
 
     def _slots(self, choice: Choice) -> int:
-        """Slots for DIMMs that the machine has: its state has an entry for each."""
+        """Return the number of DIMM slots: the chipset's state has an entry for each."""
         entries = plugged.count_slots(self._told.sections, self._told.description)
         if entries is None and (choice.others or self._facts.virtio_mem):
             return len(choice.others) + len(self._facts.virtio_mem)
@@ -229,7 +236,7 @@ class _Builder:
                 self._guest, seen, choice, list(self._told.blocks), self._facts
             )
             placed = {each.block.name: each for each in found}
-        # NVDIMMs are in no slot of the chipset's state.
+        # The chipset's state has no slots for NVDIMMs.
         nvdimms = len(choice.others) - (self._facts.slots or 0)
         for number, block in enumerate(choice.others):
             self._backend(block, share)
@@ -299,7 +306,7 @@ class _Builder:
             if own and not self._is_added(section, known is None):
                 continue
             path, _, name = section.name.rpartition("/")
-            # Without a path, each is a device of its own.
+            # Each section without a path is a separate device.
             key = (path, "", 0) if path else ("", name, section.instance_id)
             names.setdefault(key, {})[name] = section
         for (path, _, _), found in names.items():
@@ -307,8 +314,7 @@ class _Builder:
                 self._device(path, found)
 
     def _is_added(self, section: events.DeviceSection, unknown: bool) -> bool:
-        """Whether it is a further one of those that the machine has; of a machine that nobody
-        knows, whether it is on a bus."""
+        """Return whether a section of an unknown machine is on a bus, so its device was added."""
         return unknown and _PCI.match(section.name) is not None
 
     def _device(self, path: str, sections: Mapping[str, events.DeviceSection]) -> None:
@@ -337,7 +343,7 @@ class _Builder:
     def _find(
         self, sections: Mapping[str, events.DeviceSection], bus: str, path: str
     ) -> list[Device]:
-        """At most one."""
+        """Return the likeliest device that has one of these sections, as a list of at most one."""
         for name, section in sections.items():
             what = identity(next(iter(pieces(section.payload)), b""))
             found = table().find(name, bus, what, deep=path.count(":") > 2)
@@ -374,7 +380,7 @@ class _Builder:
         return "pci" + (match[1] if match else path).replace(":", "-").replace(".", "_")
 
     def _roms(self, device: Device, path: str) -> str:
-        """What makes its RAM blocks as large as the stream's."""
+        """Return the properties that give the device's RAM blocks the sizes in the stream."""
         ours = {
             block.name.removeprefix(f"{path}/"): block.length
             for block in self._told.blocks
@@ -394,7 +400,7 @@ class _Builder:
         return text
 
     def _behind(self, path: str, inside: str, sections: Mapping[str, events.DeviceSection]) -> None:
-        """A device on a bus of a PCI device."""
+        """Add a device on a bus of a PCI device."""
         above = path[: -len(inside) - 1]
         scsi = _SCSI.fullmatch(inside)
         if _USB.fullmatch(inside) is not None:
@@ -412,7 +418,7 @@ class _Builder:
             self._say(f"{path}: which device this is is not known.")
 
     def _put(self, device: Device, path: str, name: str, place: str) -> None:
-        """An option for the device."""
+        """Add a -device option for the device."""
         options = name
         self._ids[path] = device.name
         match = _PCI.fullmatch(path)
@@ -429,7 +435,9 @@ class _Builder:
             self._say(f"{path or name}: a -netdev for {name}, with the source's features.")
 
     def _need(self, need: str, where: str) -> str:
-        """A property that the device does not start without."""
+        """Return the text of a property that the device requires, and add a comment on what it
+        refers to.
+        """
         if need in ("chassis", "chassis_nr"):
             self._media += 1
             return f",{need}={self._media}"
@@ -479,12 +487,12 @@ class _Builder:
 
 
 def _id(block: events.RamBlock) -> str:
-    """Of its backend."""
+    """Return the id of the block's memory backend."""
     return _value(block.name.removeprefix("/objects/"))
 
 
 def _value(text: str) -> str:
-    """As it stands in an option, whose parts commas part."""
+    """Return the text as an option value, with doubled commas because commas separate options."""
     return text.replace(",", ",,")
 
 
@@ -493,7 +501,7 @@ def _rom(name: str) -> bool:
 
 
 def _of_domain(domain: Domain) -> Iterator[str]:
-    """What the stream does not tell."""
+    """Yield lines from the domain XML on hardware that the stream does not describe."""
     root = domain.root
     cpu = root.find("cpu")
     if cpu is not None:
@@ -512,5 +520,5 @@ def _of_domain(domain: Domain) -> Iterator[str]:
 
 
 def _line(text: str) -> str:
-    """On one line: it is shown in a comment."""
+    """Return the text on one line, because it is shown in a comment."""
     return " ".join(text.split())

@@ -1,7 +1,7 @@
-"""A guest's processors, out of their device state: what they are, and their registers as notes.
+"""Reads a guest's processors from their device state: their type, and their registers as ELF notes.
 
-Which fields the state of a processor has was read off the descriptions of streams of QEMU 7.2 and
-10.0, of each target that can migrate.
+The fields in the state of a processor were taken from the descriptions of streams of QEMU 7.2 and
+10.0, for each target that supports migration.
 """
 
 from __future__ import annotations
@@ -25,24 +25,26 @@ from .table import TARGETS, Target
 SECTION_NAME = "cpu"
 
 Values = Mapping[str, Any]
-"""Fields of a processor by path."""
+"""The fields of a processor by path."""
 
 AARCH64_ID_REGISTERS = range(0x6030_0000_0013_C020, 0x6030_0000_0013_C040)
-"""Numbers that KVM's interface gives the registers ID_AA64PFR0_EL1 and those behind it; they are
-zero where a processor has no AArch64."""
+"""The numbers in KVM's interface of ID_AA64PFR0_EL1 and the registers after it; they are zero if a
+processor does not support AArch64.
+"""
 ARM_SCTLR = 0x6030_0000_0013_C080
 SCTLR_BIG_ENDIAN = 1 << 25
 PPC_LPCR = 318
 LPCR_LITTLE_ENDIAN = 1 << 25
-"""Interrupts are taken in little-endian order, as Linux sets it for its own."""
+"""The LPCR bit for interrupts in little-endian order, which a little-endian Linux sets."""
 MIPS_BIG_ENDIAN = 1 << 15
-"""In CP0's Config register."""
+"""The big-endian bit in CP0's Config register."""
 
 
 @dataclass(frozen=True)
 class Processors:
-    """What is known of all processors: what they are (None: the stream does not tell), how many
-    there are, of how many the registers are known, and the notes that hold these."""
+    """The facts on all processors: their `target` (None: not in the stream), their number, the
+    number of those with known registers, and the notes that contain these registers.
+    """
 
     target: Target | None
     count: int
@@ -53,8 +55,10 @@ class Processors:
 def look(
     sections: Iterable[DeviceSection], description: Description | None, *, damaged: bool = False
 ) -> Processors:
-    """Look at the sections of processors. Raises StreamError where one is not as described, but
-    for a stream that is `damaged`."""
+    """Read the sections of processors.
+
+    Raises StreamError if one does not match its description, unless the stream is `damaged`.
+    """
     decoder = Decoder(description)
     target, count = None, 0
     notes: list[tuple[bytes, bytes]] = []
@@ -76,14 +80,14 @@ def look(
             if write is not None:
                 notes.append(write(section.instance_id, values))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError):
-            # Not what its names promise: the description may say anything.
+            # The description may have any content: these fields are not what their names suggest.
             continue
     order = b"".join(first for first, _ in notes) + b"".join(second for _, second in notes)
     return Processors(target, count, len(notes), order)
 
 
 def _target(values: Values) -> Target | None:
-    """What a processor with these fields is; None: nothing that is known."""
+    """Return the target of a processor with these fields, or None if it is unknown."""
     for mark, find in _MARKS.items():
         if mark in values:
             return find(values)
@@ -91,12 +95,14 @@ def _target(values: Values) -> Target | None:
 
 
 def _wide(values: Values, path: str) -> bool:
-    """Whether an array of registers has 64 bits each: by its dtype."""
+    """Return whether each register in an array has 64 bits, by the array's dtype."""
     return bool(values[path].dtype.itemsize == 8)
 
 
 def _arm(values: Values) -> Target:
-    """AArch64, if it is in that state, or its identification says that it can be."""
+    """Return AArch64 if the processor is in that state or its identification shows support for it,
+    or else Arm.
+    """
     found = _arm_registers(values)
     state = _number(values["cpsr"])
     wide = not state & 0x10 or any(found.get(number) for number in AARCH64_ID_REGISTERS)
@@ -105,12 +111,12 @@ def _arm(values: Values) -> Target:
 
 
 def _profile(values: Values) -> str:
-    """`m`, if it is a microcontroller."""
+    """Return "m" for a microcontroller, or else ""."""
     return "m" if any(path.startswith("cpu/m/") for path in values) else ""
 
 
 def _arm_registers(values: Values) -> dict[int, int]:
-    """Its system registers by number; a microcontroller has none."""
+    """Return the system registers by number; a microcontroller has none."""
     numbers = values.get("cpreg_vmstate_indexes", ())
     found = values.get("cpreg_vmstate_values", ())
     return dict(zip(map(int, numbers), map(int, found), strict=True))
@@ -139,11 +145,14 @@ _MARKS: dict[str, Callable[[Values], Target]] = {
     "env.gregs": lambda values: TARGETS["sparc64" if _wide(values, "env.gregs") else "sparc"],
     "env.dregs": lambda _: TARGETS["m68k"],
 }
-"""By a field that no other processor has."""
+"""The functions that return the target, by a field that no other processor has."""
 
 
 def _x86_notes(number: int, values: Values) -> tuple[bytes, bytes]:
-    """Raises KeyError, TypeError, ValueError where a register is not there, or none."""
+    """Return the notes of an x86 processor.
+
+    Raises KeyError, TypeError, ValueError if a register is missing or invalid.
+    """
     wide = _wide(values, "env.regs")
     count = len(GENERAL) if wide else len(GENERAL) // 2
     found = [int(value) for value in values["env.regs"]]
@@ -182,13 +191,15 @@ def _aarch64_notes(number: int, values: Values) -> tuple[bytes, bytes]:
 
 
 def _vectors(values: Values) -> list[tuple[int, int]]:
-    """The registers of 128 bits, as two halves, the low one first."""
+    """Return the 128-bit registers, each as two halves of which the low one is first."""
     found = (values[f"cpu/vfp/env.vfp.zregs[{index}].d"] for index in range(32))
     return [(int(low), int(high)) for low, high, *_ in found]
 
 
 def _number(value: Any) -> int:
-    """One that the description calls by a type of its own: big-endian, as all are."""
+    """Return the number in a field with its own type in the description; such fields are
+    big-endian.
+    """
     return int.from_bytes(bytes(value), "big")
 
 
@@ -198,4 +209,4 @@ _NOTES: dict[str, Callable[[int, Values], tuple[bytes, bytes]]] = {
     "arm": _arm_notes,
     "aarch64": _aarch64_notes,
 }
-"""By target."""
+"""The functions that write the notes, by target."""

@@ -1,6 +1,6 @@
-"""The devices that a user can add to a machine, by what they leave in a stream.
+"""Looks up the devices that a user can add to a machine by the sections they write to a stream.
 
-`devices.json` is the table; `tests/qemu/make_devices.py` makes it by asking QEMUs.
+The table is `devices.json`, which `tests/qemu/make_devices.py` generates by querying QEMUs.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from functools import cache
 from importlib.resources import files
 
 VARIANTS = ("-transitional", "-non-transitional")
-"""Ends of names of the same device with other properties."""
+"""The suffixes in names of the same device with other properties."""
 USUAL = ("usb-tablet", "usb-storage", "scsi-hd")
-"""Names of those that most guests have, of devices that leave the same."""
+"""The names of the devices that most guests have, among devices that write the same sections."""
 MODERN_VIRTIO = range(0x1040, 0x1080)
-"""PCI device ids of a virtio device without the interface of before virtio 1.0."""
+"""The PCI device ids of virtio devices without the legacy interface from before virtio 1.0."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device by its name for -device; `bus`: what it is added to, "": nothing; `needs`:
-    properties that it does not start without, parted by commas; `sections`: its sections, without
-    their path; `identity`: of PCI, as `pci_identity` has it; `blocks`: sizes of its RAM blocks
-    without their path, of each QEMU asked."""
+    """A device. `name` is its name for -device; `bus` is the bus it is added to, or ""; `needs`
+    lists the properties that it requires, separated by commas; `sections` has its sections without
+    their path; `identity` is its PCI identity in the format of `pci_identity`; `blocks` has the
+    sizes of its RAM blocks, without their path, in each queried QEMU.
+    """
 
     name: str
     bus: str
@@ -35,17 +36,19 @@ class Device:
 
 @dataclass(frozen=True)
 class Devices:
-    """All of them; `machines`: sections that a machine has of its own, by its family;
-    `versions`: of the QEMUs that were asked."""
+    """The table of devices. `machines` has the sections that each machine family has of its own;
+    `versions` are those of the queried QEMUs.
+    """
 
     devices: tuple[Device, ...]
     machines: dict[str, frozenset[str]]
     versions: tuple[str, ...]
 
     def find(self, section: str, bus: str, identity: str = "", deep: bool = False) -> list[Device]:
-        """Return what may have left a section, the likeliest first.
+        """Return the devices that may have written a section, the likeliest first.
 
-        `deep`: it is behind a bridge, where a virtio device has no interface of before 1.0 anyway.
+        `deep` means that the device is behind a bridge, where a virtio device never has the legacy
+        interface.
         """
         found = [d for d in self.devices if section in d.sections and d.bus == bus]
         exact = [device for device in found if device.identity == identity] or [
@@ -62,7 +65,7 @@ class Devices:
 
 
 def _kind(identity: str) -> list[str]:
-    """Vendor, device and class."""
+    """Return vendor, device and class of a PCI identity."""
     parts = identity.split(":")
     return [*parts[:2], *parts[3:4]]
 
@@ -74,7 +77,7 @@ def _is_modern(identity: str) -> bool:
 
 @cache
 def table() -> Devices:
-    """Return the table, which is read once."""
+    """Return the table, which is read only once."""
     text = files(__package__).joinpath("devices.json").read_text(encoding="utf-8")
     found = json.loads(text)
     return Devices(

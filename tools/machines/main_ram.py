@@ -1,7 +1,7 @@
-"""Which RAM blocks of a stream are the guest's memory, and where the guest sees them.
+"""Finds the RAM blocks of a stream that are the guest's main memory, and their guest addresses.
 
-The stream hardly says either; both follow from the machine, by the table of `machines`. How a PC's
-memory is split was read off QEMU 7.2 and 10.0 (`info mtree -f`).
+The stream itself has hardly any data on this; both follow from the machine, by the table of
+`machines`. The split of a PC's memory was taken from QEMU 7.2 and 10.0 (`info mtree -f`).
 """
 
 from __future__ import annotations
@@ -21,25 +21,27 @@ from .table import Machine, is_of_a_device, table
 GIB = 1 << 30
 ABOVE_4G = 4 * GIB
 ADDRESS_HOLE = 0xFD_0000_0000
-"""On some hosts RAM that would reach this address begins at 1 TiB instead of 4 GiB."""
+"""The start of the address hole below 1 TiB: on some hosts, RAM that would reach it begins at 1 TiB
+instead of 4 GiB.
+"""
 PC = frozenset({"i386", "x86_64"})
-"""Targets whose memory is split around a hole."""
+"""The targets whose memory is split around a hole."""
 
 NODE_NAME = re.compile(r"(?:/objects/)?ram-node(\d{1,4})")
-"""Of the memory of a NUMA node, as libvirt calls it."""
+"""The name that libvirt gives the memory of a NUMA node."""
 
 
 class LayoutError(CommandError):
-    """It cannot be told; one line."""
+    """The memory layout cannot be determined; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Guest:
-    """What says where a guest's memory is, beside its blocks.
+    """The facts that determine a guest's memory layout, apart from its blocks.
 
-    `machine`: its name, "" if there is none; `target`: that of its QEMU, if it is known; `base`:
-    where memory begins, if the user says so; `max_below_4g`: what the machine was given as
-    max-ram-below-4g; `plugged`: addresses of memory that was plugged in, by the name of its block.
+    `machine` is the machine type, or ""; `target` is the target of its QEMU, if known; `base` is
+    the address at which memory begins, if the user gave it; `max_below_4g` is the machine's option
+    max-ram-below-4g; `plugged` has the addresses of memory that was plugged in, by block name.
     """
 
     machine: str = ""
@@ -50,13 +52,15 @@ class Guest:
 
     @property
     def machines(self) -> list[Machine]:
-        """What it may be, by the table."""
+        """Return the machines in the table that this one may be."""
         if not self.machine:
             return []
         return table().find(self.machine, self.target) or table().find(self.machine)
 
     def of(self, target: str | None) -> Guest:
-        """Return the same with this target, if that was not known and there is such a machine."""
+        """Return the guest with this target, if its own was unknown and the table has such a
+        machine.
+        """
         found = replace(self, target=target)
         known = table().find(self.machine, target)
         return found if self.target is None and known else self
@@ -64,20 +68,24 @@ class Guest:
 
 @dataclass(frozen=True)
 class Choice:
-    """`main`: the blocks that are the guest's memory, in their order there, None where RAM blocks
-    alone do not tell; `others`: those that may be memory too, plugged in; the first in the stream
-    first."""
+    """A choice of the RAM blocks that are the guest's memory.
+
+    `main` has the blocks of the main memory in the order of their addresses, or None if the RAM
+    blocks are not sufficient to determine it. `others` has the blocks that may be plugged-in
+    memory, in the order of the stream.
+    """
 
     main: list[RamBlock] | None
     others: list[RamBlock]
 
 
 def choose(blocks: Sequence[RamBlock], machines: Sequence[Machine] = ()) -> Choice:
-    """Choose from the blocks of a stream, by the names that machines and devices give theirs.
+    """Choose the main memory from the blocks of a stream, by the names that machines and devices
+    use.
 
-    Of several memory backends (NUMA) the order is known where blocks carry addresses
-    (x-ignore-shared: with nodes, where a block begins in the whole memory), or libvirt's names
-    (`ram-node0`). Raises LayoutError where none can be memory.
+    The order of several memory backends (NUMA) is known if blocks have addresses (x-ignore-shared:
+    with nodes, the offset of a block in the whole memory), or libvirt's names (`ram-node0`). Raises
+    LayoutError if no block can be memory.
     """
     found = {block.name: block for block in blocks}
     possible = [block for block in blocks if not is_of_a_device(block.name, machines)]
@@ -99,9 +107,10 @@ def choose(blocks: Sequence[RamBlock], machines: Sequence[Machine] = ()) -> Choi
 
 
 def memory_blocks(blocks: Sequence[RamBlock], machines: Sequence[Machine] = ()) -> list[RamBlock]:
-    """Return those that are the guest's memory, in their order there: with NUMA, one for each node.
+    """Return the blocks of the main memory in the order of their addresses; with NUMA, one for each
+    node.
 
-    Raises LayoutError where RAM blocks alone do not tell.
+    Raises LayoutError if the RAM blocks are not sufficient to determine them.
     """
     found = choose(blocks, machines)
     if found.main is None:
@@ -110,7 +119,7 @@ def memory_blocks(blocks: Sequence[RamBlock], machines: Sequence[Machine] = ()) 
 
 
 def unknown_order(blocks: Sequence[RamBlock]) -> LayoutError:
-    """Return what is to be raised where these blocks may all be memory."""
+    """Return the error to raise if all of these blocks may be memory."""
     names = ", ".join(block.name for block in blocks)
     options = " ".join(f"--block {block.name}" for block in blocks[:2])
     return LayoutError(
@@ -120,7 +129,7 @@ def unknown_order(blocks: Sequence[RamBlock]) -> LayoutError:
 
 
 def _by_address(blocks: Sequence[RamBlock]) -> list[RamBlock]:
-    """In the order of their addresses, where one follows the other; else none."""
+    """Return the blocks in the order of their addresses, or none unless they are contiguous."""
     if any(block.address is None for block in blocks):
         return []
     ordered = sorted(blocks, key=lambda block: block.address or 0)
@@ -130,17 +139,19 @@ def _by_address(blocks: Sequence[RamBlock]) -> list[RamBlock]:
 
 
 def _by_node(blocks: Sequence[RamBlock]) -> list[RamBlock]:
-    """Those with libvirt's names for memory of a node, in order; others are plugged in."""
+    """Return the blocks with libvirt's names for nodes, in their order; other blocks are plugged
+    in.
+    """
     named = [(NODE_NAME.fullmatch(block.name), block) for block in blocks]
     nodes = [(int(match[1]), block) for match, block in named if match]
     return [block for _, block in sorted(nodes, key=itemgetter(0))]
 
 
 def regions(guest: Guest, blocks: Sequence[RamBlock]) -> list[Region]:
-    """Return where the guest sees its memory: `blocks`, one behind the other.
+    """Return the guest addresses of `blocks`, which are in the guest's memory one after another.
 
-    By the machine, around the holes that it has; a single block where the stream says that it is
-    (x-ignore-shared), if that is not where the machine has its memory. Raises LayoutError.
+    They follow from the machine and its holes. A single block is at the address in the stream
+    (x-ignore-shared) if that is not where the machine has its memory. Raises LayoutError.
     """
     length = sum(block.length for block in blocks)
     address = blocks[0].address if len(blocks) == 1 else None
@@ -164,8 +175,9 @@ def regions(guest: Guest, blocks: Sequence[RamBlock]) -> list[Region]:
 
 
 def at(block: RamBlock, address: int, start: int = 0) -> Region:
-    """Return a whole block as the guest sees it at an address. Raises LayoutError where there is no
-    such address."""
+    """Return a whole block as the guest sees it at an address. Raises LayoutError if the block does
+    not fit there.
+    """
     if address + block.length > 1 << 64:
         raise LayoutError(f"RAM block {block.name} at {address:#x}: no such address")
     return Region(start, block.length, address)
@@ -221,7 +233,7 @@ def _pc_layout(guest: Guest, length: int) -> list[Region]:
 
 
 def _below_4g(guest: Guest, length: int) -> int:
-    """Bytes below the PCI hole, if there is more than that."""
+    """Return the number of bytes below the PCI hole, if there is more memory than that."""
     machine, limit = guest.machine, guest.max_below_4g
     if machine.startswith("pc-q35-"):
         # Less than 2.75 GiB is not split.
@@ -240,6 +252,8 @@ def _below_4g(guest: Guest, length: int) -> int:
 
 
 def _is_old_pc(machine: str) -> bool:
-    """Before 2.0, or for ISA alone: RAM is not split at a whole GiB."""
+    """Return whether the machine is from before 2.0, or ISA only: its RAM is not split at a whole
+    GiB.
+    """
     version = re.fullmatch(r"isapc|pc-(?:i440fx-)?([01])\.\d+", machine)
     return version is not None

@@ -1,7 +1,7 @@
-"""What a PCI device is, by the configuration space in its state.
+"""Identifies a PCI device by the configuration space in its state.
 
-Sources: "PCI Local Bus Specification" (revision 3.0), chapter 6.1; streams of QEMU, whose PCI
-devices begin with a be32, which is 2, and this space.
+Sources: "PCI Local Bus Specification" (revision 3.0), chapter 6.1; streams of QEMU, where the state
+of a PCI device begins with the be32 number 2 and this space.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ _SPACE = 4 + 256
 
 
 def identity(state: bytes) -> str:
-    """Return `VENDOR:DEVICE:SUBSYSTEM:CLASS:REVISION` in hexadecimal; "": it is no PCI device."""
+    """Return `VENDOR:DEVICE:SUBSYSTEM:CLASS:REVISION` in hexadecimal, or "" if it is not a PCI
+    device.
+    """
     if len(state) < _SPACE:
         return ""
     try:

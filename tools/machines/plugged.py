@@ -1,9 +1,9 @@
-"""Memory that was plugged into a guest (DIMMs, NVDIMMs, virtio-mem): what devices tell of it.
+"""Locates memory that was plugged into a guest (DIMMs, NVDIMMs, virtio-mem) from device state.
 
-A virtio-mem device says where its memory is. Of NVDIMMs the guest's ACPI tables tell, which are a
-RAM block of their own. A DIMM has no state: its slot is in that of the chipset, and its address
-follows from QEMU's rule of placement, where one block can only be at one place. Fields and rule
-were read off streams and `info memory-devices` of QEMU 7.2 and 10.0.
+The state of a virtio-mem device has its address. NVDIMMs are described in the guest's ACPI tables,
+which are a RAM block of their own. A DIMM has no state: its slot is in the state of the chipset,
+and its address follows from QEMU's rule of placement if only one address is possible. Fields and
+rule were taken from streams and `info memory-devices` of QEMU 7.2 and 10.0.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from ...protocol.formats.memory_image import Region
 from .main_ram import GIB, PC, Choice, Guest, at, unknown_order
 
 TABLES = "/rom@etc/acpi/tables"
-"""The RAM block of a guest's ACPI tables, which it can only read."""
+"""The name of the RAM block with a guest's ACPI tables, which the guest can only read."""
 MAX_TABLES = 16 << 20
-"""Bytes of them that are looked at."""
+"""The largest size in bytes of ACPI tables that are parsed."""
 MAX_LABEL = 64 << 20
-"""Bytes at the end of an NVDIMM's block that a guest does not see as memory."""
+"""The most bytes at the end of an NVDIMM's block that the guest does not see as memory."""
 ALIGNMENT = 2 << 20
-"""Bytes that an address is a multiple of."""
+"""The alignment of an address in bytes."""
 MAX_BLOCKS = 12
-"""RAM blocks among which those of the guest's memory are looked for by their sizes."""
+"""The most RAM blocks among which the main memory is searched for by size."""
 
 _SLOT = re.compile(r"(?:.*/)?(?:acpi_memory_hotplug|memhp_state)/devs\[\d+\]/is_enabled")
 _CLOCK = "mc146818rtc"
@@ -43,8 +43,9 @@ _NAMES = frozenset({_CLOCK, "acpi-ged"})
 
 
 class Plugged(NamedTuple):
-    """Memory at an address: the parts of a block that the guest sees. `span`: address and length
-    of what nothing else can be plugged into."""
+    """Memory at an address: the parts of a block that the guest sees. `span` has the address and
+    length of the range that is reserved for the block.
+    """
 
     block: RamBlock
     regions: list[Region]
@@ -52,27 +53,29 @@ class Plugged(NamedTuple):
 
 
 def whole(block: RamBlock, address: int) -> Plugged:
-    """Return all of a block, at an address. Raises LayoutError where there is no such address."""
+    """Return a whole block at an address. Raises LayoutError if the block does not fit there."""
     return Plugged(block, [at(block, address)], (address, block.length))
 
 
 class LeftOut(NamedTuple):
-    """Memory that is left out, and why: one line that says what would place it."""
+    """Memory that is left out of the output, and a line that says why and how to place it."""
 
     block: RamBlock
     why: str
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: block, length, why."""
+        """Return a dictionary with the keys block, length, why."""
         return {"block": self.block.name, "length": self.block.length, "why": self.why}
 
 
 @dataclass
 class Facts:
-    """What devices tell. `slots`: how many DIMMs are plugged in, None: nobody tells; `ram_size`:
-    bytes of memory without them, by the clock's CMOS; `virtio_mem`: what is plugged in of each such
-    block by its name, None: its device does not tell; `nvdimms`: address and length of each;
-    `hidden`: whether some memory takes an address and has no RAM block."""
+    """The facts that devices have on memory. `slots` is the number of DIMMs that are plugged in, or
+    None if unknown; `ram_size` is the size in bytes of the main memory, by the clock's CMOS;
+    `virtio_mem` has the plugged-in parts of each virtio-mem block by its name, or None if unknown;
+    `nvdimms` has the address and length of each NVDIMM; `hidden` means that some memory takes an
+    address but has no RAM block.
+    """
 
     slots: int | None = None
     ram_size: int | None = None
@@ -82,17 +85,17 @@ class Facts:
 
     @property
     def plugged(self) -> int:
-        """How many blocks DIMMs and NVDIMMs have."""
+        """Return the number of blocks that DIMMs and NVDIMMs have."""
         return (self.slots or 0) + len(self.nvdimms)
 
 
 def is_told_by(section: DeviceSection) -> bool:
-    """Whether a device section tells anything of this."""
+    """Return whether a device section has facts on memory."""
     return section.name in _NAMES or section.name.endswith(_SUFFIXES)
 
 
 def may_be_plugged(name: str) -> bool:
-    """Whether a RAM block that is a device's may be that of a virtio-mem device, by its name."""
+    """Return whether a device's RAM block may belong to a virtio-mem device, by its name."""
     return "/" in name[1:] and not name.startswith("/") and not name.endswith((".rom", "vram"))
 
 
@@ -104,8 +107,10 @@ def look(
     *,
     damaged: bool = False,
 ) -> Facts:
-    """Look at the devices, all RAM blocks, and the guest's ACPI tables. Raises StreamError where
-    a device is not as described, but for a stream that is `damaged`."""
+    """Collect the facts from the devices, all RAM blocks, and the guest's ACPI tables.
+
+    Raises StreamError if a device does not match its description, unless the stream is `damaged`.
+    """
     decoder, facts = Decoder(description), Facts(nvdimms=nfit.ranges(tables))
     virtio: dict[str, list[DeviceSection]] = {}
     for section in sections:
@@ -131,7 +136,7 @@ def look(
 
 
 def _note(facts: Facts, section: DeviceSection, decoder: Decoder) -> None:
-    """What a device other than virtio-mem tells."""
+    """Add the facts in a device section that is not of virtio-mem."""
     if section.name.endswith("/virtio-pmem"):
         facts.hidden = True
     elif section.name == _CLOCK:
@@ -142,13 +147,13 @@ def _note(facts: Facts, section: DeviceSection, decoder: Decoder) -> None:
 
 
 def _slots(decoder: Decoder, section: DeviceSection) -> list[bool]:
-    """Whether each slot for a DIMM has one."""
+    """Return whether a DIMM is plugged in, for each slot."""
     fields = leaves(decoder.decode(section))
     return [bool(each.value) for path, each in fields if _SLOT.fullmatch(path)]
 
 
 def count_slots(sections: Iterable[DeviceSection], description: Description | None) -> int | None:
-    """Return how many slots for DIMMs a machine has; None: nobody tells. Raises StreamError."""
+    """Return the number of DIMM slots of a machine, or None if unknown. Raises StreamError."""
     decoder = Decoder(description)
     counts = [
         len(_slots(decoder, section))
@@ -159,7 +164,7 @@ def count_slots(sections: Iterable[DeviceSection], description: Description | No
 
 
 def _size_in_cmos(fields: dict[str, Any]) -> int | None:
-    """Bytes of memory that a PC's firmware finds there; a guest may write it, too."""
+    """Return the size of memory in bytes in a PC's CMOS, or None. The guest can change it, too."""
     if "cmos_data" not in fields:
         return None
     data = fields["cmos_data"].value
@@ -172,9 +177,10 @@ def _size_in_cmos(fields: dict[str, Any]) -> int | None:
 
 
 def settle(choice: Choice, facts: Facts) -> Choice:
-    """Return the choice with its main blocks, where devices tell what RAM blocks alone did not.
+    """Return the choice with its main blocks, determined from devices if RAM blocks were not
+    sufficient.
 
-    Raises LayoutError where they do not.
+    Raises LayoutError if devices are not sufficient, either.
     """
     if choice.main is not None:
         return choice
@@ -189,7 +195,8 @@ def settle(choice: Choice, facts: Facts) -> Choice:
     ]
     if len({tuple(block.length for block in some) for some in fitting}) != 1:
         raise unknown_order(largest_first)
-    # Blocks of one size stand in the order in which they were made: memory is made before DIMMs.
+    # Blocks of the same size are in the order of their creation, and main memory is created before
+    # DIMMs.
     main = fitting[0]
     if len(main) > 1:
         raise unknown_order(main)
@@ -197,7 +204,7 @@ def settle(choice: Choice, facts: Facts) -> Choice:
 
 
 def _fits(main: Sequence[RamBlock], listed: Sequence[RamBlock], facts: Facts) -> bool:
-    """Whether these are as large as the memory, and NVDIMMs are among the others."""
+    """Return whether these blocks have the size of main memory, and the others have all NVDIMMs."""
     rest = [block for block in listed if block not in main]
     for _, length in facts.nvdimms:
         found = _of_nvdimm(rest, length)
@@ -209,7 +216,7 @@ def _fits(main: Sequence[RamBlock], listed: Sequence[RamBlock], facts: Facts) ->
 
 
 def _of_nvdimm(blocks: Sequence[RamBlock], length: int) -> list[RamBlock]:
-    """Those that may be the one of an NVDIMM that the guest sees as so long."""
+    """Return the blocks that may belong to an NVDIMM with this length in the guest."""
     exact = [block for block in blocks if block.length == length]
     labelled = [block for block in blocks if 0 < block.length - length <= MAX_LABEL]
     return exact or labelled
@@ -218,9 +225,11 @@ def _of_nvdimm(blocks: Sequence[RamBlock], length: int) -> list[RamBlock]:
 def place(
     guest: Guest, main: list[Region], choice: Choice, blocks: Sequence[RamBlock], facts: Facts
 ) -> tuple[list[Plugged], list[LeftOut]]:
-    """Place what was plugged in: what is at an address, and what is left out.
+    """Determine the addresses of memory that was plugged in; return what is placed and what is left
+    out.
 
-    `main`: where the guest sees the blocks of the choice; `blocks`: all of the stream.
+    `main` has the guest addresses of the choice's main blocks; `blocks` are all blocks of the
+    stream.
     """
     placed: list[Plugged] = []
     left: list[LeftOut] = []
@@ -244,7 +253,9 @@ def place(
 
 
 def _told(guest: Guest, block: RamBlock) -> list[int]:
-    """Its address, if something else than the stream says it."""
+    """Return the address of the block, if it is known from outside the stream, as a list of at most
+    one.
+    """
     address = guest.plugged.get(block.name.removeprefix("/objects/"))
     return [] if address is None else [address]
 
@@ -252,8 +263,11 @@ def _told(guest: Guest, block: RamBlock) -> list[int]:
 def virtio_mem(
     block: RamBlock, sections: Iterable[DeviceSection], decoder: Decoder
 ) -> Plugged | None:
-    """Return what of a block of virtio-mem is plugged in (it may be nothing), and where; None: its
-    sections do not tell. Raises StreamError where one is not as described."""
+    """Return the plugged-in parts of a virtio-mem block (possibly none) and their addresses, or
+    None if its sections do not have them.
+
+    Raises StreamError if a section does not match its description.
+    """
     states = (protocol.read_state(section, block.length, decoder) for section in sections)
     state = next((state for state in states if state is not None), None)
     if state is None or state.address + block.length > 1 << 64:
@@ -270,7 +284,7 @@ def virtio_mem(
 def _dimms(
     guest: Guest, main: list[Region], blocks: list[RamBlock], facts: Facts, placed: list[Plugged]
 ) -> tuple[list[Plugged], list[LeftOut]]:
-    """By the rule: the first place that is free, from the end of memory on."""
+    """Place DIMMs by QEMU's rule: at the first free address after the end of memory."""
     base = _base_for_dimms(guest, main)
     if base is None:
         why = "where this machine has memory that is plugged in is not known"
@@ -312,14 +326,14 @@ def _hint(why: str, block: RamBlock) -> str:
 
 
 def unplaced(block: RamBlock) -> LeftOut:
-    """Return what is said of memory that is left out of a raw image."""
+    """Return the entry for memory that is left out of a raw image."""
     size = format_size(block.length)
     why = f"{block.name} ({size}) is left out: it may be memory that was plugged in"
     return LeftOut(block, f"{why}; --format elf or --block {block.name} extracts it")
 
 
 def not_brought(block: RamBlock) -> LeftOut:
-    """Return what is said of memory that the stream left out as shared."""
+    """Return the entry for memory that the stream left out as shared."""
     size = format_size(block.length)
     return LeftOut(
         block, f"{block.name} ({size}) is left out: the stream does not bring it (shared)"

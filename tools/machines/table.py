@@ -1,8 +1,8 @@
-"""The machines that QEMU knows: their processors, and which of their RAM blocks is the memory.
+"""Looks up QEMU's machines: their processors, and which of their RAM blocks is the main memory.
 
-`machines.json` is the table; `tests/qemu/make_machines.py` makes it by asking QEMUs, whose versions
-stand in it. Names of machines begin alike (`virt` of Arm, of m68k, of RISC-V): a name may stand for
-several, which their RAM blocks and their processors tell apart.
+The table is `machines.json`, which `tests/qemu/make_machines.py` generates by querying QEMUs; it
+contains their versions. A name may match several machines (`virt` of Arm, of m68k, of RISC-V),
+which are distinguished by their RAM blocks and processors.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from ...protocol.formats.memory_image import Processor
 
 _VERSION = re.compile(r"-\d[\w.]*$")
 _VENDOR = re.compile(r"\+pve\d+$")
-"""What Proxmox VE adds to a name."""
+"""The suffix that Proxmox VE appends to a machine name."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of processor by the name that QEMU's programs have for it (`qemu-system-NAME`), and
-    what an ELF core says of it."""
+    """A type of processor. `name` is its name in QEMU's programs (`qemu-system-NAME`), `processor`
+    its description in an ELF core.
+    """
 
     name: str
     processor: Processor
 
     def of(self, little: bool) -> Target:
-        """Return the same in this byte order."""
+        """Return this target with the given byte order."""
         return Target(self.name, self.processor._replace(little=little))
 
 
@@ -74,16 +75,16 @@ TARGETS = {
         _target("xtensaeb", 94, 32, big=True),
     )
 }
-"""By name. The numbers are those of the ELF registry (`EM_...`)."""
+"""The targets by name. The numbers are those of the ELF registry (`EM_...`)."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What is known of machines of these `names`, which programs of these `targets` have.
+    """An entry of the table for machines with these `names`, in programs of these `targets`.
 
-    `memory`: the RAM blocks that are the memory, where no memory backend has another name;
-    `others`: names of blocks that are not. `windows`: addresses that memory fills one behind the
-    other, each with a length in bytes (None: the last); None: not known, or split as on a PC.
+    `memory` names the RAM blocks that are the main memory, unless a memory backend has another
+    name; `others` names blocks that are not. `windows` has the address ranges that memory fills one
+    after another, each with a length in bytes (None: the last); None: unknown, or split as on a PC.
     """
 
     names: frozenset[str]
@@ -95,29 +96,34 @@ class Machine:
 
 @dataclass(frozen=True)
 class Table:
-    """All machines; `devices`: names of RAM blocks that devices bring; `versions`: of the QEMUs
-    that were asked."""
+    """The table of machines. `devices` names the RAM blocks that devices create; `versions` are
+    those of the queried QEMUs.
+    """
 
     machines: tuple[Machine, ...]
     devices: frozenset[str]
     versions: tuple[str, ...]
 
     def find(self, name: str, target: str | None = None) -> list[Machine]:
-        """Return what a stream's machine may be: by its name, or else by its name but for the
-        version (`pc-q35-99.0`, `pc-i440fx-jammy`)."""
+        """Return the machines that a stream's machine name may stand for.
+
+        If the exact name is unknown, its version is ignored (`pc-q35-99.0`, `pc-i440fx-jammy`).
+        """
         bare = _VENDOR.sub("", name)
         fitting = [m for m in self.machines if target is None or target in m.targets]
         return [m for m in fitting if bare in m.names] or _of_family(fitting, bare)
 
     @property
     def others(self) -> frozenset[str]:
-        """Names of blocks that are the memory of no machine."""
+        """Return the names of blocks that are not the main memory of any machine."""
         found = self.devices.union(*(machine.others for machine in self.machines))
         return found.difference(*(machine.memory for machine in self.machines))
 
 
 def _of_family(machines: Iterable[Machine], name: str) -> list[Machine]:
-    """Those with the newest version of the longest name that this one begins with."""
+    """Return the machines with the newest version of the longest family name that `name` begins
+    with.
+    """
     found: dict[str, list[Machine]] = {}
     for machine in machines:
         for known in machine.names:
@@ -145,7 +151,7 @@ def _newest(machine: Machine, family: str) -> tuple[int, ...]:
 
 @cache
 def table() -> Table:
-    """Return the table, which is read once."""
+    """Return the table, which is read only once."""
     text = files(__package__).joinpath("machines.json").read_text(encoding="utf-8")
     found = json.loads(text)
     machines = tuple(
@@ -162,8 +168,11 @@ def table() -> Table:
 
 
 def is_of_a_device(name: str, machines: Collection[Machine]) -> bool:
-    """Whether a RAM block's name is one that a device, or one of these machines (none: any), gives
-    a block that is not the guest's memory."""
+    """Return whether a RAM block's name is one that a device or a machine uses for a block that is
+    not main memory.
+
+    `machines` are the possible machines; if it is empty, all machines are possible.
+    """
     if "/" in name.removeprefix("/objects/"):
         return True
     if any(name in machine.memory for machine in machines):

@@ -1,1 +1,1 @@
-"""A damaged stream: what survived, and in which state each page is."""
+"""Reads damaged streams: finds what survived, and tracks the state of each page."""

@@ -1,6 +1,6 @@
-"""What is known of each page of a RAM block in a damaged stream: a byte a page.
+"""Tracks the state of each page of a RAM block in a damaged stream, in one byte per page.
 
-Memory is taken only where pages arrived, whatever a stream says of the size of its RAM.
+Memory is only used for the parts that arrive, whatever RAM size a stream claims.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from ..console.failure import CommandError
 from .survival import MAX_RANGES, Pages
 
 _STEP = 1 << 20
-"""Pages that are looked at at once."""
+"""The number of pages that are processed at once."""
 
 Numbers = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
 
 
 class State(IntEnum):
-    """What is known of a page."""
+    """The state of a page."""
 
     NEVER = 0
     SOUND = 1
     DAMAGED = 2
-    """It arrived, but damage may have touched it, or what it was changed from."""
+    """The page arrived, but it, or the base that it was decoded against, may be damaged."""
     STALE = 3
-    """It is sound, but a newer version may have been lost."""
+    """The page is sound, but a newer version may have been lost."""
     GUESSED = 4
-    """It is likely that it belongs here, but not certain."""
+    """The page likely belongs here, but this is not certain."""
 
 
 class PageStates:
-    """The states of the pages 0 to `count` - 1 of a block; none arrived at first.
+    """The states of the pages 0 to `count` - 1 of a block; at first no page has arrived.
 
-    `zero`: pages that never arrive are zero, as those of a mapped-ram file are. Raises CommandError
-    where the machine does not promise the memory.
+    `zero` means that pages that never arrive are zero, as in a mapped-ram file. Raises CommandError
+    if the machine cannot reserve the memory.
     """
 
     def __init__(self, count: int, *, zero: bool) -> None:
@@ -52,17 +52,19 @@ class PageStates:
             raise CommandError(message) from None
 
     def put(self, numbers: Numbers, state: State) -> None:
-        """Say so of these pages (n,)."""
+        """Set the state of these pages (n,)."""
         self._states[numbers] = state
 
     def change(self, numbers: Numbers, state: State) -> None:
-        """Say so of pages that were changed: sound ones alone can be."""
+        """Set the state of pages (n,) that were changed; guessed pages stay so, and only sound ones
+        can be changed without damage.
+        """
         old = self._states[numbers]
         found = np.where(old == State.SOUND, state, State.DAMAGED)
         self._states[numbers] = np.where(old == State.GUESSED, old, found)
 
     def miss(self, pages: Numbers | slice) -> None:
-        """Say that these pages, or the slice of them, are not in a mapped-ram file."""
+        """Mark these pages, or the slice of them, as missing in a mapped-ram file."""
         if isinstance(pages, slice):
             self._missed.append((pages.start, pages.stop))
         else:
@@ -73,7 +75,7 @@ class PageStates:
         return bool((self._states[numbers] != State.NEVER).any())
 
     def doubt(self, start: int, end: int, state: State) -> None:
-        """Say so of all sound pages in a range."""
+        """Set the state of all sound pages in a range; STALE is set for guessed pages, too."""
         for first in range(start, end, _STEP):
             some = self._states[first : min(first + _STEP, end)]
             sound = some == State.SOUND
@@ -83,16 +85,22 @@ class PageStates:
                 some[sound] = state
 
     def doubt_some(self, numbers: Numbers) -> None:
-        """Say of those of these pages (n,) that the block has, and that are sound: maybe stale."""
+        """Mark the sound ones of these pages (n,) as stale; numbers outside of the block are
+        ignored.
+        """
         inside = numbers[numbers < self.count]
         self._states[inside[self._states[inside] == State.SOUND]] = State.STALE
 
     def lost(self, page_size: int, plugged: Mask | None) -> Pages:
-        """Return the pages that never arrived, or are damaged; `plugged` (n,): which are memory."""
+        """Return the pages that never arrived or are damaged; `plugged` (n,) shows which are
+        memory.
+
+        None means that all pages are memory.
+        """
         return self._pages(self._lost(plugged), page_size)
 
     def having(self, state: State, page_size: int) -> Pages:
-        """Return the pages of a state."""
+        """Return the pages with this state."""
         return self._pages(((start, some == state) for start, some in self._pieces()), page_size)
 
     def _lost(self, plugged: Mask | None) -> Iterator[tuple[int, Mask]]:

@@ -1,4 +1,4 @@
-"""The events of a damaged stream: as far as it is sound, then all that is found behind damage."""
+"""Yields the events of a damaged stream: those before the damage, then those found after it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from .survey import Survey
 
 
 class Salvager:
-    """Reads one stream that may be damaged; `survey` knows in the end what became of it.
+    """Reads a stream that may be damaged; at the end, `survey` has the fate of its pages and
+    devices.
 
-    `error`: what was wrong first; None: nothing.
+    `error` is the first error, or None.
     """
 
     def __init__(self, stream: BinaryIO, survey: Survey, how: How = USUALLY) -> None:
@@ -30,11 +31,11 @@ class Salvager:
         self._progress = Progress(0)
         self._seen: list[tuple[str, int]] = []
         self._ram_end: int | None = None
-        """Where the last section ended that was read."""
+        """The offset at which the last section that was read ended."""
         self.error: StreamError | None = None
 
     def read(self) -> Iterator[Salvaged | Found]:
-        """Yield all that can be had. Raises StreamError where that is nothing; OSError."""
+        """Yield all events that can be read. Raises StreamError if there are none; OSError."""
         found = self._reading.all_events()
         try:
             for event in found:
@@ -70,7 +71,11 @@ class Salvager:
         yield from self._found(self._tail(self._ram_end if ram.ended else None))
 
     def _salvage_list(self) -> Iterator[Salvaged]:
-        """The blocks of a mapped-ram file whose entries come before the damage."""
+        """Yield the blocks of a mapped-ram file whose list is damaged, and the pages of these
+        blocks.
+
+        Blocks after the damage are unknown. Raises the first error if there are no such blocks.
+        """
         assert self.error is not None
         blocks = self._reader.ram.block_list
         if not blocks.blocks or not blocks.mapped:
@@ -115,7 +120,7 @@ class Salvager:
 
     def _read_at(self, position: int, size: int) -> bytes:
         self._stream.seek(self._start + position)
-        # Compressed data that is damaged ends in an error behind what is sound.
+        # Damaged compressed data raises an error after its sound bytes, so do not read past these.
         size = max(0, min(size, self._size() - position))
         self._stream.seek(self._start + position)
         return self._stream.read(size)

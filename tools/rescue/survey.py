@@ -1,8 +1,8 @@
-"""Takes what comes of a damaged stream, and knows in the end what became of each page.
+"""Tracks the pages of a damaged stream, to determine which ones were lost.
 
-A page is sent at most once in a round, in the order of blocks and of addresses. So what a damaged
-piece held lies between the pages before and behind it. A page of these that never arrives is lost.
-One that had arrived before may be stale: a newer version of it may have been lost.
+A page is sent at most once in a round, in the order of blocks and addresses. So the pages in a
+damaged piece lie between the pages before and after it. Any of them that never arrives is lost. Any
+that arrived earlier may be stale: a newer version of it may have been lost.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from .page_states import PageStates, State
 from .survival import BlockSurvival, Piece, Survival
 
 _MAX_OF_ONE_ROUND = 64 << 10
-"""Bytes of a stream that are taken to hold no more than pages of one round."""
+"""The most bytes of a lost piece that is assumed to contain only pages of one round."""
 _NUMBER_BITS = 48
-"""Bits of the number of a page."""
+"""The number of bits in a page number."""
 _MAX_ALONE = 256
-"""Pages out of order in one run, which are looked at."""
+"""The most pages out of order that are examined in one run."""
 
 
 class Survey:
-    """Takes what comes of a damaged stream, and knows in the end what became of each page."""
+    """Records the events of a damaged stream, and returns the fate of each page at the end."""
 
     def __init__(self) -> None:
         self.result = Survival()
@@ -36,10 +36,12 @@ class Survey:
         self._guessing = False
         self._behind: Damage | None = None
         self._order = (-1, np.zeros(0, np.intp))
-        """The index of the block that pages arrived for, and the numbers of the last two."""
+        """The index of the block that pages last arrived for, and the numbers of the last two
+        pages.
+        """
 
     def take(self, event: Salvaged | Found) -> None:
-        """Note the next event."""
+        """Record the next event."""
         if isinstance(event, (events.PageRun, events.EncodedRun)):
             self._take_pages(event)
         elif isinstance(event, events.RamBlocks):
@@ -54,11 +56,11 @@ class Survey:
             self.result.kept.append((event.name, event.instance_id))
 
     def spoil(self, run: Run) -> None:
-        """Note pages that arrived, but whose encoding is damaged."""
+        """Mark pages as damaged that arrived with an invalid encoding."""
         self._states[run.block_index].put(self._numbers(run), State.DAMAGED)
 
     def miss(self, index: int, pages: npt.NDArray[np.intp] | slice) -> None:
-        """Note pages of a mapped-ram file that are not in it."""
+        """Mark pages that are missing in a mapped-ram file."""
         self._states[index].miss(pages)
 
     def arrived(self, index: int, numbers: npt.NDArray[np.intp]) -> bool:
@@ -66,14 +68,17 @@ class Survey:
         return self._states[index].arrived(numbers)
 
     def doubt_block(self, index: int) -> None:
-        """Note that behind a block of a mapped-ram file nothing is where it should be: its pages
-        may have been shifted."""
+        """Mark all pages of a mapped-ram file's block as guessed, because they may be shifted by
+        damage.
+        """
         states = self._states[index]
         states.doubt(0, states.count, State.GUESSED)
 
     def finish(self, names: set[str], arrivals: Arrivals) -> Survival:
-        """Return the result; `names`: of the blocks that are asked for. What `arrivals` knows as
-        unplugged memory is not lost."""
+        """Return the result for the blocks with these `names`.
+
+        Memory that `arrivals` reports as unplugged is not lost.
+        """
         if self._behind is not None and self.result.ram_ends:
             self._mark(self._behind.before, None)
         blocks = () if self._listed is None else self._listed.blocks
@@ -109,7 +114,7 @@ class Survey:
         else:
             states.put(numbers, new)
         if self._guessing:
-            # If the guess is wrong, it is another block that lacks these pages.
+            # If the guess is wrong, these pages belong to another block, which then lacks them.
             for other in self._states:
                 if other is not states:
                     other.doubt_some(numbers)
@@ -117,8 +122,11 @@ class Survey:
             self._look_at_order(run.block_index, numbers)
 
     def _look_at_order(self, index: int, numbers: npt.NDArray[np.intp]) -> None:
-        """A page that stands alone out of order, and fits with one bit of its number turned, is
-        likely another one, whose address was damaged."""
+        """Mark a page as damaged if it alone is out of order, and fits with one bit of its number
+        flipped.
+
+        Such a page is likely a different one, whose address was damaged.
+        """
         block, before = self._order
         if block == index:
             numbers = np.concatenate((before, numbers))
@@ -142,14 +150,17 @@ class Survey:
         if damage.behind is not None:
             page = np.array([damage.behind.address // self._page_size])
             if self._states[damage.behind.block].arrived(page):
-                # Not in the first round: others may have passed in what is lost.
+                # This is not the first round, so the lost bytes may contain whole rounds.
                 few = not damage.shifted and damage.end - damage.offset <= _MAX_OF_ONE_ROUND
                 self.result.rounds_lost |= not few
             self._mark(damage.before, damage.behind)
 
     def _mark(self, before: Place | None, behind: Place | None) -> None:
-        """Pages between two that had arrived may be stale; with the first round behind them, from
-        the one to the end and from the beginning to the other."""
+        """Mark arrived pages between two places as stale.
+
+        If the second place precedes the first one, a new round began between them: the range from
+        the first place to the end, and that from the beginning to the second place, are marked.
+        """
         if self._listed is None:
             return
         size = self._listed.page_size

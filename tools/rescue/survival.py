@@ -1,4 +1,4 @@
-"""What of a damaged stream survived: which pages and devices were kept, lost, or may be stale."""
+"""Reports what survived in a damaged stream: which pages and devices are kept, lost or stale."""
 
 from __future__ import annotations
 
@@ -9,36 +9,39 @@ from ...guest.sizes import format_size
 from ...protocol.rescue.tail import as_text
 
 MAX_RANGES = 1 << 16
-"""Ranges of pages that a report holds."""
+"""The most ranges of pages in a report."""
 _SHOWN = 8
-"""Ranges of pages that a line names, and lines of one kind."""
+"""The most ranges of pages in a line, and the most lines of one kind."""
 
 
 @dataclass(frozen=True)
 class Pages:
-    """Pages of one block, and of one fate: `count`, and the first MAX_RANGES ranges of bytes in the
-    block, [start, end)."""
+    """Pages of one block that have the same fate: their number, and their first MAX_RANGES ranges
+    as byte offsets in the block, [start, end).
+    """
 
     count: int
     ranges: list[tuple[int, int]]
 
     def describe(self) -> str:
-        """Return the number of pages, and where the first ranges are."""
+        """Return the number of pages and their first ranges."""
         shown = ", ".join(f"{start:#x}-{end:#x}" for start, end in self.ranges[:_SHOWN])
         more = ", ..." if len(self.ranges) > _SHOWN else ""
         return f"{self.count} {'page' if self.count == 1 else 'pages'}, at {shown}{more}"
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: pages, ranges (start and end in the block, in bytes)."""
+        """Return a dictionary with the keys pages, ranges (start and end, byte offsets in the
+        block).
+        """
         return {"pages": self.count, "ranges": [list(one) for one in self.ranges]}
 
 
 @dataclass(frozen=True)
 class BlockSurvival:
-    """What became of one RAM block of `pages` pages; without those of which nothing is wrong.
+    """The fate of one RAM block of `pages` pages; intact pages are not listed.
 
-    `lost`: never arrived, or are damaged; `stale`: may have been newer; `guessed`: may belong
-    elsewhere.
+    `lost` pages never arrived or are damaged; `stale` pages may have a newer version that was lost;
+    `guessed` pages may belong elsewhere.
     """
 
     block: str
@@ -48,7 +51,7 @@ class BlockSurvival:
     guessed: Pages
 
     def describe(self) -> list[str]:
-        """Return a line for each fate that some pages have."""
+        """Return a line for each fate that applies to some pages."""
         fates = {
             "lost": self.lost,
             "may be stale (sent again in what is lost)": self.stale,
@@ -61,21 +64,23 @@ class BlockSurvival:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: block, pages, and lost, stale and guessed (see Pages)."""
+        """Return a dictionary with the keys block, pages, and lost, stale, guessed (of
+        Pages.as_json).
+        """
         fates = {name: getattr(self, name).as_json() for name in ("lost", "stale", "guessed")}
         return {"block": self.block, "pages": self.pages, **fates}
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of the stream that is lost, in bytes, and what was noticed there."""
+    """A lost piece of the stream, in bytes, and the error that was found there."""
 
     offset: int
     end: int
     message: str
 
     def describe(self) -> str:
-        """Return one line."""
+        """Return a one-line description."""
         if self.end <= self.offset:
             return f"damaged at {self.offset:#x}: {self.message}"
         size = format_size(self.end - self.offset)
@@ -84,14 +89,13 @@ class Piece:
 
 @dataclass
 class Survival:
-    """The result: what was lost, and what was kept.
+    """The result of reading a damaged stream: what was lost, and what was kept.
 
-    `pieces`: of the stream, that are lost; `mended`: offsets in it where one bit was wrong, and it
-    is known which; `blocks`: the RAM blocks; `unplaced`: pages whose block
-    is not known; `ram_ends`: whether RAM was read up to its end; `rounds_lost`: whether whole
-    rounds may be lost; `unlisted`: bytes of RAM whose
-    blocks are not known. Devices are `kept` and `lost` as name and instance id; `described`:
-    whether a description tells of them.
+    `pieces` are the lost pieces of the stream; `mended` has the offsets at which one bit was wrong
+    and was corrected; `blocks` has the RAM blocks; `unplaced` counts pages of an unknown block;
+    `ram_ends` says whether RAM was read up to its end; `rounds_lost` says whether whole rounds may
+    be lost; `unlisted` is the size in bytes of RAM in unknown blocks. `kept` and `lost` list
+    devices as name and instance id; `described` says whether a description lists the devices.
     """
 
     pieces: list[Piece] = field(default_factory=list)
@@ -107,13 +111,13 @@ class Survival:
 
     @property
     def whole(self) -> bool:
-        """Nothing was lost, and nothing is in doubt."""
+        """Return whether nothing was lost and nothing is in doubt."""
         if self.pieces or self.mended or self.unplaced or self.lost or self.unlisted:
             return False
         return not any(b.lost.count or b.stale.count or b.guessed.count for b in self.blocks)
 
     def summary(self) -> str:
-        """Return what was kept, in a few words."""
+        """Return a short summary of what was kept."""
         lost = sum(block.lost.count for block in self.blocks)
         pages = sum(block.pages for block in self.blocks)
         devices = f"{len(self.kept)}"
@@ -148,9 +152,10 @@ class Survival:
         return lines
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: pieces (of the stream: offset, end, message), mended (offsets), blocks (see
-        BlockSurvival), unplaced (pages), unlisted (bytes), ram_ends, rounds_lost, devices: kept
-        and lost (name, instance_id), described.
+        """Return a dictionary with the keys pieces (each with offset, end, message), mended
+        (offsets), blocks (of BlockSurvival.as_json), unplaced (pages), unlisted (bytes), ram_ends,
+        rounds_lost, devices (with the keys kept and lost, each a list of name and instance_id, and
+        described).
         """
         devices = {
             fate: [{"name": name, "instance_id": instance} for name, instance in found]
