@@ -1,1 +1,1 @@
-"""What differs between two streams, and whether a stream rebuilds a memory image."""
+"""Compares two streams, and compares the RAM that a stream rebuilds with an image."""

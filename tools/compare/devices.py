@@ -1,4 +1,4 @@
-"""Which devices differ between two streams, and in which fields."""
+"""Finds the devices that differ between two streams, and the fields in which they differ."""
 
 from __future__ import annotations
 
@@ -25,22 +25,24 @@ from ..rebuild.guest import RebuiltGuest
 from .memory import ONLY_A, ONLY_B, names_of_both
 
 MOST_ELEMENTS = 16
-"""An array of which more differ is listed as one field."""
+"""The most differing elements of an array that are listed one by one; otherwise it is one field."""
 MOST_FIELDS = 10_000
-"""How many fields of a device are listed; all are counted."""
+"""The most fields of a device that are listed; all of them are counted."""
 
 _PRINTABLE = re.compile(rb"[ -~]+")
 _PRINTABLE_END = re.compile(rb"[ -~]+\Z")
 
 FieldPair: TypeAlias = "tuple[str, Field | None, Field | None]"
-"""A path, and what both streams have there."""
+"""A path and the field that each stream has there."""
 
 
 @dataclass(frozen=True)
 class DeviceDifference:
-    """A device that one stream lacks (its version is None), of two versions, or unequal fields.
+    """A device that only one stream has (the other version is None), or that differs in version or
+    fields.
 
-    `count`: how many fields differ; `fields`: the first of them, None where there is no such field.
+    `count` is the number of fields that differ; `fields` has the first of them, None where a stream
+    has no such field.
     """
 
     name: str
@@ -50,7 +52,7 @@ class DeviceDifference:
     fields: list[FieldPair] = field(default_factory=list)
 
     def describe(self) -> Iterator[str]:
-        """A line for the device, then one for each field."""
+        """Yield a line for the device, then one for each field."""
         one, other = self.versions
         name = f"{self.name}#{self.instance_id}"
         if one is None or other is None:
@@ -65,9 +67,12 @@ class DeviceDifference:
             yield "  ..."
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: device, instance_id, versions (of both, null where it is not there),
-        differing_fields (how many), fields (the first of them): of each path, type, and a and b:
-        the values as `dump --json` gives them, left out where there is no such field."""
+        """Return a dictionary with the keys device, instance_id, versions (of both, None if
+        missing), differing_fields (their number), fields (the first of them).
+
+        Each field has the keys path, type, and a and b: the values in the format of `dump --json`,
+        omitted if there is no such field.
+        """
         fields: list[dict[str, Any]] = []
         for path, mine, yours in self.fields:
             sides = {key: side for key, side in (("a", mine), ("b", yours)) if side is not None}
@@ -98,7 +103,9 @@ def _describe_values(one: Field | None, other: Field | None) -> str:
 
 
 def _words_around(one: Value, other: Value, place: int) -> tuple[str, str] | None:
-    """The printable bytes around a place of two runs of bytes, if in both they may be a text."""
+    """Return the printable bytes around an offset in both byte strings, or None unless both are
+    text.
+    """
     if not (isinstance(one, bytes) and isinstance(other, bytes)):
         return None
     found = []
@@ -117,13 +124,15 @@ def _are_texts(one: Value, other: Value) -> bool:
 
 
 def _behind(side: Field, start: int) -> Field:
-    """An array or bytes, without the first ones."""
+    """Return the field without its first elements or bytes."""
     assert isinstance(side.value, (bytes, np.ndarray))
     return replace(side, value=side.value[start:])
 
 
 def _first_unequal(one: Value, other: Value) -> int:
-    """Where two arrays or two runs of bytes begin to differ."""
+    """Return the index of the first difference of two arrays or byte strings, or 0 for other
+    values.
+    """
     if isinstance(one, bytes) and isinstance(other, bytes):
         one, other = np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8)
     if not (isinstance(one, np.ndarray) and isinstance(other, np.ndarray)):
@@ -134,8 +143,10 @@ def _first_unequal(one: Value, other: Value) -> int:
 
 
 def compare_devices(one: RebuiltGuest, other: RebuiltGuest) -> Iterator[DeviceDifference]:
-    """The devices that are not equal. One that cannot be taken apart, or is described in one stream
-    only, is compared as bytes."""
+    """Yield the devices that differ.
+
+    A device that cannot be decoded, or is described in only one stream, is compared as bytes.
+    """
     sides = _parts(one), _parts(other)
     decoders = Decoder(one.description), Decoder(other.description)
     for key in names_of_both(*sides):
@@ -152,7 +163,7 @@ def compare_devices(one: RebuiltGuest, other: RebuiltGuest) -> Iterator[DeviceDi
 
 @dataclass(frozen=True)
 class _Part:
-    """A device, or the configuration."""
+    """A device, or the configuration, as a part to compare."""
 
     version: int
     decode: Callable[[Decoder], tuple[Field, ...]]
@@ -181,7 +192,7 @@ def _compare_parts(
 def _decode_both(
     parts: tuple[_Part, _Part], decoders: tuple[Decoder, Decoder]
 ) -> list[dict[str, Field]]:
-    """The fields of both by path, or their bytes where either cannot be taken apart."""
+    """Return the fields of both parts by path, or their bytes if either part cannot be decoded."""
     try:
         found = [part.decode(decoder) for part, decoder in zip(parts, decoders, strict=True)]
     except StreamError:

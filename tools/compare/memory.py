@@ -1,4 +1,4 @@
-"""Comparing two guests: which pages of a RAM block differ, read in steps."""
+"""Finds the differing pages of a RAM block in two guests, in steps."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy.typing as npt
 from ..rebuild.guest import RebuildError
 
 STEP = 4 << 20
-"""Bytes that are compared at once: a multiple of any page size."""
+"""The number of bytes that are compared at once: a multiple of any page size."""
 ONLY_A, ONLY_B = "only in the first", "only in the second"
 
 _Name = TypeVar("_Name")
 
 
 def names_of_both(one: Iterable[_Name], other: Iterable[_Name]) -> list[_Name]:
-    """What either has, in the order of the first."""
+    """Return the names that are in either, in the order of the first, then the second."""
     return list(dict.fromkeys([*one, *other]))
 
 
@@ -29,8 +29,8 @@ def differing(
 ) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
     """Compare two files of `length` bytes, given by descriptor, wherever either has data.
 
-    Gives offsets in rising order, each with a mask (n,) of the pages from there on. Raises
-    RebuildError where a file becomes shorter meanwhile.
+    Yields offsets in rising order, each with a mask (n,) that is True for differing pages from
+    there on. Raises RebuildError if a file becomes shorter in the meantime.
     """
     for start in _steps(one, other, length):
         size = min(STEP, length - start)
@@ -39,7 +39,7 @@ def differing(
 
 
 def _steps(one: int, other: int, length: int) -> Iterator[int]:
-    """Holes on both sides are equal."""
+    """Yield the start of each step in which either file has data; holes in both files are equal."""
     start = 0
     while (data := min(_next_data(one, start), _next_data(other, start))) < length:
         start = data // STEP * STEP
@@ -48,7 +48,10 @@ def _steps(one: int, other: int, length: int) -> Iterator[int]:
 
 
 def _pages(fd: int, start: int, size: int, page_size: int) -> npt.NDArray[np.uint8]:
-    """(n, page size) read, not mapped: a file that shrinks meanwhile would be a SIGBUS."""
+    """Return the pages as an array (n, page size).
+
+    The file is read and not mapped, because a file that shrinks would cause a SIGBUS.
+    """
     data = os.pread(fd, size, start)
     if len(data) != size:
         raise RebuildError("a file became shorter while it was compared")
@@ -56,9 +59,12 @@ def _pages(fd: int, start: int, size: int, page_size: int) -> npt.NDArray[np.uin
 
 
 def _next_data(fd: int, position: int) -> int:
-    """The first offset from `position` on that is in no hole; far away if there is none."""
+    """Return the first offset from `position` on that is not in a hole, or 1 << 63 if there is
+    none.
+    """
     try:
         return os.lseek(fd, position, os.SEEK_DATA)
     except OSError as error:
-        # ENXIO: a hole up to the end. Others: not a file that may have holes.
+        # ENXIO: a hole reaches the end of the file. Other errors: the file has no support for
+        # holes.
         return 1 << 63 if error.errno == errno.ENXIO else position

@@ -1,6 +1,6 @@
-"""What differs between two streams: RAM blocks, their pages, and the fields of devices.
+"""Compares two streams: RAM blocks, their pages, and the fields of devices.
 
-Both are rebuilt in anonymous memory and compared in steps; see `rebuild` and `compare`.
+Both guests are rebuilt in anonymous memory and compared in steps.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from .memory import ONLY_A, ONLY_B, differing, names_of_both
 
 @dataclass(frozen=True)
 class BlockDifference:
-    """A RAM block that one stream lacks (its length is None), of two lengths, or unequal pages."""
+    """A RAM block that only one stream has (the other length is None), or that differs in length or
+    pages.
+    """
 
     name: str
     lengths: tuple[int | None, int | None]
     pages: PageRanges | None = None
 
     def describe(self) -> str:
-        """One line."""
+        """Return a one-line description."""
         one, other = self.lengths
         if self.pages is not None:
             differ = "page differs" if self.pages.count == 1 else "pages differ"
@@ -38,18 +40,19 @@ class BlockDifference:
         return f"{self.name}: {one} bytes in the first, {other} in the second"
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: block, lengths (of both, null where it is not there), pages (how many differ) and
-        first_ranges, of blocks of one length."""
+        """Return a dictionary with the keys block, lengths (of both, None if missing), and for
+        blocks of equal length pages (number that differ) and first_ranges.
+        """
         pages = {} if self.pages is None else self.pages.as_json()
         return {"block": self.name, "lengths": list(self.lengths), **pages}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """All that differs between two streams.
+    """All differences between two streams.
 
-    `absent`: names of blocks that neither brings; `behind`: what stands behind each stream;
-    `missing`: of each, the pages that never arrived, so that nobody knows whether they are equal.
+    `absent` names the blocks that are in neither stream; `behind` counts the bytes after each
+    stream; `missing` has the pages of each stream that never arrived, and so cannot be compared.
     """
 
     blocks: list[BlockDifference]
@@ -60,18 +63,19 @@ class Difference:
 
     @property
     def equal(self) -> bool:
-        """Nothing differs, as far as it arrived."""
+        """Return whether nothing that arrived differs."""
         return not self.blocks and not self.devices
 
     @property
     def whole(self) -> bool:
-        """Every page arrived in both streams."""
+        """Return whether every page arrived in both streams."""
         return not any(self.missing)
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: equal (everything arrived, and nothing differs), differing_pages, differing_fields
-        (how many), blocks, devices, absent, behind (of each stream null, or see Left), missing (of
-        each stream, as in MissingPages)."""
+        """Return a dictionary with the keys equal (everything arrived and nothing differs),
+        differing_pages and differing_fields (numbers), blocks, devices, absent, behind (for each
+        stream None, or of Left.as_json), missing (for each stream, of MissingPages.as_json).
+        """
         return {
             "equal": self.equal and self.whole,
             "differing_pages": self._pages(),
@@ -84,7 +88,7 @@ class Difference:
         }
 
     def print(self) -> None:
-        """For people: the blocks, the devices with their fields, and how much it is."""
+        """Print the blocks, the devices with their fields, and the totals."""
         for name in self.absent:
             click.echo(f"not compared: {absent_message(name)}")
         for which, left in zip(("first", "second"), self.behind, strict=True):
@@ -114,7 +118,7 @@ class Difference:
 
 
 def compare_guests(one: RebuiltGuest, other: RebuiltGuest) -> Difference:
-    """Two guests with the images of all their blocks."""
+    """Return the differences of two guests that have the images of all their blocks."""
     absent = [name for name in one.blocks if name in one.absent and name in other.absent]
     missing = (one.arrivals.missing(), other.arrivals.missing())
     blocks, devices = [*compare_blocks(one, other)], [*compare_devices(one, other)]
@@ -122,7 +126,7 @@ def compare_guests(one: RebuiltGuest, other: RebuiltGuest) -> Difference:
 
 
 def compare_blocks(one: RebuiltGuest, other: RebuiltGuest) -> Iterator[BlockDifference]:
-    """The RAM blocks that are not equal."""
+    """Yield the RAM blocks that differ."""
     page_size = min(one.page_size, other.page_size)
     for name in names_of_both(one.images, other.images):
         a, b = one.images.get(name), other.images.get(name)

@@ -1,4 +1,4 @@
-"""Is a stream whole, and does it rebuild exactly this RAM."""
+"""Checks that a stream is complete, and that it rebuilds exactly the given RAM."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from ..sources.channels import Channels
 
 FIRST_PAGES = 8
-"""How many differing pages are named."""
+"""The number of differing pages that are listed."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A RAM block beside a file: how many pages differ, and the offsets of the first ones."""
+    """The result of comparing a RAM block with a file: the number of differing pages, and the
+    offsets of the first ones.
+    """
 
     block: str
     file: str
@@ -36,18 +38,18 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Every page is the same."""
+        """Return whether all pages are equal."""
         return self.count == 0
 
     def describe(self) -> str:
-        """One line."""
+        """Return a one-line description."""
         where = ", ".join(f"{offset:#x}" for offset in self.first)
         more = ", ..." if self.count > len(self.first) else ""
         pages = "page differs" if self.count == 1 else "pages differ"
         return f"{self.block}: {self.count} {pages}, at {where}{more}"
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: block, file, equal, differing_pages, first_offsets."""
+        """Return a dictionary with the keys block, file, equal, differing_pages, first_offsets."""
         return {
             "block": self.block,
             "file": self.file,
@@ -59,12 +61,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in a stream that is valid.
+    """The result of verifying a valid stream.
 
-    `described`: whether devices could be checked against a description. `unchecked`: what could not
-    be, a line each. `missing`: of RAM blocks, pages that never arrived. `ram`: blocks beside files.
-    `against`: blocks unlike the other stream's, None if there is no other; `missing_there`: of its
-    RAM blocks, pages that never arrived. `behind`: what stands behind the end of the stream.
+    `described` says whether devices were checked against a description. `unchecked` has a line for
+    everything that was not checked. `missing` has the pages that never arrived. `ram` compares
+    blocks with files. `against` has the blocks that differ from the other stream, or None if there
+    is none; `missing_there` has the pages that never arrived in it. `behind` counts the bytes after
+    the stream.
     """
 
     described: bool
@@ -77,12 +80,12 @@ class Report:
 
     @property
     def good(self) -> bool:
-        """Nothing is missing, nothing differs."""
+        """Return whether nothing is missing and nothing differs."""
         missing = self.missing or self.missing_there
         return not missing and not self.against and all(block.equal for block in self.ram)
 
     def describe(self) -> Iterator[str]:
-        """A line for everything that is wrong."""
+        """Yield a line for everything that is wrong."""
         yield from (f"{pages.describe()}{pages.hint}" for pages in self.missing)
         for pages in self.missing_there:
             yield f"in the other stream, {pages.describe()}"
@@ -90,14 +93,16 @@ class Report:
         yield from (block.describe() for block in self.against or ())
 
     def summary(self) -> str:
-        """A few words, where nothing is wrong."""
+        """Return a short summary of a stream in which nothing is wrong."""
         equal = "; RAM is equal" if self.ram or self.against is not None else ""
         return "valid" + equal
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: valid, error, described, unchecked (lines), unseen (see MissingPages), ram, against
-        (null, or the blocks that differ, as in BlockDifference), behind (null, or see Left),
-        against_unseen (as unseen, of the other stream)."""
+        """Return a dictionary with the keys valid, error, described, unchecked (lines), unseen (of
+        MissingPages.as_json), ram, against (None, or the blocks that differ, of
+        BlockDifference.as_json), behind (None, or of Left.as_json), against_unseen (like unseen,
+        for the other stream).
+        """
         against = None if self.against is None else [block.as_json() for block in self.against]
         return {
             "valid": True,
@@ -113,14 +118,16 @@ class Report:
 
 
 def invalid_as_json(error: StreamError) -> dict[str, Any]:
-    """The keys of Report; of the error: offset, section, message."""
+    """Return the dictionary of Report.as_json for an invalid stream; the error has the keys offset,
+    section, message.
+    """
     found = {"offset": error.offset, "section": error.section, "message": error.message}
     nothing = Report(described=False, unchecked=[], missing=[], ram=[])
     return {**nothing.as_json(), "valid": False, "error": found}
 
 
 def compare_file(image: BlockFile, block: str, file: BinaryIO) -> Comparison:
-    """With a file of the same length. Raises RebuildError."""
+    """Compare a block with a file of the same length. Raises RebuildError."""
     size = file.seek(0, os.SEEK_END)
     if size != image.length:
         raise RebuildError(f"{file.name} has {size} bytes, RAM block {block} has {image.length}")
@@ -140,15 +147,14 @@ def verify(
     how: How = USUALLY,
     channels: Channels | None = None,
 ) -> Report:
-    """Read all of it, compare blocks with `files` by name, and all RAM with another stream's.
+    """Read the whole stream, compare blocks with `files` by name, and all RAM with another
+    stream's.
 
-    `how`, `channels`: as in `read_events`.
-
-    Raises StreamError when the stream is not valid, RebuildError when a file does not fit, OSError
-    when one cannot be read.
+    `how` and `channels` are those of `read_events`. Raises StreamError if the stream is not valid,
+    RebuildError if a file does not fit, OSError if a file cannot be read.
     """
     with ExitStack() as stack:
-        # A missing file is told before a long stream is read.
+        # Open the files first, so that a missing one is reported before a long stream is read.
         opened = {block: stack.enter_context(open(path, "rb")) for block, path in files.items()}
         guest = rebuild(
             read_events(stream, how, channels), stack, opened if other is None else None
@@ -165,7 +171,9 @@ def verify(
 
 
 def unchecked(guest: RebuiltGuest, undescribed: list[str]) -> list[str]:
-    """What the stream does not tell enough of, a line each."""
+    """Return a line for each part that could not be checked, because the stream has too few facts
+    on it.
+    """
     found = [absent_message(name) for name in guest.blocks if name in guest.absent]
     found += [f"section {name}: nobody knows what is in it" for name in sorted(guest.unread)]
     if guest.unsplit:
@@ -180,9 +188,9 @@ def unchecked(guest: RebuiltGuest, undescribed: list[str]) -> list[str]:
 
 
 def check_devices(guest: RebuiltGuest) -> list[str]:
-    """The devices that the description does not tell of, `name#instance`.
+    """Check the devices, and return those that the description does not list, as `name#instance`.
 
-    Raises StreamError where a device's bytes are not as the description says.
+    Raises StreamError if a device's bytes do not match the description.
     """
     decoder = Decoder(guest.description)
     if guest.configuration is not None:

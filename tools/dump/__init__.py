@@ -1,1 +1,1 @@
-"""What `vmferry dump` shows of a stream."""
+"""Implements `vmferry dump`, which shows the content of a stream."""

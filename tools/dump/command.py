@@ -1,4 +1,4 @@
-"""`dump --command`: the command line that would take a stream, printed."""
+"""Implements `dump --command`, which prints a command line that would accept the stream."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..sources.opening import opened_stream
 from ..sources.stream_events import How, read_events
 
 _UNPACK = {"zstd": "zstd -dc", "gzip": "gzip -dc", "bzip2": "bzip2 -dc", "xz": "xz -dc"}
-"""What writes the stream of a compressed file to its standard output."""
+"""The commands that write the content of a compressed file to standard output, by compression."""
 
 
 def print_command(stream: str, *, as_json: bool, offset: int, length: int | None, how: How) -> None:
-    """Print it. Whatever is wrong with the stream ends the command."""
+    """Print the command line. Any error in the stream ends the command."""
     with opened_stream(stream, offset, length=length) as opened:
         command = command_of(opened, stream, offset, how)
     if as_json:
@@ -29,7 +29,7 @@ def print_command(stream: str, *, as_json: bool, offset: int, length: int | None
 
 
 def command_of(opened: Opened, name: str, offset: int, how: How) -> Command:
-    """Read all of a stream that stands at `name`, from `offset` on. Raises StreamError."""
+    """Return the command line for a stream at `name`, from `offset` on. Raises StreamError."""
     configuration, description = None, None
     blocks: tuple[events.RamBlock, ...] = ()
     sections: list[events.DeviceSection] = []
@@ -59,7 +59,7 @@ def _can_be_piped(opened: Opened, name: str) -> bool:
 
 
 def _incoming(opened: Opened, name: str, offset: int, *, mapped: bool) -> str:
-    """How QEMU gets the stream."""
+    """Return the URI from which QEMU reads the stream."""
     if not _can_be_piped(opened, name):
         return "exec:cat STREAM"
     if mapped:

@@ -1,4 +1,4 @@
-"""What `dump` shows of that in which a stream stands: a libvirt save image, a qcow2 image."""
+"""Prints the containers of a stream for `dump`: a libvirt save image, a qcow2 image."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..sources.snapshots import Snapshot
 
 
 class NoXmlError(CommandError):
-    """There is no domain XML, or it is damaged; one line."""
+    """The domain XML is missing or damaged; the message is one line."""
 
 
 def print_container(opened: Opened) -> None:
-    """For people; nothing where the stream stands in nothing."""
+    """Print the containers of a stream, or nothing if it has none."""
     if opened.layers:
         click.echo(f"container    {', '.join(opened.layers)}")
     if opened.image is not None:
@@ -30,7 +30,7 @@ def print_container(opened: Opened) -> None:
 
 
 def print_xml(opened: Opened, *, as_json: bool) -> None:
-    """The domain's XML; as JSON, keys: xml, cookie. Raises NoXmlError."""
+    """Print the domain XML, or a JSON object with the keys xml, cookie. Raises NoXmlError."""
     image = opened.image
     if image is None:
         raise NoXmlError("not a libvirt save image, so there is no domain XML")
@@ -44,7 +44,7 @@ def _xml_as_json(image: SaveImage) -> str:
 
 
 def print_snapshots(snapshots: Iterable[Snapshot], *, as_json: bool) -> None:
-    """A line each; as JSON, key: snapshots."""
+    """Print a line for each snapshot, or a JSON object with the key snapshots."""
     if as_json:
         found = [snapshot.as_json() for snapshot in snapshots]
         click.echo(json.dumps({"snapshots": found}, indent=2))

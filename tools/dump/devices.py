@@ -1,4 +1,4 @@
-"""Device state as `dump` shows it: each field with its place in the stream, its type and value."""
+"""Formats device state for `dump`: each field with its offset in the stream, its type and value."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from .overview import print_table
 from .pieces import WithDevices, device_of
 
 CONFIGURATION = "configuration"
-"""Chosen by this name as devices are by theirs."""
+"""The name that selects the configuration, in place of a device."""
 MOST_BYTES = 32
 MOST_NUMBERS = 16
 MOST_LETTERS = 80
-"""How much of a field is shown to people."""
+"""The most characters of a text that are printed; the constants above limit bytes and array
+elements.
+"""
 FEWEST_LETTERS = 4
-"""Printable bytes that may be meant as a text; fewer are so by chance."""
+"""The fewest printable bytes that are taken as a text; fewer are often printable by chance."""
 
 
 class NoDeviceError(CommandError):
-    """The stream has no device of that name; one line."""
+    """The stream has no device with this name; the message is one line."""
 
 
 def print_devices(summary: WithDevices, name: str) -> None:
-    """All fields of the devices called NAME or NAME#INSTANCE, for people.
+    """Print all fields of the devices with the name NAME or NAME#INSTANCE.
 
-    Raises NoDeviceError, and StreamError where a device is not as described.
+    Raises NoDeviceError, and StreamError if a device does not match its description.
     """
     sections, configuration = _choose(summary, name)
     decoder = Decoder(summary.described)
@@ -49,7 +51,9 @@ def print_devices(summary: WithDevices, name: str) -> None:
 def _choose(
     summary: WithDevices, name: str
 ) -> tuple[list[events.DeviceSection], events.Configuration | None]:
-    """The devices of that name, every one if it is empty; the configuration if it is meant."""
+    """Return the devices with this name (all if it is empty), and the configuration if it is
+    selected.
+    """
     configuration = summary.configuration if name in ("", CONFIGURATION) else None
     chosen = [
         d for d in summary.sections_of_devices if name in ("", d.name, f"{d.name}#{d.instance_id}")
@@ -71,7 +75,9 @@ def _rows(fields: Iterable[Field], depth: int = 0) -> Iterator[tuple[str, ...]]:
 
 
 def text_of(value: Value) -> str | None:
-    """Return what bytes (or an array of them) say that are a text, perhaps with NULs behind it."""
+    """Return the text in bytes or an array of bytes, without trailing NULs, or None if it is not
+    text.
+    """
     if isinstance(value, np.ndarray):
         value = value.tobytes() if value.dtype.itemsize == 1 and value.dtype != np.bool_ else None
     if not isinstance(value, bytes):
@@ -83,7 +89,10 @@ def text_of(value: Value) -> str | None:
 
 
 def format_value(field: Field) -> str:
-    """On one line, and cut where it is long: a text as such, else see `format_numbers`."""
+    """Return the value on one line, truncated if it is long: as text if it is one, else as numbers.
+
+    `format_numbers` has the format of numbers.
+    """
     text = text_of(field.value)
     if text is None:
         return format_numbers(field)
@@ -91,7 +100,9 @@ def format_value(field: Field) -> str:
 
 
 def format_numbers(field: Field) -> str:
-    """On one line, and cut where it is long: unsigned numbers and bytes in hexadecimal."""
+    """Return the value on one line, truncated if it is long: unsigned numbers and bytes in
+    hexadecimal.
+    """
     value = field.value
     if isinstance(value, np.ndarray):
         numbers = [_format_number(number, field.type) for number in value[:MOST_NUMBERS].tolist()]
@@ -110,16 +121,17 @@ def _format_number(value: int, kind: str) -> str:
 
 
 def devices_as_json(summary: WithDevices, name: str = "") -> dict[str, Any]:
-    """The devices called NAME or NAME#INSTANCE (every one if it is empty), with their fields.
+    """Return the devices with the name NAME or NAME#INSTANCE (all if it is empty), with their
+    fields.
 
-    Keys: devices, each as in Summary.as_json and with `fields`; configuration, null where it is not
-    meant or the stream has none, with `offset`, `size` and `fields`. A field has `name`, `type`,
-    `offset` (in the stream), `size` (bytes) and either `value` or, if it is a structure or a
-    subsection, `fields`. A value is a number, true, false, a list of these, or null for a null
-    pointer; of type `capability`, its name; of any other type, its bytes in hexadecimal. What the
-    stream does not describe is one field of type `undescribed`.
+    The keys are devices, each with the keys of Device and `fields`; and configuration, None if it
+    is not selected or missing, with `offset`, `size` and `fields`. A field has `name`, `type`,
+    `offset` (in the stream), `size` (bytes) and either `value` or, for a structure or a subsection,
+    `fields`. A value is a number, true, false, a list of these, or None for a null pointer; for
+    type `capability`, its name; for any other type, its bytes in hexadecimal. State that the stream
+    does not describe is one field of type `undescribed`.
 
-    Raises NoDeviceError, and StreamError where a device is not as described.
+    Raises NoDeviceError, and StreamError if a device does not match its description.
     """
     sections, configuration = _choose(summary, name)
     decoder = Decoder(summary.described)
@@ -147,7 +159,7 @@ def _field_as_json(field: Field) -> dict[str, Any]:
 
 
 def value_as_json(field: Field) -> Any:
-    """The value of a field that holds no others, as told in `devices_as_json`."""
+    """Return the value of a field without inner fields, in the format of `devices_as_json`."""
     value = field.value
     if isinstance(value, np.ndarray):
         return value.tolist()

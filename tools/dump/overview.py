@@ -1,4 +1,4 @@
-"""The page that `dump` shows to people: what a stream holds, at a glance."""
+"""Prints the overview of a stream that `dump` shows to users."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .summary import PAGE_KINDS, PageCount, Summary
 
 _CHANNEL_KINDS = ("plain pages", "zero pages")
 MOST_ROUNDS = 12
-"""Of more, the first and the last ones are shown."""
+"""The most rounds that are printed; of more rounds, only the first and the last ones are."""
 
 
 def print_summary(summary: Summary, *, devices: bool) -> None:
-    """All of it; `devices`: with a list of the devices."""
+    """Print the summary, with a list of the devices if `devices` is set."""
     for name, value in _lines(summary):
         click.echo(f"{name:12} {value}")
     kinds = _kinds(summary)
@@ -68,7 +68,7 @@ def _told_rounds(summary: Summary) -> str:
 
 
 def _kinds(summary: Summary) -> list[int]:
-    """The columns that are shown: of what comes at all, and always plain and zero pages."""
+    """Return the indices of the page kinds to print: plain, zero, and all others that occur."""
     total = [sum(column) for column in zip(*(b.pages.row() for b in summary.blocks), strict=True)]
     return [0, 1, *(kind for kind in range(2, len(PAGE_KINDS)) if total and total[kind])]
 
@@ -118,6 +118,6 @@ def _devices(summary: Summary) -> Iterator[list[str]]:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """See `table`; a step to the right."""
+    """Print the rows as an aligned table, indented by one space."""
     for line in table(rows):
         click.echo(f" {line}")

@@ -1,4 +1,4 @@
-"""What a stream holds: read piece by piece, in constant memory."""
+"""Summarises the content of a stream, which is read piece by piece in constant memory."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from ..sources.channels import Channels
 
 _Split = Callable[[int, npt.NDArray[np.intp]], Iterator[tuple[int, int]]]
-"""Of pages of a block, by their numbers: a round, and how many are of it; see `Rounds`."""
+"""A method of `Rounds` that splits pages of a block, given by number, into rounds. Each result is a
+round and the number of its pages.
+"""
 
 
 @dataclass
 class WithDevices(Summary):
-    """And what the fields of its devices are decoded from."""
+    """A summary with the events that the fields of its devices are decoded from."""
 
     configuration: events.Configuration | None = None
     sections_of_devices: list[events.DeviceSection] = field(default_factory=list)
@@ -36,16 +38,17 @@ class WithDevices(Summary):
 
 
 def device_of(section: events.DeviceSection) -> Device:
-    """What a summary tells of it."""
+    """Return the summary of a device section."""
     ids = (section.name, section.section_id, section.instance_id, section.version)
     return Device(*ids, section.payload_offset, len(section.payload))
 
 
 @dataclass(frozen=True)
 class Pages:
-    """Pages of one kind that follow each other in RAM and in the stream.
+    """Pages of one kind that are contiguous in RAM and in the stream.
 
-    `offset`: in the stream, of the first one's record; `first`: in the block, of the first page.
+    `offset` is that of the first page's record in the stream; `first` is the offset of the first
+    page in the block.
     """
 
     offset: int
@@ -53,15 +56,17 @@ class Pages:
     first: int
     count: int
     kind: str
-    """`plain`, `zero`, `xbzrle` or `compressed`, as the records are."""
+    """The kind of the records: `plain`, `zero`, `xbzrle` or `compressed`."""
     fill: int | None = None
-    """Of `zero` pages, the byte that they hold."""
+    """The byte that fills `zero` pages."""
     channel: int | None = None
-    """The number of the multifd channel that they came over, in which `offset` is then."""
+    """The multifd channel that sent the pages, in which `offset` counts; None: the main one."""
 
 
 def split_run(run: events.PageRun | events.EncodedRun, page_size: int) -> Iterator[Pages]:
-    """The records of a run follow each other in the stream; its pages may lie anywhere."""
+    """Yield the parts of a run that are contiguous in RAM; its records are contiguous in the
+    stream.
+    """
     kind, fill, channel = _kind(run), None, None
     if isinstance(run, events.MultifdRun):
         channel = run.channel
@@ -81,15 +86,17 @@ def _kind(run: events.PageRun | events.EncodedRun) -> str:
 
 
 def print_pages(pages: Pages) -> None:
-    """One line."""
+    """Print the pages on one line."""
     kind = f"{pages.kind} (all {pages.fill:#04x})" if pages.fill else pages.kind
     where = "" if pages.channel is None else f"channel {pages.channel}  "
     click.echo(f"{where}{pages.offset:#12x}  {pages.block}  {pages.first:#x}  {pages.count} {kind}")
 
 
 def print_pages_as_json(pages: Pages) -> None:
-    """An object on one line. Keys: offset, block, first, count, kind, fill, channel (null: the
-    main one)."""
+    """Print the pages as a JSON object on one line.
+
+    The keys are offset, block, first, count, kind, fill, channel (null for the main channel).
+    """
     click.echo(json.dumps(asdict(pages)))
 
 
@@ -99,10 +106,9 @@ def summarise(
     on_pages: Callable[[Pages], None] | None = None,
     channels: Channels | None = None,
 ) -> WithDevices:
-    """Read all of it, and tell `on_pages` of every range of pages; `how`, `channels` as in
-    `read_events`.
+    """Read the whole stream, and call `on_pages` with each range of pages.
 
-    Raises StreamError.
+    `how` and `channels` are those of `read_events`. Raises StreamError.
     """
     summary, rounds = WithDevices(page_size=how.page_size or PAGE_SIZE), Rounds()
     split = rounds.split if channels is None else rounds.split_interval
@@ -165,7 +171,7 @@ def _note_ram(summary: Summary, event: events.RamSection) -> None:
 def _note_blocks(summary: Summary, event: events.RamBlocks) -> None:
     summary.page_size = event.page_size
     for block in event.blocks:
-        # What a mapped-ram file has no page for is zero.
+        # A page that is not in a mapped-ram file is zero.
         mapped = block.mapped is not None and block.mapped.present
         pages = PageCount(zero=block.length // event.page_size if mapped else 0)
         listed = BlockSummary(block.name, block.length, block.may_be_absent, pages)

@@ -1,8 +1,9 @@
-"""Tells the rounds of a stream apart: passes over the pages that were dirty.
+"""Splits the pages of a stream into rounds, which are passes over the dirty pages.
 
-The stream does not say where one begins. A page is sent at most once in a round, so where one comes
-again, another round has begun; rounds that have no page in common count as one. Of multifd channels
-the order is known from sync point to sync point: what came before in the round is of the next.
+The stream does not mark the start of a round. A page is sent at most once in a round, so a page
+that is sent again begins a new round; rounds that have no page in common count as one. The order of
+pages in multifd channels is only known between sync points, so a page that was sent earlier in the
+current round belongs to the next one.
 """
 
 from __future__ import annotations
@@ -13,25 +14,25 @@ import numpy as np
 import numpy.typing as npt
 
 MOST_ROUNDS = 1000
-"""So many are told apart; all that follow count as the last."""
+"""The most rounds that are distinguished; all later ones count as the last."""
 _CHUNK_BITS = 18
-"""Pages whose rounds are kept together: memory is taken only where pages come."""
+"""The logarithm of the number of pages in a table; tables only exist where pages arrive."""
 
 
 class Rounds:
-    """`current`: the number of the round that the last page belongs to, from 0 on."""
+    """Splits pages into rounds; `current` is the round of the last page, counted from 0."""
 
     def __init__(self) -> None:
         self.current = 0
         self._overtaken = False
         self._sent: dict[tuple[int, int], npt.NDArray[np.uint16]] = {}
-        """Of each page, the round in which it was last sent, from 1 on."""
+        """The round in which each page was last sent, counted from 1."""
 
     def split(self, block: int, numbers: npt.NDArray[np.intp]) -> Iterator[tuple[int, int]]:
-        """Of pages that follow each other in the stream: a round, and how many are of it."""
+        """Yield (round, number of pages) for pages that are consecutive in the stream."""
         start = 0
         for end in [*(np.flatnonzero(np.diff(numbers) <= 0) + 1).tolist(), len(numbers)]:
-            # Rising numbers: none of them comes twice.
+            # The page numbers rise up to `end`, so no page is among them twice.
             while start < end:
                 count = self._take(block, numbers[start:end])
                 if count:
@@ -43,8 +44,11 @@ class Rounds:
     def split_interval(
         self, block: int, numbers: npt.NDArray[np.intp]
     ) -> Iterator[tuple[int, int]]:
-        """Of pages that multifd channels sent in any order between two sync points: a round, and
-        how many are of it. `end_interval` has to be called at the second one."""
+        """Yield (round, number of pages) for pages that multifd channels sent between two sync
+        points.
+
+        Their order is arbitrary. `end_interval` must be called at the second sync point.
+        """
         if self.current + 2 >= MOST_ROUNDS:
             yield self.current, len(numbers)
             return
@@ -62,12 +66,12 @@ class Rounds:
             yield self.current + 1, later
 
     def end_interval(self) -> None:
-        """A sync point: if pages came again before it, the next round has begun."""
+        """Record a sync point: if pages were sent again before it, the next round has begun."""
         self.current += self._overtaken
         self._overtaken = False
 
     def _take(self, block: int, numbers: npt.NDArray[np.intp]) -> int:
-        """How many of these pages the current round has first; they are noted."""
+        """Record the leading pages that are new in the current round; return their number."""
         if self.current + 1 >= MOST_ROUNDS:
             return len(numbers)
         chunks = numbers >> _CHUNK_BITS

@@ -1,6 +1,6 @@
-"""What `dump` tells of a stream, apart from how it came to know.
+"""Holds the facts on a stream that `dump` shows, whichever reader collected them.
 
-Together with `outline` it is all that most streams take: so nothing that is slow to load is here.
+Most streams only need this module and `outline`, so it imports nothing that is slow to load.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from ..sources.source import Left
 
 PAGE_KINDS = ("plain", "zero", "xbzrle", "compressed")
-"""How pages may be sent."""
+"""The kinds of page records."""
 
 
 @dataclass
 class PageCount:
-    """How many pages came, by kind."""
+    """The number of pages of each kind."""
 
     plain: int = 0
     zero: int = 0
@@ -28,17 +28,17 @@ class PageCount:
     compressed: int = 0
 
     def add(self, kind: str, count: int) -> None:
-        """So many more of one of PAGE_KINDS."""
+        """Add `count` pages of one of PAGE_KINDS."""
         setattr(self, kind, getattr(self, kind) + count)
 
     def row(self) -> list[int]:
-        """In the order of PAGE_KINDS."""
+        """Return the numbers in the order of PAGE_KINDS."""
         return [getattr(self, kind) for kind in PAGE_KINDS]
 
 
 @dataclass
 class BlockSummary:
-    """Pages of one RAM block. `may_be_absent`: see RamBlock."""
+    """The pages of one RAM block; `may_be_absent` is that of the event RamBlock."""
 
     name: str
     length: int
@@ -47,18 +47,22 @@ class BlockSummary:
 
     @property
     def absent(self) -> bool:
-        """It is shared, and was left out."""
+        """Return whether the block was left out because it is shared."""
         return self.may_be_absent and not any(self.pages.row())
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: name, length, absent, and how many pages of each of PAGE_KINDS."""
+        """Return a dictionary with the keys name, length, absent, and the number of pages by
+        PAGE_KINDS.
+        """
         known = {"name": self.name, "length": self.length, "absent": self.absent}
         return {**known, **asdict(self.pages)}
 
 
 @dataclass
 class SectionSummary:
-    """An iterative section: `pieces` of `size` bytes together. `known`: what it holds was read."""
+    """An iterative section with `pieces` pieces of `size` bytes in total; `known` says whether it
+    was decoded.
+    """
 
     name: str
     section_id: int
@@ -71,7 +75,7 @@ class SectionSummary:
 
 @dataclass
 class Summary:
-    """What `dump` tells of a stream."""
+    """The facts on a stream that `dump` shows."""
 
     machine: str | None = None
     page_size: int = 4096
@@ -82,26 +86,28 @@ class Summary:
     blocks: list[BlockSummary] = field(default_factory=list)
     devices: list[Device] = field(default_factory=list)
     description: int | None = None
-    """Bytes of it."""
+    """The size of the description in bytes."""
     rounds: list[PageCount] = field(default_factory=list)
-    """See `rounds`; none where pages have places of their own (mapped-ram)."""
+    """The pages of each round; empty for a mapped-ram file, where each page has a fixed place."""
     sections: dict[int, SectionSummary] = field(default_factory=dict)
-    """By section id."""
+    """The iterative sections by section id."""
     piece: tuple[SectionSummary, int] | None = None
-    """The section whose piece came last, and where in the stream that begins."""
+    """The section of the last piece, and the offset in the stream at which that piece begins."""
     footers: bool = True
     unsplit: int = 0
-    """Bytes of device sections that cannot be told apart."""
+    """The bytes of device state that cannot be split into sections."""
     channels: list[ChannelCount] = field(default_factory=list)
-    """Of a multifd migration, as far as they were given."""
+    """The channels of a multifd migration that were given."""
     behind: Left | None = None
-    """What stands behind the end of the stream."""
+    """The number of bytes after the end of the stream."""
 
     def as_json(self) -> dict[str, Any]:
-        """Keys: machine, page_size, capabilities, size, ram_parts, commands, blocks (see
-        BlockSummary), rounds (of each, pages by kind), sections (see SectionSummary), devices (see
-        Device), unsplit_devices (bytes), footers, description (whether there are any), channels
-        (see ChannelCount), behind (see Left; null where nothing stands behind the stream)."""
+        """Return a dictionary with the keys machine, page_size, capabilities, size, ram_parts,
+        commands, blocks (of BlockSummary.as_json), rounds (pages by kind in each), sections (fields
+        of SectionSummary), devices (fields of Device), unsplit_devices (bytes), footers,
+        description (whether there is one), channels (fields of ChannelCount), behind (None, or of
+        Left.as_json).
+        """
         return {
             "machine": self.machine,
             "page_size": self.page_size,
@@ -122,7 +128,7 @@ class Summary:
 
 
 def from_outline(found: Outline) -> Summary:
-    """What the outline of an ordinary stream tells."""
+    """Return the summary of an ordinary stream from its outline."""
     ram = SectionSummary("ram", found.section_id, 0, 4, found.ram_pieces, found.ram_size)
     return Summary(
         machine=found.machine,

@@ -1,4 +1,4 @@
-"""`dump` of any stream, in whatever it stands: all of it is read."""
+"""Implements `dump` for any stream in any container; the whole stream is read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def dump_whole(
     how: How,
     channels: tuple[str, ...],
 ) -> None:
-    """Print what a stream holds, as the options of `vmferry dump` ask."""
+    """Print the content of a stream, as the options of `vmferry dump` request."""
     show = pieces.print_pages_as_json if as_json else pieces.print_pages
     list_snapshots = partial(container.print_snapshots, as_json=as_json)
     with opened_stream(stream, offset, list_snapshots, channels, length) as opened:

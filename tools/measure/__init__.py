@@ -1,1 +1,1 @@
-"""Benchmarks and the demonstration."""
+"""Runs benchmarks and the demonstration."""

@@ -1,10 +1,9 @@
-"""`vmferry bench`: vmferry against QEMU, moving the same memory over loopback TCP, in turns.
+"""Implements `vmferry bench`: compares vmferry with QEMU, in alternation over loopback TCP.
 
-Both move a paused guest whose pages exist on both sides. Throughput is
-as QEMU reckons it: guest RAM over the time from the end of setup to completion. CPU time is that of
-all processes of both ends over that time; what setup took besides (vmferry starts its processes
-then) is told, too. Where vmferry compresses, so does QEMU, if it can: `zstd` there is
-multifd-compression, over two channels.
+Both migrate a paused guest whose pages exist on both sides. Throughput is computed as in QEMU:
+guest RAM divided by the time from the end of setup to completion. CPU time is that of all processes
+of both ends in that time. Setup, in which vmferry starts its processes, is reported separately. If
+vmferry compresses, so does QEMU if it can: `zstd` is multifd-compression over two channels there.
 """
 
 from __future__ import annotations
@@ -43,9 +42,10 @@ TIMEOUT = 120.0
 
 @dataclass(frozen=True)
 class Run:
-    """One migration: seconds from the end of setup and CPU seconds of both ends in it; setup's.
+    """One migration: the seconds from the end of setup and the CPU seconds of both ends in that
+    time; then both for the setup.
 
-    `transferred`: bytes on the wire.
+    `transferred` is the number of bytes on the wire.
     """
 
     seconds: float
@@ -57,13 +57,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Variant:
-    """How to migrate: see `SendParameters.compress`, and bytes a second (None: no limit)."""
+    """The options of a migration: `compress` is that of SendParameters, `max_bandwidth` is in bytes
+    per second (None: no limit).
+    """
 
     compress: str = "none"
     max_bandwidth: int | None = None
 
     def qemu_parameters(self) -> dict[str, Any] | None:
-        """QEMU's counterpart; None where it has none."""
+        """Return QEMU's equivalent migration parameters, or None if it has none."""
         parameters: dict[str, Any] = {"max-bandwidth": self.max_bandwidth or 1 << 40}
         method, _, level = self.compress.partition(":")
         if method == "zstd":
@@ -76,7 +78,7 @@ class Variant:
 
 
 def _spent() -> float:
-    """CPU seconds of this process and of all its descendants, dead or alive."""
+    """Return the CPU seconds of this process and all its descendants, dead or alive."""
     me = psutil.Process()
     return sum(sum(process.cpu_times()[:4]) for process in [me, *me.children(recursive=True)])
 
@@ -109,7 +111,7 @@ def _receive(connection: Connection, memory: SharedFd, size: int) -> None:
 
 
 def run_vmferry(memory: Memory, variant: Variant) -> Run:
-    """One migration from one process group to another."""
+    """Run one migration from one process group to another. Raises BenchError."""
     receiver = start_child(
         "vmferry-bench", _receive, (memory.destination, memory.size), parent=True
     )
@@ -131,7 +133,9 @@ def run_vmferry(memory: Memory, variant: Variant) -> Run:
 
 
 class Qemu:
-    """A paused QEMU under TCG on one end's memory. Raises BenchError when it does not start."""
+    """A paused QEMU under TCG that uses the memory of one end. Raises BenchError if it does not
+    start.
+    """
 
     def __init__(self, command: str, memory: Memory, fd: int, *options: str) -> None:
         size = memory.size
@@ -160,16 +164,20 @@ class Qemu:
             raise BenchError(f"{command}: {error}") from error
 
     def ask(self, name: str, **arguments: Any) -> Any:
-        """A QMP command's answer."""
+        """Execute a QMP command and return its answer."""
         return self._qmp.cmd(name, **arguments)
 
     def spent(self) -> float:
-        """CPU seconds so far."""
+        """Return the CPU seconds so far."""
         times = self.process.cpu_times()
         return float(times.user + times.system)
 
     def wait_migrated(self) -> dict[str, Any]:
-        """The figures of the completed migration. Raises BenchError when it does not complete."""
+        """Return the figures of the completed migration. Raises BenchError if it fails or takes too
+        long.
+
+        TIMEOUT is the limit in seconds.
+        """
         deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
             figures: dict[str, Any] = self.ask("query-migrate")
@@ -181,14 +189,14 @@ class Qemu:
         raise BenchError(f"QEMU's migration did not complete: {figures}")
 
     def close(self) -> None:
-        """End it."""
+        """Kill the process and close its QMP connection."""
         self.process.kill()
         self.process.wait()
         self._qmp.close()
 
 
 def run_qemu(command: str, memory: Memory, parameters: dict[str, Any]) -> Run:
-    """One migration from one QEMU to another."""
+    """Run one migration from one QEMU to another. Raises BenchError."""
     incoming = ("-incoming", "defer")
     with (
         closing(Qemu(command, memory, memory.source.fileno())) as source,
@@ -213,9 +221,10 @@ def run_qemu(command: str, memory: Memory, parameters: dict[str, Any]) -> Run:
 
 @dataclass(frozen=True)
 class Result:
-    """Medians over all runs of one program with one content, a GiB of guest RAM: GiB/s, CPU s.
+    """The medians over all runs of one program with one content: throughput in GiB/s, CPU seconds
+    per GiB of guest RAM, and setup times in seconds.
 
-    `compress`: see `SendParameters`; `ratio`: bytes of RAM for one on the wire.
+    `compress` is that of SendParameters; `ratio` is bytes of RAM per byte on the wire.
     """
 
     content: str
@@ -229,7 +238,7 @@ class Result:
 
     @classmethod
     def of(cls, content: str, program: str, compress: str, gib: float, runs: list[Run]) -> Result:
-        """The medians."""
+        """Return the medians over these runs."""
         return cls(
             content,
             program,
@@ -243,7 +252,7 @@ class Result:
 
 
 Program: TypeAlias = tuple[str, str]
-"""Its name, and how it compresses."""
+"""The name of a program, and its compression."""
 
 
 def _programs(
@@ -267,7 +276,7 @@ def bench(
     variants: tuple[Variant, ...],
     tell: Callable[[str], None],
 ) -> list[Result]:
-    """Run all of it; `tell` hears of each run. Raises BenchError."""
+    """Run all benchmarks, and call `tell` with a line after each run. Raises BenchError."""
     if size % (1 << 20):
         raise BenchError(f"{size} bytes of RAM are not a multiple of 1 MiB")
     programs = _programs(qemu, variants)
@@ -289,7 +298,7 @@ def bench(
 
 
 def print_results(results: list[Result]) -> None:
-    """A table for people, and the ratios to QEMU."""
+    """Print the results as a table, and their ratios to QEMU's."""
     columns = ("content", "program", "compress", "GiB/s", "CPU s/GiB", "ratio")
     table = Table(*columns, "setup s", "setup CPU s", box=None)
     for result in results:

@@ -1,4 +1,4 @@
-"""A guest for benchmarks: RAM that exists already, always paused, no devices."""
+"""A guest for benchmarks: it uses existing RAM, is always paused and has no devices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DESCRIPTION = b'{"page_size": 4096, "devices": []}'
 
 
 class StillGuest(Guest):
-    """One RAM block, `size` bytes in the descriptor `fd`, which stays the caller's."""
+    """A guest with one RAM block of `size` bytes in the descriptor `fd`, which the caller owns."""
 
     def __init__(self, fd: int, size: int) -> None:
         super().__init__()
@@ -20,54 +20,54 @@ class StillGuest(Guest):
 
     @property
     def machine(self) -> Machine:
-        """`still-1`."""
+        """Return the machine `still-1`."""
         return Machine("still-1")
 
     @property
     def blocks(self) -> tuple[RamBlock, ...]:
-        """The one block."""
+        """Return the only RAM block."""
         return self._blocks
 
     @property
     def running(self) -> bool:
-        """Never."""
+        """Return False: this guest never runs."""
         return False
 
     def pause(self) -> None:
-        """It does not run."""
+        """Do nothing: this guest never runs."""
 
     def resume(self) -> None:
-        """It does not run."""
+        """Do nothing: this guest never runs."""
 
     def throttle(self, percentage: int) -> None:
-        """It does not run."""
+        """Do nothing: this guest never runs."""
 
     def save_devices(self, *, running: bool = True) -> DeviceState:
-        """None."""
+        """Return an empty device state."""
         del running
         return DeviceState((), (), DESCRIPTION, RAM_SECTION_ID)
 
     def commit(self) -> None:
-        """Nothing could run here."""
+        """Do nothing: this guest never runs."""
 
     def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
-        """The RAM is there; see that it fits."""
+        """Check that the existing RAM has this layout. Raises GuestError."""
         block = self._blocks[0]
         expected = BlockLayout(block.name, block.length, block.page_size)
         if machine.name != self.machine.name or list(blocks) != [expected]:
             raise GuestError(f"this guest has {block.length} bytes of {block.name}, nothing else")
 
     def load_devices(self, machine: Machine, state: DeviceState) -> None:
-        """None."""
+        """Do nothing: this guest has no devices."""
 
     def invalidate_caches(self) -> None:
-        """Nothing is cached."""
+        """Do nothing: this guest has no caches."""
 
     def complete(self, *, running: bool) -> None:
-        """It does not run."""
+        """Do nothing: this guest never runs."""
 
     def abort_incoming(self) -> None:
-        """The RAM is the caller's."""
+        """Do nothing: the caller owns the RAM."""
 
     def close(self) -> None:
-        """The descriptor is the caller's."""
+        """Do nothing: the caller owns the descriptor."""

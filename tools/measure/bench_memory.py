@@ -1,4 +1,4 @@
-"""The memory that `vmferry bench` moves: what it holds, and whether it arrived."""
+"""The memory that `vmferry bench` migrates: fills it, and checks that it arrived."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ BLOCK = "pc.ram"
 
 
 class BenchError(Exception):
-    """A run did not do what it should; one line."""
+    """A run failed or had a wrong result; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Memory:
     """The RAM of both ends, in anonymous shared memory.
 
-    `content`: `random` bytes; `zero`: pages that exist; `untouched`: pages that do not; `text`:
-    half of each page random bytes, half words of a few hundred, in the order of chance.
+    `content` is `random` (random bytes), `zero` (zero pages that exist), `untouched` (pages that do
+    not exist) or `text` (half of each page is random bytes, half is words out of a few hundred, in
+    random order).
     """
 
     content: str
@@ -36,7 +37,7 @@ class Memory:
 
     @classmethod
     def create(cls, content: str, size: int) -> Memory:
-        """As before the first run."""
+        """Create the memory as it is before the first run."""
         ends = [SharedFd.memory(f"vmferry-bench-{end}", size) for end in ("source", "destination")]
         memory = cls(content, size, *ends)
         if content != "untouched":
@@ -55,11 +56,15 @@ class Memory:
         return [RamBlock(BLOCK, self.size, 4096, shared.fileno()) for shared in ends]
 
     def ends(self) -> list[npt.NDArray[np.uint8]]:
-        """Source and destination as arrays of bytes."""
+        """Return source and destination as arrays of bytes."""
         return [map_block(block) for block in self._blocks()]
 
     def prepare_run(self) -> None:
-        """See that the destination has something to do."""
+        """Reset the memory before a run, so that there is data to migrate.
+
+        Random and text pages are changed at the destination; untouched pages are removed at both
+        ends.
+        """
         if self.content == "untouched":
             for shared in (self.source, self.destination):
                 os.ftruncate(shared.fileno(), 0)
@@ -69,7 +74,7 @@ class Memory:
             ram.reshape(-1, 4096)[:, 0] ^= 0xFF
 
     def check(self) -> None:
-        """Raises BenchError when the destination does not equal the source."""
+        """Raise BenchError if the destination does not equal the source."""
         if all(is_hole(block, 0, self.size) for block in self._blocks()):
             return
         source, destination = self.ends()
@@ -79,7 +84,7 @@ class Memory:
                 raise BenchError(f"the memories differ in the {STEP >> 20} MiB at {start:#x}")
 
     def close(self) -> None:
-        """Give it back."""
+        """Release the memory."""
         self.source.close()
         self.destination.close()
 
@@ -89,13 +94,13 @@ def _random(generator: np.random.Generator, size: int) -> npt.NDArray[np.uint8]:
 
 
 def _text(generator: np.random.Generator, size: int) -> npt.NDArray[np.uint8]:
-    """`size` is a multiple of the page's."""
+    """Return pages of half text and half random bytes; `size` is a multiple of the page size."""
     alphabet = np.frombuffer(b"etaoinshrdlucmfw", np.uint8)
     words = [
         alphabet[generator.integers(0, len(alphabet), count)].tobytes()
         for count in generator.integers(2, 10, 400)
     ]
-    # The more a word is used, the less others are: as in a language.
+    # Zipf's law describes the frequency of words in natural language.
     ranks = generator.zipf(1.3, size // 8) % len(words)
     letters = b" ".join([words[rank] for rank in ranks.tolist()])[: size // 2]
     pages = _random(generator, size).reshape(-1, 4096).copy()

@@ -1,4 +1,4 @@
-"""`vmferry demo`: a busy synthetic guest crosses from one process group to another over TCP."""
+"""Implements `vmferry demo`: migrates a busy synthetic guest between process groups over TCP."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from ..console.summary import summary
 from .children import ChildError, next_message
 
 RUN_ON = 1.0
-"""Seconds that the guest is watched at the destination."""
+"""The time in seconds for which the guest is observed at the destination."""
 
 
 class DemoError(Exception):
-    """The other side failed; one line."""
+    """The destination failed; the message is one line."""
 
 
 def run(size: str, dirty_rate: str, max_bandwidth: int) -> bool:
-    """Whether both memories were equal and the guest ran on unharmed."""
+    """Run the demonstration; return whether the memories were equal and the guest stayed intact."""
     destination = start_child("vmferry-demo", _destination, (), parent=True)
     hot = "32M"
     source = open_guest(f"synthetic:{size},dirty-rate={dirty_rate},hot={hot}")
