@@ -1,1 +1,1 @@
-"""A QMP client for people."""
+"""A QMP client for users."""

@@ -1,6 +1,7 @@
-"""A QMP client for people: one command, or the progress of a migration that another one steers.
+"""A QMP client for users: executes one command, or shows the progress of a migration.
 
-Whatever speaks QMP will do: a QEMU, or a service of vmferry. The protocol is the library's work.
+The peer can be anything that supports QMP: a QEMU, or a service of vmferry. The library qemu.qmp
+implements the protocol.
 """
 
 from __future__ import annotations
@@ -27,22 +28,25 @@ Address: TypeAlias = str | tuple[str, int]
 T = TypeVar("T")
 
 GREETING = 5.0
-"""Seconds that a peer may take to greet. A QEMU greets one client at a time."""
+"""The time in seconds that a peer has to send its greeting. A QEMU greets one client at a time."""
 PERIOD = 0.5
-"""Seconds between two looks at a migration."""
+"""The interval in seconds between two queries of a migration."""
 ENDED = ("completed", "failed", "cancelled")
 
 
 class CtlError(Exception):
-    """The peer refused, or is not there; one line."""
+    """The peer returned an error, or cannot be reached; the message is one line."""
 
 
 class ArgumentError(ValueError):
-    """An address or an argument that is none; one line."""
+    """An address or an argument is invalid; the message is one line."""
 
 
 def parse_address(text: str) -> Address:
-    """From a path or HOST:PORT; what has a slash is a path. Raises ArgumentError."""
+    """Return the address in a path or HOST:PORT; text with a slash is a path.
+
+    Raises ArgumentError.
+    """
     uri = text
     if not text.startswith(("unix:", "tcp:")):
         uri = f"unix:{text}" if "/" in text or ":" not in text else f"tcp:{text}"
@@ -57,7 +61,10 @@ def parse_address(text: str) -> Address:
 
 
 def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:
-    """From `KEY=VALUE`, where `A.B=VALUE` is member B of object A. Raises ArgumentError."""
+    """Return the arguments in `KEY=VALUE` pairs, where `A.B=VALUE` sets member B of object A.
+
+    Raises ArgumentError.
+    """
     arguments: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -76,7 +83,7 @@ def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """JSON where it is that, else text; JSON has no NaN and no infinity."""
+    """Return the value of JSON text, or the text itself; NaN and infinity are not JSON."""
     try:
         value = json.loads(text)
         json.dumps(value, allow_nan=False)
@@ -86,7 +93,9 @@ def _value(text: str) -> Any:
 
 
 def execute(address: str, command: str, arguments: dict[str, Any]) -> object:
-    """What the peer returns. Raises CtlError with the class and the text of its error."""
+    """Return the result of a QMP command. Raises CtlError with the class and text of the peer's
+    error.
+    """
 
     async def session() -> object:
         async with _connected(address) as qmp:
@@ -96,7 +105,7 @@ def execute(address: str, command: str, arguments: dict[str, Any]) -> object:
 
 
 def watch(address: str, progress: Progress) -> dict[str, Any]:
-    """Show a migration until it ends; the last answer of `query-migrate`. Raises CtlError."""
+    """Show a migration until it ends; return the last `query-migrate` answer. Raises CtlError."""
 
     async def session() -> dict[str, Any]:
         async with _connected(address) as qmp:
@@ -106,7 +115,7 @@ def watch(address: str, progress: Progress) -> dict[str, Any]:
 
 
 def outcome(answer: dict[str, Any]) -> str:
-    """How a migration ended, by the last answer of `query-migrate`; one line."""
+    """Return a line on how a migration ended, from the last answer of `query-migrate`."""
     status = answer["status"]
     if status == "cancelled":
         return "the migration was cancelled"
@@ -129,16 +138,16 @@ async def _watch(qmp: QMPClient, progress: Progress) -> dict[str, Any]:
             elif not waiting:
                 waiting = True
                 progress.say("waiting for a migration to begin")
-            # Peers tell of changes only where the capability `events` is on.
+            # Peers only send events if the capability `events` is on, so query periodically, too.
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(changes.get(), PERIOD)
 
 
 @dataclass(frozen=True)
 class Watched:
-    """Figures out of an answer of `query-migrate`, as `Progress` shows them.
+    """The figures in an answer of `query-migrate`, in the form that `Progress` shows.
 
-    A QEMU that takes a guest in has no `ram`, and none has what stands under our own names.
+    A QEMU that receives a guest has no `ram`, and no QEMU has the members with vmferry's prefix.
     """
 
     status: str
@@ -154,7 +163,7 @@ class Watched:
 
     @classmethod
     def of(cls, answer: dict[str, Any]) -> Watched:
-        """Figures that are missing, or are no numbers, are 0."""
+        """Return the figures in an answer; figures that are missing or not numbers are 0."""
         ram = answer.get("ram")
         if not isinstance(ram, dict):
             return cls(str(answer["status"]))
@@ -179,7 +188,7 @@ def _number(figures: dict[str, Any], name: str) -> Any:
 
 
 def _stall(told: Any) -> Stall | None:
-    """None where the peer says nothing of the kind."""
+    """Return the stall in an answer, or None if the peer does not report one."""
     advice = told.get("advice") if isinstance(told, dict) else None
     if not isinstance(advice, list):
         return None
@@ -187,7 +196,7 @@ def _stall(told: Any) -> Stall | None:
 
 
 def _compression(told: Any) -> CompressionFigures | None:
-    """The same."""
+    """Return the compression figures in an answer, or None if the peer does not report any."""
     levels = told.get("levels") if isinstance(told, dict) else None
     if not levels or not all(isinstance(level, int) for level in levels):
         return None
@@ -196,13 +205,13 @@ def _compression(told: Any) -> CompressionFigures | None:
 
 
 def _run(session: Coroutine[Any, Any, T]) -> T:
-    # What it logs is what it raises, or of no interest to a person.
+    # The library logs errors that it also raises, and details that do not help a user.
     logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
     return asyncio.run(_until_signal(session))
 
 
 async def _until_signal(session: Coroutine[Any, Any, T]) -> T:
-    """The session's result; a signal ends it in order, and then this raises Interrupted."""
+    """Return the session's result; a signal cancels the session and then raises Interrupted."""
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(session)
     numbers: list[int] = []
 
@@ -233,7 +242,7 @@ async def _connected(address: str) -> AsyncIterator[QMPClient]:
     except QMPError as error:
         raise CtlError(f"{address}: the connection broke: {error}") from None
     finally:
-        # That the peer hung up is no news behind its answer, and else is raised already.
+        # A peer that hung up after its answer is no error; before it, the error is already raised.
         with suppress(OSError, EOFError, QMPError):
             await qmp.disconnect()
 

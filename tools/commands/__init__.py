@@ -1,1 +1,1 @@
-"""The commands: their options, their help, and the call that does the work."""
+"""Defines the commands: their options, their help, and the calls that do the work."""

@@ -1,4 +1,4 @@
-"""The command that talks to what speaks QMP: options in, exit status out."""
+"""Defines the command `ctl`, which executes QMP commands: parses options, sets the exit status."""
 
 from __future__ import annotations
 

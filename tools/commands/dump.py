@@ -1,7 +1,7 @@
-"""The command that shows what a stream holds: options in, exit status out.
+"""Defines the command `dump`, which shows the content of a stream.
 
-An ordinary stream in a file is shown by its outline (see `outline`), before what reads all other
-streams (see `dump_whole`), and is slow to load, would be there.
+An ordinary stream in a file is summarised by the module `outline`. That is faster than importing
+`dump_whole`, which reads all other streams.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def dump(
     qcow2 image without #SNAPSHOT, its snapshots are listed.
     """
     if stream is None:
-        # What stands behind --devices is taken for its NAME, even if it is all that there is.
+        # click takes the argument after --devices as its NAME, even if it is the only argument.
         stream, devices = devices, ""
     if not stream:
         raise click.UsageError("Missing argument 'STREAM'.")
@@ -105,7 +105,7 @@ def dump(
 
 
 def _outlined(name: str, page_size: int | None) -> Summary | None:
-    """None: not an ordinary stream, or not in a file of its own."""
+    """Return the summary of an ordinary stream that is a file of its own, or None for any other."""
     if page_size not in (None, PAGE_SIZE) or name == "-" or not os.path.isfile(name):
         return None
     try:
@@ -113,11 +113,13 @@ def _outlined(name: str, page_size: int | None) -> Summary | None:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
         def forget(start: int, end: int) -> None:
-            """What was passed, else a big stream would take as much memory."""
+            """Release the memory of bytes already read, because a large stream would fill the
+            memory.
+            """
             start -= start % mmap.PAGESIZE
             data.madvise(mmap.MADV_DONTNEED, start, end - start)
 
         return from_outline(outline(data, forget))
     except (OSError, ValueError, NotOrdinary):
-        # What is wrong, if anything is, others say.
+        # The reader of all streams will report the error, if there is one.
         return None

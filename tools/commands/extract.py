@@ -1,4 +1,4 @@
-"""The commands that take guests out of streams, or streams into other containers."""
+"""Defines the commands that extract guests from streams, or convert streams to other containers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ..sources.opening import note_guess, opened_stream
 from ..sources.stream_events import How
 
 _PLACED = re.compile(r"(.+)@0x([0-9a-fA-F]+)")
-"""A RAM block, and the address at which the guest sees it."""
+"""A RAM block and its guest address, as NAME@ADDRESS."""
 
 
 def _report_extracted(report: Report) -> None:
@@ -63,7 +63,9 @@ def _report_extracted(report: Report) -> None:
 
 
 def _note_missing(stream: str, lines: Iterable[str]) -> bool:
-    """Write a line for each block of which pages never arrived; whether there are any."""
+    """Print these lines to standard error, one for each block with missing pages; return whether
+    there are any.
+    """
     told = list(lines)
     for line in told:
         note(f"{click.format_filename(stream)}: {line}")
@@ -71,7 +73,7 @@ def _note_missing(stream: str, lines: Iterable[str]) -> bool:
 
 
 def _address_option(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
-    """A number as C has it."""
+    """Return the number in C notation (decimal or 0x...); this is the callback of an option."""
     if text is None:
         return None
     try:
@@ -86,7 +88,7 @@ def _address_option(_: click.Context, __: click.Parameter, text: str | None) -> 
 def _split_blocks(
     given: tuple[str, ...],
 ) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:
-    """What stands without, and with, an address; names may have an @ of their own."""
+    """Return the blocks without an address, and those with one; block names may contain an @."""
     matches = [(text, _PLACED.fullmatch(text)) for text in given]
     plain = tuple(text for text, match in matches if match is None)
     found = [(match[1], int(match[2], 16)) for _, match in matches if match is not None]
@@ -98,7 +100,7 @@ def _split_blocks(
 def _check_usage(
     output: Path | None, devices: Path | None, disks: Path | None, several: bool
 ) -> None:
-    """Raises UsageError where there is no output, or (`several`) too much of one."""
+    """Raise UsageError if there is no output, or if options contradict each other (`several`)."""
     if output is None and devices is None and disks is None:
         raise click.UsageError("nothing to extract: give -o FILE, --devices or --disks FOLDER")
     if several:
@@ -108,12 +110,12 @@ def _check_usage(
 
 
 def _check_output(stream: str, out: Path | None) -> None:
-    """The stream itself must not be replaced by what is made of it."""
+    """Raise UsageError if the output would replace the stream itself."""
     source = 0 if stream == "-" else split(stream)[0]
     try:
         same = out is not None and os.path.samestat(os.stat(source), os.stat(out))
     except OSError:
-        # Either is not there: no news here.
+        # A missing file is not an error here.
         return
     if same:
         raise click.UsageError(f"{click.format_filename(str(out))} is the stream itself")

@@ -1,4 +1,4 @@
-"""The commands that move guests, and measure it: options in, exit status out."""
+"""Defines the commands that migrate guests and measure migrations: options and exit status."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from ..measure.bench import Variant
 from ..measure.bench_memory import CONTENTS, BenchError
 
 MAX_DOWNTIME = 2_000_000
-"""Milliseconds; as in QEMU."""
+"""The largest downtime limit in milliseconds, which is that of QEMU."""
 
 
 def size(text: str) -> int:
-    """Bytes, from `512M`."""
+    """Return the bytes in a size such as `512M`. Raises BadParameter."""
     try:
         value = parse_size(text)
     except (ValueError, OverflowError) as error:
@@ -49,7 +49,7 @@ def size(text: str) -> int:
 
 
 def _compression(text: str) -> str:
-    """The same, if it is one."""
+    """Return the text if it is a valid compression method. Raises BadParameter."""
     try:
         parse_compression(text)
     except CompressionError as error:
@@ -140,7 +140,7 @@ def send(
                 for line in () if as_json else summary(figures):
                     progress.say(line)
         except Exception:
-            # It runs on here, and so it shall when we are gone (law 5).
+            # The guest still runs here, and must run on when this process has ended (law 5).
             guest.release()
             raise
         finally:
@@ -195,7 +195,7 @@ def receive(
             parameters = ReceiveParameters(workers, paused, max_device_state)
             figures = _receive(uri, guest_text, parameters, announcer)
             for line in announcer.finish():
-                # The guest is here all the same.
+                # A failed announcement is no failure: the guest has arrived.
                 Progress.say(f"receiving: {line}")
     except (GuestError, ReceiveError, AnnounceError, OSError) as error:
         fail(describe(error))
@@ -204,7 +204,7 @@ def receive(
 
 
 def _take_up(uri: str | None, guest_text: str) -> None:
-    """Complete a kept guest, which its source must not run any more."""
+    """Complete a guest that an earlier receive kept; its source must not run it any more."""
     if uri is not None:
         raise click.UsageError("--resume takes no URI: the guest is here already")
     try:

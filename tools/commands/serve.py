@@ -1,4 +1,4 @@
-"""The command that serves: a guest and the QMP service beside it."""
+"""Defines the command that keeps a guest and serves QMP clients."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def serve(
         guest = open_guest(guest_text)
         try:
             start_early()
-            # What is wrong with an interface is told now, not when the guest has come.
+            # Report an unusable interface now, not when the guest has arrived.
             Announcer(interfaces).stop()
             asyncio.run(_serve(guest, addresses, incoming, paused, interfaces))
         finally:

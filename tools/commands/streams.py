@@ -1,4 +1,4 @@
-"""The commands that check and compare what streams build: options in, exit status out."""
+"""Defines the commands that verify and compare what streams build: options and exit status."""
 
 from __future__ import annotations
 
@@ -96,8 +96,10 @@ def verify(
 def _rebuilt(
     path: str, offset: int, how: How, stack: ExitStack, channels: tuple[str, ...]
 ) -> RebuiltGuest:
-    """What a stream builds, with all its RAM, until `stack` is closed."""
-    # Large device state is read from the stream where it is.
+    """Return the guest that a stream builds, with all its RAM, which is valid until `stack` is
+    closed.
+    """
+    # Large device state stays in the file of the stream, so keep that open.
     opened = stack.enter_context(opened_stream(path, offset, channels=channels))
     return rebuild(read_events(opened.stream, how, opened.channels), stack)
 
@@ -105,7 +107,7 @@ def _rebuilt(
 def _ram_files(pairs: Iterable[str]) -> dict[str, str]:
     files: dict[str, str] = {}
     for pair in pairs:
-        # Names of blocks hold no "=", paths may.
+        # Block names do not contain "=", but paths may.
         block, _, path = pair.partition("=")
         if not block or not path:
             raise click.UsageError(f"--ram {pair}: not BLOCK=FILE")

@@ -1,1 +1,1 @@
-"""What a person at a terminal sees: messages, progress, tables and sizes."""
+"""Formats the output that a user sees: messages, progress, tables and sizes."""

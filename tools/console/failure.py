@@ -1,4 +1,4 @@
-"""How a command ends that failed: one line on standard error, exit status 1."""
+"""Ends a failed command: one line on standard error, exit status 1."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ...protocol.errors import StreamError
 
 
 class CommandError(Exception):
-    """What is asked for cannot be done; one line."""
+    """The requested operation is not possible; the message is one line."""
 
 
 class ChannelError(StreamError):
-    """What is wrong with a channel of a multifd migration; `file`: where that stands."""
+    """An error in a channel of a multifd migration; `file` is the file with the channel."""
 
     def __init__(self, file: str, error: StreamError) -> None:
         super().__init__(error.message, offset=error.offset, section=error.section)
@@ -26,18 +26,18 @@ class ChannelError(StreamError):
 
 
 def note(message: str) -> None:
-    """Write one line on standard error."""
+    """Print one line to standard error."""
     click.echo(f"vmferry: {' '.join(message.split())}", err=True)
 
 
 def fail(message: str) -> NoReturn:
-    """One line, exit status 1."""
+    """Print one line to standard error, and exit with status 1."""
     note(message)
     sys.exit(1)
 
 
 def describe(error: Exception, name: str | None = None) -> str:
-    """What went wrong, and with what; `name` where the error itself does not say."""
+    """Return a message with the name of the file; `name` is used if the error itself has none."""
     what, message = name, str(error)
     if isinstance(error, ChannelError):
         what = error.file
@@ -48,7 +48,7 @@ def describe(error: Exception, name: str | None = None) -> str:
 
 @contextmanager
 def named(what: Path | str) -> Iterator[None]:
-    """An OSError from within says that it concerns this, as the user knows it."""
+    """Raise an OSError from inside again with the file name that the user knows."""
     try:
         yield
     except OSError as error:

@@ -1,11 +1,11 @@
-"""Signals that ask a command to end: one line or none, nothing left behind, never a traceback.
+"""Handles signals that ask a command to end: at most one line, no leftovers, never a traceback.
 
-    start, imports     the system's own: there is nothing to put in order yet
-    the command        Interrupted, raised in the main thread; or what `on_signals` was given
-    the end of it      ignored: it is done, and what it started is being ended
+    start, imports     the default action of the system: there is nothing to clean up yet
+    the command        Interrupted is raised in the main thread, or `on_signals` calls its action
+    the end of it      signals are ignored: the work is done, and child processes are being ended
 
 In a shell the exit status is 130 for SIGINT, 143 for SIGTERM and 129 for SIGHUP. SIGHUP stays
-ignored where it was, as under nohup.
+ignored if it was ignored at the start, as with nohup.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    # The module takes too long to import here.
+    # asyncio is slow to import.
     from asyncio import AbstractEventLoop
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 1.0
-"""Seconds after a signal in which further ones do not interrupt what puts things in order."""
+"""The time in seconds after a signal in which further signals do not interrupt the cleanup."""
 _RETRY = 0.01
-"""Seconds until an Interrupted that nobody could catch is raised again."""
+"""The delay in seconds until an Interrupted that could not be caught is raised again."""
 
 _last = 0.0
 
@@ -36,26 +36,28 @@ class Interrupted(SystemExit):
 
 
 def start() -> None:
-    """Before anything is imported: a signal ends the process as it ends any other program."""
+    """Restore the default action of SIGINT, so that a signal during imports ends the process
+    silently.
+    """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def begin() -> None:
-    """Let signals raise Interrupted in the main thread."""
+    """Make signals raise Interrupted in the main thread."""
     sys.unraisablehook = _unraisable
     signal.signal(signal.SIGALRM, _interrupt_again)
     _handle(_interrupt)
 
 
 def on_signals(action: Callable[[int], object]) -> None:
-    """Let signals call `action` with their number, in the main thread between any two steps."""
+    """Make signals call `action` with their number, in the main thread between any two steps."""
     _handle(lambda number, _: action(number))
 
 
 @contextmanager
 def signals_in(loop: AbstractEventLoop, action: Callable[[int], object]) -> Iterator[None]:
-    """Let signals call `action` with their number in the event loop; behind this, ignore them."""
+    """Make signals call `action` with their number in the event loop; afterwards, ignore them."""
     numbers = _not_ignored()
     for number in numbers:
         loop.add_signal_handler(number, action, number)
@@ -68,7 +70,7 @@ def signals_in(loop: AbstractEventLoop, action: Callable[[int], object]) -> Iter
 
 
 def end() -> None:
-    """Ignore signals: the command is over."""
+    """Ignore signals from here on, because the command has finished."""
     _handle(signal.SIG_IGN)
 
 
@@ -98,7 +100,9 @@ _lost: list[Interrupted] = []
 
 
 def _unraisable(what: sys.UnraisableHookArgs) -> None:
-    """Keep an Interrupted that the interpreter has to drop, as it does in `__del__`."""
+    """Keep an Interrupted that the interpreter cannot raise, as in `__del__`, to raise it again
+    later.
+    """
     if isinstance(what.exc_value, Interrupted):
         _lost.append(what.exc_value)
         signal.setitimer(signal.ITIMER_REAL, _RETRY)

@@ -1,4 +1,4 @@
-"""What several commands take as options: from text to values."""
+"""Defines the options that several commands share, and converts their text to values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...control.announce import AnnounceError, Interface, parse_interface
 
 
 def interface(text: str) -> Interface:
-    """From `IFACE[=MAC]`."""
+    """Return the interface in `IFACE[=MAC]`. Raises BadParameter."""
     try:
         return parse_interface(text)
     except AnnounceError as error:
@@ -24,7 +24,9 @@ _Command = Callable[..., Any]
 
 
 def guest_option(*, incoming: bool = False) -> Callable[[_Command], _Command]:
-    """`--guest`, as `guest_text`; an `incoming` one brings its size."""
+    """Return the option `--guest`, passed as `guest_text`; an `incoming` guest arrives with its
+    size.
+    """
     return click.option("--guest", "guest_text", required=True, help=_IN if incoming else _OUT)
 
 

@@ -1,4 +1,4 @@
-"""Live progress of a migration: a bar when a person watches, a plain line a second when not."""
+"""Shows the live progress of a migration: a bar on a terminal, else a plain line every second."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...sender.stall import Stall
 
 
 class Figures(Protocol):
-    """What both sides' figures have."""
+    """The figures that both the sender and the receiver have."""
 
     @property
     def status(self) -> str: ...
@@ -31,7 +31,7 @@ class Figures(Protocol):
 
 
 class Progress:
-    """A context manager; `update` takes figures as they come."""
+    """A context manager that shows the progress of a migration; `update` takes the figures."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -62,7 +62,7 @@ class Progress:
             self._rich.stop()
 
     def update(self, figures: Figures) -> None:
-        """Show these figures, if it is time."""
+        """Show these figures, at most once per second without a terminal."""
         line = self._line(figures)
         self._tell_stall(getattr(figures, "stall", None))
         if self._rich is not None:
@@ -73,7 +73,7 @@ class Progress:
             self.say(f"{self._title}: {line}")
 
     def _tell_stall(self, stall: Stall | None) -> None:
-        """Once, when it begins."""
+        """Print the reason and the advice once when a stall begins."""
         if stall is not None and self._told is None:
             self.say(f"{self._title}: {stall.reason}")
             for advice in stall.advice:
@@ -82,12 +82,12 @@ class Progress:
 
     @staticmethod
     def say(line: str) -> None:
-        """A line for whoever watches. That nobody does must not fail the migration."""
+        """Print a line to standard error; if nobody reads it, the migration must not fail."""
         try:
-            # By this way, and not past it, lines stand above the bar.
+            # While the bar is shown, rich redirects print, so that lines appear above the bar.
             print(line, file=sys.stderr, flush=True)
         except OSError:
-            # What is still buffered would fail again at exit, and with it the exit status.
+            # Buffered data would fail again at exit, and change the exit status.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
     @staticmethod
@@ -115,6 +115,6 @@ class Progress:
 
 
 def _level(levels: tuple[int, ...]) -> str:
-    """`zstd 1`, or `zstd none-3` where the processes that compress differ."""
+    """Return `zstd 1`, or `zstd none-3` if the compressing processes use different levels."""
     names = [str(level) if level else "none" for level in sorted(set(levels))]
     return "zstd " + (names[0] if len(names) == 1 else f"{names[0]}-{names[-1]}")

@@ -1,4 +1,4 @@
-"""The options by which commands read streams; sizes, from text to bytes."""
+"""Defines the options of commands that read streams, and converts sizes from text to bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PAGE_SIZES = [1 << bits for bits in range(MIN_PAGE_BITS, MAX_PAGE_BITS + 1)]
 
 
 def size_option(_context: click.Context, option: click.Parameter, text: str | None) -> int | None:
-    """Bytes, from `2G`: an option's callback."""
+    """Return the bytes in a size such as `2G`; this is the callback of an option."""
     try:
         return None if text is None else parse_size(text)
     except (ValueError, OverflowError) as error:
@@ -19,7 +19,7 @@ def size_option(_context: click.Context, option: click.Parameter, text: str | No
 
 
 def _place(option: click.Parameter, text: str) -> int:
-    """Bytes, from `2G` or `0x1000`."""
+    """Return the bytes in a size or offset such as `2G` or `0x1000`. Raises BadParameter."""
     try:
         return int(text, 16) if text.lower().startswith("0x") else parse_size(text)
     except (ValueError, OverflowError) as error:

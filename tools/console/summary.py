@@ -1,4 +1,4 @@
-"""What a finished outgoing migration came to, and what had been forecast of it; for people."""
+"""Summarises a finished outgoing migration for users: its figures, and how they were forecast."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...sender.figures import Figures
 
 
 def summary(figures: Figures) -> Iterator[str]:
-    """A line each."""
+    """Yield the lines of the summary."""
     seconds = figures.total_time / 1000
     rate = format_size(figures.transferred / max(seconds, 1e-3))
     yield f"rounds       {figures.dirty_sync_count} (the last one on a paused guest)"

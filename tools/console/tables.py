@@ -1,4 +1,4 @@
-"""Tables, and values such as JSON has, as lines that people can read."""
+"""Formats tables, and values such as those in JSON, as readable lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ INDENT = "  "
 
 
 def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns as wide as need be; names are never cut nor taken for markup."""
+    """Yield rows as lines with aligned columns; cells are never truncated or parsed as markup."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
@@ -18,9 +18,11 @@ def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def readable(value: object) -> Iterator[str]:
-    """Objects with a member a line, lists of flat objects as tables, the rest indented below.
+    """Yield a value as lines: an object has a line per member, and a list of flat objects is a
+    table.
 
-    Text keeps its lines where it is all there is. Nothing: no line.
+    Other members are indented below their name. Text alone keeps its lines; empty values yield
+    none.
     """
     if isinstance(value, dict):
         yield from _members(value)
@@ -57,12 +59,12 @@ def _items(value: Sequence[Any]) -> Iterator[str]:
 
 
 def _flat(value: object) -> bool:
-    """Whether it fits a line."""
+    """Return whether the value fits on one line."""
     return not isinstance(value, (dict, list)) or not value
 
 
 def _text(value: object) -> str:
-    """What is no text as JSON; characters that would do something to a terminal by their number."""
+    """Return text, or JSON of any other value, with unprintable characters escaped."""
     text = value if isinstance(value, str) else json.dumps(value)
     if text.isprintable():
         return text
