@@ -1,6 +1,6 @@
-"""Where the command begins: `vmferry`, and `python -m vmferry.tools`.
+"""The entry point of the command: `vmferry`, and `python -m vmferry.tools`.
 
-Nothing that takes time is imported before signals are taken care of.
+Signal handling is set up before anything is imported that takes time.
 """
 
 from __future__ import annotations

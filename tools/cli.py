@@ -1,7 +1,7 @@
-"""The `vmferry` command: the names of what it does; options are read and work is done elsewhere.
+"""The `vmferry` command: lists its subcommands, and imports the module of the one that runs.
 
-Exit status: 0 done, 1 it failed, 2 wrong usage, 128 and more: a signal ended it. Errors are one
-line on standard error.
+Exit status: 0 for success, 1 for failure, 2 for wrong usage, 128 or more if a signal ended it.
+Errors are one line on standard error.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ COMMANDS = {
     "serve": "serve",
     "verify": "streams",
 }
-"""Where each is defined. Nothing is imported but for the one that runs: it is there sooner."""
+"""The module of each subcommand. To start faster, only that of the running one is imported."""
 
 
 class Commands(click.Group):
-    """Finds them by COMMANDS."""
+    """A click group that imports subcommands by COMMANDS."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Their names, in order."""
+        """Return the names of all subcommands."""
         return [*COMMANDS, *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name."""
+        """Return the subcommand with this name, or None."""
         if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
         module = import_module(f".commands.{COMMANDS[cmd_name]}", __package__)
@@ -50,10 +50,10 @@ class Commands(click.Group):
 @click.pass_obj
 def main(begin: Callable[[], None] | None) -> None:
     """Live migration of virtual machines, on QEMU's own wire format."""
-    # The module of the command has been imported.
+    # Signals may raise Interrupted from here on: the subcommand's module is imported already.
     if begin is not None:
         begin()
-    # Names come from streams; a terminal that lacks a character must not end the command.
+    # Names from streams may have characters that the terminal cannot encode.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

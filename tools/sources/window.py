@@ -1,4 +1,4 @@
-"""A part of a file, or of a pipe, as if it were all of it."""
+"""Presents a part of a file or a pipe as a complete file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class _Window(io.RawIOBase):
-    """The `size` bytes from the present place of a source on; it is read through this alone."""
+    """The next `size` bytes of a source, which must not be read in any other way."""
 
     def __init__(self, source: BinaryIO, size: int) -> None:
         self._source = source
@@ -23,22 +23,22 @@ class _Window(io.RawIOBase):
         self._at = 0
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True: the window is readable."""
         return True
 
     def seekable(self) -> bool:
-        """As the source."""
+        """Return whether the source is seekable."""
         return self._start is not None
 
     def seek(self, offset: int, whence: int = SEEK_SET, /) -> int:
-        """Go to a place, which counts from where the window begins."""
+        """Move to an offset, counted from the start of the window, and return it."""
         assert self._start is not None
         self._at = max(0, offset + {SEEK_SET: 0, SEEK_CUR: self._at, SEEK_END: self._size}[whence])
         self._source.seek(self._start + self._at)
         return self._at
 
     def readinto(self, target: WriteableBuffer, /) -> int:
-        """What is at hand, at least a byte unless the end is reached. Raises StreamError."""
+        """Read the bytes that are available, at least one before the end. Raises StreamError."""
         view = memoryview(target).cast("B")[: max(0, self._size - self._at)]
         if not view:
             return 0
@@ -55,7 +55,7 @@ def _too_long(there: int, size: int) -> StreamError:
 
 
 def window(source: BinaryIO, size: int) -> BinaryIO:
-    """Return the next `size` bytes of a source, as a source. Raises StreamError."""
+    """Return the next `size` bytes of a source as a file. Raises StreamError if there are fewer."""
     found = _Window(source, size)
     if not source.seekable():
         return cast(BinaryIO, Source(found))
