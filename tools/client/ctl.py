@@ -35,11 +35,11 @@ ENDED = ("completed", "failed", "cancelled")
 
 
 class CtlError(Exception):
-    """The peer returned an error, or cannot be reached; the message is one line."""
+    """Raised if the peer returns an error or cannot be reached; the message is one line."""
 
 
 class ArgumentError(ValueError):
-    """An address or an argument is invalid; the message is one line."""
+    """Raised if an address or an argument is invalid; the message is one line."""
 
 
 def parse_address(text: str) -> Address:

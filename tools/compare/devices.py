@@ -67,11 +67,11 @@ class DeviceDifference:
             yield "  ..."
 
     def as_json(self) -> dict[str, Any]:
-        """Return a dictionary with the keys device, instance_id, versions (of both, None if
-        missing), differing_fields (their number), fields (the first of them).
+        """Return the difference as a dictionary for JSON.
 
-        Each field has the keys path, type, and a and b: the values in the format of `dump --json`,
-        omitted if there is no such field.
+        Keys: device, instance_id, versions (of both, None if missing), differing_fields (their
+        number), fields (the first of them). Each field has the keys path, type, and a and b: the
+        values in the format of `dump --json`, omitted if there is no such field.
         """
         fields: list[dict[str, Any]] = []
         for path, mine, yours in self.fields:

@@ -72,9 +72,11 @@ class Difference:
         return not any(self.missing)
 
     def as_json(self) -> dict[str, Any]:
-        """Return a dictionary with the keys equal (everything arrived and nothing differs),
-        differing_pages and differing_fields (numbers), blocks, devices, absent, behind (for each
-        stream None, or of Left.as_json), missing (for each stream, of MissingPages.as_json).
+        """Return the differences as a dictionary for JSON.
+
+        Keys: equal (everything arrived and nothing differs), differing_pages and differing_fields
+        (numbers), blocks, devices, absent, behind (for each stream None, or of Left.as_json),
+        missing (for each stream, of MissingPages.as_json).
         """
         return {
             "equal": self.equal and self.whole,

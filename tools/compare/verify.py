@@ -98,10 +98,11 @@ class Report:
         return "valid" + equal
 
     def as_json(self) -> dict[str, Any]:
-        """Return a dictionary with the keys valid, error, described, unchecked (lines), unseen (of
-        MissingPages.as_json), ram, against (None, or the blocks that differ, of
-        BlockDifference.as_json), behind (None, or of Left.as_json), against_unseen (like unseen,
-        for the other stream).
+        """Return the report as a dictionary for JSON.
+
+        Keys: valid, error, described, unchecked (lines), unseen (of MissingPages.as_json), ram,
+        against (None, or the blocks that differ, of BlockDifference.as_json), behind (None, or of
+        Left.as_json), against_unseen (like unseen, for the other stream).
         """
         against = None if self.against is None else [block.as_json() for block in self.against]
         return {

@@ -14,7 +14,7 @@ from ...protocol.errors import StreamError
 
 
 class CommandError(Exception):
-    """The requested operation is not possible; the message is one line."""
+    """Raised if the requested operation is not possible; the message is one line."""
 
 
 class ChannelError(StreamError):

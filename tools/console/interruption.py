@@ -32,7 +32,7 @@ _last = 0.0
 
 
 class Interrupted(SystemExit):
-    """A signal asked the command to end; `code` is the exit status."""
+    """Raised if a signal asks the command to end; `code` is the exit status."""
 
 
 def start() -> None:

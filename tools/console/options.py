@@ -24,8 +24,9 @@ _Command = Callable[..., Any]
 
 
 def guest_option(*, incoming: bool = False) -> Callable[[_Command], _Command]:
-    """Return the option `--guest`, passed as `guest_text`; an `incoming` guest arrives with its
-    size.
+    """Return the option `--guest`, with the parameter name `guest_text`.
+
+    The help text of an `incoming` guest has no size, because the guest arrives with its size.
     """
     return click.option("--guest", "guest_text", required=True, help=_IN if incoming else _OUT)
 

@@ -82,7 +82,7 @@ class Progress:
 
     @staticmethod
     def say(line: str) -> None:
-        """Print a line to standard error; if nobody reads it, the migration must not fail."""
+        """Print a line to standard error; a failure to write it must not fail the migration."""
         try:
             # While the bar is shown, rich redirects print, so that lines appear above the bar.
             print(line, file=sys.stderr, flush=True)

@@ -33,7 +33,7 @@ _FOR_A_CHANNEL = {CommandType.OPEN_RETURN_PATH, CommandType.PING, CommandType.PO
 
 
 class MappedError(CommandError):
-    """The stream cannot be converted to a mapped-ram file; the message is one line."""
+    """Raised if the stream cannot be converted to a mapped-ram file; the message is one line."""
 
 
 class MappedFile:

@@ -38,7 +38,7 @@ SPARSE_IMAGE = "libvirt:sparse"
 
 
 class ConvertError(CommandError):
-    """The requested container cannot be written; the message is one line."""
+    """Raised if the requested container cannot be written; the message is one line."""
 
 
 class Compressor(Protocol):

@@ -15,7 +15,7 @@ from ..sources.snapshots import Snapshot
 
 
 class NoXmlError(CommandError):
-    """The domain XML is missing or damaged; the message is one line."""
+    """Raised if the domain XML is missing or damaged; the message is one line."""
 
 
 def print_container(opened: Opened) -> None:

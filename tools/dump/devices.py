@@ -19,15 +19,13 @@ CONFIGURATION = "configuration"
 MOST_BYTES = 32
 MOST_NUMBERS = 16
 MOST_LETTERS = 80
-"""The most characters of a text that are printed; the constants above limit bytes and array
-elements.
-"""
+"""The most characters of a text that are printed; the constants above limit bytes and numbers."""
 FEWEST_LETTERS = 4
 """The fewest printable bytes that are taken as a text; fewer are often printable by chance."""
 
 
 class NoDeviceError(CommandError):
-    """The stream has no device with this name; the message is one line."""
+    """Raised if the stream has no device with the given name; the message is one line."""
 
 
 def print_devices(summary: WithDevices, name: str) -> None:

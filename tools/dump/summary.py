@@ -102,11 +102,12 @@ class Summary:
     """The number of bytes after the end of the stream."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return a dictionary with the keys machine, page_size, capabilities, size, ram_parts,
-        commands, blocks (of BlockSummary.as_json), rounds (pages by kind in each), sections (fields
-        of SectionSummary), devices (fields of Device), unsplit_devices (bytes), footers,
-        description (whether there is one), channels (fields of ChannelCount), behind (None, or of
-        Left.as_json).
+        """Return the summary as a dictionary for JSON.
+
+        Keys: machine, page_size, capabilities, size, ram_parts, commands, blocks (of
+        BlockSummary.as_json), rounds (pages by kind in each), sections (fields of SectionSummary),
+        devices (fields of Device), unsplit_devices (bytes), footers, description (whether there is
+        one), channels (fields of ChannelCount), behind (None, or of Left.as_json).
         """
         return {
             "machine": self.machine,

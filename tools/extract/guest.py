@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class ExtractError(CommandError):
-    """The stream does not contain what was requested; the message is one line."""
+    """Raised if the stream does not contain what was requested; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,12 @@ class Report:
     notices: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Return a dictionary with the keys blocks (of Extracted.as_json), absent (names), devices
-        (number of sections), processors (number with registers in the ELF core), disks (of
-        Disk.as_json), behind (None, or of Left.as_json), missing (of MissingPages.as_json),
-        survival (None, or with --partial of Survival.as_json), left_out (of LeftOut.as_json),
-        notices (lines).
+        """Return the report as a dictionary for JSON.
+
+        Keys: blocks (of Extracted.as_json), absent (names), devices (number of sections),
+        processors (number with registers in the ELF core), disks (of Disk.as_json), behind (None,
+        or of Left.as_json), missing (of MissingPages.as_json), survival (None, or with --partial of
+        Survival.as_json), left_out (of LeftOut.as_json), notices (lines).
         """
         return {
             "blocks": [block.as_json() for block in self.blocks],

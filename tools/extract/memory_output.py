@@ -31,13 +31,15 @@ PIECE = 4 << 20
 
 
 class OutputError(CommandError):
-    """The stream does not contain what was requested; the message is one line."""
+    """Raised if the stream does not contain what was requested; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The options of the output. `kind` is one of FORMATS; `blocks` names the main memory; `placed`
-    has further blocks and their addresses; `target` is the processor, if the user gave one.
+    """The options of the memory output.
+
+    `kind` is one of FORMATS; `blocks` names the main memory; `placed` has further blocks and their
+    addresses; `target` is the processor, if the user gave one.
     """
 
     kind: str
@@ -48,9 +50,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Written:
-    """The content of the output: `parts` in their order. `left` is memory that was left out;
-    `processors` is the number of those with registers in the output, or None if it is not an ELF
-    core; `notices` are further lines for the user.
+    """The content of the memory output: `parts` in their order.
+
+    `left` is memory that was left out; `processors` is the number of those with registers in the
+    output, or None if it is not an ELF core; `notices` are further lines for the user.
     """
 
     parts: list[Part]

@@ -42,8 +42,10 @@ MIPS_BIG_ENDIAN = 1 << 15
 
 @dataclass(frozen=True)
 class Processors:
-    """The facts on all processors: their `target` (None: not in the stream), their number, the
-    number of those with known registers, and the notes that contain these registers.
+    """The facts on all processors of a guest.
+
+    `target` is their type (None: not in the stream), `count` their number, `known` the number of
+    those with known registers, and `notes` the notes that contain these registers.
     """
 
     target: Target | None

@@ -20,10 +20,12 @@ MODERN_VIRTIO = range(0x1040, 0x1080)
 
 @dataclass(frozen=True)
 class Device:
-    """A device. `name` is its name for -device; `bus` is the bus it is added to, or ""; `needs`
-    lists the properties that it requires, separated by commas; `sections` has its sections without
-    their path; `identity` is its PCI identity in the format of `pci_identity`; `blocks` has the
-    sizes of its RAM blocks, without their path, in each queried QEMU.
+    """A device that a user can add to a machine.
+
+    `name` is its name for -device; `bus` is the bus it is added to, or ""; `needs` lists the
+    properties that it requires, separated by commas; `sections` has its sections without their
+    path; `identity` is its PCI identity in the format of `pci_identity`; `blocks` has the sizes of
+    its RAM blocks, without their path, in each queried QEMU.
     """
 
     name: str

@@ -32,7 +32,7 @@ NODE_NAME = re.compile(r"(?:/objects/)?ram-node(\d{1,4})")
 
 
 class LayoutError(CommandError):
-    """The memory layout cannot be determined; the message is one line."""
+    """Raised if the memory layout cannot be determined; the message is one line."""
 
 
 @dataclass(frozen=True)

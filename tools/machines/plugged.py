@@ -70,11 +70,12 @@ class LeftOut(NamedTuple):
 
 @dataclass
 class Facts:
-    """The facts that devices have on memory. `slots` is the number of DIMMs that are plugged in, or
-    None if unknown; `ram_size` is the size in bytes of the main memory, by the clock's CMOS;
-    `virtio_mem` has the plugged-in parts of each virtio-mem block by its name, or None if unknown;
-    `nvdimms` has the address and length of each NVDIMM; `hidden` means that some memory takes an
-    address but has no RAM block.
+    """The facts that device state has on the guest's memory.
+
+    `slots` is the number of DIMMs that are plugged in, or None if unknown; `ram_size` is the size
+    in bytes of the main memory, by the clock's CMOS; `virtio_mem` has the plugged-in parts of each
+    virtio-mem block by its name, or None if unknown; `nvdimms` has the address and length of each
+    NVDIMM; `hidden` means that some memory takes an address but has no RAM block.
     """
 
     slots: int | None = None

@@ -105,7 +105,7 @@ class Table:
     versions: tuple[str, ...]
 
     def find(self, name: str, target: str | None = None) -> list[Machine]:
-        """Return the machines that a stream's machine name may stand for.
+        """Return the machines that the machine name in a stream may mean.
 
         If the exact name is unknown, its version is ignored (`pc-q35-99.0`, `pc-i440fx-jammy`).
         """

@@ -42,10 +42,10 @@ TIMEOUT = 120.0
 
 @dataclass(frozen=True)
 class Run:
-    """One migration: the seconds from the end of setup and the CPU seconds of both ends in that
-    time; then both for the setup.
+    """The figures of one migration, in seconds.
 
-    `transferred` is the number of bytes on the wire.
+    `seconds` and `cpu` (CPU time of both ends) count from the end of setup; `setup` and `setup_cpu`
+    are those of the setup. `transferred` is the number of bytes on the wire.
     """
 
     seconds: float
@@ -78,7 +78,7 @@ class Variant:
 
 
 def _spent() -> float:
-    """Return the CPU seconds of this process and all its descendants, dead or alive."""
+    """Return the CPU seconds of this process and of all its descendants, dead or alive."""
     me = psutil.Process()
     return sum(sum(process.cpu_times()[:4]) for process in [me, *me.children(recursive=True)])
 
@@ -221,10 +221,10 @@ def run_qemu(command: str, memory: Memory, parameters: dict[str, Any]) -> Run:
 
 @dataclass(frozen=True)
 class Result:
-    """The medians over all runs of one program with one content: throughput in GiB/s, CPU seconds
-    per GiB of guest RAM, and setup times in seconds.
+    """The medians over all runs of one program with one content.
 
-    `compress` is that of SendParameters; `ratio` is bytes of RAM per byte on the wire.
+    `throughput` is in GiB/s, `cpu` in CPU seconds per GiB of guest RAM, `setup` and `setup_cpu` in
+    seconds. `compress` is that of SendParameters; `ratio` is bytes of RAM per byte on the wire.
     """
 
     content: str

@@ -18,7 +18,7 @@ BLOCK = "pc.ram"
 
 
 class BenchError(Exception):
-    """A run failed or had a wrong result; the message is one line."""
+    """Raised if a run fails or has a wrong result; the message is one line."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ RUN_ON = 1.0
 
 
 class DemoError(Exception):
-    """The destination failed; the message is one line."""
+    """Raised if the destination failed; the message is one line."""
 
 
 def run(size: str, dirty_rate: str, max_bandwidth: int) -> bool:

@@ -36,7 +36,7 @@ def check_run(run: Run, page_size: int) -> None:
 
 
 def page_flags(count: int) -> npt.NDArray[np.bool_]:
-    """Return False for each page (n,); memory is only used for the pages whose flag changes.
+    """Return an array (n,) of False, one for each page; memory is only used for flags that change.
 
     Raises CommandError if the machine cannot reserve the memory: the stream is wrong about its
     size, or the guest is huge.

@@ -15,7 +15,7 @@ from .block_file import BlockFile, Run, check_run
 
 
 class RebuildError(CommandError):
-    """The requested RAM cannot be rebuilt or compared; the message is one line."""
+    """Raised if the requested RAM cannot be rebuilt or compared; the message is one line."""
 
 
 def new_image(length: int, page_size: int) -> BlockFile:

@@ -56,8 +56,9 @@ class PageStates:
         self._states[numbers] = state
 
     def change(self, numbers: Numbers, state: State) -> None:
-        """Set the state of pages (n,) that were changed; guessed pages stay so, and only sound ones
-        can be changed without damage.
+        """Set the state of sound pages (n,) whose content was changed (XBZRLE).
+
+        Guessed pages keep their state; all others become damaged.
         """
         old = self._states[numbers]
         found = np.where(old == State.SOUND, state, State.DAMAGED)

@@ -71,10 +71,9 @@ class Salvager:
         yield from self._found(self._tail(self._ram_end if ram.ended else None))
 
     def _salvage_list(self) -> Iterator[Salvaged]:
-        """Yield the blocks of a mapped-ram file whose list is damaged, and the pages of these
-        blocks.
+        """Yield the blocks that a mapped-ram file lists before the damage, and their pages.
 
-        Blocks after the damage are unknown. Raises the first error if there are no such blocks.
+        Raises the first error if there are none.
         """
         assert self.error is not None
         blocks = self._reader.ram.block_list

@@ -152,10 +152,11 @@ class Survival:
         return lines
 
     def as_json(self) -> dict[str, Any]:
-        """Return a dictionary with the keys pieces (each with offset, end, message), mended
-        (offsets), blocks (of BlockSurvival.as_json), unplaced (pages), unlisted (bytes), ram_ends,
-        rounds_lost, devices (with the keys kept and lost, each a list of name and instance_id, and
-        described).
+        """Return the result as a dictionary for JSON.
+
+        Keys: pieces (each with offset, end, message), mended (offsets), blocks (of
+        BlockSurvival.as_json), unplaced (pages), unlisted (bytes), ram_ends, rounds_lost, devices
+        (with the keys kept and lost, each a list of name and instance_id, and described).
         """
         devices = {
             fate: [{"name": name, "instance_id": instance} for name, instance in found]

@@ -25,7 +25,7 @@ from .source import Source, fill, give_back, sought_or_source
 from .stream_events import Found
 
 MAX_LAYERS = 4
-"""The number of nested compressions that a file may have."""
+"""The most compressions that a channel's file may be nested in."""
 
 
 class _Channel:
@@ -184,8 +184,8 @@ class Channels:
                     channel.list_blocks(event)
                 first_piece = True
             elif isinstance(event, events.MultifdFlush):
-                # In streams that have flush records, these are the sync points; the first RAM
-                # section has one.
+                # In streams that have flush records, these are the sync points; the first piece of
+                # RAM has one.
                 self._at_flush |= first_piece
                 first_piece = False
                 yield from self._up_to_sync()

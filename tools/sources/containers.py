@@ -39,7 +39,7 @@ _BEGINNING = 4096
 
 
 class ChooseSnapshotError(StreamError):
-    """A qcow2 image was given without the name of a snapshot in it."""
+    """Raised for a qcow2 image that is given without the name of a snapshot in it."""
 
     def __init__(self, snapshots: tuple[Snapshot, ...]) -> None:
         names = names_of(snapshots)

@@ -23,9 +23,11 @@ _ARCHES = {
 
 @dataclass(frozen=True)
 class Domain:
-    """A libvirt domain: QEMU's name of its machine type ("" if the XML has none) and of its
-    processor (None if the XML has none). `plugged` maps the RAM block name of each plugged memory
-    to its address.
+    """A libvirt domain, from its XML.
+
+    `machine` is QEMU's name of the machine type, or "" if the XML has none; `target` is QEMU's name
+    of the processor, or None; `plugged` maps the RAM block name of each plugged memory to its
+    address.
     """
 
     root: Tree.Element = field(repr=False)

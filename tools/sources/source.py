@@ -250,7 +250,7 @@ def left_in(stream: BinaryIO) -> Left:
     stream.seek(place)
     origin = getattr(getattr(stream, "raw", None), "origin", None)
     if end <= place and origin is not None:
-        # This is a temporary copy of all that was in `origin`, so the rest can only be there.
+        # The stream is a temporary copy of `origin`, so any further bytes can only be there.
         return left_in(origin)
     return Left(max(0, end - place))
 

@@ -26,7 +26,7 @@ _GRAIN = 4096
 
 
 class SpoolError(CommandError):
-    """There is no room for the temporary file; the message is one line."""
+    """Raised if there is no room for the temporary file; the message is one line."""
 
 
 class Spool(io.RawIOBase):

@@ -31,15 +31,16 @@ PIECE = 4 << 20
 """The number of bytes that are read at once."""
 
 MAX_DEVICE_STATE = 1 << 30
-"""The default limit of device state in a stream that is not seekable, in bytes. That much state,
-and as many bytes after the stream, is kept in a temporary file until the end of the stream is
-known.
+"""The default limit in bytes of device state in a stream that is not seekable.
+
+That much state, and as many bytes after the stream, is kept in a temporary file until the end of
+the stream is known.
 """
 
 
 @dataclass(frozen=True)
 class Behind:
-    """The last event, if more bytes follow the end of the stream in its file."""
+    """The last event, if bytes follow the end of the stream or that end is only a guess."""
 
     offset: int
     left: Left
