@@ -222,7 +222,8 @@ def test_holes_are_named(vmferry: Any, streams: Any) -> None:
 def test_no_page_size_hint_where_it_is_known(vmferry: Any, streams: Any) -> None:
     """Broken: after hundreds of good pages, the page size would be suspected."""
     first = streams.opening()
-    del first[1]
+    # A machine without configuration has no early devices either.
+    del first[1:3]
     many = streams.to_bytes([*first, *streams.piece(2, streams.pages(0, range(200)))[:2]])
     few = streams.to_bytes([*first, *streams.piece(2, streams.pages(0, range(3)))[:2]])
     for data, said in ((many, False), (few, True)):
