@@ -33,7 +33,7 @@ sys.stdin.read()
 """
 
 
-def orphan(folder: Path, steps: str, lives_for: float = 1.5) -> list[psutil.Process]:
+def orphan(folder: Path, steps: str, lives_for: float = 5.0) -> list[psutil.Process]:
     """Guests after these steps, whose controller was then killed."""
     with subprocess.Popen(
         [sys.executable, "-c", CONTROLLER, steps, str(lives_for)],
@@ -52,7 +52,7 @@ def orphan(folder: Path, steps: str, lives_for: float = 1.5) -> list[psutil.Proc
 def beat(file: Path) -> tuple[int, bool]:
     """Counter and whether the guest says that it runs, from its next beat on."""
     seen = _written_at(file)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while _written_at(file) == seen and time.monotonic() < deadline:
         time.sleep(0.01)
     _, counter, running = file.read_text().split()
@@ -66,7 +66,7 @@ def _written_at(file: Path) -> int:
 
 def wait_gone(guest: psutil.Process) -> None:
     """Fails when the guest is still there long after it should have ended itself."""
-    psutil.wait_procs([guest], timeout=10)
+    psutil.wait_procs([guest], timeout=30)
     assert not guest.is_running() or guest.status() == psutil.STATUS_ZOMBIE
 
 

@@ -267,7 +267,7 @@ def test_signal_cancels_sending(number: signal.Signals, sink: socket.socket) -> 
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     with sink.accept()[0]:
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-        assert process.communicate(timeout=30)[1].splitlines()[-1] == "vmferry: cancelled"
+        assert process.communicate(timeout=120)[1].splitlines()[-1] == "vmferry: cancelled"
     assert process.returncode == 1
 
 
