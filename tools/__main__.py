@@ -6,6 +6,7 @@ Signal handling is set up before anything is imported that takes time.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 
@@ -15,6 +16,8 @@ from .console import interruption
 def main() -> None:
     """Run the `vmferry` command."""
     interruption.start()
+    # Imports make much and drop nothing; `cli.main` enables the collector again.
+    gc.disable()
     # Threads of numpy's BLAS would spin in each process, and nothing here multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:

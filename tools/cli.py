@@ -6,6 +6,7 @@ Errors are one line on standard error.
 
 from __future__ import annotations
 
+import gc
 import io
 import sys
 from collections.abc import Callable
@@ -14,35 +15,51 @@ from importlib import import_module
 import click
 
 COMMANDS = {
-    "bench": "migrate",
-    "convert": "extract",
-    "ctl": "ctl",
-    "demo": "migrate",
-    "diff": "streams",
-    "dump": "dump",
-    "extract": "extract",
-    "receive": "migrate",
-    "send": "migrate",
-    "serve": "serve",
-    "verify": "streams",
+    "bench": "Measure migrations over loopback TCP, in turns with QEMU's own.",
+    "convert": "Put the stream IN (as in dump) into another container, OUT (- for stdout).",
+    "ctl": "Give the QMP command COMMAND to a QEMU, or to a service, and print the answer.",
+    "demo": "Migrate a busy guest between two real process groups over TCP; watch and verify it.",
+    "diff": "Show what differs between the streams A and B (as in dump).",
+    "dump": "Show what STREAM holds: a file, - for standard input, or DISK.qcow2#SNAPSHOT.",
+    "extract": "Take a guest's RAM out of STREAM (as in dump): an image, sparse where it is zero.",
+    "receive": "Take a guest in, from URI.",
+    "send": "Move a guest out, to URI.",
+    "serve": "Keep a guest, and send or receive it when a QMP client says so.",
+    "verify": "Check that STREAM (as in dump) is whole, and rebuilds this RAM.",
 }
-"""The module of each subcommand. To start faster, only that of the running one is imported."""
+"""The subcommands, each in the module of `commands` with its name, and the job of each in a line.
+
+To start faster, only the module of the running subcommand is imported, and none to list them.
+"""
 
 
 class Commands(click.Group):
     """A click group that imports subcommands by COMMANDS."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names of all subcommands."""
-        return [*COMMANDS, *super().list_commands(ctx)]
+        return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        cmd_name: str,
+    ) -> click.Command | None:
         """Return the subcommand with this name, or None."""
         if cmd_name not in COMMANDS:
-            return super().get_command(ctx, cmd_name)
-        module = import_module(f".commands.{COMMANDS[cmd_name]}", __package__)
+            return None
+        module = import_module(f".commands.{cmd_name}", __package__)
         command: click.Command = getattr(module, cmd_name)
         return command
+
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        formatter: click.HelpFormatter,
+    ) -> None:
+        """Write the list of subcommands."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(cls=Commands)
@@ -53,6 +70,9 @@ def main(begin: Callable[[], None] | None) -> None:
     # Signals may raise Interrupted from here on: the subcommand's module is imported already.
     if begin is not None:
         begin()
+    # What was imported stays until the end: no collection has to go through it, not even the last.
+    gc.freeze()
+    gc.enable()
     # Names from streams may have characters that the terminal cannot encode.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

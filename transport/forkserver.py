@@ -11,6 +11,7 @@ looks dead when it dies.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
@@ -42,12 +43,17 @@ def main(control_fd: int, modules: str) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     # The kernel reaps the children.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # Imports make much and drop nothing.
+    gc.disable()
     for name in filter(None, modules.split(",")):
         # The child that needs the module reports that it is missing.
         with suppress(ImportError):
             import_module(name)
+    # A collection in a child would copy every page of what was imported here.
+    gc.freeze()
     connection = _serve(socket.socket(fileno=control_fd))
     if connection is not None:
+        gc.enable()
         status = 1
         try:
             status = _run(connection)

@@ -14,21 +14,50 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+from vmferry.tools.cli import COMMANDS, main
 
 COMMAND = [sys.executable, "-m", "vmferry.tools.cli"]
 SCHEMES = ("tcp:", "unix:", "exec:", "fd:", "file:")
 
 
+def after(*arguments: str, code: str) -> str:
+    """What `code` prints in the process of a command, after it has ended."""
+    run = (
+        f"import gc, sys, vmferry.tools.__main__ as begin; sys.argv = {['vmferry', *arguments]}\n"
+        f"try: begin.main()\nexcept SystemExit: print(); print({code})"
+    )
+    ran = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True)
+    return ran.stdout.splitlines()[-1]
+
+
 def test_no_threads_of_blas() -> None:
     """Broken: each process of a migration would spend processor time on numpy's idle threads."""
-    code = (
-        "import sys, vmferry.tools.__main__ as begin; sys.argv = ['vmferry', '--version']\n"
-        "try: begin.main()\n"
-        "except SystemExit: import numpy, os; print(len(os.listdir('/proc/self/task')))"
+    threads = "__import__('numpy') and len(__import__('os').listdir('/proc/self/task'))"
+    assert after("--version", code=threads) == "1"
+
+
+def test_help_imports_no_command() -> None:
+    """Broken: `vmferry --help` would take the time to import all that any command needs."""
+    names = "[name for name in sys.modules if 'commands' in name or name == 'numpy']"
+    assert after("--help", code=names) == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_list_of_commands(name: str) -> None:
+    """Broken: `vmferry --help` would say something else than the command's own help."""
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    assert command.help is not None
+    assert " ".join(command.help.split("\n\n")[0].split()) == COMMANDS[name]
+
+
+def test_garbage_is_collected(tmp_path: Path) -> None:
+    """Broken: a command's memory would grow for ever, or the collector would go through modules."""
+    assert after("verify", str(tmp_path), code="gc.isenabled(), gc.get_freeze_count() > 1000") == (
+        "True True"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.splitlines()[-1] == "1"
 
 
 def test_version(vmferry: Any) -> None:

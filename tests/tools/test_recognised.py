@@ -237,7 +237,7 @@ def test_nothing_more_is_loaded() -> None:
     """Broken: each start of `vmferry dump` would load what only errors, or some files need."""
     code = (
         "import sys, vmferry.tools.commands.dump, vmferry.tools.dump.whole\n"
-        "import vmferry.tools.commands.streams\n"
+        "import vmferry.tools.commands.verify\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('lz4', 'psutil')"
         " or name.endswith(('sources.recognised', 'sources.search', 'guest.base'))])"
     )

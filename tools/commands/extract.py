@@ -1,19 +1,16 @@
-"""Defines the commands that extract guests from streams, or convert streams to other containers."""
+"""Defines the command `extract`: its options and exit status."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TextIO
 
 import click
 
 from ...guest.sizes import format_size
-from ..console.failure import describe, fail, note
+from ..console.failure import describe, fail
 from ..console.sizes import (
     channel_option,
     length_option,
@@ -22,15 +19,14 @@ from ..console.sizes import (
     page_size_option,
     size_option,
 )
-from ..convert import streams as convert_command
 from ..extract import guest as extract_command
 from ..extract.guest import Report
 from ..extract.memory_file import FORMATS
 from ..machines.table import TARGETS
 from ..rebuild.guest import absent_message
-from ..sources.containers import split
 from ..sources.domain import domain_of
 from ..sources.opening import note_guess, opened_stream
+from ..sources.outputs import check_output, note_missing
 from ..sources.stream_events import How
 
 _PLACED = re.compile(r"(.+)@0x([0-9a-fA-F]+)")
@@ -60,16 +56,6 @@ def _report_extracted(report: Report) -> None:
         click.echo(report.behind.describe())
     for line in () if report.survival is None else report.survival.describe():
         click.echo(line)
-
-
-def _note_missing(stream: str, lines: Iterable[str]) -> bool:
-    """Print these lines to standard error, one for each block with missing pages; return whether
-    there are any.
-    """
-    told = list(lines)
-    for line in told:
-        note(f"{click.format_filename(stream)}: {line}")
-    return bool(told)
 
 
 def _address_option(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
@@ -107,18 +93,6 @@ def _check_usage(
         raise click.UsageError("--all extracts raw images of every block")
     if str(output) == "-":
         raise click.UsageError("an image is written at any place: -o needs a file")
-
-
-def _check_output(stream: str, out: Path | None) -> None:
-    """Raise UsageError if the output would replace the stream itself."""
-    source = 0 if stream == "-" else split(stream)[0]
-    try:
-        same = out is not None and os.path.samestat(os.stat(source), os.stat(out))
-    except OSError:
-        # A missing file is not an error here.
-        return
-    if same:
-        raise click.UsageError(f"{click.format_filename(str(out))} is the stream itself")
 
 
 @click.command()
@@ -206,7 +180,7 @@ def extract(
         raise click.UsageError("--block: a block comes twice")
     if placed and kind == "raw":
         raise click.UsageError("--block NAME@ADDRESS is for --format elf or lime")
-    _check_output(stream, output)
+    check_output(stream, output)
     with opened_stream(stream, offset, channels=channels, length=length) as opened:
         wanted = extract_command.Wanted(
             out=output,
@@ -240,62 +214,8 @@ def extract(
         f"{pages.describe()}; {files[pages.block]} has zeros in their place{pages.hint}"
         for pages in report.missing
     )
-    missing = _note_missing(stream, lines)
+    missing = note_missing(stream, lines)
     if report.damage is not None:
         fail(f"{describe(report.damage, stream)}; what arrived before this was kept")
     if missing:
         sys.exit(1)
-
-
-@click.command()
-@click.argument("stream", metavar="IN")
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
-@click.option(
-    "--to", "container", type=click.Choice(list(convert_command.CONTAINERS)), required=True
-)
-@click.option("--xml", type=click.File(encoding="utf-8"), help="libvirt: the domain's XML")
-@channel_option
-@offset_option
-@length_option
-@page_size_option
-@max_device_state_option
-def convert(
-    stream: str,
-    out: Path,
-    container: str,
-    xml: TextIO | None,
-    offset: int,
-    length: int | None,
-    page_size: int | None,
-    max_device_state: int | None,
-    channels: tuple[str, ...],
-) -> None:
-    """Put the stream IN (as in dump) into another container, OUT (- for standard output).
-
-    What comes out is for QEMU (-incoming; compressed: by way of zstd -dc, gzip -dc ...), a libvirt
-    image for virsh restore. It keeps the domain's XML of a libvirt image. A mapped-ram file is for
-    QEMU's capability of that name (9.0 on), and -incoming file:OUT; libvirt:sparse (libvirt 11 on)
-    is such a file with libvirt's header, and was tried with QEMU alone. A multifd migration becomes
-    a stream of one channel.
-    """
-    if xml is not None and not container.startswith("libvirt"):
-        raise click.UsageError("--xml is for --to libvirt")
-    _check_output(stream, out)
-    text = None if xml is None else _xml_text(xml)
-    with opened_stream(stream, offset, channels=channels, length=length) as opened:
-        how = How(page_size, max_device_state)
-        done = convert_command.convert(opened, out, container, text, how)
-    note_guess(stream, done.behind)
-    if done.behind is not None:
-        note(f"{click.format_filename(stream)}: {done.behind.describe()}, and not copied")
-    lacks = f"{'the output' if str(out) == '-' else click.format_filename(out)} lacks them, too"
-    missing = done.arrivals.missing()
-    if _note_missing(stream, (f"{pages.describe()}; {lacks}{pages.hint}" for pages in missing)):
-        sys.exit(1)
-
-
-def _xml_text(file: TextIO) -> str:
-    try:
-        return file.read()
-    except ValueError:
-        raise click.UsageError(f"--xml {file.name}: not UTF-8") from None

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ...control.announce import AnnounceError, Interface, parse_interface
+from ...sender.compression import CompressionError, parse_compression
 
 
 def interface(text: str) -> Interface:
@@ -16,6 +17,15 @@ def interface(text: str) -> Interface:
         return parse_interface(text)
     except AnnounceError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def compression(text: str) -> str:
+    """Return the text if it is a valid compression method. Raises BadParameter."""
+    try:
+        parse_compression(text)
+    except CompressionError as error:
+        raise click.BadParameter(str(error), param_hint="--compress") from None
+    return text
 
 
 _OUT = "dir:PATH or synthetic:SIZE[,...]"

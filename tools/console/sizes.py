@@ -10,6 +10,17 @@ from ...protocol.wire.marks import MAX_PAGE_BITS, MIN_PAGE_BITS
 _PAGE_SIZES = [1 << bits for bits in range(MIN_PAGE_BITS, MAX_PAGE_BITS + 1)]
 
 
+def size(text: str) -> int:
+    """Return the bytes in a size such as `512M`. Raises BadParameter."""
+    try:
+        value = parse_size(text)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(str(error)) from None
+    if value >= 1 << 63:
+        raise click.BadParameter(f"{text!r} is too much")
+    return value
+
+
 def size_option(_context: click.Context, option: click.Parameter, text: str | None) -> int | None:
     """Return the bytes in a size such as `2G`; this is the callback of an option."""
     try:
@@ -83,6 +94,14 @@ channel_option = click.option(
     metavar="FILE",
     type=click.Path(),
     help="a channel of a captured multifd migration, whose main channel STREAM is; again for each",
+)
+other_channel_option = click.option(
+    "--other-channel",
+    "other_channels",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(),
+    help="as --channel, of the other stream",
 )
 page_size_option = click.option(
     "--page-size",

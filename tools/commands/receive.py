@@ -1,0 +1,106 @@
+"""Defines the command `receive`: its options and exit status."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from ...control.announce import AnnounceError, Announcer, Interface
+from ...guest.errors import GuestError
+from ...guest.open import open_guest
+from ...protocol.states import MigrationStatus
+from ...receiver.coordinator import ReceiveParameters, Receiver
+from ...receiver.errors import MigrationError
+from ...receiver.figures import Figures
+from ..console.failure import describe, fail
+from ..console.interruption import on_signals
+from ..console.options import announce_option, guest_option, paused_option
+from ..console.progress import Progress
+from ..console.sizes import size_option
+
+
+@click.command()
+@click.argument("uri", required=False)
+@guest_option(incoming=True)
+@click.option("--workers", type=click.IntRange(0, 64), help="beside the one that reads")
+@click.option(
+    "--max-device-state",
+    default="4G",
+    show_default=True,
+    metavar="SIZE",
+    callback=size_option,
+    help="refuse more state of devices than this; beyond some MiB it is kept in a temporary file",
+)
+@paused_option
+@click.option(
+    "--resume",
+    "taking_up",
+    is_flag=True,
+    help="receive nothing; complete the guest that an earlier receive kept, as it said",
+)
+@announce_option
+@click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
+def receive(
+    uri: str | None,
+    guest_text: str,
+    workers: int | None,
+    max_device_state: int,
+    paused: bool,
+    taking_up: bool,
+    interfaces: tuple[Interface, ...],
+    as_json: bool,
+) -> None:
+    """Take a guest in, from URI."""
+    if taking_up:
+        _take_up(uri, guest_text)
+        return
+    if uri is None:
+        raise click.UsageError("Missing argument 'URI': where the guest comes from.")
+    if paused and interfaces:
+        raise click.UsageError("--announce: a guest that is --paused is not announced")
+    try:
+        with Announcer(interfaces) as announcer:
+            parameters = ReceiveParameters(workers, paused, max_device_state)
+            figures = _receive(uri, guest_text, parameters, announcer)
+            for line in announcer.finish():
+                # A failed announcement is no failure: the guest has arrived.
+                Progress.say(f"receiving: {line}")
+    except (GuestError, MigrationError, AnnounceError, OSError) as error:
+        fail(describe(error))
+    if as_json:
+        click.echo(json.dumps(figures.as_qmp()))
+
+
+def _take_up(uri: str | None, guest_text: str) -> None:
+    """Complete a guest that an earlier receive kept; its source must not run it any more."""
+    if uri is not None:
+        raise click.UsageError("--resume takes no URI: the guest is here already")
+    try:
+        guest = open_guest(guest_text)
+        try:
+            guest.take_up()
+        finally:
+            guest.close()
+    except (GuestError, OSError) as error:
+        fail(describe(error))
+    click.echo(f"the guest is complete: {guest_text}")
+
+
+def _receive(
+    uri: str, guest_text: str, parameters: ReceiveParameters, announcer: Announcer
+) -> Figures:
+    def announce_if_completed(_: MigrationStatus, new: MigrationStatus) -> None:
+        if new is MigrationStatus.COMPLETED:
+            announcer.start()
+
+    guest = open_guest(guest_text)
+    try:
+        receiver = Receiver(guest, uri, parameters)
+        receiver.states.add_listener(announce_if_completed)
+        on_signals(lambda _: receiver.leave())
+        with Progress("receiving") as progress:
+            receiver.on_refused = lambda line: progress.say(f"receiving: {line}")
+            return receiver.run(progress.update, lambda at: progress.say(f"listening on {at}"))
+    finally:
+        guest.close()

@@ -1,0 +1,118 @@
+"""Defines the command `send`: its options and exit status."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from ...guest.errors import GuestError
+from ...guest.open import open_guest
+from ...sender.coordinator import Sender
+from ...sender.errors import MigrationError
+from ...sender.page_cache import CacheSizeError
+from ...sender.parameters import OnStall, SendParameters
+from ...sender.throttle import ThrottleError, ThrottleParameters
+from ..console.failure import describe, fail
+from ..console.interruption import on_signals
+from ..console.options import compression, guest_option
+from ..console.progress import Progress
+from ..console.sizes import size
+from ..console.summary import summary
+
+MAX_DOWNTIME = 2_000_000
+"""The largest downtime limit in milliseconds, which is that of QEMU."""
+
+
+def _throttle(initial: int, increment: int, maximum: int) -> ThrottleParameters:
+    try:
+        return ThrottleParameters(initial, increment, maximum)
+    except ThrottleError as error:
+        raise click.UsageError(str(error)) from None
+
+
+@click.command()
+@click.argument("uri")
+@guest_option()
+@click.option("--max-bandwidth", type=size, help="bytes a second, as 100M; default: no limit")
+@click.option(
+    "--downtime-limit", type=click.IntRange(0, MAX_DOWNTIME), default=300, help="ms; default: 300"
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(0, 64),
+    help="beside the one that sends",
+)
+@click.option(
+    "--return-path/--no-return-path", default=True, help="let the destination answer (sockets)"
+)
+@click.option("--xbzrle", is_flag=True, help="send pages that changed a little as differences")
+@click.option(
+    "--xbzrle-cache-size", type=size, help="bytes; default: 64M, or all RAM where that is less"
+)
+@click.option(
+    "--compress", default="none", help="none, zstd[:LEVEL] or adaptive (by what is scarce)"
+)
+@click.option("--auto-converge", is_flag=True, help="slow the guest down while it outruns the link")
+@click.option("--cpu-throttle-initial", type=int, default=20, show_default=True, help="percent")
+@click.option("--cpu-throttle-increment", type=int, default=10, show_default=True, help="percent")
+@click.option("--max-cpu-throttle", type=int, default=99, show_default=True, help="percent")
+@click.option(
+    "--on-stall",
+    type=click.Choice([action.value for action in OnStall]),
+    default=OnStall.CONTINUE.value,
+    show_default=True,
+    help="when rounds no longer shrink",
+)
+@click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
+def send(
+    uri: str,
+    guest_text: str,
+    max_bandwidth: int | None,
+    downtime_limit: int,
+    workers: int | None,
+    return_path: bool,
+    xbzrle: bool,
+    xbzrle_cache_size: int | None,
+    compress: str,
+    auto_converge: bool,
+    cpu_throttle_initial: int,
+    cpu_throttle_increment: int,
+    max_cpu_throttle: int,
+    on_stall: str,
+    as_json: bool,
+) -> None:
+    """Move a guest out, to URI."""
+    throttle = _throttle(cpu_throttle_initial, cpu_throttle_increment, max_cpu_throttle)
+    if xbzrle_cache_size is not None and not xbzrle:
+        raise click.UsageError("--xbzrle-cache-size needs --xbzrle")
+    parameters = SendParameters(
+        max_bandwidth,
+        downtime_limit / 1000,
+        workers,
+        return_path,
+        xbzrle,
+        xbzrle_cache_size,
+        compression(compress),
+        throttle if auto_converge else None,
+        OnStall(on_stall),
+    )
+    try:
+        guest = open_guest(guest_text)
+        try:
+            sender = Sender(guest, uri, parameters)
+            on_signals(lambda _: sender.leave())
+            with Progress("sending") as progress:
+                figures = sender.run(progress.update)
+                for line in () if as_json else summary(figures):
+                    progress.say(line)
+        except Exception:
+            # The guest still runs here, and must run on when this process has ended (law 5).
+            guest.release()
+            raise
+        finally:
+            guest.close()
+    except (GuestError, MigrationError, CacheSizeError, OSError) as error:
+        fail(describe(error))
+    if as_json:
+        click.echo(json.dumps(figures.as_qmp()))

@@ -1,0 +1,34 @@
+"""Checks the output of a command before it is written, and reports what it lacks afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from ..console.failure import note
+from .containers import split
+
+
+def check_output(stream: str, out: Path | None) -> None:
+    """Raise UsageError if the output would replace the stream itself."""
+    source = 0 if stream == "-" else split(stream)[0]
+    try:
+        same = out is not None and os.path.samestat(os.stat(source), os.stat(out))
+    except OSError:
+        # A missing file is not an error here.
+        return
+    if same:
+        raise click.UsageError(f"{click.format_filename(str(out))} is the stream itself")
+
+
+def note_missing(stream: str, lines: Iterable[str]) -> bool:
+    """Print these lines to standard error, one for each block with missing pages; return whether
+    there are any.
+    """
+    told = list(lines)
+    for line in told:
+        note(f"{click.format_filename(stream)}: {line}")
+    return bool(told)
