@@ -6,15 +6,15 @@ import os
 import sys
 import time
 from types import TracebackType
-from typing import Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as RichProgress
+from typing import TYPE_CHECKING, Protocol
 
 from ...guest.sizes import format_size
 from ...protocol.states import MigrationStatus
 from ...sender.stall import Stall
+
+if TYPE_CHECKING:
+    # rich is slow to import, and is needed on a terminal alone.
+    from .bar import Bar
 
 
 class Figures(Protocol):
@@ -35,21 +35,17 @@ class Progress:
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._rich: RichProgress | None = None
+        self._bar: Bar | None = None
         self._last = 0.0
         self._told: Stall | None = None
         if sys.stderr.isatty():
-            self._rich = RichProgress(
-                TextColumn(title),
-                BarColumn(),
-                TextColumn("{task.description}", markup=False),
-                console=Console(stderr=True),
-            )
-            self._task = self._rich.add_task("waiting", total=None)
+            from .bar import Bar  # noqa: PLC0415
+
+            self._bar = Bar(title)
 
     def __enter__(self) -> Progress:
-        if self._rich is not None:
-            self._rich.start()
+        if self._bar is not None:
+            self._bar.start()
         return self
 
     def __exit__(
@@ -58,16 +54,16 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._rich is not None:
-            self._rich.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
     def update(self, figures: Figures) -> None:
         """Show these figures, at most once per second without a terminal."""
         line = self._line(figures)
         self._tell_stall(getattr(figures, "stall", None))
-        if self._rich is not None:
+        if self._bar is not None:
             done = figures.total - getattr(figures, "remaining", 0)
-            self._rich.update(self._task, total=figures.total, completed=done, description=line)
+            self._bar.update(figures.total, done, line)
         elif figures.status == MigrationStatus.COMPLETED or time.monotonic() - self._last >= 1:
             self._last = time.monotonic()
             self.say(f"{self._title}: {line}")
