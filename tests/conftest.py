@@ -21,8 +21,19 @@ SLOW_FOLDERS = {"system"}
 """Folders of tests that are about processes and time, not about Python's versions."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by their folder, so that other Pythons can run what can differ between them."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that says how many cases of each test run."""
+    parser.addoption(
+        "--cases",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of each parametrized test, run N cases evenly spaced in its table; 0: all (default)",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests by their folder, and keep as many cases of each as `--cases` says."""
     here = Path(__file__).parent
     for item in items:
         folder = item.path.relative_to(here).parts[0]
@@ -30,6 +41,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("qemu")
         elif folder in SLOW_FOLDERS:
             item.add_marker("slow")
+    count: int = config.getoption("--cases")
+    if count:
+        kept = evenly_spaced(items, count)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
+
+
+def evenly_spaced(items: list[pytest.Item], count: int) -> set[pytest.Item]:
+    """Return at most `count` cases of each test: of more than one, the first and the last too."""
+    families: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        families.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    kept: set[pytest.Item] = set()
+    for family in families.values():
+        steps = min(count, len(family))
+        last = len(family) - 1
+        kept.update(family[round(i * last / max(steps - 1, 1))] for i in range(steps))
+    return kept
 
 
 def pytest_collection_finish() -> None:

@@ -14,8 +14,9 @@ from qemu.qmp.legacy import QEMUMonitorProtocol
 from qemu.qmp.qmp_client import ExecuteError
 from vmferry.control.extensions import PREFIX
 
+from tests.patience import PATIENCE
+
 SERVE = [sys.executable, "-m", "vmferry.tools.cli", "serve"]
-LIMIT = 60.0
 RUNNING = ("setup", "active", "pre-switchover", "device", "cancelling")
 
 Event = tuple[str, Any]
@@ -57,7 +58,7 @@ class Monitor:
 
     def wait_for(self, *statuses: str) -> dict[str, Any]:
         """`query-migrate` once it says one of these."""
-        deadline = time.monotonic() + LIMIT
+        deadline = time.monotonic() + PATIENCE
         while True:
             answer: dict[str, Any] = self.ask("query-migrate")
             if answer.get("status") in statuses:
@@ -114,7 +115,7 @@ class Serving(Monitor):
 
     def wait(self) -> tuple[int, str]:
         """Exit status and what it said."""
-        _, said = self.process.communicate(timeout=LIMIT)
+        _, said = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, said
 
     def stop(self) -> None:
@@ -124,7 +125,7 @@ class Serving(Monitor):
             self.qmp.close()
         if self.process.poll() is None:
             self.process.terminate()
-        self.process.communicate(timeout=LIMIT)
+        self.process.communicate(timeout=PATIENCE)
 
 
 Serve = Callable[..., Serving]

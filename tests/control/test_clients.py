@@ -14,6 +14,7 @@ from qemu.qmp.legacy import QEMUMonitorProtocol
 from vmferry.protocol.states import MigrationStatus
 
 from tests.control.serving import Monitor, Serve
+from tests.patience import PATIENCE
 
 LIBVIRT = Path(__file__).with_name("libvirt.jsonl")
 """What libvirt 9.0 wrote into the monitor of a QEMU 7.2, from its own log of it.
@@ -98,7 +99,7 @@ def test_qmp_shell(serve: Serve) -> None:
         input="\n".join(typed) + "\n",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
         env=os.environ | {"HOME": str(Path(service.address).parent)},
     )

@@ -14,9 +14,10 @@ from vmferry.sender.stall import Stall
 from vmferry.tools.client.ctl import Watched
 
 from tests.control.serving import Serve, Serving
+from tests.patience import PATIENCE
 
-STALLING = "synthetic:24M,dirty-rate=40M,hot=16M,zero=0,pattern=sparse"
-"""Writes 40 MiB/s to 16 MiB, a little in each page."""
+STALLING = "synthetic:4M,dirty-rate=40M,hot=2M,zero=0,pattern=sparse"
+"""Writes up to 40 MiB/s to 2 MiB, a little in each page."""
 STALL = f"{PREFIX}MIGRATION_STALL"
 
 
@@ -36,10 +37,10 @@ def change(service: Serving, **values: Any) -> None:
 
 
 def stalling(serve: Serve) -> Serving:
-    """A service with a guest that writes more than may be sent."""
+    """A service with a guest that writes more than may be sent, on a busy machine too."""
     source = serve(STALLING)
     source.set(events=True)
-    source.ask("migrate-set-parameters", max_bandwidth=20 << 20, downtime_limit=100)
+    source.ask("migrate-set-parameters", max_bandwidth=2 << 20, downtime_limit=100)
     return source
 
 
@@ -86,9 +87,9 @@ def test_stall_is_told_and_ended(serve: Serve) -> None:
     """Broken: a migration without end would look like any other, and no setting could end it."""
     source = stalling(serve)
     source.ask("migrate", uri="exec:cat > /dev/null")
-    told = source.qmp.pull_event(wait=20.0)
+    told = source.qmp.pull_event(wait=PATIENCE)
     while told is not None and told["event"] != STALL:
-        told = source.qmp.pull_event(wait=20.0)
+        told = source.qmp.pull_event(wait=PATIENCE)
     assert told is not None
     advice = "\n".join(told["data"]["advice"])
     assert re.search(r"^max-bandwidth of more than", advice)

@@ -19,6 +19,7 @@ from vmferry.protocol.writer import StreamWriter
 from vmferry.sender.coordinator import Sender
 
 from tests.control.serving import Serve, Serving
+from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def arrive(address: Path, stream: bytes) -> socket.socket:
     """Send the stream to a service, and return the connection once it has promised the guest."""
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(20)
+    connection.settimeout(PATIENCE)
     connection.connect(str(address))
     connection.sendall(stream)
     wait_for(connection, Shut(0))
@@ -93,7 +94,7 @@ def test_guest_that_arrives_meanwhile_runs_on(serve: Serve, tmp_path: Path, stre
         os.kill(pid, signal.SIGSTOP)
         connection.sendall(ping(Word.CONFIRM))
         terminate(service)
-        while (event := service.qmp.pull_event(wait=20.0)) and event["event"] != "SHUTDOWN":
+        while (event := service.qmp.pull_event(wait=PATIENCE)) and event["event"] != "SHUTDOWN":
             continue
         os.kill(pid, signal.SIGCONT)
         wait_for(connection, Pong(Word.CONFIRM))

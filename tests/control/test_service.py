@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.control.serving import SERVE, Monitor, Serve, Serving, play, play_stopped
+from tests.patience import PATIENCE
 
 
 def test_script(serve: Serve, tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_script(serve: Serve, tmp_path: Path) -> None:
     ]
     for service in (source, destination):
         service.ask("quit")
-        event = service.qmp.pull_event(wait=5.0)
+        event = service.qmp.pull_event(wait=PATIENCE)
         assert event is not None
         assert event["event"] == "SHUTDOWN"
         assert event["data"] == {"guest": False, "reason": "host-qmp-quit"}
@@ -153,7 +154,7 @@ def test_failed_incoming_ends_the_service(tmp_path: Path, uri: str, said: str) -
         [*SERVE, "--guest", "synthetic:", "--qmp", f"unix:{tmp_path}/qmp", "--incoming", uri],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     said_where, error = ended.stderr.splitlines()
@@ -188,7 +189,7 @@ def test_signal_ends_it_as_quit_does(serve: Serve) -> None:
     """Broken: a service that is told to end leaves its guest, or says nothing to its clients."""
     service = serve("synthetic:1M")
     service.process.terminate()
-    event = service.qmp.pull_event(wait=10.0)
+    event = service.qmp.pull_event(wait=PATIENCE)
     assert event is not None
     assert event["data"] == {"guest": False, "reason": "host-signal"}
     assert service.wait() == (0, "")
@@ -279,7 +280,7 @@ def test_others_do_not_take_the_place_of_the_source(serve: Serve, tmp_path: Path
         client.connect(f"{tmp_path}/migrate")
     scanner.close()
     browser.sendall(b"GET / HTTP/1.1\r\n")
-    browser.settimeout(20)
+    browser.settimeout(PATIENCE)
     with pytest.raises(ConnectionResetError):
         browser.recv(1)
     source = serve("synthetic:1M")

@@ -11,6 +11,7 @@ from vmferry.guest import directory_writeback
 from vmferry.guest.directory import DirectoryGuest
 
 from tests.guest.at_rest import LAYOUT, MACHINE, STATE
+from tests.patience import PATIENCE
 
 
 @pytest.mark.parametrize("sealed", [False, True])
@@ -33,7 +34,7 @@ def test_begins_before_the_end(
     before = set(os.listdir("/proc/self/fd"))
     guest = DirectoryGuest(str(tmp_path / "guest"))
     guest.prepare(MACHINE, LAYOUT)
-    assert twice.wait(20)
+    assert twice.wait(PATIENCE)
     assert set(inodes) == {os.fstat(block.fd).st_ino for block in guest.blocks}
     if sealed:
         guest.load_devices(MACHINE, STATE)

@@ -19,6 +19,8 @@ from vmferry.protocol.handover import Destination, Peer, Source, Word
 from vmferry.protocol.return_path import pong, shut
 from vmferry.protocol.words import word_on_wire
 
+from tests.patience import PATIENCE
+
 CLOSING = b"\0the end"
 CONFIRM = word_on_wire(Word.CONFIRM, framed=False)
 ABORT = word_on_wire(Word.ABORT, framed=False)
@@ -48,7 +50,7 @@ class Under:
 
     def __init__(self, run: Callable[[int, Connection], Outcome[Any]]) -> None:
         self.peer, ours = socket.socketpair()
-        self.peer.settimeout(20)
+        self.peer.settimeout(PATIENCE)
         self.control, theirs = Pipe()
         self.outcome: Outcome[Any] | None = None
         self._thread = threading.Thread(

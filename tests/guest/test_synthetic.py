@@ -21,6 +21,8 @@ from vmferry.guest.zero import zero_mask
 from vmferry.protocol.wire.kept import whole
 from vmferry.transport.process import send_message
 
+from tests.patience import PATIENCE
+
 MakeGuest = Callable[[str], SyntheticGuest]
 BUSY = "4M,dirty-rate=32M,hot=50%,zero=25%"
 
@@ -32,11 +34,31 @@ def copy_ram(source: SyntheticGuest, target: SyntheticGuest) -> None:
         map_block(theirs)[:] = map_block(ours)
 
 
+def wait_written(guest: SyntheticGuest, pages: int) -> None:
+    """Returns when the guest has written so many more pages."""
+    written, deadline = guest.counter() + pages, time.monotonic() + PATIENCE
+    while guest.counter() < written:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def rate(guest: SyntheticGuest) -> float:
+    """Bytes that the guest writes a second: the most of several tries, as others need time too."""
+
+    def one_try() -> float:
+        start, counted = time.monotonic(), guest.counter()
+        time.sleep(0.5)
+        pages = guest.counter() - counted
+        return pages * 4096 / (time.monotonic() - start)
+
+    return max(one_try() for _ in range(6))
+
+
 def test_writes_only_while_it_runs(make_guest: MakeGuest) -> None:
     """Broken: a last round on a paused guest would still miss writes (law 3)."""
     guest = make_guest(BUSY)
     before = guest.page_digests()
-    time.sleep(0.3)
+    wait_written(guest, 600)
     guest.pause()
     paused = guest.digest()
     assert not guest.running
@@ -46,7 +68,7 @@ def test_writes_only_while_it_runs(make_guest: MakeGuest) -> None:
     assert guest.digest() == paused
     assert guest.verify() == []
     guest.resume()
-    time.sleep(0.3)
+    wait_written(guest, 1)
     guest.pause()
     assert guest.digest() != paused
     assert guest.verify() == []
@@ -54,29 +76,20 @@ def test_writes_only_while_it_runs(make_guest: MakeGuest) -> None:
 
 def test_rate(make_guest: MakeGuest) -> None:
     """Broken: a benchmark or demo would say one dirty rate and do another."""
-    guest = make_guest(BUSY)
-    start, counted = time.monotonic(), guest.counter()
-    time.sleep(1.0)
-    pages = guest.counter() - counted
-    rate = pages * 4096 / (time.monotonic() - start)
-    assert 0.7 < rate / (32 << 20) < 1.2
+    guest = make_guest("1M,dirty-rate=2M,hot=25%")
+    assert 0.7 < rate(guest) / (2 << 20) < 1.3
 
 
 def test_throttle(make_guest: MakeGuest) -> None:
     """Broken: auto-converge would not slow the guest down, or not let it go again."""
-    guest = make_guest("8M,dirty-rate=40M,hot=100%")
-
-    def written() -> int:
-        before = guest.counter()
-        time.sleep(0.6)
-        return guest.counter() - before
-
-    full = written()
+    guest = make_guest("1M,dirty-rate=2M,hot=25%")
+    full = rate(guest)
     guest.throttle(90)
-    slow = written()
+    # What is due from before may come first.
+    wait_written(guest, 1)
+    assert rate(guest) < full / 3
     guest.throttle(0)
-    assert slow < full / 4
-    assert written() > full / 2
+    assert rate(guest) > full / 2
 
 
 def test_zero_fraction_and_blocks(make_guest: MakeGuest) -> None:
@@ -210,7 +223,7 @@ def test_pages_turn_zero_and_back(make_guest: MakeGuest) -> None:
     guest = make_guest("1M,dirty-rate=20M,hot=100%,zero=0,pattern=zeroing")
     ram = map_block(guest.blocks[0]).reshape(-1, 4096)
     zero, back = np.zeros(256, np.bool_), np.zeros(256, np.bool_)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while not back.all() and time.monotonic() < deadline:
         now = ram.any(axis=1)
         zero |= ~now
@@ -250,7 +263,7 @@ def test_interrupted_command_does_not_shift_answers(make_guest: MakeGuest) -> No
 def test_pattern_is_kept_where_it_goes(make_guest: MakeGuest, pattern: str) -> None:
     """Broken: an encoding would be measured on other bytes than it says."""
     guest = make_guest(f"{BUSY},pattern={pattern}")
-    time.sleep(0.3)
+    wait_written(guest, 1500)
     guest.pause()
     there = make_guest("")
     there.prepare(guest.machine, [BlockLayout(b.name, b.length, b.page_size) for b in guest.blocks])
@@ -259,7 +272,7 @@ def test_pattern_is_kept_where_it_goes(make_guest: MakeGuest, pattern: str) -> N
     there.load_devices(guest.machine, guest.save_devices())
     before = map_block(there.blocks[0]).reshape(-1, 4096).copy()
     there.resume()
-    time.sleep(0.2)
+    wait_written(there, 700)
     there.pause()
     assert there.verify() == []
     after = map_block(there.blocks[0]).reshape(-1, 4096)

@@ -16,6 +16,8 @@ import pytest
 from qemu.qmp import ConnectError
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
+from tests.patience import PATIENCE
+
 VMFERRY = [sys.executable, "-m", "vmferry.tools.cli"]
 
 
@@ -173,7 +175,7 @@ class BareMachine:
 
     def _connect(self) -> None:
         """QEMU makes the socket some time after it starts, and listens on it some time later."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 self.qmp.connect()
@@ -202,7 +204,7 @@ class BareMachine:
         self.wait_for("completed")
 
     def wait_for(self, status: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while (answer := self.ask("query-migrate")).get("status") != status:
             assert answer.get("status") != "failed", answer
             assert time.monotonic() < deadline, answer
@@ -220,7 +222,7 @@ class BareMachine:
             self.qmp.close()
         finally:
             self._process.terminate()
-            self._process.wait(20)
+            self._process.wait(PATIENCE)
 
 
 class Machine(BareMachine):
@@ -253,7 +255,7 @@ class Machine(BareMachine):
         return self.serial.stat().st_size if self.serial.exists() else 0
 
     def wait_for_beats(self) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         start = self.beats()
         while self.beats() < start + 3:
             assert time.monotonic() < deadline
@@ -263,7 +265,7 @@ class Machine(BareMachine):
 def vmferry(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`vmferry ARGUMENTS`, to its end."""
     return subprocess.run(
-        [*VMFERRY, *arguments], capture_output=True, text=True, timeout=120, check=False
+        [*VMFERRY, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 

@@ -23,6 +23,7 @@ from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.wire.kept import pieces
 from vmferry.tools.machines.pci_identity import identity
 
+from tests.patience import PATIENCE
 from tests.qemu.make_machines import Monitored, Program, RefusedError, programs, started
 
 TABLE = Path(__file__).parents[2] / "tools" / "machines" / "devices.json"
@@ -79,7 +80,7 @@ def stream_of(guest: Monitored) -> list[events.Event]:
     """Migrate a guest. Raises RefusedError."""
     with tempfile.NamedTemporaryFile() as file:
         guest.ask("migrate", uri=f"exec:cat > {file.name}")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while (state := guest.ask("query-migrate")).get("status") != "completed":
             if state.get("status") == "failed" or time.monotonic() > deadline:
                 raise RefusedError("migration")

@@ -9,6 +9,7 @@ from pathlib import Path
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.return_path import shut
 
+from tests.patience import PATIENCE
 from tests.qemu.machine import Machine
 
 
@@ -36,7 +37,7 @@ class Sink:
                 # Without a description nothing says that all has come, but that the source waits.
                 assert reader.bare
             connection.sendall(shut(0))
-            connection.settimeout(20)
+            connection.settimeout(PATIENCE)
             while data := connection.recv(1 << 20):
                 file.write(data)
 

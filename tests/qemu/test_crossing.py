@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.qemu.machine import VMFERRY, Machine, ram_options, rebuilt_stream, saved_stream, vmferry
 
 
@@ -34,7 +35,7 @@ def test_guest_crosses_and_runs_on(version: str, scheme: str, tmp_path: Path) ->
         if scheme == "exec":
             address = f"exec:cat > {tmp_path}/stream && echo 1 > {tmp_path}/done"
         source.migrate(address)
-        errors = receiving.communicate(timeout=60)[1]
+        errors = receiving.communicate(timeout=PATIENCE)[1]
         assert receiving.returncode == 0, errors
     finally:
         source.stop()
@@ -74,7 +75,7 @@ def test_crosses_over_descriptors(version: str, tmp_path: Path) -> None:
             source.qmp.send_fd_scm(near.fileno())
             source.ask("getfd", fdname="out")
         source.migrate("fd:out")
-        errors = receiving.communicate(timeout=60)[1]
+        errors = receiving.communicate(timeout=PATIENCE)[1]
         assert receiving.returncode == 0, errors
     finally:
         source.stop()
@@ -89,7 +90,7 @@ def test_crosses_over_descriptors(version: str, tmp_path: Path) -> None:
                 [*VMFERRY, "send", f"fd:{near.fileno()}", "--guest", f"dir:{saved}"],
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=PATIENCE,
                 check=False,
                 pass_fds=[near.fileno()],
             )

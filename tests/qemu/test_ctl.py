@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.qemu.machine import MANY_PAGES, VMFERRY, Machine, vmferry
 
 
@@ -75,7 +76,7 @@ class Watching:
 
     def end(self) -> int:
         """Its exit status."""
-        self.lines += self._process.communicate(timeout=60)[1].splitlines()
+        self.lines += self._process.communicate(timeout=PATIENCE)[1].splitlines()
         return self._process.returncode
 
 

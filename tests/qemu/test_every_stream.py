@@ -24,6 +24,7 @@ from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.writer import StreamWriter
 from vmferry.tools.cli import main
 
+from tests.patience import PATIENCE
 from tests.qemu import evidence
 from tests.qemu.evidence import BLOB, LARGE, Shows
 from tests.qemu.machine import MANY_PAGES, MANY_PAGES_OF_ARM, Machine
@@ -82,7 +83,7 @@ def send_until(
 ) -> None:
     source.ask("migrate-set-parameters", **{"max-bandwidth": limit, "downtime-limit": 1})
     source.ask("migrate", uri=uri)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not ("ram" in (told := source.ask("query-migrate")) and enough(told)):
         assert time.monotonic() < deadline, told
         time.sleep(0.02)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.qemu import evidence
 from tests.qemu.machine import MANY_PAGES, missing
 from tests.qemu.test_every_stream import MIB, call, check_devices, extract, read
@@ -84,7 +85,7 @@ class Libvirt:
         self._wait_for(self._folder / "serial", b"HHH")
 
     def _wait_for(self, path: Path, content: bytes) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not path.exists() or (content and content not in path.read_bytes()):
             assert time.monotonic() < deadline, (self._folder / "log").read_text()
             time.sleep(0.05)
@@ -95,7 +96,7 @@ class Libvirt:
                 self.ask("destroy", "small")
         finally:
             self._process.terminate()
-            self._process.wait(20)
+            self._process.wait(PATIENCE)
 
 
 @pytest.fixture

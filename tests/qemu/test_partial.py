@@ -14,6 +14,7 @@ import pytest
 from vmferry.protocol.errors import StreamError
 from vmferry.tools.extract.guest import Wanted, extract
 
+from tests.patience import PATIENCE
 from tests.qemu.machine import MANY_PAGES, Machine
 from tests.tools.salvaging import KINDS, Damaged, Sound, Verdict, flip
 
@@ -46,7 +47,7 @@ def _live(version: str, folder: Path, *capabilities: str) -> bytes:
         limits = {"max-bandwidth": 12 << 20, "downtime-limit": 1}
         machine.ask("migrate-set-parameters", **limits)
         machine.ask("migrate", uri=f"exec:cat > {stream}")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while machine.ask("query-migrate").get("ram", {}).get("dirty-sync-count", 0) < 4:
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -16,6 +16,7 @@ from vmferry.sender.coordinator import Sender
 from vmferry.sender.figures import Figures
 from vmferry.sender.parameters import SendParameters
 
+from tests.patience import PATIENCE
 from tests.qemu.machine import (
     MANY_PAGES,
     Machine,
@@ -43,7 +44,7 @@ def test_takes_what_qemu_encodes(version: str, tmp_path: Path) -> None:
         limits = {"max-bandwidth": 8 << 20, "downtime-limit": 1}
         source.ask("migrate-set-parameters", **limits)
         source.ask("migrate", uri=f"exec:cat > {stream}")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while source.ask("query-migrate").get("xbzrle-cache", {}).get("pages", 0) < MANY:
             assert time.monotonic() < deadline, source.ask("query-migrate")
             time.sleep(0.05)

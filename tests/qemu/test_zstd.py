@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.qemu.machine import (
     VMFERRY,
     Machine,
@@ -74,7 +75,7 @@ def test_takes_frames_of_a_qemu(version: str, tmp_path: Path) -> None:
         )
     finally:
         source.stop()
-    errors = receiving.communicate(timeout=60)[1]
+    errors = receiving.communicate(timeout=PATIENCE)[1]
     assert receiving.returncode == 0, errors
     checked = vmferry("verify", str(rebuilt_stream(version, tmp_path, stream)), *ram_options(saved))
     assert checked.returncode == 0, checked.stdout + checked.stderr

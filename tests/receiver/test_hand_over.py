@@ -29,6 +29,8 @@ from vmferry.receiver.coordinator import ReceiveParameters, Receiver
 from vmferry.receiver.errors import KeptError, MigrationError
 from vmferry.sender.coordinator import Sender
 
+from tests.patience import PATIENCE
+
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -150,7 +152,7 @@ def test_confirming_source(stream: bytes) -> None:
         connection.settimeout(1)
         with pytest.raises(TimeoutError):
             connection.recv(100)
-        connection.settimeout(20)
+        connection.settimeout(PATIENCE)
         connection.sendall(ping(Word.CONFIRM))
         assert reader.feed(connection.recv(100)) == [Pong(Word.CONFIRM)]
 
@@ -196,7 +198,7 @@ def test_source_that_takes_back_at_once(stream: bytes, framed: bool) -> None:
 
     def source(connection: socket.socket) -> None:
         connection.sendall(whole + word_on_wire(Word.ABORT, framed=framed))
-        connection.settimeout(20)
+        connection.settimeout(PATIENCE)
         with suppress(TimeoutError, ConnectionResetError):
             while connection.recv(100):
                 continue

@@ -22,6 +22,8 @@ from vmferry.receiver.transport import Released
 from vmferry.sender.coordinator import Sender
 from vmferry.sender.errors import MigrationError as SendError
 
+from tests.patience import PATIENCE
+
 
 class Watched(SyntheticGuest):
     """Notes what is done to it."""
@@ -73,7 +75,7 @@ def _migrate(guest: Watched, prepare: Callable[[Receiver], None]) -> tuple[str, 
     thread = threading.Thread(target=receive, daemon=True)
     thread.start()
     try:
-        assert listening.wait(20)
+        assert listening.wait(PATIENCE)
         try:
             Sender(source, addresses[0]).run()
         except SendError as error:

@@ -8,6 +8,8 @@ from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
 from vmferry.receiver.errors import MigrationError
 
+from tests.patience import PATIENCE
+
 
 class Incoming:
     """Listens on `uri`; `address` is where to send to."""
@@ -20,7 +22,7 @@ class Incoming:
         self._listening = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        assert self._listening.wait(20)
+        assert self._listening.wait(PATIENCE)
 
     def _run(self) -> None:
         try:

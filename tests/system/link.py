@@ -18,6 +18,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, replace
 
+from tests.patience import PATIENCE
 from tests.qemu.machine import missing
 
 MTU = 9000
@@ -120,4 +121,4 @@ class Link:
 
 def run(command: str) -> None:
     """A command that must succeed."""
-    subprocess.run(command.split(), check=True, timeout=10)
+    subprocess.run(command.split(), check=True, timeout=PATIENCE)

@@ -14,6 +14,7 @@ import pytest
 from vmferry.protocol.formats.rarp import announcement
 
 from tests.control.serving import Serving
+from tests.patience import PATIENCE
 from tests.qemu.machine import VMFERRY, missing, vmferry
 from tests.system import capture
 from tests.system.link import run
@@ -47,7 +48,7 @@ class Cable:
             [*self.inside, *command],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
         )
 
@@ -65,7 +66,7 @@ class Cable:
         assert self._capturing is not None
         time.sleep(0.6)
         self._capturing.terminate()
-        lines = self._capturing.communicate(timeout=30)[0].splitlines()
+        lines = self._capturing.communicate(timeout=PATIENCE)[0].splitlines()
         parts = [line.split() for line in lines]
         return [(float(seconds), bytes.fromhex(frame)) for seconds, frame in parts]
 

@@ -20,6 +20,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.patience import PATIENCE
+
 VMFERRY = [sys.executable, "-m", "vmferry.tools"]
 GONE_WITHIN = 10.0
 """Seconds; 5, and as many again for a busy machine."""
@@ -100,7 +102,7 @@ class Migration:
         self._wait((folder / "source").exists)
 
     def _wait(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -186,7 +188,7 @@ def random_victim(migration: Migration, side: str, generator: random.Random) -> 
     """A process of the migration: a child of the fork server, which is a child of the command."""
     command = migration.known[side].pid
     found: list[psutil.Process] = []
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not found:
         assert time.monotonic() < deadline
         migration.remember()

@@ -12,6 +12,7 @@ import pytest
 from vmferry.guest.directory import DirectoryGuest
 from vmferry.sender.coordinator import Sender
 
+from tests.patience import PATIENCE
 from tests.qemu.machine import VMFERRY
 from tests.sender.incoming import Incoming
 from tests.system.link import FAR, Link, Quality
@@ -51,10 +52,10 @@ def migrate(link: Link, saved: Path, *options: str) -> dict[str, Any]:
                 [*link.near, *VMFERRY, "send", address, "--guest", guest, *options],
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=PATIENCE,
                 check=False,
             )
-            errors = receiving.communicate(timeout=60)[1]
+            errors = receiving.communicate(timeout=PATIENCE)[1]
         finally:
             receiving.kill()
     assert (sent.returncode, receiving.returncode) == (0, 0), sent.stderr + errors

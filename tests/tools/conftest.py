@@ -23,11 +23,11 @@ from vmferry.protocol.wire.marks import SectionType
 from vmferry.protocol.writer import StreamWriter
 from vmferry.tools.cli import main
 
+from tests.patience import PATIENCE
+
 PAGE = 4096
 BLOCKS = (events.RamBlock("pc.ram", 256 * PAGE), events.RamBlock("/rom@etc/acpi", 8 * PAGE))
 RAM_ID = 2
-LIMIT = 60
-"""Seconds for one command."""
 
 
 def piece(kind: SectionType, *records: events.Event) -> list[events.Event]:
@@ -194,7 +194,7 @@ class Ran:
 
 
 def run_process(
-    *arguments: str, feed: bytes | None = None, limit: float = LIMIT, folder: Path
+    *arguments: str, feed: bytes | None = None, limit: float = PATIENCE, folder: Path
 ) -> Ran:
     """`vmferry ARGUMENTS` in a process; all that it started is gone when this returns."""
     command = [sys.executable, "-m", "vmferry.tools.cli", *arguments]
@@ -267,7 +267,7 @@ class Vmferry:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def run(self, *arguments: str, feed: bytes | None = None, limit: float = LIMIT) -> Ran:
+    def run(self, *arguments: str, feed: bytes | None = None, limit: float = PATIENCE) -> Ran:
         """In a process of its own."""
         place = self.folder / "standard"
         place.mkdir(exist_ok=True)

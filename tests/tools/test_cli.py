@@ -18,6 +18,8 @@ import click
 import pytest
 from vmferry.tools.cli import COMMANDS, main
 
+from tests.patience import PATIENCE
+
 COMMAND = [sys.executable, "-m", "vmferry.tools.cli"]
 SCHEMES = ("tcp:", "unix:", "exec:", "fd:", "file:")
 
@@ -303,7 +305,7 @@ def test_signal_cancels_sending(number: signal.Signals, sink: socket.socket) -> 
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     with sink.accept()[0]:
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-        assert process.communicate(timeout=120)[1].splitlines()[-1] == "vmferry: cancelled"
+        assert process.communicate(timeout=PATIENCE)[1].splitlines()[-1] == "vmferry: cancelled"
     assert process.returncode == 1
 
 
@@ -314,7 +316,7 @@ def test_signal_cancels_receiving(tmp_path: Path) -> None:
     assert process.stderr is not None
     assert process.stderr.readline().startswith("listening on tcp:127.0.0.1:")
     process.terminate()
-    assert process.communicate(timeout=30)[1] == "vmferry: cancelled\n"
+    assert process.communicate(timeout=PATIENCE)[1] == "vmferry: cancelled\n"
     assert process.returncode == 1
     assert not (tmp_path / "guest").exists()
 
@@ -330,7 +332,7 @@ def test_nobody_reads_the_progress(vmferry: Any) -> None:
         [*COMMAND, "send", uri, "--guest", "synthetic:1M"], stderr=writing, env=environment
     )
     os.close(writing)
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE) == 0
     assert vmferry.call("verify", f"{vmferry.folder}/stream").exit_code == 0
 
 

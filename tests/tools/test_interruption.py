@@ -13,9 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.patience import PATIENCE
+
 VMFERRY = [sys.executable, "-m", "vmferry.tools"]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LIMIT = 30.0
 
 COMMANDS = {
     "send": ["send", "exec:sleep 100", "--guest", "synthetic:16M,orphan=1"],
@@ -43,7 +44,7 @@ def left(mark: str) -> list[psutil.Process]:
 
 def wait_until_gone(mark: str) -> None:
     """Wait until all of them have ended."""
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + PATIENCE
     while processes := left(mark):
         assert time.monotonic() < deadline, [process.cmdline() for process in processes]
         time.sleep(0.05)
@@ -51,7 +52,7 @@ def wait_until_gone(mark: str) -> None:
 
 def wait_until_begun(pid: int) -> None:
     """Wait until the interpreter has started: until then SIGINT is its own, and a traceback."""
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + PATIENCE
     started = False
     while time.monotonic() < deadline:
         status = Path(f"/proc/{pid}/status").read_text().split()
@@ -85,7 +86,7 @@ def test_ends_in_order(command: str, after: float, tmp_path: Path) -> None:
         time.sleep(after)
         # As a terminal does it: to the whole group.
         os.killpg(process.pid, number)
-        _, said = process.communicate(timeout=LIMIT)
+        _, said = process.communicate(timeout=PATIENCE)
     told = ("listening on ", "sending: ", "migrating: ", "QMP on ")
     assert [line for line in said.splitlines() if not line.startswith(told)] in (
         [],
@@ -138,13 +139,15 @@ def test_hangup_that_is_ignored_stays_ignored(command: str, tmp_path: Path) -> N
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)
     process.terminate()
-    assert process.wait(LIMIT) == (0 if command == "serve" else 1)
+    assert process.wait(PATIENCE) == (0 if command == "serve" else 1)
     process.stderr.close()
 
 
 LOST = """
 import os, signal, time
 from vmferry.tools import interruption
+
+from tests.patience import PATIENCE
 
 class Deaf:
     def __del__(self):
@@ -161,6 +164,6 @@ print("not ended")
 def test_signal_where_exceptions_are_dropped() -> None:
     """Broken: a signal at an unlucky moment would be a traceback, and do nothing."""
     ran = subprocess.run(
-        [sys.executable, "-c", LOST], capture_output=True, timeout=LIMIT, check=False
+        [sys.executable, "-c", LOST], capture_output=True, timeout=PATIENCE, check=False
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (128 + signal.SIGTERM, b"", b"")

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from vmferry.protocol.wire.marks import SectionType
 
+from tests.patience import PATIENCE
 from tests.protocol.conftest import to_bytes
 from tests.protocol.kinds import KINDS
 
@@ -42,7 +43,7 @@ def run_limited(arguments: list[str], feed: bytes, size: int) -> subprocess.Comp
         [*VMFERRY, *arguments],
         input=feed,
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
     )
@@ -109,7 +110,7 @@ def test_full_standard_output(vmferry: Any, streams: Any, kind: str) -> None:
             stdout=full,
             env=environment,
             stderr=subprocess.PIPE,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
         )
     told = "vmferry: standard output: No space left on device\n"
@@ -179,7 +180,7 @@ def test_nothing_is_left_when_it_is_told_to_end(
     ) as process:
         assert process.stdin is not None
         process.stdin.write(begun)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not os.listdir(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.01)
         begun_files = os.listdir(tmp_path)

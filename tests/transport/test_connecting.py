@@ -13,6 +13,8 @@ from vmferry.transport.connecting import Connecting
 from vmferry.transport.shared import wait_readable
 from vmferry.transport.uri import Exec, File, Tcp, Unix, Uri
 
+from tests.patience import PATIENCE
+
 
 def test_result(tmp_path: Path) -> None:
     """Broken: nothing could be sent, or a refusal would be waited for for ever."""
@@ -46,10 +48,10 @@ def test_peer_that_takes_nobody(uri: Uri, tmp_path: Path, monkeypatch: pytest.Mo
         connecting = Connecting(uri)
         assert not wait_readable([connecting.fileno()], 0.2)
         connecting.abandon()
-        listening.settimeout(10)
+        listening.settimeout(PATIENCE)
         listening.accept()[0].close()
         with listening.accept()[0] as abandoned:
-            abandoned.settimeout(10)
+            abandoned.settimeout(PATIENCE)
             with pytest.raises(ConnectionResetError) if isinstance(uri, Tcp) else ExitStack():
                 assert abandoned.recv(1) == b""
 

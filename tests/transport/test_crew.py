@@ -12,6 +12,8 @@ import pytest
 from vmferry.transport.crew import Crew, CrewError, DeathError, Failed
 from vmferry.transport.process import send_message
 
+from tests.patience import PATIENCE
+
 
 def answer(connection: Connection, report: object) -> None:
     """A child that reports at once, and then waits for its end."""
@@ -57,7 +59,7 @@ def test_report_during_another_wait(crew: Crew) -> None:
     """Broken: what a child says while its coordinator waits for a slot would be lost."""
     child = crew.start("child", answer, ("early",))
     slot_free = os.eventfd(0)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
 
     def free_the_slot() -> None:
         if not child.connection.poll() or time.monotonic() > deadline:
@@ -122,7 +124,7 @@ def test_bug(crew: Crew) -> None:
 def test_last_words(crew: Crew) -> None:
     """Broken: a migration would fail with "Broken pipe", and the guest end with it."""
     child = crew.start("child", die, ())
-    assert child.wait(20)
+    assert child.wait(PATIENCE)
     with pytest.raises(DeathError, match="process child died"), crew.reasons():
         send_message(child.connection, "command")
 

@@ -18,7 +18,8 @@ from vmferry.transport.crew import Crew, CrewError
 from vmferry.transport.process import StartError, send_message, start_child, stop_children
 from vmferry.transport.shared import SharedFd
 
-LIMIT = 20.0
+from tests.patience import PATIENCE
+
 """Seconds that anything may take on a busy machine."""
 
 
@@ -52,7 +53,7 @@ def server_of(pid: int) -> psutil.Process:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for it."""
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -72,9 +73,9 @@ def test_its_death_is_not_its_children_s(crew: Crew) -> None:
     child = crew.start("child", echo, ())
     server = server_of(child.pid)
     server.kill()
-    server.wait(LIMIT)
+    server.wait(PATIENCE)
     send_message(child.connection, "alive")
-    assert crew.wait_for(str, LIMIT) == "alive"
+    assert crew.wait_for(str, PATIENCE) == "alive"
     assert not child.wait(0)
     another = crew.start("another", echo, ())
     assert server_of(another.pid) != server
@@ -99,7 +100,7 @@ def test_death_as_a_child_starts(crew: Crew) -> None:
     starting.start()
     starting.join(0.1)
     server.kill()
-    starting.join(LIMIT)
+    starting.join(PATIENCE)
     assert [str(error) for error in errors] == [
         "process second died as it started, or the process that forks it did"
     ]
@@ -133,7 +134,7 @@ def test_descriptors_arrive_in_order(crew: Crew, count: int) -> None:
     """Broken: a worker takes another one's ring, or 64 workers cannot be started."""
     pipes = [os.pipe() for _ in range(count)]
     crew.start("child", write_to, ([SharedFd(writing) for _, writing in pipes],))
-    assert crew.wait_for(str, LIMIT) == "written"
+    assert crew.wait_for(str, PATIENCE) == "written"
     assert [os.read(reading, 2) for reading, _ in pipes] == [bytes([n % 256]) for n in range(count)]
     for fds in pipes:
         for fd in fds:
@@ -145,7 +146,7 @@ def test_child_with_children_ends_with_its_parent() -> None:
     child = start_child("child", sleep_on, (), parent=True)
     assert child.connection.recv() == "asleep"
     child.connection.close()
-    assert child.wait(LIMIT)
+    assert child.wait(PATIENCE)
     stop_children([child])
 
 
@@ -156,14 +157,14 @@ def test_signals_are_the_coordinator_s(crew: Crew) -> None:
         os.kill(child.pid, number)
         server_of(child.pid).send_signal(number)
     send_message(child.connection, "alive")
-    assert crew.wait_for(str, LIMIT) == "alive"
+    assert crew.wait_for(str, PATIENCE) == "alive"
 
 
 def test_no_server_no_child(monkeypatch: pytest.MonkeyPatch, crew: Crew) -> None:
     """Broken: a traceback where the system has no room for another process."""
     server = server_of(crew.start("child", echo, ()).pid)
     server.kill()
-    server.wait(LIMIT)
+    server.wait(PATIENCE)
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(CrewError, match="no process can be started: No such file or directory"):
         crew.start("second", echo, ())

@@ -15,7 +15,7 @@ from vmferry.transport.channel import Channel, Listener, listen
 from vmferry.transport.lobby import MAX_WAITING, Lobby
 from vmferry.transport.uri import Fd, Tcp, Unix, parse_uri
 
-LIMIT = 20.0
+from tests.patience import PATIENCE
 
 
 def begins(head: bytes) -> bool | None:
@@ -42,7 +42,7 @@ class Waiting:
     def _wait_fd(self, fd: int) -> None:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
-        if not poll.poll(LIMIT * 1000):
+        if not poll.poll(PATIENCE * 1000):
             raise TimeoutError
 
     def connect(self, data: bytes = b"") -> socket.socket:
@@ -59,14 +59,14 @@ class Waiting:
 
     def until_refused(self, count: int) -> None:
         """Wait until so many have been."""
-        deadline = time.monotonic() + LIMIT
+        deadline = time.monotonic() + PATIENCE
         while len(self.said) < count:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
     def read(self, count: int) -> bytes:
         """The first bytes of the channel that was let in."""
-        self._thread.join(LIMIT)
+        self._thread.join(PATIENCE)
         assert self.channel is not None
         data = bytearray(count)
         self.channel.recv_into(memoryview(data))
@@ -76,7 +76,7 @@ class Waiting:
         """End it, by a good one if need be."""
         if self._thread.is_alive():
             self.connect(b"GOOD").close()
-            self._thread.join(LIMIT)
+            self._thread.join(PATIENCE)
         if self.channel is not None:
             self.channel.close()
         self.listener.close()
@@ -96,7 +96,7 @@ def test_silent_one_does_not_keep_out_the_source(waiting: Waiting) -> None:
     with waiting.connect(b"GOOD stream"):
         assert waiting.read(11) == b"GOOD stream"
     # It learns that nobody waits for it.
-    silent.settimeout(LIMIT)
+    silent.settimeout(PATIENCE)
     assert silent.recv(1) == b""
     silent.close()
     assert waiting.said == []
@@ -136,7 +136,7 @@ def test_many_silent_ones(waiting: Waiting) -> None:
         if number >= MAX_WAITING:
             waiting.until_refused(number - MAX_WAITING + 1)
     for client in silent[:3]:
-        client.settimeout(LIMIT)
+        client.settimeout(PATIENCE)
         assert client.recv(1) == b""
     with waiting.connect(b"GOOD"):
         assert waiting.read(4) == b"GOOD"
