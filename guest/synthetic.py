@@ -41,6 +41,7 @@ from .errors import GuestError
 from .handing import Outcome
 from .handing_in import DestinationJob
 from .handing_out import SourceJob
+from .sizes import format_size
 from .synthetic_door import knock
 from .synthetic_memory import PAGE_SIZE, RAM_NAME, ROM_NAME, ROM_SIZE, BadPage
 from .synthetic_options import Options, parse_options
@@ -57,12 +58,14 @@ _released: list[subprocess.Popen[bytes]] = []
 class SyntheticGuest(Guest):
     """The controller's side of a synthetic guest; the guest itself is in `synthetic_process`.
 
-    With a size, the guest runs at once. Without one it is empty, until `prepare` gives it a size.
+    With a size, the guest runs at once, unless it is `incoming`: then it is empty until `prepare`,
+    which takes a guest of this size only. Without a size it is incoming, and takes any.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, *, incoming: bool = False) -> None:
         super().__init__()
         self._options = options
+        self._expected = options.size if incoming else 0
         self._blocks: tuple[RamBlock, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd: int | None = None
@@ -72,15 +75,15 @@ class SyntheticGuest(Guest):
         self._runs_on = True
         # A migration and a command that stops the guest may call at the same time.
         self._lock = threading.RLock()
-        if options.size:
+        if options.size and not incoming:
             self._start(options.size, incoming=False)
             self._command("resume")
             self._running = True
 
     @classmethod
-    def parse(cls, text: str) -> SyntheticGuest:
-        """Return the guest for the text behind `synthetic:`."""
-        return cls(parse_options(text))
+    def parse(cls, text: str, incoming: bool = False) -> SyntheticGuest:
+        """Return the guest for the text behind `synthetic:`. Raises GuestError."""
+        return cls(parse_options(text), incoming=incoming)
 
     def _start(self, size: int, *, incoming: bool) -> None:
         """Create memory and the process, paused. Raises GuestError, leaving nothing behind."""
@@ -247,7 +250,7 @@ class SyntheticGuest(Guest):
     def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
         """Create memory and the process, so that it is ready when RAM has arrived."""
         if self._process is not None:
-            raise GuestError("synthetic: a guest runs here already; receive with no size")
+            raise GuestError("synthetic: a guest runs here already")
         if (machine.name, machine.page_size) != (self.machine.name, PAGE_SIZE):
             what = f"{machine.name!r} machine with pages of {machine.page_size} bytes"
             raise GuestError(f"synthetic: cannot be a {what}")
@@ -257,6 +260,12 @@ class SyntheticGuest(Guest):
         size = blocks[0].length
         if size <= 0 or size % PAGE_SIZE:
             raise GuestError(f"synthetic: RAM of {size} bytes is not a multiple of {PAGE_SIZE}")
+        if self._expected not in (0, size):
+            wanted = format_size(self._expected)
+            raise GuestError(
+                f"synthetic: the guest that arrives has {format_size(size)} of RAM, not {wanted}: "
+                "leave the size out, or give this one"
+            )
         self._start(size, incoming=True)
 
     def load_devices(self, machine: Machine, state: DeviceState) -> None:

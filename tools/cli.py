@@ -62,8 +62,8 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=Commands)
-@click.version_option(package_name="vmferry")
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(None, "-V", "--version", package_name="vmferry")
 @click.pass_obj
 def main(begin: Callable[[], None] | None) -> None:
     """Live migration of virtual machines, on QEMU's own wire format."""

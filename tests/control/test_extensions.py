@@ -65,7 +65,7 @@ def test_wrong_values(serve: Serve) -> None:
 def test_compression_and_forecast(serve: Serve, tmp_path: Path) -> None:
     """Broken: what is set would not be done; or nobody could see what it came to."""
     source = serve("synthetic:32M,dirty-rate=4M,pattern=text")
-    destination = serve("synthetic:", "--incoming", f"unix:{tmp_path}/migrate")
+    destination = serve("synthetic:32M", "--incoming", f"unix:{tmp_path}/migrate")
     change(source, compress="zstd:1", workers=2)
     parameters = source.ask("query-migrate-parameters")
     assert own(parameters) == {"compress": "zstd:1", "workers": 2, "on-stall": "continue"}

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from vmferry.guest.base import BlockLayout, DeviceState, Machine, map_block
 from vmferry.guest.errors import GuestError
+from vmferry.guest.open import open_guest
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_memory import BadPage
 from vmferry.guest.zero import zero_mask
@@ -231,6 +232,26 @@ def test_pages_turn_zero_and_back(make_guest: MakeGuest) -> None:
     assert back.all()
     guest.pause()
     assert guest.verify() == []
+
+
+def test_size_of_the_guest_that_arrives() -> None:
+    """Broken: the same GUEST could not be named at both ends, or a guest would be taken for one."""
+    machine = Machine("synthetic-1", 4096)
+    rom = BlockLayout("synthetic.rom", 1 << 20, 4096)
+    for size, arrives in (("2M", True), ("", True), ("4M", False)):
+        guest = open_guest(f"synthetic:{size}", incoming=True)
+        try:
+            assert not guest.running
+            assert guest.blocks == ()
+            layout = [BlockLayout("synthetic.ram", 2 << 20, 4096), rom]
+            if arrives:
+                guest.prepare(machine, layout)
+                assert guest.blocks[0].length == 2 << 20
+            else:
+                with pytest.raises(GuestError, match=r"has 2\.0 MiB of RAM, not 4\.0 MiB"):
+                    guest.prepare(machine, layout)
+        finally:
+            guest.close()
 
 
 def test_dead_guest_is_one_line(make_guest: MakeGuest) -> None:

@@ -94,7 +94,7 @@ def _receive(
         if new is MigrationStatus.COMPLETED:
             announcer.start()
 
-    guest = open_guest(guest_text)
+    guest = open_guest(guest_text, incoming=True)
     try:
         receiver = Receiver(guest, uri, parameters)
         receiver.states.add_listener(announce_if_completed)

@@ -41,7 +41,7 @@ def serve(
 ) -> None:
     """Keep a guest, and send or receive it when a QMP client says so."""
     try:
-        guest = open_guest(guest_text)
+        guest = open_guest(guest_text, incoming=incoming is not None)
         try:
             start_early()
             # Report an unusable interface now, not when the guest has arrived.

@@ -28,17 +28,15 @@ def compression(text: str) -> str:
     return text
 
 
-_OUT = "dir:PATH or synthetic:SIZE[,...]"
-_IN = "dir:PATH or synthetic:"
 _Command = Callable[..., Any]
 
 
 def guest_option(*, incoming: bool = False) -> Callable[[_Command], _Command]:
-    """Return the option `--guest`, with the parameter name `guest_text`.
-
-    The help text of an `incoming` guest has no size, because the guest arrives with its size.
-    """
-    return click.option("--guest", "guest_text", required=True, help=_IN if incoming else _OUT)
+    """Return the option `--guest`, with the parameter name `guest_text`."""
+    size = "[SIZE][,...]" if incoming else "SIZE[,...]"
+    return click.option(
+        "--guest", "guest_text", required=True, help=f"dir:PATH or synthetic:{size}"
+    )
 
 
 paused_option = click.option("--paused", is_flag=True, help="do not let the guest run")
