@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from ..protocol.errors import VmferryError
 from ..protocol.formats.rarp import announcement
 
 _ETHERNET = 1
@@ -22,7 +23,7 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
 _LIMITS = {"initial": 100_000, "max": 100_000, "rounds": 1000, "step": 10_000}
 
 
-class AnnounceError(Exception):
+class AnnounceError(VmferryError):
     """An announcement is impossible or has invalid parameters; the message is one line."""
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ..protocol.errors import VmferryError
 
-class QmpError(Exception):
+
+class QmpError(VmferryError):
     """A command failed, with `GenericError`, the class of nearly every error."""
 
     error_class = "GenericError"

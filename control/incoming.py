@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..guest.base import Guest
+from ..guest.errors import MigrationError
 from ..protocol.states import MigrationStatus
 from ..receiver.coordinator import ReceiveParameters, Receiver
-from ..receiver.errors import KeptError, MigrationError
+from ..receiver.errors import KeptError
 from ..transport.uri import Tcp, Unix, UriError, parse_uri
 from .capabilities import Capabilities
 from .descriptors import Descriptors

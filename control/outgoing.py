@@ -7,11 +7,11 @@ import threading
 from typing import Any
 
 from ..guest.base import Guest
-from ..guest.errors import GuestError
+from ..guest.errors import GuestError, MigrationError
 from ..protocol.states import MigrationStatus
 from ..sender.compression import CompressionError
 from ..sender.coordinator import Sender
-from ..sender.errors import MigrationError, UnconfirmedError
+from ..sender.errors import UnconfirmedError
 from ..sender.figures import Figures
 from ..sender.page_cache import CacheSizeError
 from ..sender.parameters import OnStall, SendParameters

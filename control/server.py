@@ -7,6 +7,7 @@ import os
 import socket
 from collections import deque
 
+from ..protocol.errors import VmferryError
 from ..transport.unix_socket import UnixListener
 from ..transport.uri import Tcp, Unix, UriError, parse_uri
 from .commands import Call
@@ -22,7 +23,7 @@ _READ = 1 << 16
 _MAX_FDS = 16
 
 
-class ServerError(OSError):
+class ServerError(VmferryError, OSError):
     """The service cannot listen at this address; the message is one line."""
 
     def __str__(self) -> str:

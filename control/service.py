@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 
 from ..guest.base import Guest
+from ..protocol.errors import VmferryError
 from .announce import Interface
 from .announcing import Announcing
 from .capabilities import Capabilities
@@ -24,7 +25,7 @@ _HAND_OVER = 0.1
 """Seconds between two checks of a guest that died while it was handed over."""
 
 
-class ServiceError(Exception):
+class ServiceError(VmferryError):
     """The service ends because the guest did not arrive, or died; the message is one line."""
 
 

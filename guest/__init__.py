@@ -1,1 +1,34 @@
 """Model a guest: RAM blocks in shared memory, run control, device state, dirty tracking."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..protocol.lazy import exported
+
+if TYPE_CHECKING:
+    from .base import BlockLayout, DeviceSection, DeviceState, Guest, Machine, RamBlock
+    from .errors import GuestError, MigrationCancelledError, MigrationError
+    from .open import open_guest
+
+__all__ = [
+    "BlockLayout",
+    "DeviceSection",
+    "DeviceState",
+    "Guest",
+    "GuestError",
+    "Machine",
+    "MigrationCancelledError",
+    "MigrationError",
+    "RamBlock",
+    "open_guest",
+]
+
+__getattr__ = exported(
+    __name__,
+    {
+        "base": "BlockLayout DeviceSection DeviceState Guest Machine RamBlock",
+        "errors": "GuestError MigrationCancelledError MigrationError",
+        "open": "open_guest",
+    },
+)

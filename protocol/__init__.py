@@ -1,1 +1,33 @@
 """Declare, read and write the bytes of QEMU's migration stream, without I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .lazy import exported
+
+if TYPE_CHECKING:
+    from .errors import CutError, StreamError, UnsupportedError, VmferryError
+    from .reader import StreamReader
+    from .states import MigrationStatus
+    from .writer import StreamWriter
+
+__all__ = [
+    "CutError",
+    "MigrationStatus",
+    "StreamError",
+    "StreamReader",
+    "StreamWriter",
+    "UnsupportedError",
+    "VmferryError",
+]
+
+__getattr__ = exported(
+    __name__,
+    {
+        "errors": "CutError StreamError UnsupportedError VmferryError",
+        "reader": "StreamReader",
+        "states": "MigrationStatus",
+        "writer": "StreamWriter",
+    },
+)

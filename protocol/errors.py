@@ -1,4 +1,4 @@
-"""Define the exceptions for streams that cannot be read: what is wrong, and where in the stream."""
+"""Define the root of all errors, and those for streams that cannot be read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 
-class StreamError(ValueError):
+class VmferryError(Exception):
+    """The root of all errors that vmferry reports; the message is one line for a user."""
+
+
+class StreamError(VmferryError, ValueError):
     """A stream that is damaged, incomplete, or not a migration stream.
 
     `offset`: bytes from the start of the stream; `section`: name of the section at that offset.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..guest.base import BlockLayout, DeviceSection, DeviceState, Guest, Machine
-from ..guest.errors import GuestError
+from ..guest.errors import GuestError, MigrationCancelledError, MigrationError
 from ..guest.handing import Outcome
 from ..guest.handing_in import DestinationJob
 from ..guest.watching import HolderSilent, Wishes
@@ -31,7 +31,7 @@ from ..transport.shared import Wakeup
 from ..transport.spill import SentFile, SpillFile
 from ..transport.uri import UriError, parse_uri
 from .beginning import begins_stream
-from .errors import KeptError, MigrationCancelledError, MigrationError
+from .errors import KeptError
 from .figures import Figures
 from .handover import lead
 from .processes import Processes

@@ -1,14 +1,8 @@
-"""Define how an incoming migration can fail to complete."""
+"""Define the error of an incoming migration whose guest is here, but may run at its source."""
 
 from __future__ import annotations
 
-
-class MigrationError(Exception):
-    """The migration failed; the message is one line for a user. The guest was not started."""
-
-
-class MigrationCancelledError(MigrationError):
-    """The migration was stopped by `cancel`."""
+from ..guest.errors import MigrationError
 
 
 class KeptError(MigrationError):

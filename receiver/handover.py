@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 
 from ..guest.base import Guest
+from ..guest.errors import MigrationError
 from ..guest.handing import Outcome
 from ..guest.handing_in import PROMISED, DestinationJob
 from ..guest.line import Line
@@ -18,7 +19,6 @@ from ..guest.watching import LOOK_EVERY, HolderDied, Wishes, watch
 from ..protocol.handover import Destination
 from ..protocol.return_path import shut
 from ..transport.channel import Channel
-from .errors import MigrationError
 
 
 def lead(

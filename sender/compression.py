@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import zstandard
 
+from ..protocol.errors import VmferryError
 from ..transport.counters import Counters
 from .adaptive import LEVELS, Link
 
@@ -26,7 +27,7 @@ METER_BYTES, METER_NS = 4 << 20, 50_000_000
 """The link is measured again after this many bytes sent or this many nanoseconds of sending."""
 
 
-class CompressionError(ValueError):
+class CompressionError(VmferryError, ValueError):
     """A compression setting is invalid; the message is one line."""
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from ..guest.base import Guest
-from ..guest.errors import GuestError
+from ..guest.errors import GuestError, MigrationCancelledError, MigrationError
 from ..guest.handing_out import SourceJob
 from ..guest.watching import Wishes
 from ..protocol.handover import Peer, Source, Word
@@ -26,7 +26,7 @@ from ..transport.uri import Uri, UriError, parse_uri
 from . import stream
 from .compression import parse_compression
 from .convergence import Convergence, Round
-from .errors import MigrationCancelledError, MigrationError, UnconfirmedError
+from .errors import UnconfirmedError
 from .figures import Figures
 from .handover import Handed, lead
 from .page_cache import DEFAULT_SIZE, cache_pages

@@ -1,14 +1,8 @@
-"""Define how an outgoing migration can fail to complete."""
+"""Define the error of an outgoing migration whose guest may run at its destination."""
 
 from __future__ import annotations
 
-
-class MigrationError(Exception):
-    """The migration failed; the message is one line for a user. The guest stays as it was."""
-
-
-class MigrationCancelledError(MigrationError):
-    """The migration was stopped by `cancel`."""
+from ..guest.errors import MigrationError
 
 
 class UnconfirmedError(MigrationError):

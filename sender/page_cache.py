@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from ..protocol.errors import VmferryError
+
 DEFAULT_SIZE = 64 << 20
 """Default size of the cache in bytes."""
 LIFETIME = 2
@@ -21,7 +23,7 @@ Numbers = npt.NDArray[np.intp]
 Pages = npt.NDArray[np.uint8]
 
 
-class CacheSizeError(ValueError):
+class CacheSizeError(VmferryError, ValueError):
     """No cache can have the requested size; the message is one line."""
 
 

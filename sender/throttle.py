@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..protocol.errors import VmferryError
 from .convergence import Round
 
 PERIOD = 1.0
@@ -17,7 +18,7 @@ PATIENCE = 2
 """Periods in succession that must outrun the link before the throttle increases."""
 
 
-class ThrottleError(ValueError):
+class ThrottleError(VmferryError, ValueError):
     """A throttle parameter is out of range; the message is one line."""
 
 

@@ -10,6 +10,7 @@ import stat
 import struct
 import subprocess
 
+from ..protocol.errors import VmferryError
 from .silence import silence
 from .unix_socket import UnixListener
 from .uri import Exec, Fd, Tcp, Unix, Uri
@@ -33,7 +34,7 @@ BACKLOG = 16
 _RESET = struct.pack("ii", 1, 0)
 
 
-class ChannelError(OSError):
+class ChannelError(VmferryError, OSError):
     """A channel that cannot be opened, broke, or whose command failed; the message is one line."""
 
     def __str__(self) -> str:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ..protocol.errors import VmferryError
 from .process import Child, ChildDied, StartError, start_child, stop_children
 from .shared import wait_readable
 
@@ -28,7 +29,7 @@ class Failed:
     reason: str
 
 
-class CrewError(Exception):
+class CrewError(VmferryError):
     """A child that died or reported failure, or an answer that did not arrive; one line."""
 
 

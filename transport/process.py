@@ -28,6 +28,7 @@ from multiprocessing import reduction
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
+from ..protocol.errors import VmferryError
 from .channel import Channel
 from .last_words import read_last_words
 from .shared import SharedFd, wait_readable
@@ -50,7 +51,7 @@ def preload(*modules: str) -> None:
     _preloaded.extend(modules)
 
 
-class StartError(OSError):
+class StartError(VmferryError, OSError):
     """A child that could not be started; the message is one line."""
 
     def __str__(self) -> str:

@@ -10,13 +10,14 @@ import tempfile
 import weakref
 from dataclasses import dataclass
 
+from ..protocol.errors import VmferryError
 from ..protocol.wire.kept import LARGE, Part, Payload
 
 IN_MEMORY = 16 << 20
 """Limit for the bytes that are kept in memory."""
 
 
-class FileError(OSError):
+class FileError(VmferryError, OSError):
     """A temporary file that cannot be made, or has no room; the message names the folder."""
 
 

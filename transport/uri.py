@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ..protocol.errors import VmferryError
 
-class UriError(ValueError):
+
+class UriError(VmferryError, ValueError):
     """A URI that cannot be used; the message is one line."""
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from ..errors import VmferryError
 from ..wire.marks import CAPABILITIES, PAGE_BITS
 
 MAX_NUMBER = 1 << 32
@@ -29,7 +30,7 @@ Entry: TypeAlias = Mapping[str, Any]
 """The JSON object of one of the `fields` of a structure."""
 
 
-class DescriptionError(ValueError):
+class DescriptionError(VmferryError, ValueError):
     """An invalid description; the message is one line."""
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import StreamError
+from ..errors import StreamError, VmferryError
 from ..events import XbzrleRun
 from ..wire.marks import RamFlag
 from ..wire.ram import RECORD_HEADER_SIZE, SECTION_NAME, XBZRLE_ENCODING
@@ -43,7 +43,7 @@ _STEP = 256 << 10
 """Bytes compared at once: fits a cache, and needs no fresh memory each time."""
 
 
-class XbzrleError(ValueError):
+class XbzrleError(VmferryError, ValueError):
     """An invalid encoding; `index`: that of the page in its batch."""
 
     def __init__(self, index: int, message: str) -> None:

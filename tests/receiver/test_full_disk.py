@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 from vmferry.guest.directory import DirectoryGuest
+from vmferry.guest.errors import MigrationError
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
-from vmferry.receiver.errors import MigrationError
 from vmferry.sender.coordinator import Sender
-from vmferry.sender.errors import MigrationError as SendError
 
 from tests.qemu.machine import missing
 
@@ -40,7 +39,7 @@ def test_full_disk_is_named(small_disk: Path, workers: int) -> None:
     def send(address: str) -> None:
         try:
             Sender(source, address).run()
-        except SendError as error:
+        except MigrationError as error:
             ends.append(str(error))
 
     def listening(address: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from vmferry.guest.errors import MigrationError
 from vmferry.guest.line import LINGER
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol import events
@@ -26,7 +27,7 @@ from vmferry.protocol.wire.marks import CommandType
 from vmferry.protocol.words import ping, word_on_wire
 from vmferry.protocol.writer import StreamWriter
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
-from vmferry.receiver.errors import KeptError, MigrationError
+from vmferry.receiver.errors import KeptError
 from vmferry.sender.coordinator import Sender
 
 from tests.patience import PATIENCE

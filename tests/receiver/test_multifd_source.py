@@ -6,10 +6,10 @@ import struct
 from pathlib import Path
 
 import pytest
+from vmferry.guest.errors import MigrationError
 from vmferry.guest.open import open_guest
 from vmferry.protocol import events
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
-from vmferry.receiver.errors import MigrationError
 
 from tests.protocol.conftest import small_stream, to_bytes
 

@@ -12,15 +12,13 @@ from typing import Any
 import pytest
 from vmferry.guest.base import BlockLayout, DeviceState, Machine
 from vmferry.guest.directory import DirectoryGuest
-from vmferry.guest.errors import GuestError
+from vmferry.guest.errors import GuestError, MigrationError
 from vmferry.guest.handing_in import DestinationJob
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_options import parse_options
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
-from vmferry.receiver.errors import MigrationError
 from vmferry.receiver.transport import Released
 from vmferry.sender.coordinator import Sender
-from vmferry.sender.errors import MigrationError as SendError
 
 from tests.patience import PATIENCE
 
@@ -78,7 +76,7 @@ def _migrate(guest: Watched, prepare: Callable[[Receiver], None]) -> tuple[str, 
         assert listening.wait(PATIENCE)
         try:
             Sender(source, addresses[0]).run()
-        except SendError as error:
+        except MigrationError as error:
             ends["source"] = str(error)
         thread.join(20)
         assert source.running is ("source" in ends)
@@ -149,7 +147,7 @@ def test_cancel_just_before_the_promise(tmp_path: Path, monkeypatch: pytest.Monk
     def send(address: str) -> None:
         try:
             Sender(source, address).run()
-        except SendError as error:
+        except MigrationError as error:
             ends.append(str(error))
 
     monkeypatch.setattr(receiver._crew, "wait_for", cancelled)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 
+from vmferry.guest.errors import MigrationError
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
-from vmferry.receiver.errors import MigrationError
 
 from tests.patience import PATIENCE
 

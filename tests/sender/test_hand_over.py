@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
+from vmferry.guest.errors import MigrationCancelledError, MigrationError
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol.events import Command
 from vmferry.protocol.handover import Word
@@ -20,7 +21,7 @@ from vmferry.protocol.states import MigrationStatus
 from vmferry.protocol.wire.marks import CommandType
 from vmferry.protocol.words import ping
 from vmferry.sender.coordinator import Sender
-from vmferry.sender.errors import MigrationCancelledError, MigrationError, UnconfirmedError
+from vmferry.sender.errors import UnconfirmedError
 
 Last = Callable[["Destination"], None]
 

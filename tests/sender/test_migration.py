@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from vmferry.guest.errors import MigrationCancelledError, MigrationError
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol.states import MigrationStatus
 from vmferry.sender.coordinator import Sender
-from vmferry.sender.errors import MigrationCancelledError, MigrationError
 from vmferry.sender.figures import Figures
 from vmferry.sender.parameters import SendParameters
 

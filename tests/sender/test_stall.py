@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from vmferry.guest.errors import MigrationCancelledError
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol.states import MigrationStatus
 from vmferry.sender.convergence import Round
 from vmferry.sender.coordinator import Sender
-from vmferry.sender.errors import MigrationCancelledError
 from vmferry.sender.figures import Figures
 from vmferry.sender.parameters import OnStall, SendParameters
 from vmferry.sender.sampler import SAMPLE_COUNTERS, Sampler

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from vmferry.guest.errors import MigrationCancelledError, MigrationError
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol.states import MigrationStatus
 from vmferry.sender.convergence import Round
 from vmferry.sender.coordinator import Sender
-from vmferry.sender.errors import MigrationCancelledError, MigrationError
 from vmferry.sender.figures import Figures
 from vmferry.sender.parameters import SendParameters
 from vmferry.sender.throttle import AutoConverge, ThrottleError, ThrottleParameters

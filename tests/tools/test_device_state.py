@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 from vmferry.guest.directory import DirectoryGuest
+from vmferry.guest.errors import MigrationError
 from vmferry.protocol import events
 from vmferry.protocol.wire.kept import whole
 from vmferry.protocol.wire.marks import CommandType, SectionType
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
-from vmferry.receiver.errors import MigrationError
 from vmferry.tools.sources.stream_events import How, read_events
 
 from tests.protocol.conftest import PAGE, description

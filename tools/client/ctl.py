@@ -18,6 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
 
 from ...control.extensions import PREFIX
+from ...protocol.errors import VmferryError
 from ...sender.figures import CompressionFigures, ThrottleFigures
 from ...sender.stall import Stall
 from ...transport.uri import Tcp, Unix, UriError, parse_uri
@@ -34,11 +35,11 @@ PERIOD = 0.5
 ENDED = ("completed", "failed", "cancelled")
 
 
-class CtlError(Exception):
+class CtlError(VmferryError):
     """Raised if the peer returns an error or cannot be reached; the message is one line."""
 
 
-class ArgumentError(ValueError):
+class ArgumentError(VmferryError, ValueError):
     """Raised if an address or an argument is invalid; the message is one line."""
 
 

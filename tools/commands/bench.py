@@ -8,8 +8,7 @@ from functools import partial
 
 import click
 
-from ...guest.errors import GuestError
-from ...sender.errors import MigrationError
+from ...guest.errors import GuestError, MigrationError
 from ..console.failure import describe, fail
 from ..console.options import compression
 from ..console.sizes import size

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ...guest.errors import GuestError
-from ...sender.errors import MigrationError
+from ...guest.errors import GuestError, MigrationError
 from ..console.failure import describe, fail
 from ..console.sizes import size
 from ..measure import demo as demo_command

@@ -7,11 +7,10 @@ import json
 import click
 
 from ...control.announce import AnnounceError, Announcer, Interface
-from ...guest.errors import GuestError
+from ...guest.errors import GuestError, MigrationError
 from ...guest.open import open_guest
 from ...protocol.states import MigrationStatus
 from ...receiver.coordinator import ReceiveParameters, Receiver
-from ...receiver.errors import MigrationError
 from ...receiver.figures import Figures
 from ..console.failure import describe, fail
 from ..console.interruption import on_signals

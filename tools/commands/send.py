@@ -6,10 +6,9 @@ import json
 
 import click
 
-from ...guest.errors import GuestError
+from ...guest.errors import GuestError, MigrationError
 from ...guest.open import open_guest
 from ...sender.coordinator import Sender
-from ...sender.errors import MigrationError
 from ...sender.page_cache import CacheSizeError
 from ...sender.parameters import OnStall, SendParameters
 from ...sender.throttle import ThrottleError, ThrottleParameters

@@ -10,10 +10,10 @@ from typing import NoReturn
 
 import click
 
-from ...protocol.errors import StreamError
+from ...protocol.errors import StreamError, VmferryError
 
 
-class CommandError(Exception):
+class CommandError(VmferryError):
     """Raised if the requested operation is not possible; the message is one line."""
 
 

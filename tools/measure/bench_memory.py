@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...guest.base import RamBlock, is_hole, map_block, populate
+from ...protocol.errors import VmferryError
 from ...transport.shared import SharedFd
 
 STEP = 16 << 20
@@ -17,7 +18,7 @@ CONTENTS = ("random", "zero", "untouched", "text")
 BLOCK = "pc.ram"
 
 
-class BenchError(Exception):
+class BenchError(VmferryError):
     """Raised if a run fails or has a wrong result; the message is one line."""
 
 

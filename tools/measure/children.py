@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...protocol.errors import VmferryError
 from ...transport.process import Child, ChildDied
 
 
-class ChildError(Exception):
+class ChildError(VmferryError):
     """A child process failed; the message is one line that says why."""
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from ...guest.errors import GuestError
+from ...guest.errors import GuestError, MigrationError
 from ...guest.open import open_guest
 from ...guest.sizes import parse_size
 from ...guest.synthetic import SyntheticGuest
+from ...protocol.errors import VmferryError
 from ...receiver.coordinator import ReceiveParameters, Receiver
-from ...receiver.errors import MigrationError
 from ...sender.coordinator import Sender
 from ...sender.figures import Figures
 from ...sender.parameters import SendParameters
@@ -27,7 +27,7 @@ RUN_ON = 1.0
 """The time in seconds for which the guest is observed at the destination."""
 
 
-class DemoError(Exception):
+class DemoError(VmferryError):
     """Raised if the destination failed; the message is one line."""
 
 

@@ -1,0 +1,70 @@
+"""The public names of the packages, and the root of all errors."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from vmferry.protocol import VmferryError
+
+PACKAGES = ("protocol", "transport", "guest", "sender", "receiver", "control")
+OURS = (
+    "IllegalTransitionError",
+    "MismatchError",
+    "EarlyMismatchError",
+    "PayloadError",
+    "FormatError",
+)
+"""Errors that never reach a caller from outside."""
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_public_names(name: str) -> None:
+    """Broken: what the documents import would not be there, or would be something else."""
+    package = importlib.import_module(f"vmferry.{name}")
+    assert package.__all__
+    for public in package.__all__:
+        value: Any = getattr(package, public)
+        assert value.__name__ == public
+        assert value.__module__.startswith(f"vmferry.{name}.")
+        assert inspect.getdoc(value)
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        package.nonsense  # noqa: B018
+
+
+def test_a_package_imports_nothing_that_is_not_used() -> None:
+    """Broken: `vmferry dump` would wait for the import of what sends and receives."""
+    code = (
+        f"import sys\nfor name in {PACKAGES}: __import__('vmferry.' + name)\n"
+        "print([name for name in ('numpy', 'construct', 'vmferry.protocol.reader')"
+        " if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
+
+
+def test_one_root_of_errors() -> None:
+    """Broken: who uses the library would have to catch errors that it does not name."""
+    strange = []
+    for name in (*PACKAGES, "tools"):
+        package = importlib.import_module(f"vmferry.{name}")
+        for found in pkgutil.walk_packages(package.__path__, f"vmferry.{name}."):
+            if found.name.endswith("__main__"):
+                continue
+            module = importlib.import_module(found.name)
+            strange += [
+                f"{found.name}.{title}"
+                for title, value in vars(module).items()
+                if inspect.isclass(value)
+                and issubclass(value, Exception)
+                and value.__module__ == found.name
+                and title.endswith("Error")
+                and title not in OURS
+                and not issubclass(value, VmferryError)
+            ]
+    assert strange == []
