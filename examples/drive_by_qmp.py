@@ -1,0 +1,58 @@
+"""Start two services, and move a guest from one to the other by QMP.
+
+    python drive_by_qmp.py
+
+The same commands drive a QEMU. The client is qemu.qmp, which QEMU's developers maintain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+from qemu.qmp import QMPClient
+
+
+async def service(folder: Path, name: str, *arguments: str) -> QMPClient:
+    """Start `vmferry serve`, and return a client of it."""
+    address = folder / f"{name}.sock"
+    command = [sys.executable, "-m", "vmferry.tools", "serve", "--qmp", f"unix:{address}"]
+    process = await asyncio.create_subprocess_exec(
+        *command, *arguments, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stderr is not None
+    # The first line says that it listens.
+    await process.stderr.readline()
+    client = QMPClient(name)
+    await client.connect(str(address))
+    return client
+
+
+async def move(folder: Path) -> None:
+    """Move the guest, and print the states of the migration as they change."""
+    uri = f"unix:{folder}/migration"
+    target = await service(folder, "target", "--guest", "synthetic:32M", "--incoming", uri)
+    source = await service(folder, "source", "--guest", "synthetic:32M,dirty-rate=2M")
+    await source.execute("migrate-set-parameters", {"downtime-limit": 200})
+    capability = {"capability": "events", "state": True}
+    await source.execute("migrate-set-capabilities", {"capabilities": [capability]})
+    with source.listener("MIGRATION") as changes:
+        await source.execute("migrate", {"uri": uri})
+        async for change in changes:
+            status = change["data"]["status"]
+            print(f"source: {status}")
+            if status in ("completed", "failed", "cancelled"):
+                break
+    while (await target.execute("query-migrate"))["status"] != "completed":
+        await asyncio.sleep(0.05)
+    print(f"target: {(await target.execute('query-status'))['status']}")
+    for client in (source, target):
+        await client.execute("quit")
+        await client.disconnect()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        asyncio.run(move(Path(temporary)))
