@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from vmferry.tools.client import ctl
 from vmferry.tools.client.ctl import ArgumentError, Watched, outcome, parse_address, parse_arguments
 
+from tests.patience import PATIENCE
+
 GREETING = b'{"QMP": {"version": {"qemu": {}, "package": ""}, "capabilities": []}}\n'
 Answer = Callable[[str], "dict[str, Any] | bytes"]
 
@@ -108,7 +110,7 @@ class Peer:
 
     def close(self) -> None:
         """Once its client went."""
-        self._thread.join(10)
+        self._thread.join(PATIENCE)
         self._server.close()
         assert not self._thread.is_alive()
 
@@ -181,7 +183,7 @@ def test_silent_peer(
     make_peer: Callable[..., Peer], vmferry: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Broken: a QEMU that another client holds would keep us waiting without a word."""
-    monkeypatch.setattr(ctl, "GREETING", 0.2)
+    monkeypatch.setattr(ctl, "GREETING", 2.0)
     peer = make_peer(lambda _: b"", b"")
     result = vmferry.call("ctl", peer.path, "stop")
     assert result.exit_code == 1
