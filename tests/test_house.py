@@ -78,6 +78,19 @@ def test_no_folder_of_tools_imports_one_above() -> None:
     assert upward(TOOLS, "tools", 1) == []
 
 
+def test_click_is_for_commands_alone() -> None:
+    """Broken: a program could not use what a command does without being a command itself."""
+    users = set()
+    for module, tree in (found for names in FLOORS for name in names for found in modules(name)):
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names.append(node.module or "")
+            if "click" in names:
+                users.add(".".join(module.split(".")[:2]))
+    assert users == {"tools.cli", "tools.commands", "tools.console"}
+
+
 @pytest.mark.parametrize("folder", [name for names in FLOORS for name in names])
 def test_every_folder_says_its_job(folder: str) -> None:
     """Broken: a folder would be missing in the wheel, or nobody would know what belongs there."""

@@ -9,6 +9,7 @@ from typing import TextIO
 import click
 
 from ..console.failure import note
+from ..console.outputs import check_output, note_missing
 from ..console.sizes import (
     channel_option,
     length_option,
@@ -17,8 +18,8 @@ from ..console.sizes import (
     page_size_option,
 )
 from ..convert import streams as convert_command
+from ..sources.containers import source_file
 from ..sources.opening import note_guess, opened_stream
-from ..sources.outputs import check_output, note_missing
 from ..sources.stream_events import How
 
 
@@ -55,7 +56,7 @@ def convert(
     """
     if xml is not None and not container.startswith("libvirt"):
         raise click.UsageError("--xml is for --to libvirt")
-    check_output(stream, out)
+    check_output(source_file(stream), out)
     text = None if xml is None else _xml_text(xml)
     with opened_stream(stream, offset, channels=channels, length=length) as opened:
         how = How(page_size, max_device_state)

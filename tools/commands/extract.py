@@ -11,6 +11,7 @@ import click
 
 from ...guest.sizes import format_size
 from ..console.failure import describe, fail
+from ..console.outputs import check_output, note_missing
 from ..console.sizes import (
     channel_option,
     length_option,
@@ -24,9 +25,9 @@ from ..extract.guest import Report
 from ..extract.memory_file import FORMATS
 from ..machines.table import TARGETS
 from ..rebuild.guest import absent_message
+from ..sources.containers import source_file
 from ..sources.domain import domain_of
 from ..sources.opening import note_guess, opened_stream
-from ..sources.outputs import check_output, note_missing
 from ..sources.stream_events import How
 
 _PLACED = re.compile(r"(.+)@0x([0-9a-fA-F]+)")
@@ -180,7 +181,7 @@ def extract(
         raise click.UsageError("--block: a block comes twice")
     if placed and kind == "raw":
         raise click.UsageError("--block NAME@ADDRESS is for --format elf or lime")
-    check_output(stream, output)
+    check_output(source_file(stream), output)
     with opened_stream(stream, offset, channels=channels, length=length) as opened:
         wanted = extract_command.Wanted(
             out=output,

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import click
-
+from ..console.text import echo
 from ..rebuild.arrivals import MissingPages
 from ..rebuild.guest import RebuiltGuest, absent_message
 from ..rebuild.page_ranges import PageRanges
@@ -92,25 +91,25 @@ class Difference:
     def print(self) -> None:
         """Print the blocks, the devices with their fields, and the totals."""
         for name in self.absent:
-            click.echo(f"not compared: {absent_message(name)}")
+            echo(f"not compared: {absent_message(name)}")
         for which, left in zip(("first", "second"), self.behind, strict=True):
             if left is not None:
-                click.echo(f"not compared: in the {which}, {left.describe()}")
+                echo(f"not compared: in the {which}, {left.describe()}")
         for block in self.blocks:
-            click.echo(block.describe())
+            echo(block.describe())
         for device in self.devices:
             for line in device.describe():
-                click.echo(line)
+                echo(line)
         for side, missing in zip(("first", "second"), self.missing, strict=True):
             for pages in missing:
-                click.echo(f"in the {side}, {pages.describe()}")
+                echo(f"in the {side}, {pages.describe()}")
         if self.equal:
             apart = "" if self.whole else ", apart from the pages that never arrived"
-            click.echo(f"equal: RAM and devices{apart}")
+            echo(f"equal: RAM and devices{apart}")
             return
         blocks = f"{self._pages()} pages in {len(self.blocks)} RAM blocks"
         devices = f"{self._fields()} fields in {len(self.devices)} devices"
-        click.echo(f"differ: {blocks}, {devices}")
+        echo(f"differ: {blocks}, {devices}")
 
     def _pages(self) -> int:
         return sum(block.pages.count for block in self.blocks if block.pages is not None)

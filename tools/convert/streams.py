@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
-import click
 import zstandard
 
 from ...protocol import events
@@ -21,6 +20,7 @@ from ...protocol.formats import libvirt
 from ...protocol.reading.configuration import MAPPED_RAM
 from ...protocol.writer import StreamWriter
 from ..console.failure import CommandError, named
+from ..console.text import open_file
 from ..rebuild.arrivals import Arrivals
 from ..rebuild.staged import Staged
 from ..sources.containers import Opened
@@ -208,7 +208,7 @@ def _output(path: Path) -> Iterator[Callable[[bytes], None]]:
     with ExitStack() as stack:
         staged: Staged | None = None
         if str(path) == "-":
-            output = stack.enter_context(click.open_file("-", "wb"))
+            output = stack.enter_context(open_file("-", "wb"))
             # Buffered data would fail again when the command ends, so use the raw file.
             file, what = getattr(output, "raw", output), "standard output"
         else:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 
-import click
-
 from ...protocol import events
+from ..console.text import echo
 from ..machines.command_line import Command, Told, command_for
 from ..sources.containers import Opened
 from ..sources.domain import domain_of
@@ -23,9 +22,9 @@ def print_command(stream: str, *, as_json: bool, offset: int, length: int | None
     with opened_stream(stream, offset, length=length) as opened:
         command = command_of(opened, stream, offset, how)
     if as_json:
-        click.echo(json.dumps(command.as_json(), indent=2))
+        echo(json.dumps(command.as_json(), indent=2))
     else:
-        click.echo(command.text())
+        echo(command.text())
 
 
 def command_of(opened: Opened, name: str, offset: int, how: How) -> Command:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-import click
-
 from ...guest.sizes import format_size
 from ..console.failure import CommandError
+from ..console.text import echo
 from ..sources.containers import Opened
 from ..sources.save_image import SaveImage
 from ..sources.snapshots import Snapshot
@@ -21,12 +20,12 @@ class NoXmlError(CommandError):
 def print_container(opened: Opened) -> None:
     """Print the containers of a stream, or nothing if it has none."""
     if opened.layers:
-        click.echo(f"container    {', '.join(opened.layers)}")
+        echo(f"container    {', '.join(opened.layers)}")
     if opened.image is not None:
         running = {True: "yes", False: "no", None: "not known: the header is damaged"}
-        click.echo(f"was running  {running[opened.image.was_running]}")
+        echo(f"was running  {running[opened.image.was_running]}")
         if not opened.image.finished:
-            click.echo("unfinished   libvirt did not write all of it")
+            echo("unfinished   libvirt did not write all of it")
 
 
 def print_xml(opened: Opened, *, as_json: bool) -> None:
@@ -36,7 +35,7 @@ def print_xml(opened: Opened, *, as_json: bool) -> None:
         raise NoXmlError("not a libvirt save image, so there is no domain XML")
     if image.xml is None:
         raise NoXmlError(str(image.xml_damage))
-    click.echo(_xml_as_json(image) if as_json else image.xml.rstrip("\n"))
+    echo(_xml_as_json(image) if as_json else image.xml.rstrip("\n"))
 
 
 def _xml_as_json(image: SaveImage) -> str:
@@ -47,9 +46,9 @@ def print_snapshots(snapshots: Iterable[Snapshot], *, as_json: bool) -> None:
     """Print a line for each snapshot, or a JSON object with the key snapshots."""
     if as_json:
         found = [snapshot.as_json() for snapshot in snapshots]
-        click.echo(json.dumps({"snapshots": found}, indent=2))
+        echo(json.dumps({"snapshots": found}, indent=2))
         return
     for snapshot in snapshots:
         state = format_size(snapshot.state_size) if snapshot.state_size else "disks only"
         taken = f"{snapshot.taken:%Y-%m-%d %H:%M:%S} UTC"
-        click.echo(f"{snapshot.id:4} {snapshot.name:24} {taken}  {state}")
+        echo(f"{snapshot.id:4} {snapshot.name:24} {taken}  {state}")

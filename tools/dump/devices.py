@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import click
 import numpy as np
 
 from ...protocol import events
 from ...protocol.devices.fields import Decoder, Field, Value
 from ..console.failure import CommandError
+from ..console.text import echo
 from .overview import print_table
 from .pieces import WithDevices, device_of
 
@@ -37,12 +37,12 @@ def print_devices(summary: WithDevices, name: str) -> None:
     decoder = Decoder(summary.described)
     if configuration is not None:
         fields = decoder.decode_configuration(configuration)
-        click.echo(f"{CONFIGURATION}  {sum(field.size for field in fields)} bytes")
+        echo(f"{CONFIGURATION}  {sum(field.size for field in fields)} bytes")
         print_table([*_rows(fields)])
     for section in sections:
         what = f"section {section.section_id}, version {section.version}"
         size = f"{len(section.payload)} bytes"
-        click.echo(f"{section.name}#{section.instance_id}  {what}, {size}")
+        echo(f"{section.name}#{section.instance_id}  {what}, {size}")
         print_table([*_rows(decoder.decode(section))])
 
 

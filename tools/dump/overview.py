@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import click
-
 from ...guest.sizes import format_size
 from ...protocol.wire.marks import CommandType
 from ..console.tables import table
+from ..console.text import echo
 from ..sources.channel_count import ChannelCount
 from .summary import PAGE_KINDS, PageCount, Summary
 
@@ -20,7 +19,7 @@ MOST_ROUNDS = 12
 def print_summary(summary: Summary, *, devices: bool) -> None:
     """Print the summary, with a list of the devices if `devices` is set."""
     for name, value in _lines(summary):
-        click.echo(f"{name:12} {value}")
+        echo(f"{name:12} {value}")
     kinds = _kinds(summary)
     tables = [[*_blocks(summary, kinds)]]
     if len(summary.rounds) > 1:
@@ -30,7 +29,7 @@ def print_summary(summary: Summary, *, devices: bool) -> None:
     if devices:
         tables.append([*_devices(summary)])
     for rows in tables:
-        click.echo()
+        echo()
         print_table(rows)
 
 
@@ -120,4 +119,4 @@ def _devices(summary: Summary) -> Iterator[list[str]]:
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print the rows as an aligned table, indented by one space."""
     for line in table(rows):
-        click.echo(f" {line}")
+        echo(f" {line}")

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import click
 import numpy as np
 import numpy.typing as npt
 
 from ...protocol import events
 from ...protocol.fast.outline import Device
 from ...protocol.wire.marks import SectionType
+from ..console.text import echo
 from ..sources.stream_events import PAGE_SIZE, USUALLY, Behind, Found, How, read_events
 from .rounds import Rounds
 from .summary import BlockSummary, PageCount, SectionSummary, Summary
@@ -89,7 +89,7 @@ def print_pages(pages: Pages) -> None:
     """Print the pages on one line."""
     kind = f"{pages.kind} (all {pages.fill:#04x})" if pages.fill else pages.kind
     where = "" if pages.channel is None else f"channel {pages.channel}  "
-    click.echo(f"{where}{pages.offset:#12x}  {pages.block}  {pages.first:#x}  {pages.count} {kind}")
+    echo(f"{where}{pages.offset:#12x}  {pages.block}  {pages.first:#x}  {pages.count} {kind}")
 
 
 def print_pages_as_json(pages: Pages) -> None:
@@ -97,7 +97,7 @@ def print_pages_as_json(pages: Pages) -> None:
 
     The keys are offset, block, first, count, kind, fill, channel (null for the main channel).
     """
-    click.echo(json.dumps(asdict(pages)))
+    echo(json.dumps(asdict(pages)))
 
 
 def summarise(

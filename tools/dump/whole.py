@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 
-import click
-
+from ..console.text import echo
 from ..sources.opening import note_guess, opened_stream
 from ..sources.stream_events import How
 from . import container, overview, pieces
@@ -39,7 +38,7 @@ def dump_whole(
             found = {"container": opened.as_json(), **summary.as_json()}
             if devices is not None:
                 found |= devices_as_json(summary, devices)
-            click.echo(json.dumps(found, indent=None if pages else 2))
+            echo(json.dumps(found, indent=None if pages else 2))
         elif devices:
             print_devices(summary, devices)
         else:

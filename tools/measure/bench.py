@@ -19,7 +19,6 @@ from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any, TypeAlias
 
-import click
 import psutil
 from qemu.qmp import QMPError
 from qemu.qmp.legacy import QEMUMonitorProtocol
@@ -32,6 +31,7 @@ from ...sender.coordinator import Sender
 from ...sender.parameters import SendParameters
 from ...transport.process import send_message, start_child, stop_children
 from ...transport.shared import SharedFd
+from ..console.text import echo
 from .bench_guest import StillGuest
 from .bench_memory import BLOCK, BenchError, Memory
 from .children import ChildError, next_message
@@ -312,4 +312,4 @@ def print_results(results: list[Result]) -> None:
         if theirs is not None:
             speed, cpu = ours.throughput / theirs.throughput, ours.cpu / theirs.cpu
             name = ours.content if ours.compress == "none" else f"{ours.content}, {ours.compress}"
-            click.echo(f"{name}: {speed:.2f} x QEMU's throughput, {cpu:.2f} x its CPU")
+            echo(f"{name}: {speed:.2f} x QEMU's throughput, {cpu:.2f} x its CPU")

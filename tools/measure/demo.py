@@ -7,8 +7,6 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-import click
-
 from ...guest.errors import GuestError, MigrationError
 from ...guest.open import open_guest
 from ...guest.sizes import parse_size
@@ -21,6 +19,7 @@ from ...sender.parameters import SendParameters
 from ...transport.process import Child, send_message, start_child, stop_children
 from ..console.progress import Progress
 from ..console.summary import summary
+from ..console.text import echo
 from .children import ChildError, next_message
 
 RUN_ON = 1.0
@@ -39,9 +38,7 @@ def run(size: str, dirty_rate: str, max_bandwidth: int) -> bool:
     assert isinstance(source, SyntheticGuest)
     try:
         address = _next(destination)
-        click.echo(
-            f"a guest of {size} writes {dirty_rate}/s to its hot {hot}; it goes to {address}"
-        )
+        echo(f"a guest of {size} writes {dirty_rate}/s to its hot {hot}; it goes to {address}")
         sender = Sender(source, address, SendParameters(max_bandwidth=max_bandwidth))
         with Progress("migrating") as progress:
             figures = sender.run(progress.update)
@@ -85,6 +82,6 @@ def _destination(connection: Connection) -> None:
 
 def _summary(figures: Figures, equal: bool, bad: int, written: int, bad_later: int) -> None:
     for line in summary(figures):
-        click.echo(line)
-    click.echo(f"memories     {'equal' if equal else 'DIFFERENT'} at switchover, {bad} bad pages")
-    click.echo(f"ran on       wrote {written} pages at the destination, {bad_later} bad pages")
+        echo(line)
+    echo(f"memories     {'equal' if equal else 'DIFFERENT'} at switchover, {bad} bad pages")
+    echo(f"ran on       wrote {written} pages at the destination, {bad_later} bad pages")

@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-import click
-
 from ...guest.sizes import format_size
 from ...protocol import events
 from ...protocol.errors import StreamError, UnsupportedError
@@ -23,6 +21,7 @@ from ...protocol.formats import qcow2
 from ...protocol.reader import StreamReader
 from ...protocol.reading.configuration import MAPPED_RAM
 from ...protocol.wire.marks import MAGIC
+from ..console.text import open_file
 from .compressed import format_of
 from .save_image import HEAD, SaveImage, magic_of, read_save_image
 from .snapshots import Image, MachineState, Snapshot, names_of
@@ -80,7 +79,7 @@ def open_stream(name: str, offset: int = 0, length: int | None = None) -> Iterat
     Raises StreamError if a container of the stream is damaged; OSError.
     """
     path, snapshot = split(name)
-    with click.open_file(path, "rb") as file:
+    with open_file(path, "rb") as file:
         yield unpack(cast(BinaryIO, file), snapshot, offset, length)
 
 
@@ -90,6 +89,11 @@ def split(name: str) -> tuple[str, str | None]:
     if sign and not os.path.exists(name) and os.path.exists(path):
         return path, snapshot
     return name, None
+
+
+def source_file(name: str) -> int | str:
+    """Return the descriptor or the path of the file that a name means."""
+    return 0 if name == "-" else split(name)[0]
 
 
 def unpack(

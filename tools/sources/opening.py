@@ -9,10 +9,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import click
-
 from ...protocol.errors import StreamError
 from ..console.failure import CommandError, describe, fail, note
+from ..console.text import echo, file_name
 from . import containers
 from .containers import ChooseSnapshotError, Opened
 from .snapshots import Snapshot
@@ -45,14 +44,14 @@ def _note_damage(opened: Opened, name: str) -> None:
     """Print the damage before a readable stream to standard error, one line each."""
     for line in () if opened.image is None else opened.image.damage:
         message = f"{line}; the stream behind it was read"
-        click.echo(f"vmferry: {click.format_filename(name)}: {message}", err=True)
+        echo(f"vmferry: {file_name(name)}: {message}", err=True)
 
 
 def note_guess(name: str, behind: Left | None) -> None:
     """Print a warning to standard error if the end of the stream is only a guess."""
     warning = None if behind is None else behind.warning()
     if warning is not None:
-        note(f"{click.format_filename(name)}: {warning}")
+        note(f"{file_name(name)}: {warning}")
 
 
 def _folder_message(name: str) -> str:

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import click
 
-from ..console.failure import note
-from .containers import split
+from .failure import note
 
 
-def check_output(stream: str, out: Path | None) -> None:
-    """Raise UsageError if the output would replace the stream itself."""
-    source = 0 if stream == "-" else split(stream)[0]
+def check_output(source: int | str, out: Path | None) -> None:
+    """Raise UsageError if the output would replace `source`, a descriptor or the path of a file."""
     try:
         same = out is not None and os.path.samestat(os.stat(source), os.stat(out))
     except OSError:
