@@ -1,6 +1,6 @@
 """Declare the events of a stream, which the reader returns and the writer takes.
 
-The events of iterative sections other than `ram` are declared with their section. Every event has
+The events of iterative sections other than `ram` are in `section_events`. Every event has
 `offset`: the position in the stream of its first byte (the writer ignores it). Writing the events
 of a stream in order reproduces the bytes of that stream.
 """
@@ -13,10 +13,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .sections.block import DiskEvent
-from .sections.dirty_bitmap import BitmapChunk
-from .sections.htab import HtabEvent
-from .sections.storage_attributes import StorageAttributes
+from .section_events import BitmapChunk, DiskEvent, HtabEvent, StorageAttributes
 from .wire.kept import Payload
 from .wire.mapped_ram import MappedRam
 from .wire.marks import SectionType

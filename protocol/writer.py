@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import events
+from . import events, section_events
 from .pages import records
+from .pages.block_entry import block_entry
 from .sections import block, dirty_bitmap, htab, storage_attributes
-from .wire import mapped_ram, ram, stream
+from .wire import ram, stream
+from .wire.configuration import build_configuration
 from .wire.kept import whole
-from .wire.marks import CAPABILITIES, MAGIC, PAGE_BITS, UUID, RamFlag, SectionType
+from .wire.marks import MAGIC, RamFlag, SectionType
 
 
 class StreamWriter:
@@ -26,18 +28,7 @@ def _header(event: events.Header) -> bytes:
 
 
 def _configuration(event: events.Configuration) -> bytes:
-    capabilities = event.capabilities
-    values = {
-        PAGE_BITS: None if event.page_size is None else event.page_size.bit_length() - 1,
-        CAPABILITIES: None if capabilities is None else [n.encode() for n in capabilities],
-        UUID: event.uuid,
-    }
-    pieces = [_build(stream.ConfigurationHeader, machine=event.machine.encode())]
-    for name, body in stream.CONFIGURATION_SUBSECTIONS.items():
-        if values[name] is not None:
-            pieces.append(_build(stream.SubsectionHeader, name=name, version=1))
-            pieces.append(body.build(values[name]))
-    return b"".join(pieces)
+    return build_configuration(event.machine, event.page_size, event.capabilities, event.uuid)
 
 
 def _iterative_section(event: events.IterativeSection) -> bytes:
@@ -63,18 +54,6 @@ def _ram_blocks(event: events.RamBlocks) -> bytes:
     if any(block.mapped is not None and block.mapped.present for block in event.blocks):
         raise ValueError("the list stands between pages: see mapped_pages.list_pieces")
     return ram.mem_size(event.total) + b"".join(map(block_entry, event.blocks))
-
-
-def block_entry(block: events.RamBlock) -> bytes:
-    """Return the bytes of one entry of the list of RAM blocks."""
-    pieces = [_build(ram.BlockEntry, name=block.name.encode(), length=block.length)]
-    if block.page_size is not None:
-        pieces.append(ram.BlockPageSize.build(block.page_size))
-    if block.address is not None:
-        pieces.append(ram.BlockAddress.build(block.address))
-    if block.mapped is not None:
-        pieces.append(mapped_ram.build_header(block.mapped))
-    return b"".join(pieces)
 
 
 def _page_run(event: events.PageRun) -> bytes:
@@ -145,13 +124,13 @@ _WRITERS: dict[type, Callable[[Any], bytes]] = {
     events.CompressedRun: _compressed_run,
     events.MultifdFlush: lambda _: ram.multifd_flush(),
     events.EndOfRam: lambda _: ram.end_of_ram(),
-    block.DiskBlock: block.write_block,
-    block.DiskProgress: block.write_progress,
-    block.EndOfDisks: block.write_end,
-    dirty_bitmap.BitmapChunk: dirty_bitmap.write_chunk,
-    htab.HtabHeader: htab.write_header,
-    htab.HtabChunk: htab.write_chunk,
-    storage_attributes.StorageAttributes: storage_attributes.write_record,
+    section_events.DiskBlock: block.write_block,
+    section_events.DiskProgress: block.write_progress,
+    section_events.EndOfDisks: block.write_end,
+    section_events.BitmapChunk: dirty_bitmap.write_chunk,
+    section_events.HtabHeader: htab.write_header,
+    section_events.HtabChunk: htab.write_chunk,
+    section_events.StorageAttributes: storage_attributes.write_record,
     events.OpaquePiece: lambda event: whole(event.payload),
     events.NoFooters: lambda _: b"",
     events.UnsplitDevices: lambda event: whole(event.data),

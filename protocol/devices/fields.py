@@ -21,9 +21,9 @@ import numpy.typing as npt
 from .. import events
 from ..errors import StreamError
 from ..wire import stream
+from ..wire.configuration import build_configuration
 from ..wire.kept import LARGE, Payload, opened, whole
 from ..wire.stream import Str8
-from ..writer import StreamWriter
 from .description import (
     MAX_DEPTH,
     DescriptionError,
@@ -268,7 +268,8 @@ class Decoder:
 
     def decode_configuration(self, configuration: events.Configuration) -> tuple[Field, ...]:
         """Return the fields of the configuration, which only newer streams describe."""
-        payload = StreamWriter().write(configuration)[1:]
+        values = (configuration.page_size, configuration.capabilities, configuration.uuid)
+        payload = build_configuration(configuration.machine, *values)[1:]
         structure = self._json.get("configuration")
         return decode(structure, payload, configuration.offset + 1, "configuration")
 

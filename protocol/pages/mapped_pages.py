@@ -14,7 +14,7 @@ from ..errors import StreamError
 from ..events import MappedRun, RamBlock, RamBlocks
 from ..wire.mapped_ram import bitmap_size
 from ..wire.ram import RECORD_HEADER_SIZE, SECTION_NAME, mem_size
-from ..writer import block_entry
+from .block_entry import block_entry
 
 ReadAt = Callable[[int, int], bytes]
 """Function that returns `size` bytes from a position in the stream on, or fewer at the file's end.

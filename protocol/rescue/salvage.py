@@ -18,9 +18,9 @@ from .. import events
 from ..errors import CutError, StreamError
 from ..formats.zstd import CompressedError
 from ..reading.ram_reader import RamReader
-from ..sections.block import SECTION_NAME as DISKS
 from ..sections.registry import SectionReader
 from ..wire import stream
+from ..wire.block import SECTION_NAME as DISKS
 from ..wire.cursor import Cursor, Incomplete
 from ..wire.marks import RamFlag, SectionType
 from ..wire.ram import RECORD_HEADER_SIZE

@@ -1,69 +1,13 @@
-"""Read and write the iterative section `block`: disks that move with the guest (QEMU up to 9.0).
-
-Records of be64, `sector << 9 | flags`; a block of a disk is always 1 MiB on the wire, though the
-disk may end within it. Source: captured streams; QEMU's capability `zero-blocks`.
-"""
+"""Read and write the iterative section `block`, whose declarations are in `wire.block`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import IntFlag
-from typing import TypeAlias
-
-import construct as c  # type: ignore[import-untyped]
-
 from ..errors import StreamError
+from ..section_events import DiskBlock, DiskEvent, DiskProgress, EndOfDisks
+from ..wire.block import BLOCK_SIZE, SECTION_NAME, SECTOR_BITS, BlockFlag, RecordHeader
 from ..wire.cursor import Cursor, decode_name
 from ..wire.marks import SectionType
 from ..wire.stream import Str8
-
-SECTION_NAME = "block"
-SECTION_VERSION = 1
-BLOCK_SIZE = 1 << 20
-SECTOR_BITS = 9
-
-
-class BlockFlag(IntFlag):
-    """The low bits of a record's be64."""
-
-    DEVICE_BLOCK = 0x01
-    EOS = 0x02
-    PROGRESS = 0x04
-    ZERO_BLOCK = 0x08
-
-
-RecordHeader = c.Int64ub
-
-
-@dataclass(frozen=True)
-class DiskBlock:
-    """One block of the disk named `device`, from sector `sector` (of 512 bytes) on.
-
-    `data`: 1 MiB, or None if it is all zero.
-    """
-
-    offset: int
-    device: str
-    sector: int
-    data: bytes | None = field(repr=False)
-
-
-@dataclass(frozen=True)
-class DiskProgress:
-    """The share of the disks that the source has sent, in percent."""
-
-    offset: int
-    percent: int
-
-
-@dataclass(frozen=True)
-class EndOfDisks:
-    """The EOS record, which ends a piece of the `block` section."""
-
-    offset: int
-
-
-DiskEvent: TypeAlias = DiskBlock | DiskProgress | EndOfDisks
 
 _DATA, _ZEROS = BlockFlag.DEVICE_BLOCK, BlockFlag.DEVICE_BLOCK | BlockFlag.ZERO_BLOCK
 

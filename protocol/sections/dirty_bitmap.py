@@ -1,87 +1,23 @@
-"""Read and write the iterative section `dirty-bitmap`: parts of disks changed since a backup.
-
-Chunks begin with flags of one, two or four bytes: the top bit of the first byte is set if there are
-two, that of the second if there are four. Omitted names are those of the chunk before. Source: the
-layout described in QEMU's migration/block-dirty-bitmap.c (granularity is a be32, though), and
-captured streams.
-"""
+"""Read and write the iterative section `dirty-bitmap`, declared in `wire.dirty_bitmap`."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
-from enum import IntFlag
 
 import construct as c  # type: ignore[import-untyped]
 
 from ..errors import StreamError
+from ..section_events import BitmapBits, BitmapChunk, BitmapStart
 from ..wire.cursor import Cursor, decode_name
+from ..wire.dirty_bitmap import FLAGS, MORE, SECTION_NAME, BitmapFlag, Bits, BitsSize, Start
 from ..wire.marks import SectionType
 from ..wire.stream import Str8
-
-SECTION_NAME = "dirty-bitmap"
-SECTION_VERSION = 1
 
 _MAX_BITS = 1 << 16
 """Limit for the bits of one chunk, in bytes; QEMU sends at most 1 KiB."""
 _MAX_BITMAPS = 1 << 16
 
 
-class BitmapFlag(IntFlag):
-    """Flags of a chunk: which fields it has, and its kind."""
-
-    EOS = 0x01
-    ZEROES = 0x02
-    BITMAP_NAME = 0x04
-    DEVICE_NAME = 0x08
-    START = 0x10
-    COMPLETE = 0x20
-    BITS = 0x40
-
-
 _KINDS = BitmapFlag.START | BitmapFlag.COMPLETE | BitmapFlag.BITS
 _ALL = 0x7F
-_MORE = 0x80
-"""The top bit of a byte of flags: more bytes of flags follow."""
-_FLAGS = {1: (c.Int8ub, 0), 2: (c.Int16ub, _MORE << 8), 4: (c.Int32ub, (_MORE << 8 | _MORE) << 16)}
-"""By number of bytes of flags: their declaration, and the bits that only announce more bytes."""
-
-Start = c.Struct("granularity" / c.Int32ub, "flags" / c.Int8ub)
-Bits = c.Struct("first_sector" / c.Int64ub, "sectors" / c.Int32ub)
-BitsSize = c.Int64ub
-"""Bytes of bits that follow Bits, unless ZEROES."""
-
-
-@dataclass(frozen=True)
-class BitmapStart:
-    """The start of a bitmap with `granularity` bytes per bit; `flags`: 1 enabled, 2 persistent."""
-
-    granularity: int
-    flags: int
-
-
-@dataclass(frozen=True)
-class BitmapBits:
-    """A part of a bitmap, for sectors of 512 bytes; `bits`: little-endian, or None if all zero."""
-
-    first_sector: int
-    sectors: int
-    bits: bytes | None = field(repr=False)
-
-
-@dataclass(frozen=True)
-class BitmapChunk:
-    """One chunk of the section.
-
-    `node`, `bitmap`: the names in force; `flags` says which are on the wire. `body`: None if the
-    chunk has only flags. `flags_size`: bytes of the flags.
-    """
-
-    offset: int
-    flags: BitmapFlag
-    node: str = ""
-    bitmap: str = ""
-    body: BitmapStart | BitmapBits | None = None
-    flags_size: int = 1
 
 
 class DirtyBitmapReader:
@@ -133,10 +69,10 @@ class DirtyBitmapReader:
 def _read_flags(cursor: Cursor) -> tuple[BitmapFlag, int]:
     offset, size = cursor.offset, 1
     head = cursor.peek()
-    if head & _MORE:
+    if head & MORE:
         second = cursor.peek(1)
-        size = 4 if second & _MORE else 2
-    declaration, marks = _FLAGS[size]
+        size = 4 if second & MORE else 2
+    declaration, marks = FLAGS[size]
     value = cursor.take(declaration) & ~marks
     kinds = bin(value & _KINDS).count("1")
     stray = value & BitmapFlag.ZEROES and not value & BitmapFlag.BITS
@@ -169,7 +105,7 @@ def _error(message: str, offset: int) -> StreamError:
 
 def write_chunk(event: BitmapChunk) -> bytes:
     """Return the bytes of a chunk."""
-    declaration, marks = _FLAGS[event.flags_size]
+    declaration, marks = FLAGS[event.flags_size]
     pieces = [declaration.build(int(event.flags) | marks)]
     if event.flags & BitmapFlag.DEVICE_NAME:
         pieces.append(Str8.build(event.node.encode()))

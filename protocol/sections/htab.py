@@ -1,55 +1,12 @@
-"""Read and write the iterative section `spapr/htab`: the hashed page table of a pseries guest.
-
-Each piece begins with a be32: the table's size as a power of two in the first piece, 0xffffffff if
-there is no table, 0 if chunks follow, up to an empty one. Source: captured streams.
-"""
+"""Read and write the iterative section `spapr/htab`, declared in `wire.htab`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TypeAlias
-
-import construct as c  # type: ignore[import-untyped]
-
 from ..errors import StreamError
+from ..section_events import HtabChunk, HtabEvent, HtabHeader
 from ..wire.cursor import Cursor
+from ..wire.htab import ENTRY_SIZE, MAX_SHIFT, SECTION_NAME, Chunk, Header
 from ..wire.marks import SectionType
-
-SECTION_NAME = "spapr/htab"
-SECTION_VERSION = 1
-ENTRY_SIZE = 16
-MAX_SHIFT = 46
-
-Header = c.Int32sb
-Chunk = c.Struct("first" / c.Int32ub, "valid" / c.Int16ub, "invalid" / c.Int16ub)
-"""Header for entries from `first` on: `valid` ones, which follow, then `invalid` empty ones."""
-
-
-@dataclass(frozen=True)
-class HtabHeader:
-    """The beginning of a piece.
-
-    `shift`: the table has 2**shift bytes; -1: there is no table; 0: chunks follow.
-    """
-
-    offset: int
-    shift: int
-
-
-@dataclass(frozen=True)
-class HtabChunk:
-    """Entries (16 bytes each) from number `first` on, with `invalid` empty ones after them.
-
-    A chunk with neither ends this piece.
-    """
-
-    offset: int
-    first: int
-    invalid: int
-    entries: bytes = field(repr=False)
-
-
-HtabEvent: TypeAlias = HtabHeader | HtabChunk
 
 
 class HtabReader:

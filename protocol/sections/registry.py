@@ -11,10 +11,18 @@ from typing import Protocol
 from .. import events
 from ..devices import section_ends
 from ..errors import StreamError, UnsupportedError
+from ..wire import block as disks
+from ..wire import dirty_bitmap as bitmaps
+from ..wire import htab as tables
+from ..wire import storage_attributes as attributes
 from ..wire.cursor import Cursor, Incomplete
 from ..wire.kept import Kept
 from ..wire.marks import SectionType
-from . import block, dirty_bitmap, htab, pbs_state, storage_attributes
+from . import pbs_state
+from .block import BlockReader
+from .dirty_bitmap import DirtyBitmapReader
+from .htab import HtabReader
+from .storage_attributes import StorageAttributesReader
 
 
 class SectionReader(Protocol):
@@ -78,13 +86,10 @@ class OpaqueReader:
 
 
 _KNOWN: dict[tuple[str, int], Callable[[], SectionReader]] = {
-    (block.SECTION_NAME, block.SECTION_VERSION): block.BlockReader,
-    (dirty_bitmap.SECTION_NAME, dirty_bitmap.SECTION_VERSION): dirty_bitmap.DirtyBitmapReader,
-    (htab.SECTION_NAME, htab.SECTION_VERSION): htab.HtabReader,
-    (
-        storage_attributes.SECTION_NAME,
-        storage_attributes.SECTION_VERSION,
-    ): storage_attributes.StorageAttributesReader,
+    (disks.SECTION_NAME, disks.SECTION_VERSION): BlockReader,
+    (bitmaps.SECTION_NAME, bitmaps.SECTION_VERSION): DirtyBitmapReader,
+    (tables.SECTION_NAME, tables.SECTION_VERSION): HtabReader,
+    (attributes.SECTION_NAME, attributes.SECTION_VERSION): StorageAttributesReader,
 }
 """Readers of sections of known format, by name and version."""
 

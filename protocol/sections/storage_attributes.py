@@ -1,53 +1,21 @@
-"""Read and write the section `s390-storage_attributes`: the use of each page of an s390 guest.
-
-Records of be64, `address | flag`; MORE is followed by a be64 and that many bytes, one per page of
-4096 bytes from that address on. Source: captured streams, and QEMU's hw/s390x/s390-stattrib.c.
-"""
+"""Read and write the section `s390-storage_attributes`, declared in `wire.storage_attributes`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import IntFlag
-
-import construct as c  # type: ignore[import-untyped]
-
 from ..errors import StreamError
+from ..section_events import StorageAttributes
 from ..wire.cursor import Cursor
 from ..wire.marks import SectionType
-
-SECTION_NAME = "s390-storage_attributes"
-SECTION_VERSION = 0
-PAGE_SIZE = 4096
+from ..wire.storage_attributes import (
+    PAGE_SIZE,
+    SECTION_NAME,
+    AttributeFlag,
+    Count,
+    RecordHeader,
+)
 
 _MAX_VALUES = 1 << 20
 """Limit for one record, in bytes; QEMU sends at most half of that."""
-
-
-class AttributeFlag(IntFlag):
-    """The low bits of a record's be64."""
-
-    EOS = 0x01
-    MORE = 0x02
-    ERROR = 0x04
-    DONE = 0x08
-
-
-RecordHeader = c.Int64ub
-Count = c.Int64ub
-"""Number of bytes that follow a MORE record."""
-
-
-@dataclass(frozen=True)
-class StorageAttributes:
-    """One record of the section.
-
-    MORE: `values`, one byte per page from `address` on; EOS: end of this piece.
-    """
-
-    offset: int
-    flag: AttributeFlag
-    address: int = 0
-    values: bytes = field(default=b"", repr=False)
 
 
 class StorageAttributesReader:

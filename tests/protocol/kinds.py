@@ -7,15 +7,24 @@ from collections.abc import Callable
 
 import numpy as np
 from vmferry.protocol import events
+from vmferry.protocol.pages.block_entry import block_entry
 from vmferry.protocol.pages.mapped_pages import list_pieces
-from vmferry.protocol.sections.block import DiskBlock, DiskProgress, EndOfDisks
-from vmferry.protocol.sections.dirty_bitmap import BitmapBits, BitmapChunk, BitmapFlag, BitmapStart
-from vmferry.protocol.sections.htab import HtabChunk, HtabHeader
-from vmferry.protocol.sections.storage_attributes import AttributeFlag, StorageAttributes
+from vmferry.protocol.section_events import (
+    BitmapBits,
+    BitmapChunk,
+    BitmapStart,
+    DiskBlock,
+    DiskProgress,
+    EndOfDisks,
+    HtabChunk,
+    HtabHeader,
+    StorageAttributes,
+)
 from vmferry.protocol.wire import stream
+from vmferry.protocol.wire.dirty_bitmap import BitmapFlag
 from vmferry.protocol.wire.mapped_ram import HEADER_SIZE, MappedRam, bitmap_size, lay_out
 from vmferry.protocol.wire.marks import CommandType, SectionType
-from vmferry.protocol.writer import block_entry
+from vmferry.protocol.wire.storage_attributes import AttributeFlag
 
 from tests.protocol.conftest import (
     BLOCKS,

@@ -9,7 +9,7 @@ import pytest
 from vmferry.protocol import events
 from vmferry.protocol.errors import StreamError, UnsupportedError
 from vmferry.protocol.reader import StreamReader
-from vmferry.protocol.sections.dirty_bitmap import BitmapChunk
+from vmferry.protocol.section_events import BitmapChunk
 from vmferry.protocol.wire import stream
 from vmferry.protocol.wire.marks import CommandType, SectionType
 

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 from vmferry.protocol import events
-from vmferry.protocol.sections.block import DiskBlock
-from vmferry.protocol.sections.dirty_bitmap import BitmapBits, BitmapChunk, BitmapStart
+from vmferry.protocol.section_events import BitmapBits, BitmapChunk, BitmapStart, DiskBlock
 from vmferry.protocol.wire.marks import CommandType
 
 Shows = Callable[[list[events.Event]], None]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from vmferry.protocol import events
 from vmferry.protocol.reader import StreamReader
-from vmferry.protocol.sections.htab import HtabChunk, HtabHeader
-from vmferry.protocol.sections.storage_attributes import AttributeFlag, StorageAttributes
+from vmferry.protocol.section_events import HtabChunk, HtabHeader, StorageAttributes
+from vmferry.protocol.wire.storage_attributes import AttributeFlag
 from vmferry.protocol.writer import StreamWriter
 
 from tests.qemu.machine import BareMachine, qemu_command, vmferry

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from vmferry.protocol import events
 from vmferry.protocol.reader import StreamReader
-from vmferry.protocol.sections.block import DiskBlock
+from vmferry.protocol.section_events import DiskBlock
 from vmferry.protocol.wire.marks import CommandType
 from vmferry.protocol.writer import StreamWriter
 from vmferry.tools.compare.streams import compare_blocks

@@ -7,10 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmferry.protocol import events
-from vmferry.protocol.sections.block import DiskBlock
-from vmferry.protocol.sections.dirty_bitmap import BitmapChunk
-from vmferry.protocol.sections.htab import HtabChunk
-from vmferry.protocol.sections.storage_attributes import StorageAttributes
+from vmferry.protocol.section_events import BitmapChunk, DiskBlock, HtabChunk, StorageAttributes
 from vmferry.tools.compare.streams import compare_blocks
 from vmferry.tools.compare.verify import verify
 from vmferry.tools.console.failure import CommandError

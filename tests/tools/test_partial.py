@@ -15,7 +15,7 @@ import pytest
 import zstandard
 from vmferry.protocol import events
 from vmferry.protocol.errors import StreamError
-from vmferry.protocol.sections.block import DiskBlock, EndOfDisks
+from vmferry.protocol.section_events import DiskBlock, EndOfDisks
 from vmferry.protocol.wire.marks import SectionType
 from vmferry.tools.console.failure import CommandError
 from vmferry.tools.extract.guest import Wanted, extract

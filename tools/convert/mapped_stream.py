@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from ...protocol import events
 from ...protocol.devices.description import with_capabilities
+from ...protocol.pages.block_entry import block_entry
 from ...protocol.pages.mapped_pages import list_pieces
 from ...protocol.reading.configuration import IGNORE_SHARED, MAPPED_RAM
 from ...protocol.wire import mapped_ram
 from ...protocol.wire.marks import CommandType, SectionType
-from ...protocol.writer import StreamWriter, block_entry
+from ...protocol.writer import StreamWriter
 from ..console.failure import CommandError
 from ..rebuild.block_file import BlockFile
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from ...guest.file_names import file_name
 from ...protocol.errors import StreamError, UnsupportedError
-from ...protocol.sections.block import BLOCK_SIZE, SECTION_NAME, DiskBlock
+from ...protocol.section_events import DiskBlock
+from ...protocol.wire.block import BLOCK_SIZE, SECTION_NAME
 from ..console.failure import named
 
 SECTOR = 512

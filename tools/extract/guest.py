@@ -18,7 +18,7 @@ from ...guest.file_names import file_name
 from ...protocol import events
 from ...protocol.errors import StreamError
 from ...protocol.formats.memory_image import Region
-from ...protocol.sections.block import DiskBlock
+from ...protocol.section_events import DiskBlock
 from ...protocol.wire.kept import Payload, pieces
 from ..console.failure import CommandError, named
 from ..machines.main_ram import Guest
