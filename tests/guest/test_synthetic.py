@@ -9,15 +9,18 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.connection import Pipe
 from typing import Any
 
 import numpy as np
 import pytest
+from vmferry.guest import synthetic_process
 from vmferry.guest.base import BlockLayout, DeviceState, Machine, map_block
 from vmferry.guest.errors import GuestError
 from vmferry.guest.open import open_guest
 from vmferry.guest.synthetic import SyntheticGuest
-from vmferry.guest.synthetic_memory import BadPage
+from vmferry.guest.synthetic_memory import ROM_SIZE, BadPage, Memory
+from vmferry.guest.synthetic_options import parse_options
 from vmferry.guest.zero import zero_mask
 from vmferry.protocol.wire.kept import whole
 from vmferry.transport.process import send_message
@@ -43,18 +46,6 @@ def wait_written(guest: SyntheticGuest, pages: int) -> None:
         time.sleep(0.01)
 
 
-def rate(guest: SyntheticGuest) -> float:
-    """Bytes that the guest writes a second: the most of several tries, as others need time too."""
-
-    def one_try() -> float:
-        start, counted = time.monotonic(), guest.counter()
-        time.sleep(0.5)
-        pages = guest.counter() - counted
-        return pages * 4096 / (time.monotonic() - start)
-
-    return max(one_try() for _ in range(6))
-
-
 def test_writes_only_while_it_runs(make_guest: MakeGuest) -> None:
     """Broken: a last round on a paused guest would still miss writes (law 3)."""
     guest = make_guest(BUSY)
@@ -75,22 +66,61 @@ def test_writes_only_while_it_runs(make_guest: MakeGuest) -> None:
     assert guest.verify() == []
 
 
-def test_rate(make_guest: MakeGuest) -> None:
-    """Broken: a benchmark or demo would say one dirty rate and do another."""
-    guest = make_guest("1M,dirty-rate=2M,hot=25%")
-    assert 0.7 < rate(guest) / (2 << 20) < 1.3
+class Clock:
+    """Stands for the module `time`, and passes as the test wants."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        """The time in seconds."""
+        return self.now
 
 
-def test_throttle(make_guest: MakeGuest) -> None:
-    """Broken: auto-converge would not slow the guest down, or not let it go again."""
-    guest = make_guest("1M,dirty-rate=2M,hot=25%")
-    full = rate(guest)
-    guest.throttle(90)
-    # What is due from before may come first.
-    wait_written(guest, 1)
-    assert rate(guest) < full / 3
-    guest.throttle(0)
-    assert rate(guest) > full / 2
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of a guest in this process."""
+    clock = Clock()
+    monkeypatch.setattr(synthetic_process, "time", clock)
+    return clock
+
+
+def writing(clock: Clock) -> Callable[[float, int], int]:
+    """How many pages a guest of 4 MiB/s writes in so many seconds, slowed down by so many %."""
+    ours, theirs = Pipe()
+    ram, rom = (np.zeros(size, np.uint8) for size in (1 << 20, ROM_SIZE))
+    memory = Memory(ram, rom, 1, "random")
+    memory.fill(0.25)
+    options = parse_options("1M,dirty-rate=4M,hot=25%")
+    process = synthetic_process.Process(theirs, memory, options, incoming=False)
+    process.resume()
+
+    def written(seconds: float, percentage: int = 0) -> int:
+        before = process._counter
+        process._set_throttle(percentage)
+        for _ in range(round(seconds / 0.01)):
+            clock.now += 0.01
+            process._write_due()
+        assert not ours.poll()
+        return process._counter - before
+
+    return written
+
+
+def test_rate_and_throttle(clock: Clock) -> None:
+    """Broken: a benchmark would say one dirty rate and do another, and auto-converge do nothing."""
+    written = writing(clock)
+    assert written(2.0, 0) == pytest.approx(2048, abs=20)
+    assert written(2.0, 90) == pytest.approx(205, abs=10)
+    assert written(2.0, 0) == pytest.approx(2048, abs=20)
+
+
+def test_what_a_busy_machine_missed_is_skipped(clock: Clock) -> None:
+    """Broken: a guest that could not run for a minute would write for a minute without pause."""
+    written = writing(clock)
+    written(1.0, 0)
+    clock.now += 60
+    assert written(0.01, 0) <= 120
 
 
 def test_zero_fraction_and_blocks(make_guest: MakeGuest) -> None:

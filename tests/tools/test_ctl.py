@@ -165,7 +165,7 @@ def test_answer_and_gone(make_peer: Callable[..., Peer], vmferry: Any) -> None:
 def test_peer_that_breaks_off(answer: bytes, make_peer: Callable[..., Peer], vmferry: Any) -> None:
     """Broken: a peer that dies, or is none, would be a traceback or a wait without end."""
     peer = make_peer(lambda _: answer)
-    ran = vmferry.run("ctl", peer.path, "stop", limit=20)
+    ran = vmferry.run("ctl", peer.path, "stop")
     assert ran.status == 1
     assert ran.error.startswith(f"{peer.path}: the connection broke: ")
 
@@ -250,7 +250,7 @@ def test_watched_peer_dies(make_peer: Callable[..., Peer], vmferry: Any) -> None
     """Broken: whoever watches would wait for ever, or take it for the end."""
     answers = iter([ACTIVE, ACTIVE])
     peer = make_peer(lambda _: {"return": answer} if (answer := next(answers, None)) else b"")
-    ran = vmferry.run("ctl", peer.path, "watch", limit=20)
+    ran = vmferry.run("ctl", peer.path, "watch")
     assert ran.status == 1
     assert "the connection broke" in ran.err.splitlines()[-1]
 
