@@ -17,7 +17,7 @@ import sys
 from vmferry.guest.base import BlockLayout
 from vmferry.guest.open import open_guest
 guest = open_guest(f"synthetic:1M,dirty-rate=8M,hot=100%,heartbeat=source,orphan={sys.argv[2]}")
-incoming = open_guest("synthetic:heartbeat=incoming,orphan=1.5")
+incoming = open_guest(f"synthetic:heartbeat=incoming,orphan={sys.argv[2]}")
 for step in sys.argv[1].split():
     if step == "load":
         layout = [BlockLayout(b.name, b.length, b.page_size) for b in guest.blocks]
@@ -108,11 +108,11 @@ def test_orphan_is_not_slowed_down(tmp_path: Path) -> None:
 
 def test_incoming_does_not_start(tmp_path: Path) -> None:
     """Broken: a receiver killed before the hand-over would start a guest that the source runs."""
-    incoming, guest = orphan(tmp_path, "pause load")
-    beat(tmp_path / "incoming")
-    assert not beat(tmp_path / "incoming")[1]
+    incoming, guest = orphan(tmp_path, "pause load", 12.0)
     assert beat(tmp_path / "source")[1]
+    # Nobody needs it, so it ends; its last words are that it does not run.
     wait_gone(incoming)
+    assert (tmp_path / "incoming").read_text().split()[2] == "0"
     wait_gone(guest)
 
 

@@ -41,7 +41,7 @@ def test_takes_what_qemu_encodes(version: str, tmp_path: Path) -> None:
     try:
         source.wait_for_beats()
         _xbzrle_on(source)
-        limits = {"max-bandwidth": 8 << 20, "downtime-limit": 1}
+        limits = {"max-bandwidth": 2 << 20, "downtime-limit": 1}
         source.ask("migrate-set-parameters", **limits)
         source.ask("migrate", uri=f"exec:cat > {stream}")
         deadline = time.monotonic() + PATIENCE

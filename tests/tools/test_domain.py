@@ -59,8 +59,10 @@ def test_machine_of_libvirt(
     """Broken: of a stream without a machine's name, memory would be at a wrong address, or nobody
     would say what is lacking."""
     opening = streams.opening()
-    bare = [event for event in opening if not isinstance(event, events.Configuration)]
-    made = [*bare, *streams.zeros(), *streams.events[len(opening) :]]
+    # A stream without configuration has no early devices either, so no description of them.
+    left_out = (events.Configuration, events.DeviceSection)
+    bare = [event for event in opening if not isinstance(event, left_out)]
+    made = [*bare, *streams.zeros(), *streams.events[len(opening) : -1]]
     stream = vmferry.write("stream", streams.to_bytes(made))
     xml, saved, out = (str(vmferry.folder / name) for name in ("xml", "saved", "core"))
     arch = "aarch64" if machine == "virt-2.12" else "x86_64"

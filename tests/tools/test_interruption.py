@@ -145,9 +145,7 @@ def test_hangup_that_is_ignored_stays_ignored(command: str, tmp_path: Path) -> N
 
 LOST = """
 import os, signal, time
-from vmferry.tools import interruption
-
-from tests.patience import PATIENCE
+from vmferry.tools.console import interruption
 
 class Deaf:
     def __del__(self):
