@@ -40,7 +40,7 @@ def stalling(serve: Serve) -> Serving:
     """A service with a guest that writes more than may be sent, on a busy machine too."""
     source = serve(STALLING)
     source.set(events=True)
-    source.ask("migrate-set-parameters", max_bandwidth=256 << 10, downtime_limit=100)
+    source.ask("migrate-set-parameters", max_bandwidth=256 << 10, downtime_limit=0)
     return source
 
 
@@ -210,7 +210,7 @@ def slowed_down(serve: Serve, uri: str) -> tuple[list[int], dict[str, Any], tupl
     source.ask(
         "migrate-set-parameters",
         max_bandwidth=256 << 10,
-        downtime_limit=200,
+        downtime_limit=0,
         cpu_throttle_initial=50,
         cpu_throttle_increment=40,
     )
