@@ -11,6 +11,7 @@ import asyncio
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from qemu.qmp import QMPClient
 
@@ -41,13 +42,16 @@ async def move(folder: Path) -> None:
     with source.listener("MIGRATION") as changes:
         await source.execute("migrate", {"uri": uri})
         async for change in changes:
-            status = change["data"]["status"]
+            data: Any = change["data"]
+            status = data["status"]
             print(f"source: {status}")
             if status in ("completed", "failed", "cancelled"):
                 break
-    while (await target.execute("query-migrate"))["status"] != "completed":
-        await asyncio.sleep(0.05)
-    print(f"target: {(await target.execute('query-status'))['status']}")
+    figures: Any = {}
+    while figures.get("status") != "completed":
+        figures = await target.execute("query-migrate")
+    state: Any = await target.execute("query-status")
+    print(f"target: {state['status']}")
     for client in (source, target):
         await client.execute("quit")
         await client.disconnect()

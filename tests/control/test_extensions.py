@@ -50,7 +50,7 @@ TRIES = range(6)
 
 def ended(source: Serving) -> bool:
     """Whether a migration from a service is over."""
-    return source.ask("query-migrate").get("status") == "completed"
+    return bool(source.ask("query-migrate").get("status") == "completed")
 
 
 WRONG = (

@@ -272,7 +272,7 @@ def test_size_of_the_guest_that_arrives() -> None:
         guest = open_guest(f"synthetic:{size}", incoming=True)
         try:
             assert not guest.running
-            assert guest.blocks == ()
+            assert not guest.blocks
             layout = [BlockLayout("synthetic.ram", 2 << 20, 4096), rom]
             if arrives:
                 guest.prepare(machine, layout)
