@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from vmferry.control.extensions import PREFIX, stall_as_qmp, under_own_names
 from vmferry.sender.stall import Stall
 from vmferry.tools.client.ctl import Watched
@@ -107,14 +108,24 @@ def stalled(serve: Serve) -> tuple[Serving, dict[str, Any]]:
 
 def test_stall_is_told_and_ended(serve: Serve) -> None:
     """Broken: a migration without end would look like any other, and no setting could end it."""
-    source, told = stalled(serve)
-    advice = "\n".join(told["advice"])
-    assert re.search(r"^max-bandwidth of more than", advice)
-    assert re.search(r"^xbzrle: (\d+|less than 1)% of these bytes", advice, re.MULTILINE)
-    assert f"or {PREFIX}on-stall switchover" in advice
-    assert "--" not in advice
-    change(source, on_stall="cancel")
-    assert source.wait_until_over() in ("cancelled", "completed")
+    for _ in TRIES:
+        source, told = stalled(serve)
+        advice = "\n".join(told["advice"])
+        assert f"or {PREFIX}on-stall switchover" in advice
+        assert "--" not in advice
+        seen = own(source.ask("query-migrate")).get("stall")
+        change(source, on_stall="cancel")
+        found = {
+            "told in query-migrate as well": seen == told,
+            "ended": source.wait_until_over() == "cancelled",
+            "told once": STALL not in [name for name, _ in source.events()],
+            "limit named": advice.startswith("max-bandwidth of more than"),
+            "differences named": bool(re.search(r"^xbzrle: .*\d+% of these bytes", advice, re.M)),
+        }
+        # A guest without time has rounds that shrink, and a process without time fills no link.
+        if all(found.values()):
+            return
+    pytest.fail(f"in no try all of {found}")
 
 
 def test_stall_cancels(serve: Serve) -> None:

@@ -105,15 +105,22 @@ def receive(cable: Cable, stream: str, *options: str) -> subprocess.CompletedPro
 
 def test_after_a_migration(cable: Cable, stream: str) -> None:
     """Broken: after a migration the guest's traffic would still go to where it was."""
-    cable.listen()
-    ran = receive(cable, stream, "--announce", "wire", "--announce", f"wire={GUEST}")
-    assert ran.returncode == 0, ran.stderr
-    heard = cable.heard()
     frames = [announcement(bytes.fromhex(mac.replace(":", ""))) for mac in (OWN, GUEST)]
-    assert [frame for _, frame in heard] == frames * 5
-    times = [seconds for seconds, frame in heard if frame == frames[1]]
-    # 50, 150, 250 and 350 ms, or more on a busy machine; the frames are not sent all at once.
-    assert times[-1] - times[0] > 0.6
+    # 50, 150, 250, 350 ms; as parts of the whole, which a busy machine makes longer.
+    wanted = pytest.approx([0, 1 / 16, 4 / 16, 9 / 16, 1], abs=0.1)
+    # It may make one pause longer than the others, so a few tries decide.
+    for _ in range(6):
+        cable.listen()
+        ran = receive(cable, stream, "--announce", "wire", "--announce", f"wire={GUEST}")
+        assert ran.returncode == 0, ran.stderr
+        heard = cable.heard()
+        assert [frame for _, frame in heard] == frames * 5
+        times = [seconds for seconds, frame in heard if frame == frames[1]]
+        parts = [(seconds - times[0]) / (times[-1] - times[0]) for seconds in times]
+        if parts == wanted:
+            return
+        shutil.rmtree(Path(stream.removeprefix("file:")).with_name("guest"))
+    pytest.fail(f"never near {wanted}, at last {parts}")
 
 
 def test_failed_migration(cable: Cable, stream: str) -> None:
