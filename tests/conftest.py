@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,10 @@ settings.load_profile("vmferry")
 
 # The tests of the suite stay until the end: the collector does not have to go through them again.
 gc.disable()
+
+# Under nohup SIGHUP is ignored, and commands keep that; they do not inherit a handler.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 SLOW_FOLDERS = {"system"}
 """Folders of tests that are about processes and time, not about Python's versions."""
