@@ -5,6 +5,7 @@ This module reads no clock and does no I/O.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from ..guest.sizes import format_size
@@ -15,7 +16,7 @@ ROUNDS = 3
 PERIOD = 1.0
 """Shortest time, in seconds, that these rounds must take together."""
 SHRINKS = 0.95
-"""A round shrinks if it sends at most this part of what the round before sent."""
+"""A round shrinks if it sends at most this part of the smaller of the two rounds before it."""
 
 WORTH = 0.8
 """An encoding is recommended if it leaves at most this part of the sampled pages."""
@@ -60,7 +61,7 @@ class StallDetector:
     """A detector of rounds that no longer shrink."""
 
     def __init__(self) -> None:
-        self._before: int | None = None
+        self._before: deque[int] = deque(maxlen=2)
         self._rounds = 0
         self._seconds = 0.0
 
@@ -71,8 +72,10 @@ class StallDetector:
 
     def round_done(self, done: Round) -> None:
         """Record a finished round."""
-        before, self._before = self._before, done.sent_bytes
-        if before is None or done.sent_bytes <= before * SHRINKS:
+        # Sizes fluctuate: a round below one large round has not yet got anywhere.
+        shrinks = not self._before or done.sent_bytes <= min(self._before) * SHRINKS
+        self._before.append(done.sent_bytes)
+        if shrinks:
             self.begin_again()
             return
         self._rounds += 1

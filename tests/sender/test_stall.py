@@ -37,6 +37,16 @@ def test_rounds_that_do_not_shrink() -> None:
     assert detect(1000, 100, 100, 99, 101, 100) == [False] * 4 + [True, True]
 
 
+def test_rounds_that_fluctuate() -> None:
+    """Broken: a round that is smaller than a large one would hide for ever that nothing gets on."""
+    assert detect(1000, 100, 160, 110, 150, 108, 140) == [False] * 4 + [True] * 3
+
+
+def test_rounds_that_shrink_after_a_busy_time() -> None:
+    """Broken: a guest that was quiet once would count as stalled while its rounds shrink again."""
+    assert not any(detect(1000, 10, 800, 700, 400, 200, 100, 50))
+
+
 def test_rounds_that_shrink_slowly() -> None:
     """Broken: a migration that gets on would be called off."""
     assert not any(detect(*[int(1000 * 0.9**n) for n in range(20)]))
