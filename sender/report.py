@@ -48,6 +48,8 @@ class Report:
         self._before = dict.fromkeys(("scanned", "found", "transferred", "busy_ns"), 0)
         self.throttle: AutoConverge | None = None
         self.stall: Stall | None = None
+        self._round_bandwidth = 0.0
+        """Bytes per second while sending, in the last whole round that sent anything."""
         self._precopy_bytes: int | None = None
         self.round = 0
         self.meter = Meter()
@@ -76,6 +78,8 @@ class Report:
             self.meter.milliseconds("round") / 1000,
             busy_ns / 1e9,
         )
+        if done.busy > 0:
+            self._round_bandwidth = done.sent_bytes / done.busy
         self._xbzrle_rounds.round_done(self._processes.scanned, found, self._page_size)
         self.round += 1
         return done
@@ -110,7 +114,8 @@ class Report:
     def explain_stall(self) -> Stall:
         """Return why rounds do not shrink, and what would help."""
         parameters, convergence = self._parameters, self._convergence
-        bandwidth = self.meter.bandwidth
+        # That of the last window depends on where in a piece the round happened to end.
+        bandwidth = self._round_bandwidth
         return explain(
             Situation(
                 bandwidth=bandwidth,

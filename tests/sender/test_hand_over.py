@@ -227,5 +227,5 @@ def test_guest_whose_process_is_stopped_is_left_alone(source: SyntheticGuest) ->
     started = time.monotonic()
     with pytest.raises(UnconfirmedError, match="left alone"):
         hand_over(source, last)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < PATIENCE
     os.kill(source.pid, signal.SIGCONT)

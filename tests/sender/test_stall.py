@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from vmferry.sender.sampler import SAMPLE_COUNTERS, Sampler
 from vmferry.sender.stall import Situation, StallDetector, explain
 from vmferry.transport.counters import Counters
 
+from tests.patience import PATIENCE
 from tests.sender.incoming import Incoming
 
 MIB = 1 << 20
@@ -152,20 +154,30 @@ def test_sample_forgets_what_does_not_come_again(counters: Counters) -> None:
 
 @pytest.fixture
 def source() -> Iterator[SyntheticGuest]:
-    """Writes 40 MiB/s to 16 MiB, a little in each page; 20 MiB/s can be sent."""
-    guest = SyntheticGuest.parse("24M,dirty-rate=40M,hot=16M,zero=0,pattern=sparse")
+    """Writes 1024 pages over and over, a little in each: more than can be sent by `slow`."""
+    guest = SyntheticGuest.parse("8M,dirty-rate=40M,hot=50%,zero=0,pattern=sparse")
     yield guest
     guest.close()
 
 
-def slow(on_stall: OnStall) -> SendParameters:
-    return SendParameters(20 * MIB, downtime_limit=0.1, on_stall=on_stall)
+def slow(source: SyntheticGuest, address: str, on_stall: OnStall) -> Sender:
+    """Make a sender whose rounds begin when the guest has written all its pages again."""
+    sender = Sender(source, address, SendParameters(2 * MIB, 0.1, on_stall=on_stall))
+
+    def hold(_: int) -> None:
+        written, until = source.counter() + 1024, time.monotonic() + PATIENCE
+        while source.running and source.counter() < written and sender.figures().stall is None:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    sender.on_round = hold
+    return sender
 
 
 def test_stall_cancels(source: SyntheticGuest) -> None:
     """Broken: the guest would be paused for longer than allowed, or migrated for ever."""
     side = Incoming("tcp:127.0.0.1:0")
-    sender = Sender(source, side.address, slow(OnStall.CANCEL))
+    sender = slow(source, side.address, OnStall.CANCEL)
     told: list[Figures] = []
     try:
         with pytest.raises(MigrationCancelledError, match="cancelled: rounds do not shrink"):
@@ -186,7 +198,7 @@ def test_stall_switches_over(source: SyntheticGuest) -> None:
     """Broken: who would rather have a longer downtime than none would wait for ever."""
     side = Incoming("tcp:127.0.0.1:0")
     try:
-        figures = Sender(source, side.address, slow(OnStall.SWITCHOVER)).run()
+        figures = slow(source, side.address, OnStall.SWITCHOVER).run()
         side.join()
         assert side.guest.verify() == []
     finally:
@@ -198,7 +210,7 @@ def test_stall_switches_over(source: SyntheticGuest) -> None:
 def test_stall_goes_on_until_something_changes(source: SyntheticGuest) -> None:
     """Broken: a user who raises the limit after the word of it would not be heeded."""
     side = Incoming("tcp:127.0.0.1:0")
-    sender = Sender(source, side.address, slow(OnStall.CONTINUE))
+    sender = slow(source, side.address, OnStall.CONTINUE)
 
     def raise_limit(figures: Figures) -> None:
         if figures.stall is not None:
