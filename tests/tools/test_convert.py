@@ -10,11 +10,13 @@ import lzma
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pytest
+from vmferry.guest.sizes import format_size
 from vmferry.protocol import events
 from vmferry.protocol.formats import libvirt
 from vmferry.protocol.wire.marks import SectionType
@@ -43,6 +45,37 @@ def test_comes_back(vmferry: Any, streams: Any, container: str) -> None:
     assert ran.exit_code == 0, ran.output
     assert back.read_bytes() == streams.whole
     assert _unpacked(out.read_bytes()).stream.read() == streams.whole
+
+
+def test_sizes_are_reported(vmferry: Any, streams: Any) -> None:
+    """Broken: nobody would learn what a compression was worth, or -q would not silence it."""
+    stream, out = vmferry.write("stream", streams.whole), vmferry.folder / "out"
+    ran = vmferry.call("convert", stream, str(out), "--to", "xz")
+    written, whole = out.stat().st_size, len(streams.whole)
+    sizes = f"{format_size(written)} for {format_size(whole)} of stream, {written / whole:.1%}"
+    assert ran.output == f"{out}: {sizes}\n"
+    ran = vmferry.call("convert", stream, str(out), "--to", "plain")
+    assert ran.output == f"{out}: {format_size(whole)}\n"
+    assert vmferry.call("convert", stream, str(out), "--to", "plain", "-q").output == ""
+
+
+def test_terminal(vmferry: Any, streams: Any) -> None:
+    """Broken: binary data would make the user's terminal unusable, or minutes pass in silence."""
+    master, terminal = os.openpty()
+    stream = vmferry.write("stream", streams.whole)
+    command = [sys.executable, "-m", "vmferry.tools", "convert", stream]
+    plain = [*command, "-", "--to", "plain"]
+    ran = subprocess.run(plain, check=False, stdout=terminal, stderr=subprocess.PIPE, text=True)
+    assert ran.returncode == 2
+    assert "a stream is no text for a terminal: name a file, or pipe it on" in ran.stderr
+    subprocess.run(
+        [*command, str(vmferry.folder / "out"), "--to", "xz"], check=True, stderr=terminal
+    )
+    os.close(terminal)
+    shown = os.read(master, 1 << 16).decode()
+    os.close(master)
+    assert "converting" in shown
+    assert "/s" in shown
 
 
 def test_what_libvirt_said_is_kept(vmferry: Any, streams: Any) -> None:

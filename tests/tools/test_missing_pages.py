@@ -58,7 +58,7 @@ def test_convert(streams: Any, vmferry: Any, container: str) -> None:
     """Broken: half a guest would be put away as if it were a whole one."""
     path, out = vmferry.write("stream", streams.small), vmferry.folder / "out"
     ran = vmferry.run("convert", path, str(out), "--to", container)
-    assert (ran.status, ran.out) == (1, "")
+    assert (ran.status, ran.out[: len(str(out))]) == (1, str(out))
     assert ran.err.splitlines() == [
         f"vmferry: {path}: {line}; {out} lacks them, too" for line in (LINE, ROM)
     ]

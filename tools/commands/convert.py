@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 import click
 
+from ...guest.sizes import format_size
 from ..console.failure import note
 from ..console.outputs import check_output, note_missing
 from ..console.sizes import (
@@ -17,7 +19,9 @@ from ..console.sizes import (
     offset_option,
     page_size_option,
 )
+from ..console.transfer import transfer_bar
 from ..convert import streams as convert_command
+from ..convert.streams import Converted
 from ..sources.containers import source_file
 from ..sources.opening import note_guess, opened_stream
 from ..sources.stream_events import How
@@ -30,6 +34,7 @@ from ..sources.stream_events import How
     "--to", "container", type=click.Choice(list(convert_command.CONTAINERS)), required=True
 )
 @click.option("--xml", type=click.File(encoding="utf-8"), help="libvirt: the domain's XML")
+@click.option("-q", "--quiet", is_flag=True, help="no progress bar, and no line with the sizes")
 @channel_option
 @offset_option
 @length_option
@@ -40,6 +45,7 @@ def convert(
     out: Path,
     container: str,
     xml: TextIO | None,
+    quiet: bool,
     offset: int,
     length: int | None,
     page_size: int | None,
@@ -60,7 +66,10 @@ def convert(
     text = None if xml is None else _xml_text(xml)
     with opened_stream(stream, offset, channels=channels, length=length) as opened:
         how = How(page_size, max_device_state)
-        done = convert_command.convert(opened, out, container, text, how)
+        with transfer_bar("converting", _expected(opened.stream), quiet=quiet) as show:
+            done = convert_command.convert(opened, out, container, text, how, show)
+    if not quiet and str(out) != "-":
+        click.echo(_sizes(out, done))
     note_guess(stream, done.behind)
     if done.behind is not None:
         note(f"{click.format_filename(stream)}: {done.behind.describe()}, and not copied")
@@ -68,6 +77,24 @@ def convert(
     missing = done.arrivals.missing()
     if note_missing(stream, (f"{pages.describe()}; {lacks}{pages.hint}" for pages in missing)):
         sys.exit(1)
+
+
+def _expected(stream: BinaryIO) -> int | None:
+    """Return the bytes up to the end of a seekable stream, or None if only its end will tell."""
+    if not stream.seekable():
+        return None
+    here = stream.tell()
+    end = stream.seek(0, os.SEEK_END)
+    stream.seek(here)
+    return end - here
+
+
+def _sizes(out: Path, done: Converted) -> str:
+    """Return the line with the sizes of the stream and of the output."""
+    line = f"{click.format_filename(out)}: {format_size(done.written)}"
+    if done.written != done.size and done.size:
+        line += f" for {format_size(done.size)} of stream, {done.written / done.size:.1%}"
+    return line
 
 
 def _xml_text(file: TextIO) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +13,11 @@ from .failure import note
 
 
 def check_output(source: int | str, out: Path | None) -> None:
-    """Raise UsageError if the output would replace `source`, a descriptor or the path of a file."""
+    """Raise UsageError if the output would replace `source`, a descriptor or the path of a file, or
+    fill a terminal with binary data.
+    """
+    if str(out) == "-" and sys.stdout.isatty():
+        raise click.UsageError("a stream is no text for a terminal: name a file, or pipe it on")
     try:
         same = out is not None and os.path.samestat(os.stat(source), os.stat(out))
     except OSError:

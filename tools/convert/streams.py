@@ -93,11 +93,12 @@ CONTAINERS = {
 
 @dataclass
 class Converted:
-    """The result of a conversion: `size` bytes of stream. `behind` counts the bytes after the
-    source stream; `arrivals` tracks which pages arrived.
+    """The result of a conversion: `size` bytes of stream became `written` bytes of output. `behind`
+    counts the bytes after the source stream; `arrivals` tracks which pages arrived.
     """
 
     size: int = 0
+    written: int = 0
     behind: Left | None = None
     arrivals: Arrivals = field(default_factory=Arrivals)
 
@@ -114,12 +115,18 @@ class Converted:
 
 
 def convert(
-    opened: Opened, out: Path, container: str, xml: str | None = None, how: How = USUALLY
+    opened: Opened,
+    out: Path,
+    container: str,
+    xml: str | None = None,
+    how: How = USUALLY,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> Converted:
     """Write the stream to `out` (`-` is standard output), in one of CONTAINERS.
 
     `xml` is the domain XML for a libvirt image; None uses that of `opened`. `how` has the options
-    of `read_events`. The file is only created if everything succeeds. Raises StreamError,
+    of `read_events`. `on_progress` is called with the bytes of stream written so far, except for
+    mapped-ram files. The file is only created if everything succeeds. Raises StreamError,
     CommandError, OSError.
     """
     name = CONTAINERS[container]
@@ -131,11 +138,12 @@ def convert(
     compressor = COMPRESSORS[name]()
     found = Converted()
     with _output(out) as write:
-        write(head)
+        found.written += write(head)
         for piece in plain_stream(opened, how, found):
-            write(compressor.compress(piece))
+            found.written += write(compressor.compress(piece))
             found.size += len(piece)
-        write(compressor.flush())
+            on_progress(found.size)
+        found.written += write(compressor.flush())
     return found
 
 
@@ -151,7 +159,7 @@ def _to_mapped_ram(opened: Opened, out: Path, head: bytes, how: How) -> Converte
                 with named(out):
                     mapped.take(event)
             with named(out):
-                found.size = mapped.finish()
+                found.size = found.written = mapped.finish()
         staged.keep()
     return found
 
@@ -203,8 +211,10 @@ def whole_stream(stream: BinaryIO, how: How, into: Converted) -> Iterator[memory
 
 
 @contextmanager
-def _output(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """Open the file, or standard output, and yield a function that writes bytes to it."""
+def _output(path: Path) -> Iterator[Callable[[bytes], int]]:
+    """Open the file, or standard output, and yield a function that writes bytes to it and returns
+    their number.
+    """
     with ExitStack() as stack:
         staged: Staged | None = None
         if str(path) == "-":
@@ -215,11 +225,12 @@ def _output(path: Path) -> Iterator[Callable[[bytes], None]]:
             staged, what = stack.enter_context(Staged()), str(path)
             file = stack.enter_context(os.fdopen(staged.file(path), "wb", buffering=0))
 
-        def write(data: bytes) -> None:
+        def write(data: bytes) -> int:
             view = memoryview(data)
             with named(what):
                 while view:
                     view = view[file.write(view) :]
+            return len(data)
 
         yield write
         if staged is not None:
