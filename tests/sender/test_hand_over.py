@@ -23,6 +23,8 @@ from vmferry.protocol.words import ping
 from vmferry.sender.coordinator import Sender
 from vmferry.sender.errors import UnconfirmedError
 
+from tests.patience import PATIENCE
+
 Last = Callable[["Destination"], None]
 
 
