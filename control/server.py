@@ -9,7 +9,7 @@ from collections import deque
 
 from ..protocol.errors import VmferryError
 from ..transport.unix_socket import UnixListener
-from ..transport.uri import Tcp, Unix, UriError, parse_uri
+from ..transport.uri import Tcp, Unix, UnknownSchemeError, UriError, parse_uri
 from .commands import Call
 from .events import Event
 from .messages import MessageReader, encode
@@ -43,7 +43,10 @@ class Listening:
         self.socket.setblocking(False)
 
     def _open(self, address: str) -> socket.socket:
-        uri = parse_uri(address)
+        try:
+            uri = parse_uri(address)
+        except UnknownSchemeError:
+            raise UriError(f"write unix:{address}, or tcp:HOST:PORT") from None
         if isinstance(uri, Tcp):
             family = socket.AF_INET6 if ":" in uri.host else socket.AF_INET
             return socket.create_server((uri.host, uri.port), family=family)

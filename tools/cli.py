@@ -52,6 +52,19 @@ class Commands(click.Group):
         command: click.Command = getattr(module, cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the subcommand that the arguments name. Raises UsageError with similar names."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            # Only this error needs the module.
+            from difflib import get_close_matches  # noqa: PLC0415
+
+            similar = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean {similar[0]}?" if similar else ""
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(
         self,
         ctx: click.Context,  # noqa: ARG002

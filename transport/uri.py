@@ -78,15 +78,37 @@ def parse_uri(text: str) -> Uri:
     scheme, colon, rest = text.partition(":")
     if not colon or scheme not in _PARSERS:
         known = " ".join(f"{name}:" for name in _PARSERS)
-        raise UnknownSchemeError(f"unknown migration URI {text!r}: it begins with none of {known}")
+        hint = _meant(text)
+        raise UnknownSchemeError(
+            f"unknown migration URI {text!r}: it begins with none of {known}"
+            + (f"; write {hint}" if hint else "")
+        )
     if not rest:
         raise UriError(f"{text!r} says nothing behind {scheme}:")
     return _PARSERS[scheme](rest)
 
 
+def _meant(text: str) -> str:
+    """Return what the user may have meant by a URI without a scheme, or an empty string."""
+    _, colon, port = text.rpartition(":")
+    if colon and _is_port(port):
+        return f"tcp:{text}"
+    if "/" in text or ("." in text and not colon):
+        return f"unix:{text} for a socket, file:{text} for a file"
+    return ""
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) <= 65535
+
+
 def _tcp(rest: str) -> Tcp:
     host, colon, port = rest.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if rest.startswith("//"):
+        raise UriError(f"'tcp:{rest}' has slashes: write tcp:{rest.strip('/')}")
+    if colon and port.isdigit() and not _is_port(port):
+        raise UriError(f"'tcp:{rest}' is not tcp:HOST:PORT: ports end at 65535")
+    if not colon or not _is_port(port):
         raise UriError(f"'tcp:{rest}' is not tcp:HOST:PORT")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]

@@ -122,6 +122,49 @@ def test_wrong_usage(arguments: list[str], vmferry: Any) -> None:
     assert "Error: " in result.stderr
 
 
+GUEST = ("--guest", "synthetic:8M")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["recieve"], "No such command 'recieve'. Did you mean receive?"),
+        (["frobnicate"], "No such command 'frobnicate'."),
+        (
+            ["send", "tcp:h:1", *GUEST, "--downtime-limit", "300ms"],
+            "'300ms' is no number of milliseconds, such as 300",
+        ),
+        (
+            ["send", "tcp:h:1", *GUEST, "--cpu-throttle-initial", "20"],
+            "--cpu-throttle-initial needs --auto-converge",
+        ),
+        (
+            ["send", "tcp:h:1", *GUEST, "--xbzrle-cache-size", "8M"],
+            "--xbzrle-cache-size needs --xbzrle",
+        ),
+    ],
+)
+def test_what_to_write_instead(arguments: list[str], told: str, vmferry: Any) -> None:
+    """Broken: a small slip would send the user to the manual, or be ignored in silence."""
+    ran = vmferry.call(*arguments)
+    assert ran.exit_code == 2
+    assert ran.output.splitlines()[-1].endswith(told)
+
+
+def test_service_without_a_scheme(vmferry: Any) -> None:
+    """Broken: the message would offer schemes that no QMP client can use."""
+    ran = vmferry.call("serve", "--qmp", "a.sock", *GUEST)
+    assert ran.output == "vmferry: a.sock: write unix:a.sock, or tcp:HOST:PORT\n"
+
+
+def test_prefixes_of_other_commands(guest: Path, vmferry: Any) -> None:
+    """Broken: what send and receive call `dir:` or `file:` would not be found by dump."""
+    ran = vmferry.call("dump", f"dir:{guest}")
+    assert "a guest at rest, no stream: vmferry send URI --guest dir:" in ran.output
+    path = vmferry.write("stream", b"QEVM")
+    assert vmferry.call("dump", f"file:{path}").output.endswith(f"; write {path} alone\n")
+
+
 @pytest.mark.parametrize("command", ["send", "receive"])
 @pytest.mark.parametrize("uri", ["http://x", "nonsense", "tcp"])
 def test_unknown_scheme(command: str, uri: str, vmferry: Any) -> None:

@@ -31,3 +31,19 @@ def test_malformed(text: str) -> None:
     """A malformed URI would fail late, and elsewhere."""
     with pytest.raises(UriError):
         parse_uri(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("tcp://host:4444", "write tcp:host:4444"),
+        ("tcp:host:65536", "ports end at 65535"),
+        ("host:4444", "write tcp:host:4444"),
+        ("a/b", "write unix:a/b for a socket, file:a/b for a file"),
+        ("a.sock", "write unix:a.sock for a socket, file:a.sock for a file"),
+    ],
+)
+def test_hints(text: str, hint: str) -> None:
+    """Broken: whoever writes an address as other tools want it would not learn what to write."""
+    with pytest.raises(UriError, match=f"{hint}$"):
+        parse_uri(text)

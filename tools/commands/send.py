@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import click
+from click.core import ParameterSource
 
 from ...guest.errors import GuestError, MigrationError
 from ...guest.open import open_guest
@@ -23,6 +24,19 @@ MAX_DOWNTIME = 2_000_000
 """The largest downtime limit in milliseconds, which is that of QEMU."""
 
 
+class Milliseconds(click.IntRange):
+    """A time in milliseconds, written as a number alone."""
+
+    name = "ms"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number. Raises BadParameter if it has a unit, or is out of range."""
+        if not str(value).lstrip("-").isdigit():
+            self.fail(f"{value!r} is no number of milliseconds, such as 300", param, ctx)
+        milliseconds: int = super().convert(value, param, ctx)
+        return milliseconds
+
+
 def _throttle(initial: int, increment: int, maximum: int) -> ThrottleParameters:
     try:
         return ThrottleParameters(initial, increment, maximum)
@@ -30,12 +44,28 @@ def _throttle(initial: int, increment: int, maximum: int) -> ThrottleParameters:
         raise click.UsageError(str(error)) from None
 
 
+_THROTTLE_OPTIONS = ("cpu_throttle_initial", "cpu_throttle_increment", "max_cpu_throttle")
+
+
+def _check_needs(needed: str, *options: str) -> None:
+    """Raise UsageError if the user gave one of the options without the `needed` one."""
+    context = click.get_current_context()
+    for option in options:
+        given = context.get_parameter_source(option) is ParameterSource.COMMANDLINE
+        if given and not context.params[needed]:
+            raise click.UsageError(f"--{option} needs --{needed}".replace("_", "-"))
+
+
 @click.command()
 @click.argument("uri")
 @guest_option()
 @click.option("--max-bandwidth", type=size, help="bytes a second, as 100M; default: no limit")
 @click.option(
-    "--downtime-limit", type=click.IntRange(0, MAX_DOWNTIME), default=300, help="ms; default: 300"
+    "--downtime-limit",
+    type=Milliseconds(0, MAX_DOWNTIME),
+    default=300,
+    show_default=True,
+    help="longest time that the guest may be stopped, in milliseconds",
 )
 @click.option(
     "--workers",
@@ -82,9 +112,9 @@ def send(
     as_json: bool,
 ) -> None:
     """Move a guest out, to URI."""
+    _check_needs("auto_converge", *_THROTTLE_OPTIONS)
     throttle = _throttle(cpu_throttle_initial, cpu_throttle_increment, max_cpu_throttle)
-    if xbzrle_cache_size is not None and not xbzrle:
-        raise click.UsageError("--xbzrle-cache-size needs --xbzrle")
+    _check_needs("xbzrle", "xbzrle_cache_size")
     parameters = SendParameters(
         max_bandwidth,
         downtime_limit / 1000,

@@ -64,6 +64,16 @@ def _folder_message(name: str) -> str:
     return "a folder, no stream: name the file in it"
 
 
+def _prefix_hint(name: str) -> str:
+    """Return what to write in place of a URI or a guest, as a continuation of the error message."""
+    kind, colon, path = name.partition(":")
+    if not colon or not os.path.exists(path):
+        return ""
+    if kind == "dir":
+        return f"; {_folder_message(path)}" if os.path.isdir(path) else ""
+    return f"; write {file_name(path)} alone" if kind == "file" else ""
+
+
 @contextmanager
 def opened_stream(
     name: str,
@@ -98,5 +108,7 @@ def opened_stream(
     except BrokenPipeError:
         # The reader of our output has gone, which is not an error of the stream.
         raise
+    except FileNotFoundError as error:
+        fail(describe(error, name) + _prefix_hint(name))
     except (StreamError, OSError, CommandError) as error:
         fail(describe(error, name))
