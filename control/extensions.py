@@ -7,12 +7,12 @@ domain, so its own name is used.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from ..sender.compression import CompressionError, parse_compression
 from ..sender.parameters import OnStall
-from ..sender.stall import Stall
+from ..sender.stall import Remedy, Stall
+from ..transport.crew import MAX_WORKERS
 from .arguments import Type, choice, string, unsigned
 from .errors import QmpError
 
@@ -23,10 +23,10 @@ WORKERS = f"{PREFIX}workers"
 STALL_EVENT = f"{PREFIX}MIGRATION_STALL"
 AUTO = "auto"
 """Value of the parameter for workers that lets the machine decide their number."""
-MAX_WORKERS = 64
 
 on_stall: Type = choice([action.value for action in OnStall])
-_OPTION = re.compile(r"--([a-z-]+)")
+_OWN_NAMES = {Remedy.COMPRESS: COMPRESS, Remedy.ON_STALL: ON_STALL}
+"""Parameters of stock QEMU have the same names as on the command line."""
 _OWN_FIGURES = ("remaining-time", "forecast", "stall", "compression", "cpu-throttle-highest")
 
 
@@ -50,13 +50,8 @@ def workers(name: str, value: Any) -> int | str:
 
 
 def stall_as_qmp(stall: Stall) -> dict[str, Any]:
-    """Return reason and advice, with command-line options replaced by the names of QMP."""
-    own = (COMPRESS, ON_STALL)
-    names = {name.removeprefix(PREFIX): name for name in own}
-    advice = [
-        _OPTION.sub(lambda match: names.get(match[1], match[1]), line) for line in stall.advice
-    ]
-    return {"reason": stall.reason, "advice": advice}
+    """Return reason and advice, in which parameters have their names in QMP."""
+    return stall.explain(lambda remedy: _OWN_NAMES.get(remedy, remedy.value)).as_json()
 
 
 def under_own_names(figures: dict[str, Any], stall: Stall | None) -> dict[str, Any]:

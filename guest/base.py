@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..protocol.errors import ParameterError
 from ..protocol.handover import Destination, Source
 from ..protocol.wire.kept import Payload
+from ..protocol.wire.marks import PAGE_SIZES
 from .errors import GuestError
 from .handing import Outcome
 from .handing_in import DestinationJob, hand_in
@@ -29,13 +31,24 @@ _POPULATE_STEP = 64 << 20
 
 @dataclass(frozen=True)
 class RamBlock:
-    """A block of guest RAM: `length` bytes from `file_offset` on in the mappable file `fd`."""
+    """A block of guest RAM: `length` bytes from `file_offset` on in the mappable file `fd`.
+
+    Raises ParameterError if these are not whole pages.
+    """
 
     name: str
     length: int
     page_size: int
     fd: int
     file_offset: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values, because a wrong one would fail at the other end of a migration."""
+        if self.page_size not in PAGE_SIZES:
+            sizes = f"a power of 2 from {PAGE_SIZES[0]} to {PAGE_SIZES[-1]}"
+            raise ParameterError(f"page_size: {self.page_size} is not {sizes}")
+        if self.length < 0 or self.length % self.page_size:
+            raise ParameterError(f"length: {self.length} is not whole pages of {self.page_size}")
 
 
 @dataclass(frozen=True)

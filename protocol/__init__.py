@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .lazy import exported
 
 if TYPE_CHECKING:
-    from .errors import CutError, StreamError, UnsupportedError, VmferryError
+    from .errors import CutError, ParameterError, StreamError, UnsupportedError, VmferryError
     from .reader import StreamReader
     from .states import MigrationStatus
     from .writer import StreamWriter
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CutError",
     "MigrationStatus",
+    "ParameterError",
     "StreamError",
     "StreamReader",
     "StreamWriter",
@@ -25,7 +26,7 @@ __all__ = [
 __getattr__ = exported(
     __name__,
     {
-        "errors": "CutError StreamError UnsupportedError VmferryError",
+        "errors": "CutError ParameterError StreamError UnsupportedError VmferryError",
         "reader": "StreamReader",
         "states": "MigrationStatus",
         "writer": "StreamWriter",

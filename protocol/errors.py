@@ -47,3 +47,7 @@ def _rebuild(
 ) -> StreamError:
     """Build the error from its parts when it is unpickled in another process."""
     return kind(message, offset=offset, section=section)
+
+
+class ParameterError(VmferryError, ValueError):
+    """A parameter, or the description of a guest, has a value that cannot be used."""

@@ -23,7 +23,7 @@ from ..protocol.states import MigrationStatus, StateMachine
 from ..protocol.wire.kept import Part, Payload
 from ..protocol.words import word_on_wire
 from ..transport.channel import Channel, ChannelError, Listener, listen
-from ..transport.crew import Crew, CrewError
+from ..transport.crew import Crew, CrewError, check_workers
 from ..transport.lobby import Lobby
 from ..transport.meter import Meter
 from ..transport.process import default_workers
@@ -41,19 +41,24 @@ MAX_DEVICE_STATE = 4 << 30
 """Largest device state, in bytes, that a source may send; it limits the size of temporary files."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReceiveParameters:
-    """The parameters of an incoming migration.
-
-    `paused` leaves the guest paused at the end. `workers` is the number of processes that apply
-    pages; with 0 the transport process does that itself, with None the machine decides.
-    `max_device_state` limits the device state that a source may send, in bytes (None: no limit);
-    beyond some MiB it is kept in a temporary file.
-    """
+    """The parameters of an incoming migration. Raises ParameterError for an unusable value."""
 
     workers: int | None = None
+    """Number of processes that apply pages. With 0, the transport process does that itself; with
+    None, the machine decides.
+    """
     paused: bool = False
+    """Leave the guest paused at the end."""
     max_device_state: int | None = MAX_DEVICE_STATE
+    """Limit in bytes of the device state that a source may send, None: no limit. Beyond some MiB
+    device state is kept in a temporary file.
+    """
+
+    def __post_init__(self) -> None:
+        """Check the number of workers, which would otherwise fail in another process."""
+        check_workers(self.workers)
 
 
 class Incoming:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..protocol.states import MigrationStatus
-from .stall import Stall
+from .stall import Stall, command_line_option
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Figures:
         else:
             answer["expected-downtime"] = self.expected_downtime
         if self.stall is not None:
-            answer["stall"] = {"reason": self.stall.reason, "advice": list(self.stall.advice)}
+            answer["stall"] = self.stall.explain(command_line_option).as_json()
         if self.throttle is not None:
             answer["cpu-throttle-percentage"] = self.throttle.percentage
             answer["cpu-throttle-highest"] = self.throttle.highest

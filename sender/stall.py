@@ -6,7 +6,10 @@ This module reads no clock and does no I/O.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 from ..guest.sizes import format_size
 from .convergence import MOMENT, Round
@@ -26,12 +29,74 @@ MISSING = 0.3
 """Part of the dirty pages without a line above which the XBZRLE cache is too small."""
 
 
+class Remedy(Enum):
+    """A parameter that may end a stall, by its name on the command line."""
+
+    MAX_BANDWIDTH = "max-bandwidth"
+    XBZRLE = "xbzrle"
+    XBZRLE_CACHE_SIZE = "xbzrle-cache-size"
+    COMPRESS = "compress"
+    AUTO_CONVERGE = "auto-converge"
+    DOWNTIME_LIMIT = "downtime-limit"
+    ON_STALL = "on-stall"
+
+
+_WORDS = {
+    Remedy.MAX_BANDWIDTH: "{option} of more than {size}/s, if the link is that fast",
+    Remedy.XBZRLE: "{option} would cut this traffic to {part} (estimated from samples)",
+    Remedy.XBZRLE_CACHE_SIZE: "{option} of more than {size}: {part} of the dirty pages had no "
+    "place in it",
+    Remedy.COMPRESS: "{option} zstd would cut this traffic to {part} (estimated from samples)",
+    Remedy.AUTO_CONVERGE: "{option} would slow the guest down until the link keeps up",
+    Remedy.DOWNTIME_LIMIT: "{option} {milliseconds} would allow a stop that is long enough",
+    Remedy.ON_STALL: "{option} switchover would stop the guest for as long as it takes",
+}
+
+
 @dataclass(frozen=True)
-class Stall:
-    """An explained stall: `reason` is one line; `advice` has one line per remedy, best first."""
+class Advice:
+    """A remedy for a stall, with the values it is about.
+
+    `size` is in bytes (per second for a bandwidth), `part` a part of 1.
+    """
+
+    remedy: Remedy
+    size: float = 0.0
+    part: float = 0.0
+    milliseconds: int = 0
+
+    def words(self, option: Callable[[Remedy], str]) -> str:
+        """Return the advice in words; `option` returns the name of a parameter for the reader."""
+        return _WORDS[self.remedy].format(
+            option=option(self.remedy),
+            size=format_size(self.size),
+            part=_part(self.part),
+            milliseconds=self.milliseconds,
+        )
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A stall in words for one kind of reader: `reason` is one line, as is each `advice`."""
 
     reason: str
     advice: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return a dictionary with the keys reason and advice (a list)."""
+        return {"reason": self.reason, "advice": list(self.advice)}
+
+
+@dataclass(frozen=True)
+class Stall:
+    """An explained stall: `reason` is one line; `advice` has one remedy each, best first."""
+
+    reason: str
+    advice: tuple[Advice, ...]
+
+    def explain(self, option: Callable[[Remedy], str]) -> Explanation:
+        """Return it in words; `option` returns the name of a parameter for the reader."""
+        return Explanation(self.reason, tuple(advice.words(option) for advice in self.advice))
 
 
 @dataclass(frozen=True)
@@ -96,27 +161,27 @@ def explain(now: Situation) -> Stall:
     return Stall(reason, tuple(_advice(now)))
 
 
-def _advice(now: Situation) -> list[str]:
-    advice = []
+def _advice(now: Situation) -> Iterator[Advice]:
     if now.max_bandwidth and now.bandwidth > now.max_bandwidth * LIMITED:
-        enough = now.left / max(now.downtime_limit, MOMENT)
-        advice.append(f"--max-bandwidth of more than {format_size(enough)}, if the link bears it")
+        yield Advice(Remedy.MAX_BANDWIDTH, size=now.left / max(now.downtime_limit, MOMENT))
     if now.delta is not None and now.delta <= WORTH:
-        advice.append(f"--xbzrle: {_part(now.delta)} of these bytes, by the pages sampled")
+        yield Advice(Remedy.XBZRLE, part=now.delta)
     if now.cache_miss_rate > MISSING:
-        advice.append(
-            f"--xbzrle-cache-size of more than {format_size(now.cache_size)}: "
-            f"{now.cache_miss_rate:.0%} of the dirty pages had no place in it"
-        )
+        yield Advice(Remedy.XBZRLE_CACHE_SIZE, size=now.cache_size, part=now.cache_miss_rate)
     if now.zstd is not None and now.zstd <= WORTH:
-        advice.append(f"--compress zstd: {_part(now.zstd)} of these bytes, by the pages sampled")
+        yield Advice(Remedy.COMPRESS, part=now.zstd)
     if now.can_slow:
-        advice.append("--auto-converge: slow the guest down until it can be kept up with")
+        yield Advice(Remedy.AUTO_CONVERGE)
     # A margin of 20 %, because the next round may be larger than the last.
     long = -(-int(now.downtime * 1200) // 10) * 10
-    advice.append(f"--downtime-limit {long}, or --on-stall switchover: stop the guest for longer")
-    return advice
+    yield Advice(Remedy.DOWNTIME_LIMIT, milliseconds=long)
+    yield Advice(Remedy.ON_STALL)
 
 
 def _part(part: float) -> str:
-    return f"{part:.0%}" if part >= 0.01 else "less than 1%"
+    return f"about {part:.0%}" if part >= 0.01 else "less than 1%"
+
+
+def command_line_option(remedy: Remedy) -> str:
+    """Return the option of `vmferry send` for a remedy."""
+    return f"--{remedy.value}"

@@ -8,7 +8,15 @@ from .. import events
 from ..errors import StreamError, UnsupportedError
 from ..wire import stream
 from ..wire.cursor import Cursor, decode_name
-from ..wire.marks import CAPABILITIES, MAX_PAGE_BITS, MIN_PAGE_BITS, PAGE_BITS, UUID, SectionType
+from ..wire.marks import (
+    CAPABILITIES,
+    MAX_PAGE_BITS,
+    MIN_PAGE_BITS,
+    PAGE_BITS,
+    PAGE_SIZES,
+    UUID,
+    SectionType,
+)
 
 IGNORE_SHARED = "x-ignore-shared"
 """Capability: RAM blocks are listed with their addresses; pages of shared ones are left out."""
@@ -56,7 +64,7 @@ def checked_page_size(size: int, offset: int) -> int:
 
     Raises StreamError if it is not a valid one.
     """
-    if size & (size - 1) or not 1 << MIN_PAGE_BITS <= size <= 1 << MAX_PAGE_BITS:
+    if size not in PAGE_SIZES:
         raise StreamError(f"pages of {size} bytes", offset=offset)
     return size
 

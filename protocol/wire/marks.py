@@ -62,6 +62,8 @@ CAPABILITIES = b"configuration/capabilities"
 UUID = b"configuration/uuid"
 
 MIN_PAGE_BITS, MAX_PAGE_BITS = 8, 16
+PAGE_SIZES = tuple(1 << bits for bits in range(MIN_PAGE_BITS, MAX_PAGE_BITS + 1))
+"""The possible sizes of a page in bytes."""
 
 MAX_SECTION_ID = 1 << 24
 MAX_DEVICE_VERSION = 1 << 16

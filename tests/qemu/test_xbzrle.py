@@ -108,7 +108,11 @@ def test_qemu_takes_what_we_encode(version: str, scheme: str, tmp_path: Path) ->
     try:
         _xbzrle_on(destination)
         destination.ask("migrate-incoming", uri=incoming)
-        sender = Sender(guest, incoming, SendParameters(40 << 20, 0.0, 1, xbzrle=True))
+        sender = Sender(
+            guest,
+            incoming,
+            SendParameters(max_bandwidth=40 << 20, downtime_limit=0.0, workers=1, xbzrle=True),
+        )
 
         def let_it_end(figures: Figures) -> None:
             if figures.xbzrle is not None and figures.xbzrle.pages >= MANY:

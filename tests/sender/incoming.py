@@ -16,7 +16,7 @@ class Incoming:
 
     def __init__(self, uri: str, workers: int = 1) -> None:
         self.guest = SyntheticGuest.parse("")
-        self.receiver = Receiver(self.guest, uri, ReceiveParameters(workers, paused=True))
+        self.receiver = Receiver(self.guest, uri, ReceiveParameters(workers=workers, paused=True))
         self.error: MigrationError | None = None
         self.address = ""
         self._listening = threading.Event()

@@ -112,7 +112,9 @@ def outrunning(sender: Sender, source: Watched) -> Sender:
     return sender
 
 
-SLOW = SendParameters(256 << 10, downtime_limit=0.0001, auto_converge=ThrottleParameters(40, 50))
+SLOW = SendParameters(
+    max_bandwidth=256 << 10, downtime_limit=0.0001, auto_converge=ThrottleParameters(40, 50)
+)
 
 
 def test_guest_that_outruns_the_link_is_slowed_down_until_it_fits(source: Watched) -> None:

@@ -20,7 +20,7 @@ from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
 from ...control.extensions import PREFIX
 from ...protocol.errors import VmferryError
 from ...sender.figures import CompressionFigures, ThrottleFigures
-from ...sender.stall import Stall
+from ...sender.stall import Explanation
 from ...transport.uri import Tcp, Unix, UriError, parse_uri
 from ..console.interruption import Interrupted, signals_in
 from ..console.progress import Progress
@@ -159,7 +159,7 @@ class Watched:
     dirty_sync_count: int | None = None
     throttle: ThrottleFigures | None = None
     remaining_time: int | None = None
-    stall: Stall | None = None
+    stall: Explanation | None = None
     compression: CompressionFigures | None = None
 
     @classmethod
@@ -188,12 +188,12 @@ def _number(figures: dict[str, Any], name: str) -> Any:
     return value if isinstance(value, (int, float)) else 0
 
 
-def _stall(told: Any) -> Stall | None:
+def _stall(told: Any) -> Explanation | None:
     """Return the stall in an answer, or None if the peer does not report one."""
     advice = told.get("advice") if isinstance(told, dict) else None
     if not isinstance(advice, list):
         return None
-    return Stall(str(told.get("reason")), tuple(map(str, advice)))
+    return Explanation(str(told.get("reason")), tuple(map(str, advice)))
 
 
 def _compression(told: Any) -> CompressionFigures | None:

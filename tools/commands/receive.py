@@ -12,6 +12,7 @@ from ...guest.open import open_guest
 from ...protocol.states import MigrationStatus
 from ...receiver.coordinator import ReceiveParameters, Receiver
 from ...receiver.figures import Figures
+from ...transport.crew import MAX_WORKERS
 from ..console.failure import describe, fail
 from ..console.interruption import on_signals
 from ..console.options import announce_option, guest_option, paused_option
@@ -22,7 +23,11 @@ from ..console.sizes import size_option
 @click.command()
 @click.argument("uri", required=False)
 @guest_option(incoming=True)
-@click.option("--workers", type=click.IntRange(0, 64), help="beside the one that reads")
+@click.option(
+    "--workers",
+    type=click.IntRange(0, MAX_WORKERS),
+    help="processes that apply pages, besides the receiver; 0: the receiver applies them",
+)
 @click.option(
     "--max-device-state",
     default="4G",
@@ -60,7 +65,9 @@ def receive(
         raise click.UsageError("--announce: a guest that is --paused is not announced")
     try:
         with Announcer(interfaces) as announcer:
-            parameters = ReceiveParameters(workers, paused, max_device_state)
+            parameters = ReceiveParameters(
+                workers=workers, paused=paused, max_device_state=max_device_state
+            )
             figures = _receive(uri, guest_text, parameters, announcer)
             for line in announcer.finish():
                 # A failed announcement is no failure: the guest has arrived.

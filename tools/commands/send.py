@@ -13,6 +13,7 @@ from ...sender.coordinator import Sender
 from ...sender.page_cache import CacheSizeError
 from ...sender.parameters import OnStall, SendParameters
 from ...sender.throttle import ThrottleError, ThrottleParameters
+from ...transport.crew import MAX_WORKERS
 from ..console.failure import describe, fail
 from ..console.interruption import on_signals
 from ..console.options import compression, guest_option
@@ -69,8 +70,8 @@ def _check_needs(needed: str, *options: str) -> None:
 )
 @click.option(
     "--workers",
-    type=click.IntRange(0, 64),
-    help="beside the one that sends",
+    type=click.IntRange(0, MAX_WORKERS),
+    help="scanning processes besides the sender; 0: the sender scans (default: as many as help)",
 )
 @click.option(
     "--return-path/--no-return-path", default=True, help="let the destination answer (sockets)"
@@ -116,15 +117,15 @@ def send(
     throttle = _throttle(cpu_throttle_initial, cpu_throttle_increment, max_cpu_throttle)
     _check_needs("xbzrle", "xbzrle_cache_size")
     parameters = SendParameters(
-        max_bandwidth,
-        downtime_limit / 1000,
-        workers,
-        return_path,
-        xbzrle,
-        xbzrle_cache_size,
-        compression(compress),
-        throttle if auto_converge else None,
-        OnStall(on_stall),
+        max_bandwidth=max_bandwidth or None,
+        downtime_limit=downtime_limit / 1000,
+        workers=workers,
+        return_path=return_path,
+        xbzrle=xbzrle,
+        xbzrle_cache_size=xbzrle_cache_size,
+        compress=compression(compress),
+        auto_converge=throttle if auto_converge else None,
+        on_stall=OnStall(on_stall),
     )
     try:
         guest = open_guest(guest_text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ...guest.sizes import format_size
 from ...protocol.states import MigrationStatus
-from ...sender.stall import Stall
+from ...sender.stall import Explanation, Stall, command_line_option
 
 if TYPE_CHECKING:
     # rich is slow to import, and is needed on a terminal alone.
@@ -37,7 +37,7 @@ class Progress:
         self._title = title
         self._bar: Bar | None = None
         self._last = 0.0
-        self._told: Stall | None = None
+        self._told: Stall | Explanation | None = None
         if sys.stderr.isatty():
             from .bar import Bar  # noqa: PLC0415
 
@@ -68,12 +68,13 @@ class Progress:
             self._last = time.monotonic()
             self.say(f"{self._title}: {line}")
 
-    def _tell_stall(self, stall: Stall | None) -> None:
+    def _tell_stall(self, stall: Stall | Explanation | None) -> None:
         """Print the reason and the advice once when a stall begins."""
         if stall is not None and self._told is None:
-            self.say(f"{self._title}: {stall.reason}")
-            for advice in stall.advice:
-                self.say(f"  what would help: {advice}")
+            told = stall.explain(command_line_option) if isinstance(stall, Stall) else stall
+            self.say(f"{self._title}: {told.reason}")
+            for line in told.advice:
+                self.say(f"  what would help: {line}")
         self._told = stall
 
     @staticmethod

@@ -5,9 +5,7 @@ from __future__ import annotations
 import click
 
 from ...guest.sizes import MAX_SIZE, parse_size
-from ...protocol.wire.marks import MAX_PAGE_BITS, MIN_PAGE_BITS
-
-_PAGE_SIZES = [1 << bits for bits in range(MIN_PAGE_BITS, MAX_PAGE_BITS + 1)]
+from ...protocol.wire.marks import PAGE_SIZES
 
 
 def size(text: str) -> int:
@@ -59,8 +57,8 @@ def _two_offsets(
 
 def _page_size(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
     size = size_option(context, option, text)
-    if size is not None and size not in _PAGE_SIZES:
-        message = f"{text} is no power of 2 from {_PAGE_SIZES[0]} to {_PAGE_SIZES[-1]}"
+    if size is not None and size not in PAGE_SIZES:
+        message = f"{text} is no power of 2 from {PAGE_SIZES[0]} to {PAGE_SIZES[-1]}"
         raise click.BadParameter(message, param=option)
     return size
 

@@ -85,7 +85,7 @@ def _spent() -> float:
 
 def _send(connection: Connection, uri: str, memory: SharedFd, size: int, variant: Variant) -> None:
     started, spent = time.monotonic(), [_spent()]
-    parameters = SendParameters(variant.max_bandwidth, compress=variant.compress)
+    parameters = SendParameters(max_bandwidth=variant.max_bandwidth, compress=variant.compress)
     sender = Sender(StillGuest(memory.fileno(), size), uri, parameters)
     sender.states.add_listener(
         lambda _, new: spent.append(_spent()) if new is MigrationStatus.ACTIVE else None

@@ -13,7 +13,7 @@ from ...protocol.errors import StreamError, UnsupportedError
 from ...protocol.pages.mapped_pages import OnMissing, read_pages
 from ...protocol.reader import StreamReader
 from ...protocol.wire.kept import LARGE, Kept, Part, Payload
-from ...protocol.wire.marks import MAX_PAGE_BITS, MIN_PAGE_BITS
+from ...protocol.wire.marks import PAGE_SIZES
 from ...protocol.wire.ram import SECTION_NAME
 from ...protocol.wire.stream import section_footer
 from ...transport.spill import Spill
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 PAGE_SIZE = 4096
 """The default page size in bytes."""
-PAGE_SIZES = [1 << bits for bits in range(MIN_PAGE_BITS, MAX_PAGE_BITS + 1)]
-"""The possible page sizes in bytes."""
 
 PIECE = 4 << 20
 """The number of bytes that are read at once."""
