@@ -15,8 +15,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
@@ -117,31 +117,50 @@ class SyntheticGuest(Guest):
             self.close()
             raise GuestError(f"synthetic: {error.strerror}") from error
 
-    def _command(self, name: str, *arguments: Any, fds: Sequence[int] = ()) -> Any:
-        if self._connection is None:
-            raise GuestError("synthetic: no guest here yet; give it a size, or receive one")
+    def _command(self, name: str, *arguments: Any) -> Any:
         with self._lock:
-            answer = self._answer(self._connection, name, arguments, fds)
+            answer = self._answer(self._to_process, name, arguments)
         if isinstance(answer, GuestError):
             raise answer
         return answer
 
-    def _answer(
-        self, connection: Connection, name: str, arguments: tuple[Any, ...], fds: Sequence[int]
-    ) -> Any:
-        number = next(self._numbers)
-        try:
-            send_message(connection, (number, name, *arguments))
-            for fd in fds:
-                send_fd(connection, fd)
+    @property
+    def _to_process(self) -> Connection:
+        if self._connection is None:
+            raise GuestError("synthetic: no guest here yet; give it a size, or receive one")
+        return self._connection
+
+    def _answer(self, connection: Connection, name: str, arguments: tuple[Any, ...]) -> Any:
+        with self._living():
+            number = self._send(connection, name, arguments)
             answered = 0
             while answered != number:
-                # This answers an older command, whose caller was interrupted.
+                # This answers an older command, whose caller did not wait for it.
                 answered, answer = connection.recv()
+        return answer
+
+    def _send(
+        self,
+        connection: Connection,
+        name: str,
+        arguments: tuple[Any, ...],
+        fds: Sequence[int] = (),
+    ) -> int:
+        """Send a command, and return the number that its answer will have."""
+        number = next(self._numbers)
+        send_message(connection, (number, name, *arguments))
+        for fd in fds:
+            send_fd(connection, fd)
+        return number
+
+    @contextmanager
+    def _living(self) -> Iterator[None]:
+        """Raise GuestError if the connection to the guest's process ends."""
+        try:
+            yield
         except (EOFError, OSError) as error:
             self._running = False
             raise GuestError("synthetic: the guest process died") from error
-        return answer
 
     @property
     def machine(self) -> Machine:
@@ -201,9 +220,10 @@ class SyntheticGuest(Guest):
 
     def _begin_handing(self, name: str, fd: int, job: SourceJob | DestinationJob) -> Connection:
         ours, theirs = Pipe()
-        # A dead guest is noticed by the end of this connection.
-        with theirs, suppress(GuestError):
-            self._command(name, job, fds=(fd, theirs.fileno()))
+        # The connection shows whether the process lives, and goes on: nobody waits here for an
+        # answer, which a process that was stopped at this moment would never give.
+        with theirs, suppress(GuestError), self._lock, self._living():
+            self._send(self._to_process, name, (job,), (fd, theirs.fileno()))
         os.close(fd)
         return ours
 

@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from multiprocessing.connection import Connection
 
 import pytest
 from vmferry.guest.errors import MigrationCancelledError, MigrationError
+from vmferry.guest.handing_out import SourceJob
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol.events import Command
 from vmferry.protocol.handover import Word
@@ -217,6 +219,32 @@ def test_guest_that_dies_is_started_at_the_destination(source: SyntheticGuest) -
         destination.answer(pong(Word.CONFIRM))
 
     assert state(hand_over(source, last)) is MigrationStatus.COMPLETED
+
+
+class StoppedInTime(SyntheticGuest):
+    """A guest whose process is stopped just before it is asked to hand the guest over."""
+
+    sender: Sender
+
+    def begin_handing_out(self, fd: int, job: SourceJob) -> Connection:
+        os.kill(self.pid, signal.SIGSTOP)
+        self.sender.leave()
+        return super().begin_handing_out(fd, job)
+
+
+def test_guest_whose_process_was_stopped_before_is_left_alone() -> None:
+    """Broken: a command that is told to end would wait for a stopped process without end."""
+    guest = StoppedInTime.parse("2M,dirty-rate=1M")
+    assert isinstance(guest, StoppedInTime)
+    destination = Destination(lambda _: None, confirming=True)
+    guest.sender = Sender(guest, destination.uri)
+    try:
+        with pytest.raises(UnconfirmedError, match="left alone"):
+            guest.sender.run()
+        os.kill(guest.pid, signal.SIGCONT)
+    finally:
+        guest.close()
+        destination.close()
 
 
 def test_guest_whose_process_is_stopped_is_left_alone(source: SyntheticGuest) -> None:
