@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -51,13 +52,26 @@ def run_one(runs: Runs, number: int) -> tuple[Record, Verdict]:
 
 
 def run_many(
-    runs: Runs, numbers: Iterable[int], jobs: int, on_run: Callable[[Record, Verdict], None]
+    runs: Runs,
+    numbers: Iterable[int],
+    jobs: int,
+    on_run: Callable[[Record, Verdict], None],
+    seconds: float = math.inf,
 ) -> None:
-    """Do these runs; `on_run` hears of each as it ends, in the caller's thread."""
+    """Do these runs; `on_run` hears of each as it ends, in the caller's thread.
+
+    After `seconds`, no further run is begun.
+    """
+    until = time.monotonic() + seconds
+
+    def run_in_time(number: int) -> tuple[Record, Verdict] | None:
+        return run_one(runs, number) if time.monotonic() < until else None
+
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(run_one, runs, number) for number in numbers]
-        for future in as_completed(futures):
-            on_run(*future.result())
+        for future in as_completed([pool.submit(run_in_time, number) for number in numbers]):
+            done = future.result()
+            if done is not None:
+                on_run(*done)
 
 
 def describe(record: Record, verdict: Verdict) -> str:

@@ -117,6 +117,8 @@ class Run:
         self.record = Record(plan, folder)
         self._family = Family(f"{plan.seed}.{plan.number}.{id(self)}")
         self._watch = make_watch(plan, folder)
+        self._starting = 0.0
+        """Seconds that the destination took to listen, which tell how fast the machine is."""
         self._waiting: list[Deed] = list(plan.deeds)
         self._due: list[tuple[float, int, Deed | Process]] = []
         self._order = itertools.count()
@@ -257,6 +259,7 @@ class Run:
             if time.monotonic() > until:
                 self.record.hung.append("destination does not listen")
                 return False
+        self._starting = time.monotonic() - self.record.started
         proxy = self._proxy = Proxy(target, self._fire)
         for deed in self.plan.deeds:
             if deed.trigger.mark.startswith("byte "):
@@ -283,25 +286,30 @@ class Run:
         """Both ends know how it ended; what would wait for ever is ended from outside, once."""
         while not (self._source.over and self._destination.over) or self._due:
             self._turn()
-            if self._due or time.monotonic() - self._last_event() < self._patience():
+            waits = not self._ended_outside and self._may_wait()
+            if self._due or time.monotonic() - self._last_event() < self._patience(waits):
                 continue
             if self._waits_for_another():
                 self._finish("TERM")
-            elif self._ended_outside or not self._may_wait():
+            elif not waits:
                 self._note_hung()
                 return
             else:
                 self._finish(self.plan.final)
 
-    def _patience(self) -> float:
-        """Seconds of quiet after which something is wrong, or is to be ended from outside."""
-        if self._ended_outside or not self._may_wait():
+    def _patience(self, waits: bool) -> float:
+        """Seconds of quiet after which something is wrong, or is to be ended from outside.
+
+        `waits`: an end may rightly wait for ever.
+        """
+        if not waits:
             return ENDED_WITHIN + self._allowance()
         if self._source.over:
             return 1.0
         assert self._proxy is not None
         short = self._proxy.connected and not self.plan.long
-        return ENDED_WITHIN + (0 if short else ANSWER_WITHIN + self._allowance())
+        # What is slow to start is slow to send its first byte, too.
+        return ENDED_WITHIN + (2 * self._starting if short else ANSWER_WITHIN + self._allowance())
 
     def _allowance(self) -> float:
         self.record.allowance = max(self.record.allowance, ALLOWANCE * busy())
@@ -315,7 +323,8 @@ class Run:
 
     def _waits_for_another(self) -> bool:
         """Whether the destination has not taken the connection for a source's, and it is gone."""
-        refused = "ended before it said what it is" in self._destination.said()
+        said = self._destination.said()
+        refused = "ended before it said what it is" in said or "who has left was refused" in said
         return refused and not self._ended_by_term
 
     def _finish(self, how: str) -> None:
