@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -30,7 +31,7 @@ class Milliseconds(click.IntRange):
 
     name = "ms"
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number. Raises BadParameter if it has a unit, or is out of range."""
         if not str(value).lstrip("-").isdigit():
             self.fail(f"{value!r} is no number of milliseconds, such as 300", param, ctx)
