@@ -87,8 +87,9 @@ def test_limits_change_while_it_runs(serve: Serve) -> None:
     assert source.ask("query-migrate")["expected-downtime"] == 1500
     source.ask("migrate_set_speed", value=-5)
     started = time.monotonic()
+    # With the old limit it would take as many seconds as the guest has MiB, for each round.
     assert source.wait_until_over() == "completed"
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 64
     assert source.ask("query-migrate-parameters")["max-bandwidth"] == 0
 
 

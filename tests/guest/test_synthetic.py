@@ -146,7 +146,7 @@ def test_description_tells_the_length(make_guest: MakeGuest) -> None:
 def test_moves_on_elsewhere(make_guest: MakeGuest) -> None:
     """Broken: a guest that arrived whole would complain, or start again from nothing."""
     source, target = make_guest(BUSY), make_guest("")
-    time.sleep(0.2)
+    wait_written(source, 1)
     source.pause()
     copy_ram(source, target)
     target.load_devices(source.machine, source.save_devices())
@@ -154,7 +154,7 @@ def test_moves_on_elsewhere(make_guest: MakeGuest) -> None:
     assert target.digest() == source.digest()
     assert not target.running
     target.complete(running=True)
-    time.sleep(0.3)
+    wait_written(target, 1)
     target.pause()
     assert target.counter() > source.counter()
     assert target.verify() == []
@@ -205,7 +205,8 @@ def test_damage_is_remembered_when_written_over(make_guest: MakeGuest) -> None:
     page = int(np.flatnonzero(~zero_mask(ram))[0])
     ram[page, 100] ^= 1
     guest.resume()
-    time.sleep(0.3)
+    # Every page, and some more.
+    wait_written(guest, 4 * len(ram))
     guest.pause()
     assert guest.verify() == [BadPage("synthetic.ram", page, "torn")]
 
