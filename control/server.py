@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections import deque
@@ -15,6 +16,8 @@ from .events import Event
 from .messages import MessageReader, encode
 from .service import Service
 from .session import GREETING, Session
+
+_log = logging.getLogger(__name__)
 
 MAX_UNREAD = 8 << 20
 """Bytes that may wait for a client that does not read; with more the connection is dropped."""
@@ -89,12 +92,14 @@ class Client:
 
     async def serve(self) -> None:
         """Serve the client until it is gone, or the task is cancelled."""
+        _log.info("a client connected")
         self._service.events.add_listener(self._tell)
         self._send(encode(GREETING))
         tasks = (asyncio.create_task(self._read()), asyncio.create_task(self._write()))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            _log.info("a client is gone")
             self._service.events.remove_listener(self._tell)
             await self._end(tasks)
 
@@ -199,6 +204,7 @@ class Server:
         while True:
             connection, _ = await loop.sock_accept(sock)
             if len(self._tasks) >= MAX_CLIENTS:
+                _log.warning("a client was refused: there are %d already", MAX_CLIENTS)
                 connection.close()
                 continue
             task = asyncio.create_task(Client(connection, self._service).serve())

@@ -5,6 +5,7 @@ This module does no I/O.
 
 from __future__ import annotations
 
+import logging
 import traceback
 from typing import Any
 
@@ -20,6 +21,8 @@ from .arguments import Argument, array, check_arguments, choice
 from .commands import Call, execute
 from .errors import CommandNotFoundError, QmpError
 from .monitor_commands import VERSION
+
+_log = logging.getLogger(__name__)
 
 GREETING: dict[str, Any] = {"QMP": {"version": VERSION, "capabilities": []}}
 _NEGOTIATE = "qmp_capabilities"
@@ -38,6 +41,7 @@ class Session:
     async def answer(self, message: Any) -> dict[str, Any]:
         """Return the answer to one message, which may be a QmpError in place of an invalid one."""
         answer: dict[str, Any] = {}
+        name = message.get("execute") if isinstance(message, dict) else None
         if isinstance(message, dict) and "id" in message:
             answer["id"] = message["id"]
         try:
@@ -51,6 +55,8 @@ class Session:
             traceback.print_exc()
             description = f"internal error: {type(error).__name__}: {error}"
             answer["error"] = {"class": QmpError.error_class, "desc": description}
+        # Arguments may be secret, and there may be many.
+        _log.info("%s: %s", name, answer["error"]["desc"] if "error" in answer else "done")
         return answer
 
     async def _do(self, message: Any) -> Any:

@@ -9,6 +9,7 @@ is one line.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,6 +37,8 @@ from .figures import Figures
 from .handover import lead
 from .processes import Processes
 from .transport import Arrived, Complete, Spilled
+
+_log = logging.getLogger(__name__)
 
 MAX_DEVICE_STATE = 4 << 30
 """Largest device state, in bytes, that a source may send; it limits the size of temporary files."""
@@ -143,6 +146,7 @@ class Receiver:
         self._uri = uri
         self._parameters = parameters or ReceiveParameters()
         self.states = StateMachine()
+        self.states.add_listener(lambda old, new: _log.info("%s -> %s", old.value, new.value))
         self._cancel_asked = False
         self.paused = self._parameters.paused
         """If true, the guest is not resumed at the end; it may change until then."""

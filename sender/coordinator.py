@@ -7,6 +7,7 @@ If anything fails before the destination has the whole guest, the guest runs on 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -38,6 +39,8 @@ from .throttle import AutoConverge
 from .transport import RoundSent
 from .worker import StartRound
 
+_log = logging.getLogger(__name__)
+
 HELLO_TIMEOUT = 60.0
 """Seconds that the destination may take to answer a PING before the guest is paused."""
 HELLO_IS_QUICK = 0.05
@@ -61,6 +64,7 @@ class Sender:
         self._total = sum(block.length for block in guest.blocks)
         cache = self._cache_pages(self._parameters.xbzrle_cache_size)
         self.states = StateMachine()
+        self.states.add_listener(lambda old, new: _log.info("%s -> %s", old.value, new.value))
         self.on_round: Callable[[int], None] = lambda _: None
         """Called with the number, from 1 on, of each round that begins."""
         self.on_switchover: Callable[[], None] = lambda: None

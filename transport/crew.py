@@ -130,6 +130,7 @@ class Crew:
             # A child writes the record of its fault before its connection closes.
             raise DeathError(child.death()) from None
         if isinstance(report, ChildDied):
+            report.log()
             raise CrewError(str(report))
         if isinstance(report, Failed):
             raise CrewError(report.reason)

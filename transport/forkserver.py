@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
@@ -96,7 +97,8 @@ def _run(connection: Connection) -> int:
         # The coordinator is gone, or has closed the connection.
         return 0
     except Exception as error:
-        died = ChildDied(f"process {name}: {type(error).__name__}: {error}")
+        reason = f"process {name}: {type(error).__name__}: {error}"
+        died = ChildDied(reason, traceback.format_exc())
         try:
             send_message(connection, died)
         except OSError:

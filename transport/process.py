@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import io
+import logging
 import os
 import pickle
 import signal
@@ -32,6 +33,8 @@ from ..protocol.errors import VmferryError
 from .channel import Channel
 from .last_words import read_last_words
 from .shared import SharedFd, wait_readable
+
+_log = logging.getLogger(__name__)
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a command to end."""
@@ -177,12 +180,17 @@ class Child:
 
 @dataclass(frozen=True)
 class ChildDied:
-    """The last message of a child that ends by an exception; one line."""
+    """The last message of a child that ends by an exception: one line, and the traceback."""
 
     reason: str
+    traceback: str = ""
 
     def __str__(self) -> str:
         return self.reason
+
+    def log(self) -> None:
+        """Write the traceback to the log, at level debug."""
+        _log.debug("%s\n%s", self.reason, self.traceback)
 
 
 def processors() -> int:

@@ -155,7 +155,6 @@ class Watched:
     total: int = 0
     transferred: int = 0
     remaining: int = 0
-    mbps: float = 0.0
     dirty_sync_count: int | None = None
     throttle: ThrottleFigures | None = None
     remaining_time: int | None = None
@@ -174,7 +173,6 @@ class Watched:
             _number(ram, "total"),
             _number(ram, "transferred"),
             _number(ram, "remaining"),
-            _number(ram, "mbps"),
             _number(ram, "dirty-sync-count"),
             ThrottleFigures(throttle, throttle),
             _number(answer, f"{PREFIX}remaining-time"),

@@ -15,6 +15,7 @@ from ...receiver.figures import Figures
 from ...transport.crew import MAX_WORKERS
 from ..console.failure import describe, fail
 from ..console.interruption import on_signals
+from ..console.logs import log_option
 from ..console.options import announce_option, guest_option, paused_option
 from ..console.progress import Progress
 from ..console.sizes import size_option
@@ -44,6 +45,7 @@ from ..console.sizes import size_option
     help="receive nothing; complete the guest that an earlier receive kept, as it said",
 )
 @announce_option
+@log_option
 @click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
 def receive(
     uri: str | None,

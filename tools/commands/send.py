@@ -17,6 +17,7 @@ from ...sender.throttle import ThrottleError, ThrottleParameters
 from ...transport.crew import MAX_WORKERS
 from ..console.failure import describe, fail
 from ..console.interruption import on_signals
+from ..console.logs import log_option
 from ..console.options import compression, guest_option
 from ..console.progress import Progress
 from ..console.sizes import size
@@ -95,6 +96,7 @@ def _check_needs(needed: str, *options: str) -> None:
     show_default=True,
     help="when rounds no longer shrink",
 )
+@log_option
 @click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
 def send(
     uri: str,

@@ -15,6 +15,7 @@ from ...guest.open import open_guest
 from ...transport.process import start_early
 from ..console.failure import describe, fail
 from ..console.interruption import signals_in
+from ..console.logs import log_option
 from ..console.options import announce_option, guest_option, paused_option
 from ..console.progress import Progress
 
@@ -32,6 +33,7 @@ from ..console.progress import Progress
 @click.option("--incoming", metavar="URI|defer", help="the guest comes from there, or when told")
 @paused_option
 @announce_option
+@log_option
 def serve(
     guest_text: str,
     addresses: tuple[str, ...],

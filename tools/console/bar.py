@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -13,31 +14,32 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 
 class Bar:
-    """The bar of a migration, on standard error, with a title before it and a line behind it."""
+    """The bar of a migration on standard error, with a title before it and details below it."""
 
     def __init__(self, title: str) -> None:
+        console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn(title),
-            BarColumn(),
-            TextColumn("{task.description}", markup=False),
-            console=Console(stderr=True),
+            TextColumn(title), BarColumn(), TextColumn("{task.description}", markup=False)
         )
         self._task = self._progress.add_task("waiting", total=None)
+        self._live = Live(self._progress, console=console, refresh_per_second=10)
 
     def start(self) -> None:
         """Draw the bar from now on. While it is shown, what is printed appears above it."""
-        self._progress.start()
+        self._live.start()
 
     def stop(self) -> None:
         """Draw the bar for the last time."""
-        self._progress.stop()
+        self._live.stop()
 
-    def update(self, total: int, completed: int, line: str) -> None:
-        """Show these bytes of `total`, and the line."""
-        self._progress.update(self._task, total=total, completed=completed, description=line)
+    def update(self, total: int, completed: int, head: str, details: str) -> None:
+        """Show these bytes of `total`; the head beside the bar, and the details in a line below."""
+        self._progress.update(self._task, total=total, completed=completed, description=head)
+        self._live.update(Group(self._progress, Text(f"  {details}", overflow="ellipsis")))
 
 
 class Transfer:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from ...guest.sizes import format_size
 from ...protocol.states import MigrationStatus
 from ...sender.stall import Explanation, Stall, command_line_option
+from .rate import Rate
 
 if TYPE_CHECKING:
     # rich is slow to import, and is needed on a terminal alone.
@@ -26,8 +27,6 @@ class Figures(Protocol):
     def total(self) -> int: ...
     @property
     def transferred(self) -> int: ...
-    @property
-    def mbps(self) -> float: ...
 
 
 class Progress:
@@ -36,6 +35,7 @@ class Progress:
     def __init__(self, title: str) -> None:
         self._title = title
         self._bar: Bar | None = None
+        self._rate = Rate(time.monotonic)
         self._last = 0.0
         self._told: Stall | Explanation | None = None
         if sys.stderr.isatty():
@@ -59,14 +59,17 @@ class Progress:
 
     def update(self, figures: Figures) -> None:
         """Show these figures, at most once per second without a terminal."""
-        line = self._line(figures)
+        self._rate.note(figures.transferred)
+        completed = figures.status == MigrationStatus.COMPLETED
+        # Who comes late has seen nothing of the transfer, which is no rate of 0.
+        rate = (self._rate.of_all or None) if completed else self._rate.recent
+        head, details = _head(figures), _details(figures, rate)
         self._tell_stall(getattr(figures, "stall", None))
         if self._bar is not None:
-            done = figures.total - getattr(figures, "remaining", 0)
-            self._bar.update(figures.total, done, line)
-        elif figures.status == MigrationStatus.COMPLETED or time.monotonic() - self._last >= 1:
+            self._bar.update(figures.total, _done(figures), head, ", ".join(details))
+        elif completed or time.monotonic() - self._last >= 1:
             self._last = time.monotonic()
-            self.say(f"{self._title}: {line}")
+            self.say(f"{self._title}: {', '.join([head, *details])}")
 
     def _tell_stall(self, stall: Stall | Explanation | None) -> None:
         """Print the reason and the advice once when a stall begins."""
@@ -87,28 +90,36 @@ class Progress:
             # Buffered data would fail again at exit, and change the exit status.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
-    @staticmethod
-    def _line(figures: Figures) -> str:
-        line = str(figures.status)
-        if not figures.total:
-            return line
-        line += f", {format_size(figures.transferred)}"
-        line += f" at {format_size(figures.mbps * 1e6 / 8)}/s"
-        rounds = getattr(figures, "dirty_sync_count", None)
-        if rounds is None:
-            return line
-        left = format_size(getattr(figures, "remaining", 0))
-        line += f", round {rounds}, {left} left"
-        remaining = getattr(figures, "remaining_time", None)
-        if remaining:
-            line += f", {remaining / 1000:.1f} s to go"
-        compression = getattr(figures, "compression", None)
-        if compression is not None:
-            line += f", {_level(compression.levels)}"
-        throttle = getattr(figures, "throttle", None)
-        if throttle is not None and throttle.percentage:
-            line += f", guest slowed by {throttle.percentage}%"
-        return line
+
+def _done(figures: Figures) -> int:
+    return figures.total - getattr(figures, "remaining", 0)
+
+
+def _head(figures: Figures) -> str:
+    """Return what a watcher wants to know first: the state, how much is done, and how long yet."""
+    head = str(figures.status)
+    if figures.status == MigrationStatus.ACTIVE and figures.total and hasattr(figures, "remaining"):
+        head += f", {_done(figures) / figures.total:.0%}"
+    remaining = getattr(figures, "remaining_time", None)
+    return f"{head}, {remaining / 1000:.1f} s to go" if remaining else head
+
+
+def _details(figures: Figures, rate: float | None) -> list[str]:
+    """Return the figures of a migration, as far as it has any; `rate` in bytes per second."""
+    if not figures.total:
+        return []
+    sent = format_size(figures.transferred)
+    details = [sent if rate is None else f"{sent} at {format_size(rate)}/s"]
+    rounds = getattr(figures, "dirty_sync_count", None)
+    if rounds is not None:
+        details += [f"round {rounds}", f"{format_size(getattr(figures, 'remaining', 0))} left"]
+    compression = getattr(figures, "compression", None)
+    if compression is not None:
+        details.append(_level(compression.levels))
+    throttle = getattr(figures, "throttle", None)
+    if throttle is not None and throttle.percentage:
+        details.append(f"guest slowed by {throttle.percentage}%")
+    return details
 
 
 def _level(levels: tuple[int, ...]) -> str:

@@ -19,5 +19,6 @@ def next_message(child: Child) -> Any:
     except (EOFError, ConnectionError):
         raise ChildError(child.death()) from None
     if isinstance(message, ChildDied):
+        message.log()
         raise ChildError(str(message))
     return message
