@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from .announce import AnnounceError, AnnounceParameters, Announcer, Interface
-from .arguments import Argument, array, integer, string
-from .commands import Call, command
+from .announce import AnnounceParameters, Announcer, Interface
 from .errors import QmpError
 from .parameters import Parameters
 
@@ -52,22 +48,3 @@ class Announcing:
         """End all announcements."""
         for announcer in self._begun:
             announcer.stop()
-
-
-@command(
-    "announce-self",
-    Argument("initial", integer),
-    Argument("max", integer),
-    Argument("rounds", integer),
-    Argument("step", integer),
-    Argument("interfaces", array(string), None),
-    Argument("id", string, None),
-)
-def announce_self(call: Call, interfaces: list[str] | None, **given: Any) -> None:
-    """Announce the guest now; `id` is ignored, because the announcement starts at once."""
-    del given["id"]
-    announcing = call.service.announcing
-    try:
-        announcing.announce(announcing.chosen(interfaces), AnnounceParameters(**given))
-    except AnnounceError as error:
-        raise QmpError(str(error)) from error

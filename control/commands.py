@@ -1,51 +1,20 @@
-"""Keep the table of commands: a name, its arguments, and the function that executes it."""
+"""List the commands of the service, and execute them by name."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Awaitable
+from typing import Any
 
-from .arguments import Argument, check_arguments
+from . import (
+    announcing_commands,
+    guest_commands,
+    migration_commands,
+    monitor_commands,
+    setting_commands,
+)
+from .arguments import check_arguments
+from .command import Call, Command, command
 from .errors import CommandNotFoundError, QmpError
-
-if TYPE_CHECKING:
-    from .service import Service
-
-
-class Caller(Protocol):
-    """The client that sent a command."""
-
-    def take_fd(self) -> int | None:
-        """Return a descriptor that the client passed, owned by the caller, or None."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a command: the service that it works on, and the client that sent it."""
-
-    service: Service
-    caller: Caller
-
-
-Function = Callable[..., Any]
-"""A function that takes the Call and the arguments by name, and returns the result.
-
-The result may be an awaitable.
-"""
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command with its function and declared arguments."""
-
-    name: str
-    function: Function
-    arguments: tuple[Argument, ...]
-
-
-COMMANDS: dict[str, Command] = {}
-"""All commands by name."""
 
 REFUSED = dict.fromkeys(
     (
@@ -65,14 +34,25 @@ REFUSED = dict.fromkeys(
 """Commands of QEMU that are known but not implemented, and why."""
 
 
-def command(name: str, *arguments: Argument) -> Callable[[Function], Function]:
-    """Return a decorator that puts a function into the table."""
+@command("query-commands")
+def query_commands(_: Call) -> Any:
+    """Return the names of all commands."""
+    return [{"name": name} for name in sorted(COMMANDS)]
 
-    def put(function: Function) -> Function:
-        COMMANDS[name] = Command(name, function, arguments)
-        return function
 
-    return put
+_MODULES = (
+    announcing_commands,
+    guest_commands,
+    migration_commands,
+    monitor_commands,
+    setting_commands,
+)
+COMMANDS: dict[str, Command] = {
+    each.name: each
+    for each in (query_commands, *(value for module in _MODULES for value in vars(module).values()))
+    if isinstance(each, Command)
+}
+"""All commands by name."""
 
 
 async def execute(call: Call, name: str, given: dict[str, Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .commands import Call, command
+from .command import Call, command
 from .run_state import RunState
 
 

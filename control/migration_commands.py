@@ -6,7 +6,7 @@ from typing import Any
 
 from ..protocol.states import MigrationStatus
 from .arguments import Argument, boolean, choice, string
-from .commands import Call, command
+from .command import Call, command
 from .errors import QmpError
 
 _STATES = tuple(status.value for status in MigrationStatus)

@@ -1,11 +1,11 @@
-"""Commands about the service itself: its version, its commands and events, and its end."""
+"""Commands about the service itself: its version, its events, and its end."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
 from typing import Any
 
-from .commands import COMMANDS, Call, command
+from .command import Call, command
 from .events import EVENTS
 
 VERSION = {
@@ -19,12 +19,6 @@ VERSION = {
 def query_version(_: Call) -> Any:
     """Return the same version as in the greeting."""
     return VERSION
-
-
-@command("query-commands")
-def query_commands(_: Call) -> Any:
-    """Return the names of all commands."""
-    return [{"name": name} for name in sorted(COMMANDS)]
 
 
 @command("query-events")

@@ -11,7 +11,7 @@ from collections import deque
 from ..protocol.errors import VmferryError
 from ..transport.unix_socket import UnixListener
 from ..transport.uri import Tcp, Unix, UnknownSchemeError, UriError, parse_uri
-from .commands import Call
+from .command import Call
 from .events import Event
 from .messages import MessageReader, encode
 from .service import Service

@@ -10,15 +10,9 @@ import traceback
 from typing import Any
 
 from ..guest.errors import GuestError
-from . import (  # noqa: F401
-    announcing,
-    guest_commands,
-    migration_commands,
-    monitor_commands,
-    setting_commands,
-)
 from .arguments import Argument, array, check_arguments, choice
-from .commands import Call, execute
+from .command import Call
+from .commands import execute
 from .errors import CommandNotFoundError, QmpError
 from .monitor_commands import VERSION
 

@@ -9,7 +9,7 @@ from ..guest.base import Guest
 from ..sender.page_cache import CacheSizeError, cache_pages
 from .arguments import Argument, array, boolean, choice, integer, number, string, structure
 from .capabilities import CAPABILITIES
-from .commands import Call, command
+from .command import Call, command
 from .errors import QmpError
 from .parameters import ARGUMENTS, MAX_DOWNTIME, MAX_SIZE
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from vmferry.control.capabilities import CAPABILITIES
-from vmferry.control.commands import Call
+from vmferry.control.command import Call
 from vmferry.control.messages import MessageReader
 from vmferry.control.parameters import MAX_DOWNTIME
 from vmferry.control.service import Service

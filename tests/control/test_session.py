@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vmferry.control.commands import COMMANDS, REFUSED, Call
+from vmferry.control.command import Call
+from vmferry.control.commands import COMMANDS, REFUSED
 from vmferry.control.parameters import PARAMETERS
 from vmferry.control.server import Listening, Server
 from vmferry.control.service import Service
