@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .base import BlockLayout, DeviceSection, DeviceState, Guest, Machine, RamBlock
     from .errors import GuestError, MigrationCancelledError, MigrationError
     from .open import open_guest
+    from .program import ProgramGuest
 
 __all__ = [
     "BlockLayout",
@@ -20,6 +21,7 @@ __all__ = [
     "Machine",
     "MigrationCancelledError",
     "MigrationError",
+    "ProgramGuest",
     "RamBlock",
     "open_guest",
 ]
@@ -30,5 +32,6 @@ __getattr__ = exported(
         "base": "BlockLayout DeviceSection DeviceState Guest Machine RamBlock",
         "errors": "GuestError MigrationCancelledError MigrationError",
         "open": "open_guest",
+        "program": "ProgramGuest",
     },
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -37,6 +36,7 @@ from .base import (
     map_block,
     populate_present,
 )
+from .description import describe_opaque
 from .errors import GuestError
 from .handing import Outcome
 from .handing_in import DestinationJob
@@ -257,14 +257,7 @@ class SyntheticGuest(Guest):
         """Return one section: whether the guest runs on, its figures, and the sequence numbers."""
         payload: bytes = self._command("save", running)
         section = DeviceSection(RAM_SECTION_ID + 1, DEVICE_NAME, 0, 1, payload)
-        device = {
-            "name": DEVICE_NAME,
-            "instance_id": 0,
-            "vmsd_name": DEVICE_NAME,
-            "version": 1,
-            "fields": [{"name": "data", "type": "buffer", "size": len(payload)}],
-        }
-        description = json.dumps({"page_size": PAGE_SIZE, "devices": [device]}).encode()
+        description = describe_opaque([section], PAGE_SIZE)
         return DeviceState((), (section,), description, RAM_SECTION_ID)
 
     def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
