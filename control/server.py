@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 MAX_UNREAD = 8 << 20
 """Bytes that may wait for a client that does not read; with more the connection is dropped."""
 MAX_CLIENTS = 64
+RETRY = 0.5
+"""Seconds until the next try where a client cannot be accepted, for lack of descriptors."""
 _READ = 1 << 16
 _MAX_FDS = 16
 
@@ -200,9 +202,18 @@ class Server:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _accept(self, sock: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(sock)
+            # `loop.sock_accept` would lose a client that connects as it is cancelled.
+            await _ready(sock, write=False)
+            try:
+                connection, _ = sock.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                continue
+            except OSError as error:
+                _log.warning("no client can be accepted now: %s", error)
+                await asyncio.sleep(RETRY)
+                continue
+            connection.setblocking(False)
             if len(self._tasks) >= MAX_CLIENTS:
                 _log.warning("a client was refused: there are %d already", MAX_CLIENTS)
                 connection.close()

@@ -266,7 +266,8 @@ def run(connection: Connection, descriptors: list[int]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         options, incoming = connection.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
+        # The controller has died already.
         return
     blocks = [RamBlock("", os.fstat(fd).st_size, PAGE_SIZE, fd) for fd in descriptors]
     memory = Memory(map_block(blocks[0]), map_block(blocks[1]), options.seed, options.pattern)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -22,12 +24,12 @@ def guest() -> Iterator[SyntheticGuest]:
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Starts services, and ends them."""
-    started: list[Serving] = []
+    numbers = itertools.count()
+    with ExitStack() as stack:
 
-    def start(guest: str, *options: str) -> Serving:
-        started.append(Serving(tmp_path / f"service{len(started)}", guest, *options))
-        return started[-1]
+        def start(guest: str, *options: str) -> Serving:
+            service = Serving(tmp_path / f"service{next(numbers)}", guest, *options)
+            stack.callback(service.stop)
+            return service
 
-    yield start
-    for service in started:
-        service.stop()
+        yield start

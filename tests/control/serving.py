@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qemu.qmp.error import QMPError
 from qemu.qmp.legacy import QEMUMonitorProtocol
 from qemu.qmp.qmp_client import ExecuteError
 from vmferry.control.extensions import PREFIX
@@ -120,8 +121,8 @@ class Serving(Monitor):
 
     def stop(self) -> None:
         """End it, if it has not ended."""
-        # Raises EOFError where the service ended first.
-        with contextlib.suppress(EOFError):
+        # These are raised where the service ended first.
+        with contextlib.suppress(EOFError, OSError, QMPError):
             self.qmp.close()
         if self.process.poll() is None:
             self.process.terminate()

@@ -93,7 +93,7 @@ def test_ends_in_order(command: str, after: float, tmp_path: Path) -> None:
         ["vmferry: cancelled"],
         # There is nobody; and the signal came behind it.
         ["vmferry: listening: No such file or directory"],
-    )
+    ), said
     assert process.returncode in (-number, 128 + number, 1, 0 if command == "serve" else 1)
     wait_until_gone(str(tmp_path))
     assert [*work.iterdir(), *temporary.iterdir()] == []
