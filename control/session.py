@@ -49,8 +49,9 @@ class Session:
             traceback.print_exc()
             description = f"internal error: {type(error).__name__}: {error}"
             answer["error"] = {"class": QmpError.error_class, "desc": description}
-        # Arguments may be secret, and there may be many.
-        _log.info("%s: %s", name, answer["error"]["desc"] if "error" in answer else "done")
+        # Arguments may be secret, and there may be many. What a client wrote may have line breaks.
+        ended = answer["error"]["desc"] if "error" in answer else "done"
+        _log.info("%r: %s", name, " ".join(ended.split()))
         return answer
 
     async def _do(self, message: Any) -> Any:

@@ -42,7 +42,7 @@ class SendParameters:
     auto_converge: ThrottleParameters | None = None
     """How to throttle the guest while it dirties RAM faster than it is sent; None: never."""
     on_stall: OnStall = OnStall.CONTINUE
-    """What to do when rounds no longer shrink."""
+    """Reaction to rounds that no longer shrink: go on, cancel, or switch over."""
     pause_before_switchover: bool = False
     """Wait for `Sender.proceed` once the guest is paused."""
 

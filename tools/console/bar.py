@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -42,33 +43,18 @@ class Bar:
         self._live.update(Group(self._progress, Text(f"  {details}", overflow="ellipsis")))
 
 
-class Transfer:
-    """The bar of a command that reads a stream, on standard error: bytes, rate, time left."""
-
-    def __init__(self, title: str, total: int | None) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._progress.add_task(title, total=total)
-
-    def __enter__(self) -> Transfer:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
-    def update(self, completed: int) -> None:
-        """Show that this number of bytes is done."""
-        self._progress.update(self._task, completed=completed)
+@contextmanager
+def transfer(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Draw bytes done of `total`, rate and time left on standard error; yield what updates them."""
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with progress:
+        task = progress.add_task(title, total=total)
+        yield lambda completed: progress.update(task, completed=completed)

@@ -61,7 +61,7 @@ class Progress:
         """Show these figures, at most once per second without a terminal."""
         self._rate.note(figures.transferred)
         completed = figures.status == MigrationStatus.COMPLETED
-        # Who comes late has seen nothing of the transfer, which is no rate of 0.
+        # A watcher that joins at the end has seen no transfer, so it has no rate to show.
         rate = (self._rate.of_all or None) if completed else self._rate.recent
         head, details = _head(figures), _details(figures, rate)
         self._tell_stall(getattr(figures, "stall", None))

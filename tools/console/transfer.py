@@ -17,7 +17,7 @@ def transfer_bar(title: str, total: int | None, *, quiet: bool) -> Iterator[Call
         yield lambda _: None
         return
     # rich is slow to import, and is needed on a terminal alone.
-    from .bar import Transfer  # noqa: PLC0415
+    from .bar import transfer  # noqa: PLC0415
 
-    with Transfer(title, total) as bar:
-        yield bar.update
+    with transfer(title, total) as show:
+        yield show
