@@ -56,10 +56,9 @@ def convert(
 
     What comes out is for QEMU (-incoming; compressed: by way of zstd -dc, gzip -dc ...), a libvirt
     image for virsh restore (libvirt 9 does not know libvirt:zstd). It keeps the domain's XML of a
-    libvirt image. A mapped-ram file is for
-    QEMU's capability of that name (9.0 on), and -incoming file:OUT; libvirt:sparse (libvirt 11 on)
-    is such a file with libvirt's header, and was tried with QEMU alone. A multifd migration becomes
-    a stream of one channel.
+    libvirt image. A mapped-ram file is for QEMU's capability of that name (9.0 on), and -incoming
+    file:OUT; libvirt:sparse (libvirt 11 on) is such a file with libvirt's header, and was tried
+    with QEMU alone. A multifd migration becomes a stream of one channel.
     """
     if xml is not None and not container.startswith("libvirt"):
         raise click.UsageError("--xml is for --to libvirt")
