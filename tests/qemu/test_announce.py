@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from vmferry.protocol.formats.rarp import announcement
 
 from tests.patience import PATIENCE
 from tests.qemu.machine import Machine
+from tests.system.arrival import Pauses, note_arrivals, receive
 
 MAC = bytes.fromhex("5254004a1b2c")
 
@@ -21,6 +21,7 @@ MAC = bytes.fromhex("5254004a1b2c")
 def wire() -> Iterator[socket.socket]:
     """The end of a cable of UDP datagrams, a frame each."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listening:
+        note_arrivals(listening)
         listening.bind(("127.0.0.1", 0))
         yield listening
 
@@ -33,13 +34,11 @@ def network(wire: socket.socket) -> list[str]:
 
 
 def frames(wire: socket.socket, count: int) -> tuple[list[bytes], list[float]]:
-    """So many and no more, and how many seconds each came after the first."""
-    found: list[tuple[bytes, float]] = []
+    """So many and no more, and when each arrived."""
     wire.settimeout(PATIENCE)
-    while len(found) < count:
-        found.append((wire.recv(2048), time.monotonic()))
+    found = [receive(wire) for _ in range(count)]
     assert silent(wire)
-    return [frame for frame, _ in found], [at - found[0][1] for _, at in found]
+    return [frame for _, frame in found], [at for at, _ in found]
 
 
 def silent(wire: socket.socket) -> bool:
@@ -58,19 +57,18 @@ def test_same_frames_at_the_same_intervals(
     """Broken: a guest that we take in would be announced otherwise than one that QEMU takes in."""
     machine = Machine(version, tmp_path / "machine", *network(wire))
     figures = {"initial": 100, "max": 250, "rounds": 5, "step": 100}
-    pauses = list(AnnounceParameters(**figures).pauses())
-    ours = [sum(pauses[: number + 1]) / sum(pauses) for number in range(5)]
+    pauses = Pauses(AnnounceParameters(**figures).pauses())
     try:
-        # As parts of the whole, because a busy machine makes all longer, and sometimes one part.
-        for _ in range(10):
+        for _ in range(Pauses.TRIES):
             machine.ask("announce-self", **figures)
             found, times = frames(wire, 5)
             assert found == [announcement(MAC)] * 5
-            if [at / times[-1] for at in times] == pytest.approx(ours, abs=0.1):
+            pauses.add(times)
+            if pauses.as_wanted():
                 return
     finally:
         machine.stop()
-    pytest.fail(f"in 10 tries never near {ours}, at last {times}")
+    pytest.fail(str(pauses))
 
 
 def test_paused_guest_is_not_announced(version: str, tmp_path: Path, wire: socket.socket) -> None:

@@ -28,7 +28,7 @@ from .qmp import NoAnswerError, ask
 from .watch import Heart
 
 LIMIT = 60.0
-"""Seconds that a migration may take."""
+"""Seconds that a migration, or an answer, may take."""
 GROWTH = {"memory": 6 << 20, "descriptors": 0, "processes": 0, "files": 0}
 """By how much a figure may be larger at the end; memory in bytes, of all processes."""
 CANCEL_EVERY, FAIL_EVERY = 7, 11
@@ -64,11 +64,11 @@ class Service(End):
 
     def ask(self, name: str, **arguments: object) -> object:
         """Give a QMP command."""
-        return ask(self._qmp, name, **arguments)
+        return ask(self._qmp, name, timeout=LIMIT, **arguments)
 
     def status(self) -> str:
         """Return what it says of its migration."""
-        return str(ask(self._qmp, "query-migrate").get("status", ""))
+        return str(ask(self._qmp, "query-migrate", timeout=LIMIT).get("status", ""))
 
     def runs(self) -> bool:
         """Whether the guest beats here since the last call."""

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT = 3.0
-"""Seconds that an answer may take."""
+"""Seconds that an answer may take where the service may be stopped."""
 
 
 class NoAnswerError(Exception):
     """The service did not answer, or refused; one line."""
 
 
-def ask(path: Path, name: str, **arguments: Any) -> Any:
+def ask(path: Path, name: str, /, timeout: float = TIMEOUT, **arguments: Any) -> Any:
     """Give one command on a connection of its own. Raises NoAnswerError."""
     try:
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(TIMEOUT)
+            sock.settimeout(timeout)
             sock.connect(str(path))
             with sock.makefile("rwb") as file:
                 file.readline()
