@@ -1,1 +1,1 @@
-"""Read damaged streams: find the next sound record after damage, and the devices."""
+"""Read damaged streams: find the next sound record, correct single bits, and find the devices."""

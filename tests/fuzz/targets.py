@@ -18,7 +18,7 @@ from vmferry.protocol.errors import StreamError
 from vmferry.protocol.formats.zstd import FrameWalker
 from vmferry.protocol.pages import xbzrle, zlib_pages
 from vmferry.protocol.reader import StreamReader
-from vmferry.protocol.rescue.salvage import Damage, Mended, Unplaced
+from vmferry.protocol.rescue.damage import Damage, Mended, Unplaced
 from vmferry.protocol.writer import StreamWriter
 from vmferry.tools.compare.verify import check_devices
 from vmferry.tools.rebuild.arrivals import Arrivals

@@ -171,7 +171,7 @@ def _extract_around_damage(
 ) -> Report:
     """Read what is intact before and after damage."""
     # Most streams are intact, and importing these modules takes longer than reading a small stream.
-    from ...protocol.rescue.salvage import Damage, Mended, Unplaced  # noqa: PLC0415
+    from ...protocol.rescue.damage import Damage, Mended, Unplaced  # noqa: PLC0415
     from ..rescue.salvage_events import Salvager  # noqa: PLC0415
     from ..rescue.survey import Survey  # noqa: PLC0415
 

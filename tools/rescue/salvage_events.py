@@ -8,7 +8,9 @@ from typing import BinaryIO
 
 from ...protocol import events
 from ...protocol.errors import CutError, StreamError
-from ...protocol.rescue.salvage import Damage, Failure, Progress, Salvage, Salvaged
+from ...protocol.rescue.damage import Damage, Salvaged
+from ...protocol.rescue.failure import Failure, Progress
+from ...protocol.rescue.salvage import Salvage
 from ...protocol.rescue.tail import FOOTER_SIZE, Tail, find_tail
 from ..sources.spool import spooled
 from ..sources.stream_events import USUALLY, Behind, Found, How, Reading, mapped_pages

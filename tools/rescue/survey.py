@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...protocol import events
-from ...protocol.rescue.salvage import Damage, Mended, Place, Salvaged, Unplaced
+from ...protocol.rescue.damage import Damage, Mended, Place, Salvaged, Unplaced
 from ..rebuild.arrivals import Arrivals
 from ..rebuild.block_file import Run
 from ..sources.stream_events import Found
