@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from vmferry.protocol import events
 from vmferry.protocol.wire.marks import SectionType
-from vmferry.tools.machines.command_line import Told, command_for
+from vmferry.tools.machines.command_line import command_for
 from vmferry.tools.machines.device_table import table
+from vmferry.tools.machines.draft import Told
 
 MIB = 1 << 20
 

@@ -7,7 +7,9 @@ import shlex
 
 from ...protocol import events
 from ..console.text import echo
-from ..machines.command_line import Command, Told, command_for
+from ..machines.command_line import command_for
+from ..machines.draft import Told
+from ..machines.qemu_command import Command
 from ..sources.containers import Opened
 from ..sources.domain import domain_of
 from ..sources.opening import opened_stream
