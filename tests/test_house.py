@@ -25,6 +25,9 @@ FLOORS = (
 )
 """The packages, from the lowest floor to the highest."""
 
+ROOT_FILES = ("__init__.py", "__main__.py")
+"""The modules of the package `vmferry` itself, above all floors."""
+
 TOOLS = (
     ("console",),
     ("sources", "client"),
@@ -136,6 +139,13 @@ def test_every_module_is_installed() -> None:
         for folder in (name for names in FLOORS for name in names):
             for path in (ROOT / folder).rglob("*.py"):
                 assert f"vmferry/{path.relative_to(ROOT)}" in installed, path
+        folders = {name for names in FLOORS for name in names}
+        assert {file.split("/")[1] for file in installed} == {*folders, *ROOT_FILES}
+
+
+def test_root_holds_the_package_alone() -> None:
+    """Broken: a script in the root of the repository would become a part of the package."""
+    assert {path.name for path in ROOT.glob("*.py")} == set(ROOT_FILES)
 
 
 def test_wire_document_is_the_declarations() -> None:

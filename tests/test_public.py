@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import inspect
 import pkgutil
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from typing import Any
 
 import pytest
+import vmferry
 from vmferry.protocol import VmferryError
 
 PACKAGES = ("protocol", "transport", "guest", "sender", "receiver", "control", "tools")
@@ -35,6 +37,27 @@ def test_public_names(name: str) -> None:
         assert inspect.getdoc(value)
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         package.nonsense  # noqa: B018
+
+
+def test_names_of_the_root() -> None:
+    """Broken: `from vmferry import Sender` or `vmferry.sender` would fail."""
+    for public in vmferry.__all__:
+        value: Any = getattr(vmferry, public)
+        assert value.__name__ == public
+        assert value.__module__.startswith("vmferry.")
+    for name in PACKAGES:
+        assert getattr(vmferry, name) is importlib.import_module(f"vmferry.{name}")
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        vmferry.nonsense  # noqa: B018
+
+
+def test_version_is_declared_once() -> None:
+    """Broken: a program and `vmferry -V` would name different versions."""
+    assert vmferry.__version__ == importlib.metadata.version("vmferry")
+    ran = subprocess.run(
+        [sys.executable, "-m", "vmferry", "-V"], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == f"vmferry, version {vmferry.__version__}\n"
 
 
 def test_a_package_imports_nothing_that_is_not_used() -> None:
