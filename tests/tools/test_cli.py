@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -60,6 +61,21 @@ def test_list_of_commands(name: str) -> None:
     assert command is not None
     assert command.help is not None
     assert " ".join(command.help.split("\n\n")[0].split()) == COMMANDS[name]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples(name: str) -> None:
+    """Broken: a command's help would show no example, or one with an option that is not there."""
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    assert command.epilog is not None
+    lines = command.epilog.splitlines()[2:]
+    assert lines
+    for line in lines:
+        program, called, *arguments = shlex.split(line)
+        assert (program, called) == ("vmferry", name)
+        context = click.Context(command, info_name=name)
+        command.make_parser(context).parse_args(arguments)
 
 
 def test_garbage_is_collected(tmp_path: Path) -> None:

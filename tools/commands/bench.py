@@ -9,6 +9,7 @@ from functools import partial
 import click
 
 from ...guest.errors import GuestError, MigrationError
+from ..console.examples import examples
 from ..console.failure import describe, fail
 from ..console.options import compression
 from ..console.sizes import size
@@ -17,7 +18,9 @@ from ..measure.bench import Variant
 from ..measure.bench_memory import CONTENTS, BenchError
 
 
-@click.command()
+@click.command(
+    epilog=examples("bench --size 2G --content random", "bench --qemu qemu-system-x86_64 --runs 3")
+)
 @click.option("--size", "ram", type=size, default="2G", show_default=True, help="RAM of the guest")
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
 @click.option(

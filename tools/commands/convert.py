@@ -10,6 +10,7 @@ from typing import BinaryIO, TextIO
 import click
 
 from ...guest.sizes import format_size
+from ..console.examples import examples
 from ..console.failure import note
 from ..console.outputs import check_output, note_missing
 from ..console.sizes import (
@@ -27,7 +28,12 @@ from ..sources.opening import note_guess, opened_stream
 from ..sources.stream_events import How
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "convert guest.save guest.stream --to plain",
+        "convert guest.stream guest.save --to libvirt:gzip --xml guest.xml",
+    )
+)
 @click.argument("stream", metavar="IN")
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 @click.option(

@@ -7,12 +7,17 @@ import json
 import click
 
 from ..client import ctl as ctl_command
+from ..console.examples import examples
 from ..console.failure import fail
 from ..console.progress import Progress
 from ..console.tables import readable
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "ctl a.sock query-status", "ctl a.sock migrate uri=tcp:127.0.0.1:7001", "ctl a.sock watch"
+    )
+)
 @click.argument("socket", metavar="SOCKET")
 @click.argument("command", metavar="COMMAND|watch")
 @click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1)

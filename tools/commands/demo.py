@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 from ...guest.errors import GuestError, MigrationError
+from ..console.examples import examples
 from ..console.failure import describe, fail
 from ..console.sizes import size
 from ..measure import demo as demo_command
 
 
-@click.command()
+@click.command(epilog=examples("demo", "demo --size 1G --dirty-rate 50M"))
 @click.option("--size", "ram", default="512M", show_default=True, help="RAM of the guest")
 @click.option("--dirty-rate", default="200M", show_default=True, help="bytes written a second")
 @click.option("--max-bandwidth", type=size, default="600M", show_default=True)

@@ -10,6 +10,7 @@ import click
 
 from ..compare import streams as diff_command
 from ..compare.opened import opened_guest
+from ..console.examples import examples
 from ..console.sizes import (
     channel_option,
     max_device_state_option,
@@ -21,7 +22,9 @@ from ..sources.opening import note_guess
 from ..sources.stream_events import How
 
 
-@click.command()
+@click.command(
+    epilog=examples("diff guest.stream later.stream", "diff guest.stream later.stream --json")
+)
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")

@@ -13,6 +13,7 @@ import os
 import click
 
 from ...protocol.fast.outline import PAGE_SIZE, NotOrdinary, outline
+from ..console.examples import examples
 from ..console.sizes import (
     channel_option,
     length_option,
@@ -24,7 +25,11 @@ from ..dump import overview
 from ..dump.summary import Summary, from_outline
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "dump guest.save", "dump guest.save --devices serial", "dump disk.qcow2#before --json"
+    )
+)
 @click.argument("stream", metavar="STREAM", required=False)
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
 @click.option("--pages", is_flag=True, help="list the runs of pages; as JSON: an object a line")

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from ...guest.sizes import format_size
+from ..console.examples import examples
 from ..console.failure import describe, fail
 from ..console.outputs import check_output, note_missing
 from ..console.sizes import (
@@ -96,7 +97,11 @@ def _check_usage(
         raise click.UsageError("an image is written at any place: -o needs a file")
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "extract guest.save -o guest.core --format elf", "extract --partial damaged.stream -o ram"
+    )
+)
 @click.argument("stream", metavar="STREAM")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="of the RAM; --all: a folder")
 @click.option(

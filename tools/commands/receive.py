@@ -13,6 +13,7 @@ from ...protocol.states import MigrationStatus
 from ...receiver.coordinator import ReceiveParameters, Receiver
 from ...receiver.figures import Figures
 from ...transport.crew import MAX_WORKERS
+from ..console.examples import examples
 from ..console.failure import describe, fail
 from ..console.interruption import on_signals
 from ..console.logs import log_option
@@ -21,7 +22,11 @@ from ..console.progress import Progress
 from ..console.sizes import size_option
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "receive tcp:127.0.0.1:7001 --guest dir:saved", "receive --resume --guest dir:saved"
+    )
+)
 @click.argument("uri", required=False)
 @guest_option(incoming=True)
 @click.option(

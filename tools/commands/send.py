@@ -15,6 +15,7 @@ from ...sender.page_cache import CacheSizeError
 from ...sender.parameters import OnStall, SendParameters
 from ...sender.throttle import ThrottleError, ThrottleParameters
 from ...transport.crew import MAX_WORKERS
+from ..console.examples import examples
 from ..console.failure import describe, fail
 from ..console.interruption import on_signals
 from ..console.logs import log_option
@@ -59,7 +60,12 @@ def _check_needs(needed: str, *options: str) -> None:
             raise click.UsageError(f"--{option} needs --{needed}".replace("_", "-"))
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "send tcp:127.0.0.1:7002 --guest dir:saved",
+        "send tcp:host:7001 --guest synthetic:512M --compress adaptive --max-bandwidth 100M",
+    )
+)
 @click.argument("uri")
 @guest_option()
 @click.option("--max-bandwidth", type=size, help="bytes a second, as 100M; default: no limit")

@@ -13,6 +13,7 @@ from ...guest.base import Guest
 from ...guest.errors import GuestError
 from ...guest.open import open_guest
 from ...transport.process import start_early
+from ..console.examples import examples
 from ..console.failure import describe, fail
 from ..console.interruption import signals_in
 from ..console.logs import log_option
@@ -20,7 +21,12 @@ from ..console.options import announce_option, guest_option, paused_option
 from ..console.progress import Progress
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "serve --guest synthetic:512M --qmp unix:a.sock",
+        "serve --guest synthetic: --qmp unix:b.sock --incoming tcp:127.0.0.1:7001",
+    )
+)
 @guest_option()
 @click.option(
     "--qmp",

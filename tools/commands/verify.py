@@ -12,6 +12,7 @@ import click
 from ...protocol.errors import StreamError
 from ..compare import verify as verify_command
 from ..compare.opened import opened_guest
+from ..console.examples import examples
 from ..console.sizes import (
     channel_option,
     length_option,
@@ -24,7 +25,12 @@ from ..sources.opening import explain_damage, note_guess, opened_stream
 from ..sources.stream_events import How
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "verify guest.stream --ram pc.ram=saved/ram/000-pc.ram",
+        "verify guest.stream --against later.stream",
+    )
+)
 @click.argument("stream", metavar="STREAM")
 @click.option("--ram", "ram", multiple=True, metavar="BLOCK=FILE", help="compare this RAM block")
 @click.option("--against", metavar="STREAM", help="compare RAM with what another stream rebuilds")
