@@ -216,11 +216,11 @@ class Outgoing:
             return
         value = self._parameters
         if self._run.state is not RunState.FINISH_MIGRATE:
-            self._sender.set_max_bandwidth(value["max-bandwidth"] or None)
-        self._sender.set_downtime_limit(value["downtime-limit"] / 1000)
-        self._sender.on_stall = OnStall(value[ON_STALL])
+            self._sender.limits.set_max_bandwidth(value["max-bandwidth"] or None)
+        self._sender.limits.set_downtime_limit(value["downtime-limit"] / 1000)
+        self._sender.limits.on_stall = OnStall(value[ON_STALL])
         total = sum(block.length for block in self._guest.blocks)
-        self._sender.set_xbzrle_cache_size(min(value["xbzrle-cache-size"], total))
+        self._sender.limits.set_xbzrle_cache_size(min(value["xbzrle-cache-size"], total))
 
     def query(self) -> dict[str, Any]:
         """Return the migration as `query-migrate` lays it out."""

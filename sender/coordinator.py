@@ -8,47 +8,33 @@ If anything fails before the destination has the whole guest, the guest runs on 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 
 from ..guest.base import Guest
 from ..guest.errors import GuestError, MigrationCancelledError, MigrationError
 from ..guest.handing_out import SourceJob
-from ..guest.watching import Wishes
-from ..protocol.handover import Peer, Source, Word
+from ..guest.requests import Requests
+from ..protocol.handover import Peer, Word
 from ..protocol.states import MigrationStatus, StateMachine
 from ..transport.channel import Channel, ChannelError
 from ..transport.connecting import Connecting
-from ..transport.crew import Crew, CrewError, SilenceError
-from ..transport.process import default_workers, processors
+from ..transport.crew import Crew, CrewError
 from ..transport.shared import Wakeup
-from ..transport.silence import GONE_AFTER
 from ..transport.uri import Uri, UriError, parse_uri
 from . import stream
 from .compression import parse_compression
-from .convergence import Convergence, Round
+from .convergence import Convergence
+from .destination import DestinationProgress, check_host
 from .errors import UnconfirmedError
 from .figures import Figures
-from .handover import Handed, lead
-from .page_cache import DEFAULT_SIZE, cache_pages
-from .parameters import OnStall, SendParameters
-from .processes import Processes
+from .handover import failure, lead, say_hello
+from .limits import Limits
+from .parameters import SendParameters
+from .precopy import Precopy
+from .processes import Processes, worker_count
 from .report import Report
-from .stall import StallDetector
-from .throttle import AutoConverge
-from .transport import RoundSent
-from .worker import StartRound
 
 _log = logging.getLogger(__name__)
-
-HELLO_TIMEOUT = 60.0
-"""Seconds that the destination may take to answer a PING before the guest is paused."""
-HELLO_IS_QUICK = 0.05
-"""Longest time, in seconds, of an answer after which no further round is made."""
-STILL_TIMEOUT = 60.0
-"""Seconds that the destination may read nothing while the guest is paused."""
-ENOUGH_FOR_THREADS = 4
-"""Largest number of processors that compression threads of the transport process can keep busy."""
 
 
 class Sender:
@@ -61,87 +47,55 @@ class Sender:
         self._guest = guest
         self._uri = uri
         self._parameters = parameters or SendParameters()
-        self._total = sum(block.length for block in guest.blocks)
-        cache = self._cache_pages(self._parameters.xbzrle_cache_size)
+        compression = parse_compression(self._parameters.compress)
+        total = sum(block.length for block in guest.blocks)
+        convergence = Convergence(total, self._parameters.downtime_limit)
+        self.limits = Limits(guest, self._parameters, convergence)
+        """What may change during the migration."""
         self.states = StateMachine()
         self.states.add_listener(lambda old, new: _log.info("%s -> %s", old.value, new.value))
         self.on_round: Callable[[int], None] = lambda _: None
         """Called with the number, from 1 on, of each round that begins."""
         self.on_switchover: Callable[[], None] = lambda: None
         """Called when the last round is due, before the guest is paused if it runs."""
-        self._wake = Wakeup()
+        self._requests = Requests()
         self._proceed = Wakeup()
-        self._crew = Crew(self._wake.fileno(), self._check_cancel)
-        self._compression = parse_compression(self._parameters.compress)
-        self._processes = Processes(guest, self._workers(), self._crew, self._compression)
-        self._processes.limits.set("max_bandwidth", self._parameters.max_bandwidth or 0)
-        self._processes.limits.set("xbzrle_cache", cache if self._parameters.xbzrle else 0)
-        self._channel: Channel | None = None
+        self._crew = Crew(self._requests.fileno(), self._requests.check)
+        workers = worker_count(self._parameters.workers, compression)
+        self._processes = Processes(guest, workers, self._crew, compression, self.limits.shared)
+        self._progress = DestinationProgress(self._processes)
+        method = None if compression is None else str(compression)
+        self._report = Report(guest, self._parameters, self._processes, convergence, method)
+        self._precopy = Precopy(
+            guest,
+            processes=self._processes,
+            crew=self._crew,
+            convergence=convergence,
+            limits=self.limits,
+            report=self._report,
+            throttle=self._parameters.auto_converge,
+            on_round=lambda number: self.on_round(number),  # noqa: PLW0108 - it may change
+            on_stall=lambda: self._on_progress(self.figures()),
+        )
         self._on_progress: Callable[[Figures], None] = lambda _: None
+        self._channel: Channel | None = None
         self._peer = Peer.STOCK
         self._paused_here = False
-        self._still_since = (0, 0.0)
-        self._cancel_asked = False
-        self._leave_asked = False
-        self._convergence = Convergence(self._total, self._parameters.downtime_limit)
-        method = None if self._compression is None else str(self._compression)
-        self._report = Report(guest, self._parameters, self._processes, self._convergence, method)
-        if self._parameters.auto_converge is not None:
-            self._report.throttle = AutoConverge(self._parameters.auto_converge)
-        self._stall = StallDetector()
-        self.on_stall = self._parameters.on_stall
-        """The reaction to a stall; it may change during the migration."""
 
     def cancel(self) -> None:
         """Stop the migration as soon as possible; callable from any thread or signal handler.
 
         A guest that was already given up cannot be cancelled.
         """
-        self._cancel_asked = True
-        self._wake.set()
+        self._requests.cancel()
 
     def leave(self) -> None:
         """Cancel, and end within seconds even if the guest is given up and not confirmed."""
-        self._leave_asked = True
-        self.cancel()
+        self._requests.leave()
 
     def proceed(self) -> None:
         """Continue from `pre-switchover`, where `pause_before_switchover` stops the migration."""
         self._proceed.set()
-
-    def set_downtime_limit(self, seconds: float) -> None:
-        """Change the downtime limit, in seconds, of the running migration."""
-        self._convergence.downtime_limit = seconds
-
-    def set_max_bandwidth(self, limit: int | None) -> None:
-        """Change the bandwidth limit of the running migration, in bytes per second (None: none)."""
-        self._processes.limits.set("max_bandwidth", limit or 0)
-
-    def set_xbzrle_cache_size(self, size: int) -> None:
-        """Change the size of the XBZRLE cache, in bytes, from the next round on.
-
-        Raises CacheSizeError.
-        """
-        pages = self._cache_pages(size)
-        if self._parameters.xbzrle:
-            self._processes.limits.set("xbzrle_cache", pages)
-
-    def _workers(self) -> int:
-        """Return the number of worker processes.
-
-        Compression gets one worker per processor if there are more processors than threads could
-        use.
-        """
-        if self._parameters.workers is not None:
-            return self._parameters.workers
-        if self._compression is None:
-            return default_workers()
-        return processors() if processors() > ENOUGH_FOR_THREADS else 0
-
-    def _cache_pages(self, size: int | None) -> int:
-        ram = max(self._total, self._guest.machine.page_size)
-        wanted = min(DEFAULT_SIZE, ram) if size is None else size
-        return cache_pages(wanted, self._guest.machine.page_size, ram)
 
     def run(self, on_progress: Callable[[Figures], None] | None = None) -> Figures:
         """Migrate the guest and return the final figures.
@@ -201,88 +155,29 @@ class Sender:
 
     def _send_ram(self, return_path: bool) -> None:
         """Send rounds while the guest runs, then the last round of the paused guest."""
-        self._converge()
-        if return_path and self._say_hello() and self._guest.running:
-            # The guest kept writing while the answer was on its way.
-            self._adapt(self._send_round(tracked=True))
-            self._converge()
+        self._precopy.converge()
+        if return_path:
+            hello = say_hello(self._processes)
+            self._peer = hello.peer
+            if hello.slow and self._guest.running:
+                # The guest kept writing while the answer was on its way.
+                self._precopy.send_tracked()
+                self._precopy.converge()
         self._report.note_downtime()
         self._report.meter.begin("downtime")
         self.on_switchover()
         if self._guest.running:
             self._guest.pause()
             self._paused_here = True
-            self._note_progress()
-            self._processes.limits.set("max_bandwidth", 0)
-        self._release_guest()
+            self._progress.note()
+            self.limits.set_max_bandwidth(None)
+        self._precopy.release_guest()
         if self._parameters.pause_before_switchover:
             self.states.to(MigrationStatus.PRE_SWITCHOVER)
             self._crew.wait_fd(self._proceed.fileno())
             self.states.to(MigrationStatus.DEVICE)
-            self._note_progress()
-        self._send_round(tracked=False)
-
-    def _converge(self) -> None:
-        while self._guest.running and not self._should_switch_over():
-            self._adapt(self._send_round(tracked=True))
-
-    def _say_hello(self) -> bool:
-        """Make sure that the destination's answers arrive, before the guest is paused.
-
-        Return whether the destination took a noticeable time to answer. Raises MigrationError if it
-        does not answer within HELLO_TIMEOUT.
-        """
-        asked = time.monotonic()
-        try:
-            self._peer = self._processes.greet(HELLO_TIMEOUT)
-        except SilenceError:
-            raise MigrationError(
-                f"the destination did not answer a PING for {HELLO_TIMEOUT:.0f} s; if its answers"
-                " cannot arrive, say --no-return-path"
-            ) from None
-        return time.monotonic() > asked + HELLO_IS_QUICK
-
-    def _should_switch_over(self) -> bool:
-        forced = self.on_stall is OnStall.SWITCHOVER and self._stall.stalled
-        return forced or self._convergence.should_switch_over(self._bandwidth)
-
-    @property
-    def _bandwidth(self) -> float:
-        return self._report.meter.bandwidth
-
-    def _send_round(self, *, tracked: bool) -> Round:
-        if self._report.round:
-            self.on_round(self._report.round + 1)
-        self._report.round_begins()
-        self._processes.start_round(StartRound(self._report.round, tracked))
-        self._crew.wait_for(RoundSent)
-        done = self._report.round_ends()
-        self._convergence.round_done(done)
-        return done
-
-    def _adapt(self, done: Round) -> None:
-        """Throttle the guest if it dirties RAM too fast; report a stall if that does not help."""
-        self._report.note_forecast()
-        throttle = self._report.throttle
-        if throttle is not None:
-            before = throttle.percentage
-            throttle.round_done(done)
-            if throttle.percentage != before:
-                self._guest.throttle(throttle.percentage)
-        self._stall.round_done(done)
-        if throttle is not None and not throttle.at_maximum:
-            self._stall.begin_again()
-        self._tell_stall()
-
-    def _tell_stall(self) -> None:
-        if not self._stall.stalled or self._convergence.should_switch_over(self._bandwidth):
-            self._report.stall = None
-            return
-        if self._report.stall is None:
-            self._report.stall = self._report.explain_stall()
-            self._on_progress(self.figures())
-        if self.on_stall is OnStall.CANCEL:
-            raise MigrationCancelledError(f"cancelled: {self._report.stall.reason}")
+            self._progress.note()
+        self._precopy.send_last()
 
     def _hand_over(self, return_path: bool) -> None:
         """Send the device state, then the end of the stream, which passes the guest on."""
@@ -300,10 +195,13 @@ class Sender:
             abort=self._processes.word(Word.ABORT),
             answers=self._processes.let_go(),
         )
-        wishes = Wishes(lambda: self._cancel_asked, lambda: self._leave_asked)
         # From here on, the guest's process resumes the guest if it stays.
         paused_here, self._paused_here = self._paused_here, False
-        self._conclude(lead(self._guest, self._channel, job, wishes, self._tick))
+        handed = lead(self._guest, self._channel, job, self._requests.wishes(), self._tick)
+        error = failure(handed, cancelled=self._requests.cancelled)
+        if error is not None:
+            self._channel.drop()
+            raise error
         try:
             self._channel.close()
         except ChannelError:
@@ -312,60 +210,6 @@ class Sender:
             if paused_here:
                 self._guest.resume()
             raise
-
-    def _conclude(self, handed: Handed) -> None:
-        """Raise the error that describes the outcome, unless the guest arrived."""
-        outcome = handed.outcome
-        if outcome is not None and outcome.state is Source.GONE:
-            return
-        assert self._channel is not None
-        self._channel.drop()
-        if outcome is None:
-            raise UnconfirmedError(
-                "the guest's process does not answer and is left alone; it finds out by itself"
-                " whether the destination has the guest, and runs it only if not"
-            )
-        if outcome.state is Source.UNCONFIRMED:
-            raise UnconfirmedError(
-                "the destination has the whole guest, but did not confirm that it runs"
-                f" ({outcome.reason}); look there: vmferry receive --resume starts a kept guest"
-            )
-        if handed.dead:
-            raise MigrationError(
-                "the guest's process died while it was handed over; if the destination says that it"
-                " keeps the guest, vmferry receive --resume starts it there"
-            )
-        if self._cancel_asked and outcome.reason == "cancelled":
-            raise MigrationCancelledError("cancelled")
-        raise MigrationError(outcome.reason)
-
-    def _note_progress(self) -> None:
-        self._still_since = (self._processes.sent("transferred"), time.monotonic())
-
-    def _check_host(self) -> None:
-        """Raise MigrationError if the destination's host is gone.
-
-        The kernel would notice only after 15 minutes.
-        """
-        if self._channel is not None and self._channel.silence > GONE_AFTER:
-            raise MigrationError(f"the destination's host has been silent for {GONE_AFTER:.0f} s")
-
-    def _check_still(self) -> None:
-        """Raise MigrationError if the destination has stopped reading from a paused guest.
-
-        The destination cannot have started the guest, because the end of the stream was not sent.
-        """
-        sent, since = self._still_since
-        if not self._paused_here or self.states.state is MigrationStatus.PRE_SWITCHOVER:
-            return
-        if self._processes.sent("transferred") != sent:
-            self._note_progress()
-        elif time.monotonic() > since + STILL_TIMEOUT:
-            raise MigrationError(f"the destination took nothing for {STILL_TIMEOUT:.0f} s")
-
-    def _check_cancel(self) -> None:
-        if self._cancel_asked:
-            raise MigrationCancelledError("cancelled")
 
     def _give_up(self, error: BaseException) -> None:
         """Break the channel first, so that the other side cannot start, then let the guest run.
@@ -381,7 +225,7 @@ class Sender:
         try:
             if self._paused_here:
                 self._guest.resume()
-            self._release_guest()
+            self._precopy.release_guest()
         finally:
             if isinstance(error, UnconfirmedError):
                 self.states.to(MigrationStatus.COMPLETED)
@@ -393,19 +237,15 @@ class Sender:
     def _release(self) -> None:
         self._crew.stop()
         self._processes.close()
-        self._wake.close()
+        self._requests.close()
         self._proceed.close()
 
-    def _release_guest(self) -> None:
-        """Remove the throttle, so that the guest runs at full speed wherever it is."""
-        throttle = self._report.throttle
-        if throttle is not None and throttle.percentage:
-            throttle.release()
-            self._guest.throttle(0)
-
     def _tick(self) -> None:
-        self._check_still()
-        self._check_host()
+        assert self._channel is not None
+        # Whoever stops the migration at pre-switchover may take as long as he wants.
+        if self._paused_here and self.states.state is not MigrationStatus.PRE_SWITCHOVER:
+            self._progress.check()
+        check_host(self._channel)
         self._report.window()
         self._on_progress(self.figures())
 

@@ -1,5 +1,7 @@
 """Lead the outgoing handover for the coordinator; `receiver.handover` is the counterpart.
 
+Before the guest is paused, the destination is asked whether its answers arrive (`say_hello`).
+
 The process that holds the guest sends the end of the stream and decides by the answer who has the
 guest (`guest.handing_out`). If that process dies, the coordinator continues in its place: the guest
 can then never run here again, so a destination that has the whole guest is ordered to start it.
@@ -15,17 +17,50 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Pipe
 
 from ..guest.base import Guest
+from ..guest.errors import MigrationCancelledError, MigrationError
 from ..guest.handing import Outcome
 from ..guest.handing_out import ALL_SENT, ANSWER_TIMEOUT, SourceJob, hand_out
 from ..guest.watching import HolderDied, HolderSilent, Wishes, watch
-from ..protocol.handover import Source
+from ..protocol.handover import Peer, Source
 from ..transport.channel import Channel
+from ..transport.crew import SilenceError
+from .errors import UnconfirmedError
+from .processes import Processes
+
+HELLO_TIMEOUT = 60.0
+"""Seconds that the destination may take to answer a PING before the guest is paused."""
+HELLO_IS_QUICK = 0.05
+"""Longest time, in seconds, of an answer after which no further round is made."""
 
 UNSURE_TIMEOUT = 5.0
 """Seconds to wait for an answer if the guest's process died while it sent the end of the stream.
 
 The destination may not have received all of it.
 """
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The destination's answer to HELLO; `slow` if it took a noticeable time to arrive."""
+
+    peer: Peer
+    slow: bool
+
+
+def say_hello(processes: Processes) -> Hello:
+    """Make sure that the destination's answers arrive, before the guest is paused.
+
+    Raises MigrationError if it does not answer within HELLO_TIMEOUT.
+    """
+    asked = time.monotonic()
+    try:
+        peer = processes.greet(HELLO_TIMEOUT)
+    except SilenceError:
+        raise MigrationError(
+            f"the destination did not answer a PING for {HELLO_TIMEOUT:.0f} s; if its answers"
+            " cannot arrive, say --no-return-path"
+        ) from None
+    return Hello(peer, time.monotonic() > asked + HELLO_IS_QUICK)
 
 
 class DeadHolder:
@@ -91,3 +126,31 @@ def _lead_for_the_dead(
     with ours:
         outcome: Outcome[Source] = watch(ours, wishes, on_look)
     return outcome
+
+
+def failure(handed: Handed, *, cancelled: bool) -> MigrationError | None:
+    """Return the error that describes the outcome, or None if the guest has left.
+
+    `cancelled`: the user asked for that.
+    """
+    outcome = handed.outcome
+    if outcome is None:
+        return UnconfirmedError(
+            "the guest's process does not answer and is left alone; it finds out by itself"
+            " whether the destination has the guest, and runs it only if not"
+        )
+    if outcome.state is Source.GONE:
+        return None
+    if outcome.state is Source.UNCONFIRMED:
+        return UnconfirmedError(
+            "the destination has the whole guest, but did not confirm that it runs"
+            f" ({outcome.reason}); look there: vmferry receive --resume starts a kept guest"
+        )
+    if handed.dead:
+        return MigrationError(
+            "the guest's process died while it was handed over; if the destination says that it"
+            " keeps the guest, vmferry receive --resume starts it there"
+        )
+    if cancelled and outcome.reason == "cancelled":
+        return MigrationCancelledError("cancelled")
+    return MigrationError(outcome.reason)

@@ -9,7 +9,15 @@ from ..protocol.words import ping, word_on_wire
 from ..transport.channel import Channel
 from ..transport.counters import Counters
 from ..transport.crew import Crew
-from ..transport.process import Child, preload, send_channel, send_fd, send_message
+from ..transport.process import (
+    Child,
+    default_workers,
+    preload,
+    processors,
+    send_channel,
+    send_fd,
+    send_message,
+)
 from ..transport.ring import Ring, RingWriter
 from .compression import Compression, Framer
 from .slots import SLOT_FLUSHED, SLOT_PIECE
@@ -27,8 +35,23 @@ from .worker import WORKER_COUNTERS, StartRound, WorkerSetup, run_worker, slot_s
 RING_SLOTS = 8
 CONTROL_PIECE = 1 << 20
 """Bytes that the coordinator puts in one slot of its ring."""
+ENOUGH_FOR_THREADS = 4
+"""Largest number of processors that compression threads of the transport process can keep busy."""
 
 preload("vmferry.sender.transport", "vmferry.sender.worker")
+
+
+def worker_count(requested: int | None, compression: Compression | None) -> int:
+    """Return the number of worker processes, which the machine decides if none is requested.
+
+    Compression gets one worker per processor if there are more processors than threads could
+    use.
+    """
+    if requested is not None:
+        return requested
+    if compression is None:
+        return default_workers()
+    return processors() if processors() > ENOUGH_FOR_THREADS else 0
 
 
 class Processes:
@@ -38,7 +61,12 @@ class Processes:
     """
 
     def __init__(
-        self, guest: Guest, count: int, crew: Crew, compression: Compression | None
+        self,
+        guest: Guest,
+        count: int,
+        crew: Crew,
+        compression: Compression | None,
+        limits: Counters,
     ) -> None:
         self._guest = guest
         self._compression = compression
@@ -47,7 +75,8 @@ class Processes:
         self._crew = crew
         self._scanners: list[Child] = []
         self._transport: Child | None = None
-        self.limits = Counters.create(("max_bandwidth", "xbzrle_cache"))
+        self.limits = limits
+        """The limits that the processes read; closed with what else is shared with them."""
         self._sent = Counters.create(TRANSPORT_COUNTERS)
         self._scanned = [Counters.create(WORKER_COUNTERS) for _ in range(max(count, 1))]
         self._slot_size = slot_size(guest.machine.page_size)

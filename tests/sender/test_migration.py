@@ -62,9 +62,9 @@ def test_busy_guest_arrives_whole_as_differences(workers: int, pattern: str) -> 
 
     def steer(figures: Figures) -> None:
         if figures.dirty_sync_count >= 1:
-            sender.set_xbzrle_cache_size(4 << 20)
+            sender.limits.set_xbzrle_cache_size(4 << 20)
         if figures.dirty_sync_count >= 6:
-            sender.set_max_bandwidth(None)
+            sender.limits.set_max_bandwidth(None)
 
     try:
         figures = sender.run(steer)

@@ -215,7 +215,7 @@ def test_stall_goes_on_until_something_changes(source: SyntheticGuest) -> None:
 
     def raise_limit(figures: Figures) -> None:
         if figures.stall is not None:
-            sender.set_max_bandwidth(None)
+            sender.limits.set_max_bandwidth(None)
 
     try:
         figures = sender.run(raise_limit)
