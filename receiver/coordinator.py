@@ -17,7 +17,8 @@ from ..guest.base import BlockLayout, DeviceSection, DeviceState, Guest, Machine
 from ..guest.errors import GuestError, MigrationCancelledError, MigrationError
 from ..guest.handing import Outcome
 from ..guest.handing_in import DestinationJob
-from ..guest.watching import HolderSilent, Wishes
+from ..guest.requests import Requests
+from ..guest.watching import HolderSilent
 from ..protocol import events
 from ..protocol.handover import Destination, Word
 from ..protocol.states import MigrationStatus, StateMachine
@@ -28,7 +29,6 @@ from ..transport.crew import Crew, CrewError, check_workers
 from ..transport.lobby import Lobby
 from ..transport.meter import Meter
 from ..transport.process import default_workers
-from ..transport.shared import Wakeup
 from ..transport.spill import SentFile, SpillFile
 from ..transport.uri import UriError, parse_uri
 from .beginning import begins_stream
@@ -147,11 +147,10 @@ class Receiver:
         self._parameters = parameters or ReceiveParameters()
         self.states = StateMachine()
         self.states.add_listener(lambda old, new: _log.info("%s -> %s", old.value, new.value))
-        self._cancel_asked = False
         self.paused = self._parameters.paused
         """If true, the guest is not resumed at the end; it may change until then."""
-        self._wake = Wakeup()
-        self._crew = Crew(self._wake.fileno(), self._check_cancel)
+        self._requests = Requests()
+        self._crew = Crew(self._requests.fileno(), self._requests.check)
         count = default_workers() if self._parameters.workers is None else self._parameters.workers
         self._processes = Processes(count, self._crew, self._parameters.max_device_state)
         self.on_refused: Callable[[str], None] = lambda _: None
@@ -161,7 +160,6 @@ class Receiver:
         self._on_progress: Callable[[Figures], None] = lambda _: None
         self._incoming = Incoming()
         self._prepared = False
-        self._leave_asked = False
         self._meter = Meter()
 
     def cancel(self) -> None:
@@ -169,13 +167,11 @@ class Receiver:
 
         A guest that already runs here cannot be cancelled.
         """
-        self._cancel_asked = True
-        self._wake.set()
+        self._requests.cancel()
 
     def leave(self) -> None:
         """Cancel, and end within seconds even if the source does not say who has the guest."""
-        self._leave_asked = True
-        self.cancel()
+        self._requests.leave()
 
     def run(
         self,
@@ -259,7 +255,7 @@ class Receiver:
         )
         self._processes.let_go(job, self._guest.finisher())
         assert self._channel is not None
-        wishes = Wishes(lambda: self._cancel_asked, lambda: self._leave_asked)
+        wishes = self._requests.wishes()
         # From here on the source may give its guest up: nothing is removed unless it asks for that.
         self._prepared = False
         try:
@@ -280,13 +276,9 @@ class Receiver:
             raise KeptError(f"{outcome.reason}; {self._guest.keep()}")
         if outcome.state is Destination.RETURNED:
             self._guest.abort_incoming()
-            if self._cancel_asked:
+            if self._requests.cancelled:
                 raise MigrationCancelledError("cancelled; the source has the guest")
             raise MigrationError(outcome.reason)
-
-    def _check_cancel(self) -> None:
-        if self._cancel_asked:
-            raise MigrationCancelledError("cancelled")
 
     def _give_up(self, error: BaseException) -> None:
         # Otherwise the transport process would take the silence for the death of this process, and
@@ -312,7 +304,7 @@ class Receiver:
         if self._channel is not None:
             self._channel.close()
         self._processes.close()
-        self._wake.close()
+        self._requests.close()
 
     def _tick(self) -> None:
         self._meter.window(self._processes.received("transferred"), 0)
