@@ -33,10 +33,10 @@ from ..transport.spill import SentFile, SpillFile
 from ..transport.uri import UriError, parse_uri
 from .beginning import begins_stream
 from .errors import KeptError
+from .exchange import Arrived, Complete, Spilled
 from .figures import Figures
 from .handover import lead
 from .processes import Processes
-from .transport import Arrived, Complete, Spilled
 
 _log = logging.getLogger(__name__)
 

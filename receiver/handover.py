@@ -2,23 +2,27 @@
 
 The process that holds the guest promises the source that the guest is whole, and starts it when the
 source confirms (`guest.handing_in`). If that process dies, the coordinator tells the source to keep
-running the guest.
+running the guest. If the coordinator dies, the transport process may continue in its place.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection, Pipe
 
 from ..guest.base import Guest
 from ..guest.errors import MigrationError
 from ..guest.handing import Outcome
-from ..guest.handing_in import PROMISED, DestinationJob
+from ..guest.handing_in import PROMISED, DestinationJob, hand_in
 from ..guest.line import Line
 from ..guest.watching import LOOK_EVERY, HolderDied, Wishes, watch
 from ..protocol.handover import Destination
 from ..protocol.return_path import shut
 from ..transport.channel import Channel
+from ..transport.process import send_message
+from .exchange import LetGo, Promised, Released
 
 
 def lead(
@@ -67,3 +71,44 @@ def _give_back(channel: Channel, wishes: Wishes, on_look: Callable[[], None]) ->
         line.wait(None, LOOK_EVERY, news=True, room=False)
         on_look()
     line.close()
+
+
+def let_go(connection: Connection, channel: Channel, command: LetGo) -> None:
+    """Leave the channel to the guest's holder, and take over if that dies.
+
+    The transport process calls it. Without a finisher the holder cannot be replaced, and this
+    process is done.
+    """
+    if command.finisher is None:
+        channel.drop()
+        send_message(connection, Released())
+        return
+    send_message(connection, Released())
+    promised = False
+    try:
+        while isinstance(connection.recv(), Promised):
+            promised = True
+    except (EOFError, ConnectionError):
+        _take_over(channel, replace(command.job, promised=promised), command.finisher)
+    else:
+        channel.drop()
+
+
+class Finisher:
+    """A guest whose coordinator died, with a call that completes it from any process."""
+
+    def __init__(self, finish: Callable[[], None]) -> None:
+        self._finish = finish
+
+    def complete(self, *, running: bool) -> None:
+        """Complete the guest; whether it runs was settled before the promise."""
+        del running
+        self._finish()
+
+
+def _take_over(channel: Channel, job: DestinationJob, finisher: Callable[[], None]) -> None:
+    """End the handover of a guest whose coordinator died."""
+    ours, theirs = Pipe()
+    with ours, theirs:
+        hand_in(os.dup(channel.fileno()), job, Finisher(finisher), theirs)
+    channel.drop()

@@ -13,18 +13,9 @@ from ..transport.crew import Crew
 from ..transport.process import Child, preload, receive_fd, send_channel, send_fd, send_message
 from ..transport.ring import Ring
 from ..transport.shared import SharedFd
+from .exchange import Continue, Dismissed, LetGo, Promised, Released, StandBy
 from .slots import SLOT_SIZE
-from .transport import (
-    TRANSPORT_COUNTERS,
-    Continue,
-    Dismissed,
-    LetGo,
-    Promised,
-    Released,
-    StandBy,
-    TransportSetup,
-    run_transport,
-)
+from .transport import TRANSPORT_COUNTERS, TransportSetup, run_transport
 from .worker import WORKER_COUNTERS, MapBlocks, WorkerSetup, run_worker
 
 RING_SLOTS = 8

@@ -19,10 +19,10 @@ end before the cut cannot be distinguished from the true one: the rest of that d
 bytes after the stream, and their number is reported.
 
 **On a connection** an end is accepted only if its description fits and ends with the last byte that
-has arrived (`whole`), and nothing follows: see `receiver.transport` for how long that is watched. A
-source that waits for an answer sends nothing after the true end, and continues after a forged one.
-The remaining risk is a source, or a link, that stalls exactly after a forged end for all of that
-time.
+has arrived (`whole`), and nothing follows: see `receiver.end_of_stream` for how long that is
+watched. A source that waits for an answer sends nothing after the true end, and continues after a
+forged one. The remaining risk is a source, or a link, that stalls exactly after a forged end for
+all of that time.
 
 **Without a description** (`undescribed`) sections are separated only if there is one way to do so,
 and only zeros follow the end. That is certain for an input that is known to be complete. It is not

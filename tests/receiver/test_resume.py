@@ -17,7 +17,7 @@ from vmferry.guest.handing_in import DestinationJob
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_options import parse_options
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
-from vmferry.receiver.transport import Released
+from vmferry.receiver.exchange import Released
 from vmferry.sender.coordinator import Sender
 
 from tests.patience import PATIENCE
