@@ -13,10 +13,9 @@ from ..protocol.states import MigrationStatus
 from ..receiver.coordinator import ReceiveParameters, Receiver
 from ..receiver.errors import KeptError
 from ..transport.uri import Tcp, Unix, UriError, parse_uri
-from .capabilities import Capabilities
 from .descriptors import Descriptors
 from .errors import QmpError
-from .events import Events
+from .migration_events import MigrationEvents
 from .run_state import RunControl
 
 _S = MigrationStatus
@@ -33,13 +32,11 @@ class Incoming:
         self,
         guest: Guest,
         run: RunControl,
-        capabilities: Capabilities,
         descriptors: Descriptors,
-        events: Events,
+        events: MigrationEvents,
     ) -> None:
         self._guest = guest
         self._run = run
-        self._capabilities = capabilities
         self._descriptors = descriptors
         self._events = events
         self._receiver: Receiver | None = None
@@ -115,8 +112,7 @@ class Incoming:
 
     def _change(self, new: MigrationStatus) -> None:
         self._status = new
-        if self._capabilities["events"]:
-            self._events.emit("MIGRATION", status=str(new))
+        self._events.changed(new)
 
     def set_autostart(self) -> None:
         """Update whether the guest starts on arrival, after `stop` or `cont` changed that."""

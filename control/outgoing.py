@@ -14,25 +14,17 @@ from ..sender.coordinator import Sender
 from ..sender.errors import UnconfirmedError
 from ..sender.figures import Figures
 from ..sender.page_cache import CacheSizeError
-from ..sender.parameters import OnStall, SendParameters
 from ..sender.stall import Stall
-from ..sender.throttle import ThrottleParameters
 from ..transport.uri import UnknownSchemeError, UriError, parse_uri
 from .capabilities import Capabilities
 from .descriptors import Descriptors
 from .errors import QmpError
-from .events import Events
-from .extensions import (
-    AUTO,
-    COMPRESS,
-    ON_STALL,
-    STALL_EVENT,
-    WORKERS,
-    stall_as_qmp,
-    under_own_names,
-)
+from .extensions import under_own_names
+from .figures import laid_out
+from .migration_events import MigrationEvents
 from .parameters import Parameters
 from .run_state import RunControl, RunState
+from .send_parameters import change_limits, send_parameters
 
 _S = MigrationStatus
 _OVER = (_S.NONE, _S.COMPLETED, _S.FAILED, _S.CANCELLED)
@@ -50,7 +42,7 @@ class Outgoing:
         run: RunControl,
         settings: tuple[Capabilities, Parameters],
         descriptors: Descriptors,
-        events: Events,
+        events: MigrationEvents,
     ) -> None:
         self._guest = guest
         self._run = run
@@ -107,26 +99,7 @@ class Outgoing:
         self._thread.start()
 
     def _new_sender(self, uri: str) -> Sender:
-        value, on = self._parameters, self._capabilities
-        total = sum(block.length for block in self._guest.blocks)
-        throttle = ThrottleParameters(
-            value["cpu-throttle-initial"],
-            value["cpu-throttle-increment"],
-            value["max-cpu-throttle"],
-            value["throttle-trigger-threshold"],
-        )
-        parameters = SendParameters(
-            max_bandwidth=value["max-bandwidth"] or None,
-            downtime_limit=value["downtime-limit"] / 1000,
-            workers=None if value[WORKERS] == AUTO else value[WORKERS],
-            return_path=on["return-path"],
-            xbzrle=on["xbzrle"],
-            xbzrle_cache_size=min(value["xbzrle-cache-size"], total) or None,
-            compress=value[COMPRESS],
-            auto_converge=throttle if on["auto-converge"] else None,
-            on_stall=OnStall(value[ON_STALL]),
-            pause_before_switchover=on["pause-before-switchover"],
-        )
+        parameters = send_parameters(self._guest, self._parameters, self._capabilities)
         sender = Sender(self._guest, uri, parameters)
         sender.on_round = self._round_begins
         sender.on_switchover = self._run.switchover
@@ -139,7 +112,9 @@ class Outgoing:
             figures = sender.run(self._look)
         except UnconfirmedError as error:
             # As in QEMU, a guest that the destination has whole has left, whatever happens to it.
-            self._ended(_S.COMPLETED, self._laid_out(sender.figures()) | {"error-desc": str(error)})
+            self._ended(
+                _S.COMPLETED, laid_out(sender.figures(), self._passes) | {"error-desc": str(error)}
+            )
         except MigrationError as error:
             cancelled = sender.states.state is _S.CANCELLED
             self._ended(_S.CANCELLED if cancelled else _S.FAILED, {"error-desc": str(error)})
@@ -148,7 +123,7 @@ class Outgoing:
             self._ended(_S.FAILED, {"error-desc": f"{type(error).__name__}: {error}"})
             raise
         else:
-            self._ended(_S.COMPLETED, self._laid_out(figures))
+            self._ended(_S.COMPLETED, laid_out(figures, self._passes))
 
     def _ended(self, status: MigrationStatus, answer: dict[str, Any]) -> None:
         self._close_fd()
@@ -174,19 +149,17 @@ class Outgoing:
 
     def _change(self, new: MigrationStatus) -> None:
         self._status = new
-        if self._capabilities["events"]:
-            self._events.emit("MIGRATION", status=str(new))
+        self._events.changed(new)
 
     def _round_begins(self, number: int) -> None:
         self._passes = number
-        if self._capabilities["events"]:
-            self._events.emit("MIGRATION_PASS", **{"pass": number})
+        self._events.round_begins(number)
 
     def _look(self, figures: Figures) -> None:
         """Emit one event when a stall begins."""
         before, self._stall = self._stall, figures.stall
-        if before is None and figures.stall is not None and self._capabilities["events"]:
-            self._events.emit(STALL_EVENT, **stall_as_qmp(figures.stall))
+        if before is None and figures.stall is not None:
+            self._events.stalls(figures.stall)
 
     def _close_fd(self) -> None:
         fd, self._fd = self._fd, None
@@ -214,13 +187,8 @@ class Outgoing:
         """Apply changed limits to the running migration. Raises CacheSizeError."""
         if not self.active or self._sender is None:
             return
-        value = self._parameters
-        if self._run.state is not RunState.FINISH_MIGRATE:
-            self._sender.limits.set_max_bandwidth(value["max-bandwidth"] or None)
-        self._sender.limits.set_downtime_limit(value["downtime-limit"] / 1000)
-        self._sender.limits.on_stall = OnStall(value[ON_STALL])
-        total = sum(block.length for block in self._guest.blocks)
-        self._sender.limits.set_xbzrle_cache_size(min(value["xbzrle-cache-size"], total))
+        paused = self._run.state is RunState.FINISH_MIGRATE
+        change_limits(self._sender.limits, self._guest, self._parameters, paused=paused)
 
     def query(self) -> dict[str, Any]:
         """Return the migration as `query-migrate` lays it out."""
@@ -232,20 +200,8 @@ class Outgoing:
             return self._answer | answer
         if status is _S.SETUP:
             return answer
-        return self.figures() | answer
-
-    def figures(self) -> dict[str, Any]:
-        """Return all figures of the running migration."""
         assert self._sender is not None
-        return self._laid_out(self._sender.figures())
-
-    def _laid_out(self, figures: Figures) -> dict[str, Any]:
-        answer = under_own_names(figures.as_qmp(), figures.stall)
-        answer["ram"]["dirty-sync-count"] = self._passes
-        if not answer.get("cpu-throttle-percentage"):
-            # QEMU reports it only while the guest is throttled.
-            answer.pop("cpu-throttle-percentage", None)
-        return answer
+        return laid_out(self._sender.figures(), self._passes) | answer
 
     def finish(self) -> None:
         """Cancel the migration, and wait for its end."""

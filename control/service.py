@@ -17,6 +17,7 @@ from .descriptors import Descriptors
 from .errors import QmpError
 from .events import Events
 from .incoming import Incoming
+from .migration_events import MigrationEvents
 from .outgoing import Outgoing
 from .parameters import Parameters
 from .run_state import RunControl, RunState
@@ -51,6 +52,7 @@ class Service:
         self._death_fd: int | None = None
         self.events = Events(self._loop)
         self.capabilities = Capabilities()
+        self._migration_events = MigrationEvents(self.events, self.capabilities)
         self.parameters = Parameters()
         self.descriptors = Descriptors()
         self.announcing = Announcing(announce, self.parameters)
@@ -60,7 +62,7 @@ class Service:
             self.run_control,
             (self.capabilities, self.parameters),
             self.descriptors,
-            self.events,
+            self._migration_events,
         )
         self.incoming = None if incoming is None else self._new_incoming()
         self._uri = incoming
@@ -69,9 +71,7 @@ class Service:
         guest.add_listener(lambda event: self.events.emit(event.upper()))
 
     def _new_incoming(self) -> Incoming:
-        incoming = Incoming(
-            self.guest, self.run_control, self.capabilities, self.descriptors, self.events
-        )
+        incoming = Incoming(self.guest, self.run_control, self.descriptors, self._migration_events)
         incoming.on_failure = self.fail
         incoming.on_arrival = self._arrived
         return incoming

@@ -1,0 +1,51 @@
+"""Make the parameters of an outgoing migration from those that QMP has set."""
+
+from __future__ import annotations
+
+from ..guest.base import Guest
+from ..sender.limits import Limits
+from ..sender.parameters import OnStall, SendParameters
+from ..sender.throttle import ThrottleParameters
+from .capabilities import Capabilities
+from .extensions import AUTO, COMPRESS, ON_STALL, WORKERS
+from .parameters import Parameters
+
+
+def send_parameters(guest: Guest, value: Parameters, on: Capabilities) -> SendParameters:
+    """Return the parameters of a migration of `guest` that starts now."""
+    throttle = ThrottleParameters(
+        value["cpu-throttle-initial"],
+        value["cpu-throttle-increment"],
+        value["max-cpu-throttle"],
+        value["throttle-trigger-threshold"],
+    )
+    return SendParameters(
+        max_bandwidth=value["max-bandwidth"] or None,
+        downtime_limit=value["downtime-limit"] / 1000,
+        workers=None if value[WORKERS] == AUTO else value[WORKERS],
+        return_path=on["return-path"],
+        xbzrle=on["xbzrle"],
+        xbzrle_cache_size=_cache_size(guest, value) or None,
+        compress=value[COMPRESS],
+        auto_converge=throttle if on["auto-converge"] else None,
+        on_stall=OnStall(value[ON_STALL]),
+        pause_before_switchover=on["pause-before-switchover"],
+    )
+
+
+def change_limits(limits: Limits, guest: Guest, value: Parameters, *, paused: bool) -> None:
+    """Apply the parameters to a running migration. Raises CacheSizeError.
+
+    `paused`: the guest is paused for the last round, which has no bandwidth limit.
+    """
+    if not paused:
+        limits.set_max_bandwidth(value["max-bandwidth"] or None)
+    limits.set_downtime_limit(value["downtime-limit"] / 1000)
+    limits.on_stall = OnStall(value[ON_STALL])
+    limits.set_xbzrle_cache_size(_cache_size(guest, value))
+
+
+def _cache_size(guest: Guest, value: Parameters) -> int:
+    """Return the size of the XBZRLE cache in bytes: at most that of the guest's RAM."""
+    size: int = min(value["xbzrle-cache-size"], sum(block.length for block in guest.blocks))
+    return size
