@@ -11,13 +11,13 @@ from ..guest.base import Guest
 from ..guest.errors import MigrationCancelledError
 from ..transport.crew import Crew
 from .convergence import Convergence, Round
+from .exchange import RoundSent
 from .limits import Limits
 from .parameters import OnStall
 from .processes import Processes
 from .report import Report
 from .stall import StallDetector
 from .throttle import AutoConverge, ThrottleParameters
-from .transport import RoundSent
 from .worker import StartRound
 
 

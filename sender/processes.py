@@ -20,16 +20,9 @@ from ..transport.process import (
 )
 from ..transport.ring import Ring, RingWriter
 from .compression import Compression, Framer
+from .exchange import Flushed, Greeted, LetGo, Released
 from .slots import SLOT_FLUSHED, SLOT_PIECE
-from .transport import (
-    TRANSPORT_COUNTERS,
-    Flushed,
-    Greeted,
-    LetGo,
-    Released,
-    TransportSetup,
-    run_transport,
-)
+from .transport import TRANSPORT_COUNTERS, TransportSetup, run_transport
 from .worker import WORKER_COUNTERS, StartRound, WorkerSetup, run_worker, slot_size
 
 RING_SLOTS = 8

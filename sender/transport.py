@@ -23,6 +23,7 @@ from ..transport.ring import Ring, RingReader
 from ..transport.shared import Readiness, wait_readable
 from .adaptive import Pool
 from .compressed_slots import FramedDirectSlots
+from .exchange import Flushed, Greeted, LetGo, Released, RoundSent
 from .slots import SLOT_END_OF_ROUND, SLOT_FLUSHED, SLOT_STORED, DirectSlots, Slots
 from .worker import MappedBlock, StartRound, Worker, WorkerSetup, make_choice, map_blocks
 
@@ -43,40 +44,6 @@ class TransportSetup:
     counters: Counters
     limits: Counters
     return_path: bool
-
-
-@dataclass(frozen=True)
-class RoundSent:
-    """Report: every slot of this round was handed to the channel."""
-
-    number: int
-
-
-@dataclass(frozen=True)
-class Flushed:
-    """Report: everything that the coordinator wrote was handed to the channel."""
-
-
-@dataclass(frozen=True)
-class Greeted:
-    """Report: the destination has answered HELLO, and with it everything before it."""
-
-    peer: Peer
-
-
-@dataclass(frozen=True)
-class LetGo:
-    """Command: everything except the end of the stream was sent; leave the channel to others."""
-
-
-@dataclass(frozen=True)
-class Released:
-    """Report: this process has closed the channel.
-
-    `answers` has bytes of the return path that were read but are not a whole message yet.
-    """
-
-    answers: bytes
 
 
 class Transport:

@@ -1,0 +1,83 @@
+"""Collect what a stream holds besides pages; `sender.stream` is the counterpart."""
+
+from __future__ import annotations
+
+from ..guest.base import BlockLayout, DeviceSection, DeviceState, Machine
+from ..guest.errors import MigrationError
+from ..protocol import events
+from ..protocol.wire.kept import Part, Payload
+from ..transport.spill import SentFile, SpillFile
+
+
+class Incoming:
+    """Everything in the stream so far except the pages."""
+
+    def __init__(self) -> None:
+        self.configuration: events.Configuration | None = None
+        self.ram_section_id = 0
+        self.page_size = 4096
+        self.early: list[DeviceSection] = []
+        self.sections: list[DeviceSection] = []
+        self.description: bytes | None = None
+        self.blocks: events.RamBlocks | None = None
+        self.files: list[SpillFile] = []
+        """The files of large payloads, in the order in which they arrived."""
+
+    def take(self, event: events.Event) -> None:
+        """Record one event."""
+        if isinstance(event, events.Configuration):
+            self.configuration = event
+        elif isinstance(event, events.RamSection):
+            self.ram_section_id = event.section_id
+        elif isinstance(event, events.RamBlocks):
+            self.blocks = event
+        elif isinstance(event, events.DeviceSection):
+            section = DeviceSection(
+                section_id=event.section_id,
+                name=event.name,
+                instance_id=event.instance_id,
+                version=event.version,
+                payload=self._payload(event.payload),
+            )
+            (self.sections if self.blocks else self.early).append(section)
+        elif isinstance(event, events.Description):
+            self.description = event.text
+
+    def _payload(self, payload: Payload) -> Payload:
+        if isinstance(payload, bytes):
+            return payload
+        assert isinstance(payload.kept, SentFile)
+        return Part(self.files[payload.kept.number], payload.start, payload.size)
+
+    def machine(self) -> Machine:
+        """Return the machine that the configuration names.
+
+        Raises MigrationError if the stream has no configuration section.
+        """
+        if self.configuration is None:
+            raise MigrationError("the stream has no configuration section, so names no machine")
+        page_size = self.configuration.page_size
+        return Machine(
+            name=self.configuration.machine,
+            page_size=page_size or self.page_size,
+            capabilities=self.configuration.capabilities,
+            uuid=self.configuration.uuid,
+            page_bits_sent=page_size is not None,
+        )
+
+    def layout(self) -> list[BlockLayout]:
+        """Return the RAM blocks that the stream brings."""
+        assert self.blocks is not None
+        return [
+            BlockLayout(name=block.name, length=block.length, page_size=self.machine().page_size)
+            for block in self.blocks.blocks
+        ]
+
+    def device_state(self) -> DeviceState:
+        """Return everything that is loaded after RAM."""
+        return DeviceState(
+            early=tuple(self.early),
+            sections=tuple(self.sections),
+            description=self.description,
+            ram_section_id=self.ram_section_id,
+        )
