@@ -10,12 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..protocol.errors import ParameterError
-from ..protocol.wire.kept import whole
-from .base import BlockLayout, DeviceSection, DeviceState, Guest, Machine, RamBlock, map_block
-from .description import describe_opaque
+from .base import BlockLayout, DeviceState, Guest, Machine, RamBlock, map_block
 from .errors import GuestError
+from .one_section import one_section, payload_of
 
-RAM_SECTION_ID = 2
 VERSION = 1
 
 
@@ -115,9 +113,7 @@ class ProgramGuest(Guest):
     def save_devices(self, *, running: bool = True) -> DeviceState:
         """Return one section: whether the guest runs on, in one byte, and what `save` returns."""
         payload = bytes([running]) + self.save()
-        section = DeviceSection(RAM_SECTION_ID + 1, self._machine.name, 0, VERSION, payload)
-        description = describe_opaque([section], self._machine.page_size)
-        return DeviceState((), (section,), description, RAM_SECTION_ID)
+        return one_section(self._machine.name, VERSION, payload, self._machine.page_size)
 
     def commit(self) -> None:
         """Do nothing: nothing starts the guest but this program."""
@@ -135,10 +131,7 @@ class ProgramGuest(Guest):
     def load_devices(self, machine: Machine, state: DeviceState) -> None:
         """Give the state to `load`; `machine` was checked by `prepare`. Raises GuestError."""
         del machine
-        found = [(section.name, section.version) for section in (*state.early, *state.sections)]
-        if found != [(self._machine.name, VERSION)]:
-            raise GuestError(f"{self._machine.name}: device sections {found} are not its own")
-        payload = whole((*state.early, *state.sections)[0].payload)
+        payload = payload_of(state, self._machine.name, VERSION)
         if not payload:
             raise GuestError(f"{self._machine.name}: its device section is empty")
         self._runs_on = bool(payload[0])

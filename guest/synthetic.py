@@ -24,11 +24,9 @@ import numpy.typing as npt
 from xxhash import xxh3_128_hexdigest
 
 from ..protocol.handover import Destination, Source
-from ..protocol.wire.kept import whole
 from ..transport.process import send_fd, send_message
 from .base import (
     BlockLayout,
-    DeviceSection,
     DeviceState,
     Guest,
     Machine,
@@ -36,19 +34,19 @@ from .base import (
     map_block,
     populate_present,
 )
-from .description import describe_opaque
 from .errors import GuestError
 from .handing import Outcome
 from .handing_in import DestinationJob
 from .handing_out import SourceJob
+from .one_section import one_section, payload_of
 from .sizes import format_size
 from .synthetic_door import knock
 from .synthetic_memory import PAGE_SIZE, RAM_NAME, ROM_NAME, ROM_SIZE, BadPage
 from .synthetic_options import Options, parse_options
 from .tracker import page_digests
 
-RAM_SECTION_ID = 2
 DEVICE_NAME = "synthetic"
+VERSION = 1
 _PROGRAM = f"{__package__}.synthetic_process"
 _QUIT_TIMEOUT = 5.0
 _released: list[subprocess.Popen[bytes]] = []
@@ -256,9 +254,7 @@ class SyntheticGuest(Guest):
     def save_devices(self, *, running: bool = True) -> DeviceState:
         """Return one section: whether the guest runs on, its figures, and the sequence numbers."""
         payload: bytes = self._command("save", running)
-        section = DeviceSection(RAM_SECTION_ID + 1, DEVICE_NAME, 0, 1, payload)
-        description = describe_opaque([section], PAGE_SIZE)
-        return DeviceState((), (section,), description, RAM_SECTION_ID)
+        return one_section(DEVICE_NAME, VERSION, payload, PAGE_SIZE)
 
     def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
         """Create memory and the process, so that it is ready when RAM has arrived."""
@@ -284,10 +280,7 @@ class SyntheticGuest(Guest):
     def load_devices(self, machine: Machine, state: DeviceState) -> None:
         """Give the table to the process; `machine` was checked by `prepare`."""
         del machine
-        names = [(s.name, s.version) for s in (*state.early, *state.sections)]
-        if names != [(DEVICE_NAME, 1)]:
-            raise GuestError(f"synthetic: device sections {names} are not a synthetic guest's")
-        self._runs_on = self._command("load", whole((*state.early, *state.sections)[0].payload))
+        self._runs_on = self._command("load", payload_of(state, DEVICE_NAME, VERSION))
 
     def invalidate_caches(self) -> None:
         """Do nothing: nothing is cached."""
