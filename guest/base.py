@@ -23,6 +23,8 @@ from .errors import GuestError
 from .handing import Outcome
 from .handing_in import DestinationJob, hand_in
 from .handing_out import SourceJob, hand_out
+from .tracking.errors import TrackingError
+from .tracking.marks import WriteMarks
 
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
@@ -157,6 +159,15 @@ class Guest(ABC):
 
         If the controller dies, the guest runs at full speed again.
         """
+
+    def mark_writes(self) -> WriteMarks:
+        """Have the kernel mark the pages that the guest writes, until the result is closed.
+
+        Raises TrackingError with the reason if this guest, or this kernel, cannot; then a migration
+        compares digests of all pages instead. A guest that can calls `tracking.marks.mark_writes`
+        in the process that writes the memory. Writes through other mappings are not marked.
+        """
+        raise TrackingError("a guest of this kind does not mark its writes")
 
     @abstractmethod
     def save_devices(self, *, running: bool = True) -> DeviceState:

@@ -13,6 +13,7 @@ from ..protocol.errors import ParameterError
 from .base import BlockLayout, DeviceState, Guest, Machine, RamBlock, map_block
 from .errors import GuestError
 from .one_section import one_section, payload_of
+from .tracking.marks import WriteMarks, mark_writes
 
 VERSION = 1
 
@@ -109,6 +110,10 @@ class ProgramGuest(Guest):
 
     def throttle(self, percentage: int) -> None:
         """Do nothing: a guest that cannot be slowed down is not."""
+
+    def mark_writes(self) -> WriteMarks:
+        """Have the kernel mark what this process writes to `memory`. Raises TrackingError."""
+        return mark_writes([self._memory[block.name] for block in self._blocks])
 
     def save_devices(self, *, running: bool = True) -> DeviceState:
         """Return one section: whether the guest runs on, in one byte, and what `save` returns."""

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from xxhash import xxh3_128_hexdigest
 
 from ..protocol.handover import Destination, Source
-from ..transport.process import send_fd, send_message
+from ..transport.process import receive_fd, send_fd, send_message
 from .base import (
     BlockLayout,
     DeviceState,
@@ -43,7 +43,8 @@ from .sizes import format_size
 from .synthetic_door import knock
 from .synthetic_memory import PAGE_SIZE, RAM_NAME, ROM_NAME, ROM_SIZE, BadPage
 from .synthetic_options import Options, parse_options
-from .tracker import page_digests
+from .tracking.digests import page_digests
+from .tracking.marks import WriteMarks
 
 DEVICE_NAME = "synthetic"
 VERSION = 1
@@ -115,9 +116,9 @@ class SyntheticGuest(Guest):
             self.close()
             raise GuestError(f"synthetic: {error.strerror}") from error
 
-    def _command(self, name: str, *arguments: Any) -> Any:
+    def _command(self, name: str, *arguments: Any, fds: Sequence[int] = ()) -> Any:
         with self._lock:
-            answer = self._answer(self._to_process, name, arguments)
+            answer = self._answer(self._to_process, name, arguments, fds)
         if isinstance(answer, GuestError):
             raise answer
         return answer
@@ -128,9 +129,11 @@ class SyntheticGuest(Guest):
             raise GuestError("synthetic: no guest here yet; give it a size, or receive one")
         return self._connection
 
-    def _answer(self, connection: Connection, name: str, arguments: tuple[Any, ...]) -> Any:
+    def _answer(
+        self, connection: Connection, name: str, arguments: tuple[Any, ...], fds: Sequence[int]
+    ) -> Any:
         with self._living():
-            number = self._send(connection, name, arguments)
+            number = self._send(connection, name, arguments, fds)
             answered = 0
             while answered != number:
                 # This answers an older command, whose caller did not wait for it.
@@ -202,6 +205,14 @@ class SyntheticGuest(Guest):
     def throttle(self, percentage: int) -> None:
         """Reduce the rate of writes by `percentage` %; 0 restores it."""
         self._command("throttle", percentage)
+
+    def mark_writes(self) -> WriteMarks:
+        """Have the kernel mark what the guest's process writes. Raises TrackingError."""
+        ours, theirs = Pipe()
+        with ours, theirs:
+            addresses = self._command("mark writes", fds=[theirs.fileno()])
+            with self._living():
+                return WriteMarks(addresses, receive_fd(ours), receive_fd(ours))
 
     def commit(self) -> None:
         """Mark the guest: its process does not run it again by itself."""

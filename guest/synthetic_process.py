@@ -13,15 +13,16 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..protocol.handover import Destination
-from ..transport.process import receive_fd, send_message
+from ..transport.process import receive_fd, send_fd, send_message
 from .base import RamBlock, map_block
 from .errors import GuestError
 from .handing_in import DestinationJob, hand_in
@@ -29,6 +30,7 @@ from .handing_out import SourceJob, hand_out
 from .synthetic_door import Door
 from .synthetic_memory import BATCH, PAGE_SIZE, PATTERNS, BadPage, Memory
 from .synthetic_options import Options
+from .tracking.marks import mark_writes
 
 _STATE = struct.Struct("<QQQQQQQ")
 """Head of the device state: version, runs on, counter, hot pages, dirty rate, seed, pattern.
@@ -60,9 +62,15 @@ class Process:
     """The main loop; an `incoming` guest does not run here until it is resumed."""
 
     def __init__(
-        self, connection: Connection, memory: Memory, options: Options, incoming: bool
+        self,
+        connection: Connection,
+        blocks: Sequence[npt.NDArray[np.uint8]],
+        memory: Memory,
+        options: Options,
+        incoming: bool,
     ) -> None:
         self._connection = connection
+        self._blocks = blocks
         self._poll = select.poll()
         self._poll.register(connection.fileno(), select.POLLIN)
         self._memory = memory
@@ -89,6 +97,7 @@ class Process:
             "hand out": self._hand_out,
             "hand in": self._hand_in,
             "throttle": self._set_throttle,
+            "mark writes": self._mark_writes,
             "save": self._save,
             "load": self._load,
             "counter": lambda: self._counter,
@@ -198,6 +207,15 @@ class Process:
     def _set_throttle(self, percentage: int) -> None:
         self._speed = 1 - percentage / 100
 
+    def _mark_writes(self) -> tuple[int, ...]:
+        """Mark the writes of this process; the controller gets, and keeps, the descriptors."""
+        with Connection(receive_fd(self._connection)) as controller:
+            marks = mark_writes(self._blocks)
+            send_fd(controller, marks.userfaultfd)
+            send_fd(controller, marks.pagemap)
+        marks.close()
+        return marks.addresses
+
     def _save(self, running: bool = True) -> bytes:
         pattern = PATTERNS.index(self._memory.pattern)
         figures = (running, self._counter, self._hot, self._rate, self._seed, pattern)
@@ -269,11 +287,11 @@ def run(connection: Connection, descriptors: list[int]) -> None:
     except (EOFError, ConnectionError):
         # The controller has died already.
         return
-    blocks = [RamBlock("", os.fstat(fd).st_size, PAGE_SIZE, fd) for fd in descriptors]
-    memory = Memory(map_block(blocks[0]), map_block(blocks[1]), options.seed, options.pattern)
+    blocks = [map_block(RamBlock("", os.fstat(fd).st_size, PAGE_SIZE, fd)) for fd in descriptors]
+    memory = Memory(*blocks, options.seed, options.pattern)
     if not incoming:
         memory.fill(options.zero)
-    Process(connection, memory, options, incoming).run()
+    Process(connection, blocks, memory, options, incoming).run()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from ..transport.ring import Ring, RingWriter
 from .compression import Compression, Framer
 from .exchange import Flushed, Greeted, LetGo, Released
 from .slots import SLOT_FLUSHED, SLOT_PIECE
+from .tracking import Tracking
 from .transport import TRANSPORT_COUNTERS, TransportSetup, run_transport
 from .worker import WORKER_COUNTERS, StartRound, WorkerSetup, run_worker, slot_size
 
@@ -78,7 +79,9 @@ class Processes:
         self._control = Ring.create(RING_SLOTS, compressed_bound(CONTROL_PIECE))
         self._writer = RingWriter(self._control)
 
-    def start(self, section_id: int, channel: Channel, *, return_path: bool) -> None:
+    def start(
+        self, section_id: int, channel: Channel, tracking: Tracking, *, return_path: bool
+    ) -> None:
         """Start all processes, and wait until each one has mapped what it needs."""
         parts = [
             WorkerSetup(
@@ -90,6 +93,7 @@ class Processes:
                 self._sent,
                 self.limits,
                 self._layout,
+                tracking.addresses,
                 self._compression,
             )
             for index, counters in enumerate(self._scanned)
@@ -110,8 +114,8 @@ class Processes:
         ]
         self._scanners = workers or [transport]
         for child in self._scanners:
-            for block in self._guest.blocks:
-                send_fd(child.connection, block.fd)
+            for fd in tracking.fds(self._guest.blocks):
+                send_fd(child.connection, fd)
         for _ in {transport, *workers}:
             self._crew.wait_for(str)
         send_channel(transport.connection, channel)

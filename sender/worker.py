@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..guest.base import RamBlock, is_hole, map_block, populate_present
-from ..guest.tracker import DigestTracker
+from ..guest.tracking.digests import DigestTracker
+from ..guest.tracking.marks import MarkTracker
+from ..guest.tracking.tracker import Tracker
 from ..guest.zero import zero_mask
 from ..protocol.pages import records
 from ..protocol.pages.xbzrle import Delta
@@ -66,6 +68,8 @@ class WorkerSetup:
     limits: Counters
     """Limits with `xbzrle_cache`, the cache pages of all workers together; 0 means no XBZRLE."""
     layout: tuple[dict[str, Any], ...]
+    marked: tuple[int, ...] | None = None
+    """Address of each block in the guest's process, if the kernel marks its writes."""
     compression: Compression | None = None
 
 
@@ -85,7 +89,7 @@ class MappedBlock:
     name: bytes
     page_size: int
     ram: npt.NDArray[np.uint8]
-    tracker: DigestTracker
+    tracker: Tracker
 
 
 @dataclass(frozen=True)
@@ -177,23 +181,34 @@ class Worker:
             self._cache.resize(lines)
 
     def _chunks(self) -> Iterator[Chunk]:
+        """Yield the chunks of this worker that may hold dirty pages."""
         setup, number = self._setup, 0
         for block in self._blocks:
-            for first in range(0, len(block.ram), CHUNK_PAGES):
-                if number % setup.count == setup.index:
-                    yield Chunk(block, first, number // setup.count * CHUNK_PAGES)
-                number += 1
+            to_take = block.tracker.chunks_to_take(CHUNK_PAGES)
+            own = np.arange((setup.index - number) % setup.count, len(to_take), setup.count)
+            skipped = own[~to_take[own]] * CHUNK_PAGES
+            clean = np.minimum(len(block.ram) - skipped, CHUNK_PAGES).sum()
+            self._counters.add("scanned", int(clean))
+            for chunk in own[to_take[own]].tolist():
+                yield Chunk(
+                    block, chunk * CHUNK_PAGES, (number + chunk) // setup.count * CHUNK_PAGES
+                )
+            number += len(to_take)
 
     def _send_chunk(self, chunk: Chunk, command: StartRound) -> None:
         block, first = chunk.block, chunk.first
         ram = block.ram[first : first + CHUNK_PAGES]
         self._counters.add("scanned", len(ram))
         end = first + len(ram)
-        if is_hole(block.block, first * block.page_size, end * block.page_size):
-            numbers = block.tracker.not_sent_as_zero(first, end)
-            self._send_zero(chunk, numbers - first, command)
+        # Law 1: whatever is looked at from here on, a later write marks the page again.
+        taken = block.tracker.take_dirty(first, end)
+        if not taken.any():
             return
-        dirty = block.tracker.scan(ram, first)
+        if is_hole(block.block, first * block.page_size, end * block.page_size):
+            indexes = np.flatnonzero(block.tracker.changed_to_zero(first, taken))
+            self._send_zero(chunk, indexes, command)
+            return
+        dirty = block.tracker.changed(ram, first, taken)
         if not dirty.any():
             return
         # A page read as zero is sent as ZERO, and the table gets the digest of zeros, whatever the
@@ -280,13 +295,18 @@ class Worker:
 
 def map_blocks(connection: Connection, setup: WorkerSetup) -> list[MappedBlock]:
     """Map all RAM, whose descriptors arrive over `connection`."""
+    fds = [receive_fd(connection) for _ in setup.layout]
+    pagemap = None if setup.marked is None else receive_fd(connection)
     mapped = []
-    for fields in setup.layout:
-        block = RamBlock(fd=receive_fd(connection), **fields)
+    for number, (fields, fd) in enumerate(zip(setup.layout, fds, strict=True)):
+        block = RamBlock(fd=fd, **fields)
         flat = map_block(block)
         populate_present(flat, block)
         ram = flat.reshape(-1, block.page_size)
-        tracker = DigestTracker(len(ram), block.page_size)
+        tracker: Tracker = DigestTracker(len(ram), block.page_size)
+        if setup.marked is not None and pagemap is not None:
+            address = setup.marked[number]
+            tracker = MarkTracker(pagemap, address, len(ram), block.page_size)
         mapped.append(MappedBlock(block, block.name.encode(), block.page_size, ram, tracker))
     return mapped
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vmferry.guest.base import RamBlock, map_block
-from vmferry.guest.tracker import DigestTracker
+from vmferry.guest.tracking.digests import DigestTracker
 from vmferry.protocol import events
 from vmferry.protocol.pages import records, xbzrle
 from vmferry.protocol.pages.records import Buffer

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from vmferry.guest.base import RamBlock, map_block
-from vmferry.guest.tracker import DigestTracker
+from vmferry.guest.tracking.digests import DigestTracker
 from vmferry.protocol.pages import records
 from vmferry.sender.worker import (
     WORKER_COUNTERS,

@@ -1,31 +1,12 @@
-"""Track dirty pages: those that changed since they were last sent."""
+"""Find dirty pages by digests of what was sent: the way for any memory, and the slow one."""
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_128_digest
 
-
-class DirtyTracker(Protocol):
-    """A record of what was sent of one RAM block. Page numbers count from the block's start."""
-
-    def scan(self, pages: npt.NDArray[np.uint8], first: int) -> npt.NDArray[np.bool_]:
-        """Return a mask, (n,) bool, of the dirty ones among live `pages` (n, page_size).
-
-        The first of them is page `first` of the block.
-        """
-
-    def not_sent_as_zero(self, first: int, end: int) -> npt.NDArray[np.intp]:
-        """Return the numbers of pages, `first` to before `end`, that were not last sent as zero."""
-
-    def sent(self, numbers: npt.NDArray[np.intp], copies: npt.NDArray[np.uint8]) -> None:
-        """Record that these pages were put on the wire as `copies` (n, page_size) hold them."""
-
-    def sent_zero(self, numbers: npt.NDArray[np.intp]) -> None:
-        """Record that these pages were put on the wire as zero."""
+from .tracker import Mask
 
 
 class DigestTracker:
@@ -40,23 +21,32 @@ class DigestTracker:
         self._was_sent = np.zeros(page_count, np.bool_)
         self._zero = np.frombuffer(xxh3_128_digest(bytes(page_size)), np.uint64)
 
-    def scan(self, pages: npt.NDArray[np.uint8], first: int) -> npt.NDArray[np.bool_]:
+    def chunks_to_take(self, size: int) -> Mask:
+        """Return that any chunk may have dirty pages: only reading them tells."""
+        return np.ones(-(-len(self._was_sent) // size), np.bool_)
+
+    def take_dirty(self, first: int, end: int) -> Mask:
+        """Return that any page may be dirty; there is nothing to re-arm."""
+        return np.ones(end - first, np.bool_)
+
+    def changed(self, pages: npt.NDArray[np.uint8], first: int, taken: Mask) -> Mask:
         """Return a mask of the dirty pages; a page never sent is dirty, and is not read."""
-        known = self._was_sent[first : first + len(pages)]
-        dirty = ~known
+        known = self._was_sent[first : first + len(pages)] & taken
         if known.all():
             table = self._digests[first : first + len(pages)]
             return np.asarray((page_digests(pages) != table).any(axis=1))
+        dirty = taken & ~known
         if known.any():
             numbers = np.flatnonzero(known)
             now = page_digests(pages[numbers])
             dirty[numbers] = (now != self._digests[first + numbers]).any(axis=1)
         return dirty
 
-    def not_sent_as_zero(self, first: int, end: int) -> npt.NDArray[np.intp]:
-        """Return the numbers of pages in the range that were not last sent as zero."""
+    def changed_to_zero(self, first: int, taken: Mask) -> Mask:
+        """Return a mask of the pages that were not last sent as zero."""
+        end = first + len(taken)
         zero = (self._digests[first:end] == self._zero).all(axis=1) & self._was_sent[first:end]
-        return first + np.flatnonzero(~zero)
+        return taken & ~zero
 
     def sent(self, numbers: npt.NDArray[np.intp], copies: npt.NDArray[np.uint8]) -> None:
         """Record the digests of these copies, which were put on the wire."""
