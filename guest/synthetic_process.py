@@ -288,7 +288,7 @@ def run(connection: Connection, descriptors: list[int]) -> None:
         # The controller has died already.
         return
     blocks = [map_block(RamBlock("", os.fstat(fd).st_size, PAGE_SIZE, fd)) for fd in descriptors]
-    memory = Memory(*blocks, options.seed, options.pattern)
+    memory = Memory(blocks[0], blocks[1], options.seed, options.pattern)
     if not incoming:
         memory.fill(options.zero)
     Process(connection, blocks, memory, options, incoming).run()

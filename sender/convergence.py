@@ -1,10 +1,11 @@
 """Decide when to stop the guest, from what is left to send and what the link moves in the downtime.
 
-A digest tracker finds a dirty page only by reading it, so what is dirty *now* is forecast from the
-last rounds. The pages that a round finds became dirty since the round before read them. A guest
-that writes all over its RAM dirties half as many pages in half the time; one that writes the same
-pages over and over dirties them in any time. Two rounds of different length tell which kind the
-guest is; before that, the worse kind is assumed. This module reads no clock and does no I/O.
+A tracker by the kernel's marks counts what is dirty now. A digest tracker finds a dirty page only
+by reading it, so what is dirty *now* is forecast from the last rounds: the pages that a round finds
+became dirty since the round before read them. A guest that writes all over its RAM dirties half as
+many pages in half the time; one that writes the same pages over and over dirties them in any time.
+Two rounds of different length tell which kind the guest is; before that, the worse kind is assumed.
+This module reads no clock and does no I/O.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Round:
     """The results of one finished pass over guest RAM: bytes found dirty, and seconds taken.
 
     `sent_bytes` is the size of the dirty pages on the wire. `busy` is the part of `seconds` in
-    which the channel was sending, or waiting because of the bandwidth limit.
+    which the channel was sending, or waiting because of the bandwidth limit. `left` is what is
+    dirty at its end, where the tracker can count that.
     """
 
     number: int
@@ -33,6 +35,7 @@ class Round:
     sent_bytes: int
     seconds: float
     busy: float
+    left: int | None = None
 
 
 MOMENT = 1e-6
@@ -68,13 +71,19 @@ class Convergence:
     def round_done(self, done: Round) -> None:
         """Record a finished round.
 
-        Round 0 says nothing about the guest's writes, so all of RAM is still expected after it.
+        Round 0 says nothing about the guest's writes, so all of RAM is still expected after it,
+        unless the tracker can count.
         """
         before, previous, self._last = self._before, self._last, done
         self._before = previous
         self._scan = max(0.0, done.seconds - done.busy)
-        if previous is None:
-            return
+        if previous is not None:
+            self._learn(done, previous, before)
+        if done.left is not None:
+            self._count(done, done.left, previous)
+
+    def _learn(self, done: Round, previous: Round, before: Round | None) -> None:
+        """Learn about the guest from what rounds found, which it dirtied during the one before."""
         if done.dirty_bytes:
             # Pages that were zero or little changed are likely to be so again.
             self._on_wire = min(1.0, done.sent_bytes / done.dirty_bytes)
@@ -87,6 +96,19 @@ class Convergence:
             )
         self.expected_dirty = done.dirty_bytes * self._grown(done.seconds, previous.seconds)
 
+    def _count(self, done: Round, left: int, previous: Round | None) -> None:
+        """Learn from what is dirty now, which the guest dirtied during this round."""
+        self.expected_dirty = left
+        self.dirty_rate = left / max(done.seconds, MOMENT)
+        # Only marked pages will be scanned.
+        self._scan *= min(1.0, left / max(done.dirty_bytes, 1))
+        if previous is not None and previous.left is not None:
+            self._growth = _exponent(
+                max(left, 1) / max(previous.left, 1),
+                max(done.seconds, MOMENT) / max(previous.seconds, MOMENT),
+                self._growth,
+            )
+
     def _grown(self, seconds: float, before: float) -> float:
         """Return what part of the RAM dirtied in `before` seconds is dirtied in `seconds`.
 
@@ -98,7 +120,8 @@ class Convergence:
     @property
     def knows_guest(self) -> bool:
         """Return whether a round has shown yet how fast the guest dirties its RAM."""
-        return self._last is not None and self._last.number > 0
+        last = self._last
+        return last is not None and (last.number > 0 or last.left is not None)
 
     @property
     def expected_sent(self) -> float:

@@ -122,6 +122,8 @@ class Sender:
         if blockers:
             raise MigrationError(f"the guest cannot migrate: {'; '.join(blockers)}")
         uri = parse_uri(self._uri)
+        if self._guest.running:
+            self._processes.begin_tracking(self._parameters.tracker)
         self.states.to(MigrationStatus.SETUP)
         self._channel = self._connect(uri)
         return_path = self._parameters.return_path and self._channel.bidirectional

@@ -110,6 +110,7 @@ class Figures:
     `remaining` is exact in the first round; in later rounds it is a forecast. `remaining_time` is a
     forecast for the whole migration, or in the first round for that round alone; None means that it
     is unknown or that the migration would not end. `stall` is set while rounds do not shrink.
+    `tracker` names the way in which the dirty pages of a running guest are found.
     """
 
     status: MigrationStatus
@@ -135,6 +136,7 @@ class Figures:
     error: str | None = None
     xbzrle: XbzrleFigures | None = None
     compression: CompressionFigures | None = None
+    tracker: str | None = None
 
     @property
     def normal_bytes(self) -> int:
@@ -176,6 +178,8 @@ class Figures:
             answer["expected-downtime"] = self.expected_downtime
         if self.stall is not None:
             answer["stall"] = self.stall.explain(command_line_option).as_json()
+        if self.tracker is not None:
+            answer["tracker"] = self.tracker
         if self.throttle is not None:
             answer["cpu-throttle-percentage"] = self.throttle.percentage
             answer["cpu-throttle-highest"] = self.throttle.highest

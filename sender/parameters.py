@@ -9,6 +9,7 @@ from enum import Enum
 from ..protocol.errors import ParameterError
 from ..transport.crew import check_workers
 from .throttle import ThrottleParameters
+from .tracking import TrackerKind
 
 
 class OnStall(Enum):
@@ -43,6 +44,8 @@ class SendParameters:
     """How to throttle the guest while it dirties RAM faster than it is sent; None: never."""
     on_stall: OnStall = OnStall.CONTINUE
     """Reaction to rounds that no longer shrink: go on, cancel, or switch over."""
+    tracker: TrackerKind = TrackerKind.AUTO
+    """How dirty pages are found; AUTO: the best way that guest and kernel allow."""
     pause_before_switchover: bool = False
     """Wait for `Sender.proceed` once the guest is paused."""
 

@@ -22,7 +22,7 @@ from ..transport.ring import Ring, RingWriter
 from .compression import Compression, Framer
 from .exchange import Flushed, Greeted, LetGo, Released
 from .slots import SLOT_FLUSHED, SLOT_PIECE
-from .tracking import Tracking
+from .tracking import TrackerKind, Tracking, begin_tracking
 from .transport import TRANSPORT_COUNTERS, TransportSetup, run_transport
 from .worker import WORKER_COUNTERS, StartRound, WorkerSetup, run_worker, slot_size
 
@@ -67,6 +67,7 @@ class Processes:
         self._framer = Framer()
         self._layout = block_layout(guest.blocks)
         self._crew = crew
+        self._tracking: Tracking | None = None
         self._scanners: list[Child] = []
         self._transport: Child | None = None
         self.limits = limits
@@ -79,10 +80,22 @@ class Processes:
         self._control = Ring.create(RING_SLOTS, compressed_bound(CONTROL_PIECE))
         self._writer = RingWriter(self._control)
 
-    def start(
-        self, section_id: int, channel: Channel, tracking: Tracking, *, return_path: bool
-    ) -> None:
+    def begin_tracking(self, wanted: TrackerKind) -> None:
+        """Choose how dirty pages are found; to be called before `start`. Raises MigrationError."""
+        self._tracking = begin_tracking(self._guest, wanted)
+
+    @property
+    def tracker(self) -> str | None:
+        """Return the name of the way in which dirty pages are found, if that is chosen yet."""
+        return None if self._tracking is None else self._tracking.kind.value
+
+    def dirty_bytes(self) -> int | None:
+        """Return how much RAM is dirty now, or None if only reading all of it would tell."""
+        return None if self._tracking is None else self._tracking.dirty_bytes(self._guest.blocks)
+
+    def start(self, section_id: int, channel: Channel, *, return_path: bool) -> None:
         """Start all processes, and wait until each one has mapped what it needs."""
+        tracking = self._tracking or Tracking(TrackerKind.DIGESTS)
         parts = [
             WorkerSetup(
                 index,
@@ -195,6 +208,8 @@ class Processes:
 
     def close(self) -> None:
         """Release everything that was shared with the processes, which have ended."""
+        if self._tracking is not None:
+            self._tracking.close()
         self._writer.close()
         for ring in (*self._rings, self._control):
             ring.close()

@@ -77,6 +77,7 @@ class Report:
             sent,
             self.meter.milliseconds("round") / 1000,
             busy_ns / 1e9,
+            self._processes.dirty_bytes(),
         )
         if done.busy > 0:
             self._round_bandwidth = done.sent_bytes / done.busy
@@ -163,6 +164,7 @@ class Report:
             throttle=self._throttle_figures(),
             xbzrle=self._xbzrle_figures(),
             compression=self._compression_figures(),
+            tracker=self._processes.tracker,
         )
 
     def _remaining(self, status: MigrationStatus) -> int:

@@ -154,7 +154,8 @@ class Worker:
     def __init__(self, setup: WorkerSetup, blocks: list[MappedBlock], slots: Slots) -> None:
         self._setup = setup
         self._blocks = blocks
-        self._counters = setup.counters
+        self.counters = setup.counters
+        """The counters of WORKER_COUNTERS, as far as this worker's pages go."""
         self._slots = slots
         self._records = SlotBuilder(slots, setup.section_id)
         self._cache = PageCache(0, blocks[0].page_size)
@@ -188,7 +189,7 @@ class Worker:
             own = np.arange((setup.index - number) % setup.count, len(to_take), setup.count)
             skipped = own[~to_take[own]] * CHUNK_PAGES
             clean = np.minimum(len(block.ram) - skipped, CHUNK_PAGES).sum()
-            self._counters.add("scanned", int(clean))
+            self.counters.add("scanned", int(clean))
             for chunk in own[to_take[own]].tolist():
                 yield Chunk(
                     block, chunk * CHUNK_PAGES, (number + chunk) // setup.count * CHUNK_PAGES
@@ -198,7 +199,7 @@ class Worker:
     def _send_chunk(self, chunk: Chunk, command: StartRound) -> None:
         block, first = chunk.block, chunk.first
         ram = block.ram[first : first + CHUNK_PAGES]
-        self._counters.add("scanned", len(ram))
+        self.counters.add("scanned", len(ram))
         end = first + len(ram)
         # Law 1: whatever is looked at from here on, a later write marks the page again.
         taken = block.tracker.take_dirty(first, end)
@@ -231,7 +232,7 @@ class Worker:
         self._cache.zero(chunk.own + indexes, command.number)
         if command.tracked:
             block.tracker.sent_zero(chunk.first + indexes)
-        self._counters.add("duplicate", len(indexes))
+        self.counters.add("duplicate", len(indexes))
 
     def _send_changes(
         self, chunk: Chunk, indexes: npt.NDArray[np.intp], command: StartRound
@@ -239,7 +240,7 @@ class Worker:
         """Send the changes of pages that have a line in the cache; return the other pages."""
         here = self._cache.holds(chunk.own + indexes)
         missed, indexes = indexes[~here], indexes[here]
-        self._counters.add("cache_miss", len(missed))
+        self.counters.add("cache_miss", len(missed))
         if not len(indexes):
             return missed
         block, own = chunk.block, chunk.own + indexes
@@ -259,11 +260,11 @@ class Worker:
         if command.tracked:
             block.tracker.sent(chunk.first + indexes, copies)
         encoded, overflow = int(delta.encoded.sum()), int(over.sum())
-        self._counters.add("xbzrle_pages", encoded)
-        self._counters.add("xbzrle_bytes", size)
-        self._counters.add("overflow", overflow)
-        self._counters.add("normal", overflow)
-        self._counters.add("unchanged", len(indexes) - encoded - overflow)
+        self.counters.add("xbzrle_pages", encoded)
+        self.counters.add("xbzrle_bytes", size)
+        self.counters.add("overflow", overflow)
+        self.counters.add("normal", overflow)
+        self.counters.add("unchanged", len(indexes) - encoded - overflow)
         return missed
 
     def _send_plain(self, chunk: Chunk, indexes: npt.NDArray[np.intp], command: StartRound) -> None:
@@ -290,7 +291,7 @@ class Worker:
                 self._cache.insert(chunk.own + indexes, copies, command.number)
                 self._sampler.sent(chunk.own + indexes, copies)
         self._records.used(size)
-        self._counters.add("normal", count)
+        self.counters.add("normal", count)
 
 
 def map_blocks(connection: Connection, setup: WorkerSetup) -> list[MappedBlock]:

@@ -46,7 +46,7 @@ class DigestTracker:
         """Return a mask of the pages that were not last sent as zero."""
         end = first + len(taken)
         zero = (self._digests[first:end] == self._zero).all(axis=1) & self._was_sent[first:end]
-        return taken & ~zero
+        return np.asarray(taken & ~zero)
 
     def sent(self, numbers: npt.NDArray[np.intp], copies: npt.NDArray[np.uint8]) -> None:
         """Record the digests of these copies, which were put on the wire."""

@@ -1,6 +1,8 @@
 """Track writes by the kernel's marks: which pages were written through the guest's own mapping.
 
-What writes the memory in another way, through another mapping or process, is not seen.
+What changes the memory in another way is not seen: writes through another mapping or by another
+process, and memory that is given back (MADV_REMOVE, a hole punched in its file), which reads as
+zero afterwards.
 """
 
 from __future__ import annotations

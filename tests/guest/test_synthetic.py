@@ -92,7 +92,7 @@ def writing(clock: Clock) -> Callable[[float, int], int]:
     memory = Memory(ram, rom, 1, "random")
     memory.fill(0.25)
     options = parse_options("1M,dirty-rate=4M,hot=25%")
-    process = synthetic_process.Process(theirs, memory, options, incoming=False)
+    process = synthetic_process.Process(theirs, (ram, rom), memory, options, incoming=False)
     process.resume()
 
     def written(seconds: float, percentage: int = 0) -> int:
