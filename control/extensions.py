@@ -12,6 +12,7 @@ from typing import Any
 from ..sender.compression import CompressionError, parse_compression
 from ..sender.parameters import OnStall
 from ..sender.stall import Remedy, Stall
+from ..sender.tracking import TrackerKind
 from ..transport.crew import MAX_WORKERS
 from .arguments import Type, choice, string, unsigned
 from .errors import QmpError
@@ -19,15 +20,24 @@ from .errors import QmpError
 PREFIX = "__vmferry_"
 COMPRESS = f"{PREFIX}compress"
 ON_STALL = f"{PREFIX}on-stall"
+TRACKER = f"{PREFIX}tracker"
 WORKERS = f"{PREFIX}workers"
 STALL_EVENT = f"{PREFIX}MIGRATION_STALL"
 AUTO = "auto"
 """Value of the parameter for workers that lets the machine decide their number."""
 
 on_stall: Type = choice([action.value for action in OnStall])
+tracker: Type = choice([kind.value for kind in TrackerKind])
 _OWN_NAMES = {Remedy.COMPRESS: COMPRESS, Remedy.ON_STALL: ON_STALL}
 """Parameters of stock QEMU have the same names as on the command line."""
-_OWN_FIGURES = ("remaining-time", "forecast", "stall", "compression", "cpu-throttle-highest")
+_OWN_FIGURES = (
+    "remaining-time",
+    "forecast",
+    "stall",
+    "compression",
+    "cpu-throttle-highest",
+    "tracker",
+)
 
 
 def compress(name: str, value: Any) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..sender.parameters import OnStall
+from ..sender.tracking import TrackerKind
 from . import extensions
 from .arguments import Argument, Type, boolean, integer, string, unsigned
 from .errors import QmpError
@@ -94,6 +95,7 @@ PARAMETERS = {
         _fixed("max-postcopy-bandwidth", _size, 0),
         Parameter(extensions.COMPRESS, extensions.compress, "none"),
         Parameter(extensions.ON_STALL, extensions.on_stall, OnStall.CONTINUE.value),
+        Parameter(extensions.TRACKER, extensions.tracker, TrackerKind.AUTO.value),
         Parameter(extensions.WORKERS, extensions.workers, extensions.AUTO),
     )
 }

@@ -6,8 +6,9 @@ from ..guest.base import Guest
 from ..sender.limits import Limits
 from ..sender.parameters import OnStall, SendParameters
 from ..sender.throttle import ThrottleParameters
+from ..sender.tracking import TrackerKind
 from .capabilities import Capabilities
-from .extensions import AUTO, COMPRESS, ON_STALL, WORKERS
+from .extensions import AUTO, COMPRESS, ON_STALL, TRACKER, WORKERS
 from .parameters import Parameters
 
 
@@ -29,6 +30,7 @@ def send_parameters(guest: Guest, value: Parameters, on: Capabilities) -> SendPa
         compress=value[COMPRESS],
         auto_converge=throttle if on["auto-converge"] else None,
         on_stall=OnStall(value[ON_STALL]),
+        tracker=TrackerKind(value[TRACKER]),
         pause_before_switchover=on["pause-before-switchover"],
     )
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .errors import GuestError, MigrationCancelledError, MigrationError
     from .open import open_guest
     from .program import ProgramGuest
+    from .tracking.errors import TrackingError
+    from .tracking.marks import WriteMarks, mark_writes
 
 __all__ = [
     "BlockLayout",
@@ -23,6 +25,9 @@ __all__ = [
     "MigrationError",
     "ProgramGuest",
     "RamBlock",
+    "TrackingError",
+    "WriteMarks",
+    "mark_writes",
     "open_guest",
 ]
 
@@ -33,5 +38,7 @@ __getattr__ = exported(
         "errors": "GuestError MigrationCancelledError MigrationError",
         "open": "open_guest",
         "program": "ProgramGuest",
+        "tracking.errors": "TrackingError",
+        "tracking.marks": "WriteMarks mark_writes",
     },
 )

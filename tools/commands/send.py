@@ -14,6 +14,7 @@ from ...sender.coordinator import Sender
 from ...sender.page_cache import CacheSizeError
 from ...sender.parameters import OnStall, SendParameters
 from ...sender.throttle import ThrottleError, ThrottleParameters
+from ...sender.tracking import TrackerKind
 from ...transport.crew import MAX_WORKERS
 from ..console.examples import examples
 from ..console.failure import describe, fail
@@ -102,6 +103,14 @@ def _check_needs(needed: str, *options: str) -> None:
     show_default=True,
     help="when rounds no longer shrink",
 )
+@click.option(
+    "--tracker",
+    type=click.Choice([kind.value for kind in TrackerKind]),
+    default=TrackerKind.AUTO.value,
+    show_default=True,
+    help="how to find the pages that the guest wrote: userfaultfd has the kernel mark them,"
+    " digests reads all memory in every round; auto takes the first that is possible",
+)
 @log_option
 @click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
 def send(
@@ -119,6 +128,7 @@ def send(
     cpu_throttle_increment: int,
     max_cpu_throttle: int,
     on_stall: str,
+    tracker: str,
     as_json: bool,
 ) -> None:
     """Move a guest out, to URI."""
@@ -135,6 +145,7 @@ def send(
         compress=compression(compress),
         auto_converge=throttle if auto_converge else None,
         on_stall=OnStall(on_stall),
+        tracker=TrackerKind(tracker),
     )
     try:
         guest = open_guest(guest_text)

@@ -113,6 +113,9 @@ def _details(figures: Figures, rate: float | None) -> list[str]:
     rounds = getattr(figures, "dirty_sync_count", None)
     if rounds is not None:
         details += [f"round {rounds}", f"{format_size(getattr(figures, 'remaining', 0))} left"]
+    tracker = getattr(figures, "tracker", None)
+    if tracker is not None:
+        details.append(f"tracker {tracker}")
     compression = getattr(figures, "compression", None)
     if compression is not None:
         details.append(_level(compression.levels))

@@ -15,6 +15,8 @@ def summary(figures: Figures) -> Iterator[str]:
     yield f"rounds       {figures.dirty_sync_count} (the last one on a paused guest)"
     yield f"sent         {format_size(figures.transferred)} in {seconds:.2f} s, {rate}/s"
     yield f"pages        {figures.normal} plain, {figures.duplicate} zero{_differences(figures)}"
+    if figures.tracker is not None:
+        yield f"tracker      {figures.tracker}"
     if figures.compression is not None:
         compression = figures.compression
         yield f"compression  {compression.method}, {compression.rate:.2f} : 1"
