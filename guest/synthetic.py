@@ -111,7 +111,7 @@ class SyntheticGuest(Guest):
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._pidfd = os.pidfd_open(self._process.pid)
             theirs.close()
-            send_message(self._connection, (self._options, incoming))
+            send_message(self._connection, (0, "begin", self._options, incoming))
         except OSError as error:
             self.close()
             raise GuestError(f"synthetic: {error.strerror}") from error

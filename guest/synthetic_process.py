@@ -283,10 +283,14 @@ def run(connection: Connection, descriptors: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
-        options, incoming = connection.recv()
+        _, name, *arguments = connection.recv()
     except (EOFError, ConnectionError):
         # The controller has died already.
         return
+    if name == "quit":
+        # A signal ended the controller before it had sent the options.
+        return
+    options, incoming = arguments
     blocks = [map_block(RamBlock("", os.fstat(fd).st_size, PAGE_SIZE, fd)) for fd in descriptors]
     memory = Memory(blocks[0], blocks[1], options.seed, options.pattern)
     if not incoming:

@@ -14,7 +14,7 @@ from qemu.qmp.error import QMPError
 
 from tests.control.serving import Serve, Serving
 
-PROMPT = 10.0
+PROMPT = 30.0
 """Seconds, on a busy machine."""
 
 

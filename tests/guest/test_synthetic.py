@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -359,3 +360,15 @@ def test_interruption_at_the_start_is_ignored(
     guest = make_guest("1M")
     assert interrupted == [guest.pid]
     assert guest.running
+
+
+def test_quit_before_the_options() -> None:
+    """Broken: Ctrl-C in the first moment would show a traceback of the guest's process."""
+    ours, theirs = Pipe()
+    ours.send((0, "quit"))
+    with ours, theirs:
+        command = [sys.executable, "-m", synthetic_process.__name__, str(theirs.fileno())]
+        ran = subprocess.run(
+            command, pass_fds=[theirs.fileno()], capture_output=True, text=True, check=False
+        )
+    assert (ran.returncode, ran.stderr) == (0, "")

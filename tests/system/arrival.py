@@ -30,7 +30,7 @@ class Pauses:
     """Times of arrival of several tries, beside the pauses in milliseconds that should be there.
 
     A busy machine makes some pauses of a try longer, and never one shorter. So the shortest of all
-    tries counts, and may be half as long again as it should.
+    tries counts, and may be nearly twice as long as it should.
     """
 
     TRIES = 10
@@ -49,7 +49,7 @@ class Pauses:
     def as_wanted(self) -> bool:
         """Return whether each pause was once near what it should be."""
         pairs = zip(self._shortest, self._wanted, strict=True)
-        return all(pause < 1.5 * wanted for pause, wanted in pairs)
+        return all(pause < 1.9 * wanted for pause, wanted in pairs)
 
     def __str__(self) -> str:
         return f"shortest pauses {self._shortest}, wanted {self._wanted}"

@@ -53,6 +53,6 @@ def test_no_run_with_qemu_breaks_a_rule(side: str, tmp_path: Path) -> None:
 
 def test_services_do_not_grow() -> None:
     """Broken: a service that lives for long would run out of memory, descriptors or processes."""
-    used = endurance.endure(20)
+    used = endurance.endure(12)
     grown = endurance.growth(used)
     assert {name for name, limit in endurance.GROWTH.items() if grown[name] > limit} == set(), used
