@@ -78,7 +78,12 @@ def test_compression_and_forecast(serve: Serve, tmp_path: Path) -> None:
     destination = serve("synthetic:32M", "--incoming", f"unix:{tmp_path}/migrate")
     change(source, compress="zstd:1", workers=2)
     parameters = source.ask("query-migrate-parameters")
-    assert own(parameters) == {"compress": "zstd:1", "workers": 2, "on-stall": "continue"}
+    assert own(parameters) == {
+        "compress": "zstd:1",
+        "workers": 2,
+        "on-stall": "continue",
+        "tracker": "auto",
+    }
     source.ask("migrate", uri=f"unix:{tmp_path}/migrate")
     assert source.wait_until_over() == "completed"
     destination.wait_for("completed")

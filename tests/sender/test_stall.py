@@ -17,6 +17,7 @@ from vmferry.sender.figures import Figures
 from vmferry.sender.parameters import OnStall, SendParameters
 from vmferry.sender.sampler import SAMPLE_COUNTERS, Sampler
 from vmferry.sender.stall import Remedy, Situation, StallDetector, command_line_option, explain
+from vmferry.sender.tracking import TrackerKind
 from vmferry.transport.counters import Counters
 
 from tests.patience import PATIENCE
@@ -163,7 +164,13 @@ def source() -> Iterator[SyntheticGuest]:
 
 def slow(source: SyntheticGuest, address: str, on_stall: OnStall) -> Sender:
     """Make a sender whose rounds begin when the guest has written all its pages again."""
-    parameters = SendParameters(max_bandwidth=2 * MIB, downtime_limit=0.1, on_stall=on_stall)
+    parameters = SendParameters(
+        max_bandwidth=2 * MIB,
+        downtime_limit=0.1,
+        on_stall=on_stall,
+        # Rounds are held where they begin; marks would be counted where they end.
+        tracker=TrackerKind.DIGESTS,
+    )
     sender = Sender(source, address, parameters)
 
     def hold(_: int) -> None:

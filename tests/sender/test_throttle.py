@@ -16,6 +16,7 @@ from vmferry.sender.coordinator import Sender
 from vmferry.sender.figures import Figures
 from vmferry.sender.parameters import SendParameters
 from vmferry.sender.throttle import AutoConverge, ThrottleError, ThrottleParameters
+from vmferry.sender.tracking import TrackerKind
 
 from tests.patience import PATIENCE
 from tests.sender.incoming import Incoming
@@ -113,7 +114,11 @@ def outrunning(sender: Sender, source: Watched) -> Sender:
 
 
 SLOW = SendParameters(
-    max_bandwidth=256 << 10, downtime_limit=0.0001, auto_converge=ThrottleParameters(40, 50)
+    max_bandwidth=256 << 10,
+    downtime_limit=0.0001,
+    auto_converge=ThrottleParameters(40, 50),
+    # Rounds are held where they begin; marks would be counted where they end.
+    tracker=TrackerKind.DIGESTS,
 )
 
 
