@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import mmap
-import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from ..protocol.errors import ParameterError
 from ..protocol.handover import Destination, Source
 from ..protocol.wire.kept import Payload
 from ..protocol.wire.marks import PAGE_SIZES
+from ..transport.sparse import data_parts, next_data
 from .errors import GuestError
 from .handing import Outcome
 from .handing_in import DestinationJob, hand_in
@@ -325,18 +325,9 @@ def populate_present(ram: npt.NDArray[np.uint8], block: RamBlock) -> None:
     They become writable, too: pages that exist are mapped writable anyway, and to ask for that
     costs twice as much.
     """
-    end = block.file_offset + block.length
-    position = block.file_offset
-    while position < end:
-        try:
-            start = os.lseek(block.fd, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            raise
-        position = min(os.lseek(block.fd, start, os.SEEK_HOLE), end)
-        if start < position:
-            populate(ram, False, start - block.file_offset, position - block.file_offset)
+    first = block.file_offset
+    for start, end in data_parts(block.fd, first, first + block.length):
+        populate(ram, False, start - first, end - first)
 
 
 def is_hole(block: RamBlock, start: int, end: int) -> bool:
@@ -344,13 +335,8 @@ def is_hole(block: RamBlock, start: int, end: int) -> bool:
 
     They are zero then, and reading them through a mapping would allocate them.
     """
-    try:
-        data = os.lseek(block.fd, block.file_offset + start, os.SEEK_DATA)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return True
-        raise
-    return data >= block.file_offset + end
+    data = next_data(block.fd, block.file_offset + start)
+    return data is None or data >= block.file_offset + end
 
 
 def populate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -10,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ...transport.sparse import next_data
 from ..rebuild.guest import RebuildError
 
 STEP = 4 << 20
@@ -63,8 +63,8 @@ def _next_data(fd: int, position: int) -> int:
     none.
     """
     try:
-        return os.lseek(fd, position, os.SEEK_DATA)
-    except OSError as error:
-        # ENXIO: a hole reaches the end of the file. Other errors: the file has no support for
-        # holes.
-        return 1 << 63 if error.errno == errno.ENXIO else position
+        found = next_data(fd, position)
+    except OSError:
+        # The file has no support for holes.
+        return position
+    return 1 << 63 if found is None else found

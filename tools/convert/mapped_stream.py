@@ -22,6 +22,7 @@ from ...protocol.reading.configuration import IGNORE_SHARED, MAPPED_RAM
 from ...protocol.wire import mapped_ram
 from ...protocol.wire.marks import CommandType, SectionType
 from ...protocol.writer import StreamWriter
+from ...transport.sparse import write_at
 from ..console.failure import CommandError
 from ..rebuild.block_file import BlockFile
 
@@ -90,11 +91,8 @@ class MappedFile:
             self._skipped = False
 
     def _put(self, place: int, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            count = os.pwrite(self._fd, view, place)
-            view, place = view[count:], place + count
-        self._at = max(self._at, place)
+        write_at(self._fd, data, place)
+        self._at = max(self._at, place + len(data))
 
     def _command(self, event: events.Command) -> None:
         if event.command in (CommandType.PACKAGED, CommandType.POSTCOPY_LISTEN):

@@ -6,7 +6,6 @@ file ends with the last block that arrived, and may be longer than the disk.
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from ...guest.file_names import file_name
 from ...protocol.errors import StreamError, UnsupportedError
 from ...protocol.section_events import DiskBlock
 from ...protocol.wire.block import BLOCK_SIZE, SECTION_NAME
+from ...transport.sparse import next_data, write_at
 from ..console.failure import named
 
 SECTOR = 512
@@ -69,9 +69,9 @@ class DiskFiles:
                 disk.size = start + BLOCK_SIZE
                 os.ftruncate(fd, disk.size)
             if block.data is not None:
-                _write(fd, memoryview(block.data), start)
+                write_at(fd, block.data, start)
             elif _has_data(fd, start):
-                _write(fd, memoryview(bytes(BLOCK_SIZE)), start)
+                write_at(fd, bytes(BLOCK_SIZE), start)
 
     def _open(self, block: DiskBlock) -> None:
         number = len(self._files)
@@ -90,17 +90,7 @@ class DiskFiles:
         self._files[block.device] = (fd, Disk(block.device, shown))
 
 
-def _write(fd: int, piece: memoryview, place: int) -> None:
-    while piece:
-        count = os.pwrite(fd, piece, place)
-        piece, place = piece[count:], place + count
-
-
 def _has_data(fd: int, start: int) -> bool:
     """Return whether the file has data, not only a hole, where the block belongs."""
-    try:
-        return os.lseek(fd, start, os.SEEK_DATA) < start + BLOCK_SIZE
-    except OSError as error:
-        if error.errno != errno.ENXIO:
-            raise
-        return False
+    data = next_data(fd, start)
+    return data is not None and data < start + BLOCK_SIZE

@@ -7,7 +7,6 @@ folder.
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from collections.abc import Collection, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from ...protocol.events import Description, DeviceSection, RamBlock
 from ...protocol.formats.memory_image import Region, elf_head
+from ...transport.sparse import data_parts, write_at
 from ..console.failure import CommandError, named
 from ..machines import cpu_notes, plugged
 from ..machines.main_ram import Choice, Guest, LayoutError, choose, regions
@@ -266,7 +266,7 @@ class MemoryOutput:
         with named(self._out):
             os.ftruncate(self._fd, found.size)
             for place, header in found.headers:
-                os.pwrite(self._fd, header, place)
+                write_at(self._fd, header, place)
             for block, seen, places in found.parts:
                 file = self.files[block.name]
                 if file.fd == self._fd:
@@ -281,7 +281,7 @@ class MemoryOutput:
         except ValueError as error:
             raise OutputError(f"an ELF core has no room for {error}") from None
         with named(self._out):
-            os.pwrite(self._fd, head, 0)
+            write_at(self._fd, head, 0)
 
 
 def _check_apart(seen: list[Region]) -> None:
@@ -294,17 +294,9 @@ def _check_apart(seen: list[Region]) -> None:
 
 def _copy(source: int, start: int, length: int, fd: int, place: int) -> None:
     """Copy a part of a file into another one, except for holes. Raises OSError."""
-    at_byte, end = start, start + length
-    while at_byte < end:
-        try:
-            at_byte = os.lseek(source, at_byte, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            # Only a hole follows.
-            return
-        hole = min(os.lseek(source, at_byte, os.SEEK_HOLE), end)
-        while at_byte < hole:
-            piece = os.pread(source, min(PIECE, hole - at_byte), at_byte)
-            done = os.pwrite(fd, piece, place + at_byte - start)
-            at_byte += done
+    for at_byte, hole in data_parts(source, start, start + length):
+        done = at_byte
+        while done < hole:
+            piece = os.pread(source, min(PIECE, hole - done), done)
+            write_at(fd, piece, place + done - start)
+            done += len(piece)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import numpy as np
 
 from ...protocol.errors import StreamError
+from ...transport.sparse import write_at
 from ..console.failure import CommandError
 
 if TYPE_CHECKING:
@@ -78,13 +79,8 @@ class Spool(io.RawIOBase):
         grains = np.frombuffer(piece[:whole], np.uint8).reshape(-1, _GRAIN)
         bounds = np.flatnonzero(np.diff(grains.any(axis=1), prepend=False, append=False))
         for first, last in bounds.reshape(-1, 2).tolist():
-            self._put(piece[first * _GRAIN : last * _GRAIN], place + first * _GRAIN)
-        self._put(piece[whole:], place + whole)
-
-    def _put(self, piece: memoryview, place: int) -> None:
-        while piece:
-            count = os.pwrite(self._fd, piece, place)
-            piece, place = piece[count:], place + count
+            write_at(self._fd, piece[first * _GRAIN : last * _GRAIN], place + first * _GRAIN)
+        write_at(self._fd, piece[whole:], place + whole)
 
     def readable(self) -> bool:
         """Return True: the copy is readable."""

@@ -1,0 +1,42 @@
+"""Write at an offset of a file, and find the parts of a file that are not holes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+
+def write_at(fd: int, data: bytes | memoryview, place: int) -> None:
+    """Write all of `data` at the offset `place`. Raises OSError."""
+    piece = memoryview(data)
+    while piece:
+        count = os.pwrite(fd, piece, place)
+        piece, place = piece[count:], place + count
+
+
+def next_data(fd: int, position: int) -> int | None:
+    """Return the first offset from `position` on that is in no hole.
+
+    Return None if only a hole follows, or the end. Raises OSError, also where the file system knows
+    nothing of holes.
+    """
+    try:
+        return os.lseek(fd, position, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return None
+        raise
+
+
+def data_parts(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield first and last offset (exclusive) of each part between two offsets that is no hole.
+
+    Raises OSError.
+    """
+    while start < end:
+        data = next_data(fd, start)
+        if data is None or data >= end:
+            return
+        start = min(os.lseek(fd, data, os.SEEK_HOLE), end)
+        yield data, start
