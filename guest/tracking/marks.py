@@ -55,17 +55,16 @@ def mark_writes(blocks: Sequence[npt.NDArray[np.uint8]]) -> WriteMarks:
     marks = WriteMarks(tuple(block.ctypes.data for block in blocks), userfaultfd, pagemap)
     try:
         marked_bytes(marks, [block.nbytes for block in blocks])
-    except OSError as error:
+    except TrackingError:
         marks.close()
-        reason = f"this kernel cannot tell what was written: {error.strerror}"
-        raise TrackingError(reason) from error
+        raise
     return marks
 
 
 def marked_bytes(marks: WriteMarks, lengths: Sequence[int]) -> int:
     """Return how many bytes of blocks of these lengths are in pages that are marked now.
 
-    This re-arms nothing. Raises OSError.
+    This re-arms nothing. Raises TrackingError where the guest's process is gone.
     """
     reader = MarkReader(marks.pagemap)
     total = 0

@@ -6,12 +6,15 @@ include/uapi/linux/fs.h.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import struct
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+
+from .errors import TrackingError
 
 _PAGEMAP_SCAN = 0xC0606610
 """_IOWR('f', 16, struct pm_scan_arg)."""
@@ -28,6 +31,11 @@ _CHECK_WPASYNC = 2
 """Flag: fail with EPERM where writes are not marked, instead of finding none."""
 _IS_WRITTEN = 2
 """Category: the page was written since it was last write-protected."""
+_REASONS = {
+    errno.ESRCH: "the guest's process died",
+    errno.EPERM: "the guest's writes are not marked any more",
+    errno.ENOTTY: "this kernel cannot tell what was written; Linux 6.7 and newer can",
+}
 _REGIONS = 4096
 """Runs of pages that one call returns at most."""
 
@@ -48,8 +56,8 @@ class MarkReader:
         """Yield runs of marked pages between two addresses, in order, as arrays (n, 2) of u64.
 
         A run is two addresses, the second one behind its last page. `rearm` removes the marks that
-        are returned, so that the next write to such a page marks it again. Raises OSError: EPERM
-        where writes are not marked.
+        are returned, so that the next write to such a page marks it again. Raises TrackingError
+        where the process is gone, or writes are not marked.
         """
         flags = _CHECK_WPASYNC | (_WP_MATCHING if rearm else 0)
         vector = self._regions.ctypes.data
@@ -57,7 +65,10 @@ class MarkReader:
             categories = (0, _IS_WRITTEN, 0, _IS_WRITTEN)
             head = (_ARGUMENTS.size, flags, start, end, 0, vector, _REGIONS, 0)
             arguments = bytearray(_ARGUMENTS.pack(*head, *categories))
-            count = fcntl.ioctl(self._pagemap, _PAGEMAP_SCAN, arguments)
+            try:
+                count = fcntl.ioctl(self._pagemap, _PAGEMAP_SCAN, arguments)
+            except OSError as error:
+                raise TrackingError(_REASONS.get(error.errno or 0, str(error.strerror))) from error
             start = _ARGUMENTS.unpack(arguments)[_WALK_END]
             if count:
                 found = self._regions[:count]

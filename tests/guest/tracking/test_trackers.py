@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
@@ -12,9 +14,14 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vmferry.guest.open import open_guest
+from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.tracking.digests import DigestTracker
+from vmferry.guest.tracking.errors import TrackingError
 from vmferry.guest.tracking.marks import MarkTracker, mark_writes, marked_bytes
 from vmferry.guest.tracking.tracker import Tracker
+
+from tests.patience import PATIENCE
 
 PAGE_SIZE = 4096
 COUNT = 8
@@ -231,6 +238,22 @@ def test_closed_marks_are_an_error() -> None:
     found = mark_writes([flat])
     os.close(found.userfaultfd)
     tracker = MarkTracker(found.pagemap, found.addresses[0], 4, PAGE_SIZE)
-    with pytest.raises(PermissionError):
+    with pytest.raises(TrackingError, match="not marked any more"):
         tracker.take_dirty(0, 4)
     os.close(found.pagemap)
+
+
+def test_marks_of_a_dead_guest_are_an_error() -> None:
+    """Broken: a guest that died would seem to have nothing more to send, or show a traceback."""
+    guest = open_guest("synthetic:1M")
+    assert isinstance(guest, SyntheticGuest)
+    found = guest.mark_writes()
+    try:
+        os.kill(guest.pid, signal.SIGKILL)
+        assert guest.death_fd is not None
+        assert select.select([guest.death_fd], [], [], PATIENCE)[0]
+        with pytest.raises(TrackingError, match="the guest's process died"):
+            marked_bytes(found, [block.length for block in guest.blocks])
+    finally:
+        found.close()
+        guest.close()
