@@ -95,3 +95,22 @@ def test_a_forecast_always_comes(rate: float, link: float, limit: float, scan: f
     """Broken: the migration would hang in its own forecast."""
     left = known(rate, limit, scan).remaining_seconds(link)
     assert left is None or (left >= 0 and math.isfinite(left))
+
+
+def test_what_is_counted_decides() -> None:
+    """Broken: a tracker that knows what is dirty would take a round more to find it out."""
+    convergence = Convergence(1 << 30, downtime_limit=0.3)
+    convergence.round_done(Round(0, 1 << 30, 1 << 30, 10.0, 10.0, left=40_000_000))
+    assert not convergence.should_switch_over(LINK)
+    assert convergence.expected_downtime(LINK) == pytest.approx(0.4)
+    assert convergence.dirty_rate == pytest.approx(4e6)
+    convergence.round_done(Round(1, 40_000_000, 40_000_000, 0.4, 0.4, left=1_600_000))
+    assert convergence.should_switch_over(LINK)
+    assert convergence.expected_downtime(LINK) == pytest.approx(0.016)
+
+
+def test_nothing_left_always_fits() -> None:
+    """Broken: a guest that writes nothing could not be stopped with a downtime limit of 0."""
+    convergence = Convergence(1 << 30, downtime_limit=0)
+    convergence.round_done(Round(0, 1 << 30, 1 << 30, 10.0, 10.0, left=0))
+    assert convergence.should_switch_over(LINK)
