@@ -198,7 +198,9 @@ def test_stall_cancels(source: SyntheticGuest) -> None:
     assert source.running
     (stall,) = {figures.stall for figures in told} - {None}
     assert stall is not None
-    assert [advice.remedy for advice in stall.advice[:2]] == [Remedy.MAX_BANDWIDTH, Remedy.XBZRLE]
+    remedies = [advice.remedy for advice in stall.advice]
+    # A process without time does not fill the link, and then the limit is not what holds it up.
+    assert remedies[: remedies.index(Remedy.XBZRLE)] in ([Remedy.MAX_BANDWIDTH], [])
     assert told[-1].as_qmp()["stall"] == stall.explain(command_line_option).as_json()
 
 
