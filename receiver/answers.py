@@ -12,13 +12,13 @@ from ..transport.channel import Channel, ChannelError
 
 
 class Answers:
-    """The return path of one stream."""
+    """Answerer of the commands in one stream, on its return path."""
 
     def __init__(self, connection: Connection, channel: Channel) -> None:
         self._connection = connection
         self._channel = channel
         self.wanted = False
-        """Whether the source has opened the return path."""
+        """True once the source has opened the return path, and so expects answers."""
         self.peer = Peer.STOCK
         """How the source takes part in the handover."""
 

@@ -22,7 +22,7 @@ from .worker import Applier, MapBlocks
 
 
 class Delivery:
-    """The way of events out of the transport process.
+    """Distributor of a stream's events to the workers and to the coordinator.
 
     `applier` applies pages in this process if there are no workers; it then has to map RAM.
     """
@@ -44,7 +44,7 @@ class Delivery:
         self._applier = applier
         self._spills: list[Spill] = []
         self.any_pages = False
-        """Whether any page has arrived."""
+        """True once any page of RAM has arrived."""
 
     def deliver(
         self, found: list[events.Event], slot: npt.NDArray[np.uint8], start: int, end: int

@@ -51,7 +51,7 @@ class Sender:
         total = sum(block.length for block in guest.blocks)
         convergence = Convergence(total, self._parameters.downtime_limit)
         self.limits = Limits(guest, self._parameters, convergence)
-        """What may change during the migration."""
+        """The limits of this migration, which may be changed while it runs."""
         self.states = StateMachine()
         self.states.add_listener(lambda old, new: _log.info("%s -> %s", old.value, new.value))
         self.on_round: Callable[[int], None] = lambda _: None

@@ -22,7 +22,7 @@ from .worker import StartRound
 
 
 class Precopy:
-    """The rounds of one migration.
+    """Sender of the rounds of one migration, which decides when the last one is due.
 
     `on_round` is called with the number, from 1 on, of each round that begins behind the first one;
     `on_stall` is called when a stall begins.

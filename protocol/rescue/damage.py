@@ -57,4 +57,4 @@ class Mended:
 
 
 Salvaged: TypeAlias = events.Event | Damage | Mended | Unplaced
-"""What is read from a damaged stream."""
+"""An item that Salvage yields: an event of the stream, or a report on damage to it."""

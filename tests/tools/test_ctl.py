@@ -216,6 +216,7 @@ ACTIVE = {"status": "active", "ram": {**RAM, "dirty-sync-count": 2}}
 def test_watch(make_peer: Callable[..., Peer], vmferry: Any) -> None:
     """Broken: nobody could follow a migration, or it would not end with it."""
     completed = {**ACTIVE, "status": "completed", "total-time": 1200, "downtime": 7}
+    completed["__vmferry_tracker"] = "digests"
     before: list[dict[str, Any]] = [{}, {"status": "none"}, {"status": "setup"}]
     peer = make_peer(scripted(*before, ACTIVE, completed))
     result = vmferry.call("ctl", peer.path, "watch", "--json")
@@ -224,7 +225,9 @@ def test_watch(make_peer: Callable[..., Peer], vmferry: Any) -> None:
     assert lines[0] == "waiting for a migration to begin"
     assert lines[1] == "migrating: setup"
     # The rate depends on when the peer was asked.
-    shown = r"migrating: completed, 512\.0 KiB( at .*/s)?, round 2, 512\.0 KiB left"
+    shown = (
+        r"migrating: completed, 512\.0 KiB( at .*/s)?, round 2, 512\.0 KiB left, tracker digests"
+    )
     assert re.fullmatch(shown, lines[-2])
     assert lines[-1] == "the migration completed, total time 1200 ms, downtime 7 ms"
     assert json.loads(result.stdout) == completed
@@ -266,6 +269,7 @@ def test_watch_takes_no_arguments(vmferry: Any) -> None:
 def test_watched_takes_any_answer(value: object) -> None:
     """Broken: a peer with other figures would be a traceback."""
     odd = {"status": value, "ram": {"total": value, "mbps": value, "dirty-sync-count": value}}
+    odd["__vmferry_tracker"] = [value]
     figures = Watched.of(odd)
     assert (figures.total, figures.dirty_sync_count) == (0, 0)
     assert isinstance(outcome(odd), str)

@@ -160,6 +160,7 @@ class Watched:
     remaining_time: int | None = None
     stall: Explanation | None = None
     compression: CompressionFigures | None = None
+    tracker: str | None = None
 
     @classmethod
     def of(cls, answer: dict[str, Any]) -> Watched:
@@ -178,12 +179,18 @@ class Watched:
             _number(answer, f"{PREFIX}remaining-time"),
             _stall(answer.get(f"{PREFIX}stall")),
             _compression(answer.get(f"{PREFIX}compression")),
+            _text(answer.get(f"{PREFIX}tracker")),
         )
 
 
 def _number(figures: dict[str, Any], name: str) -> Any:
     value = figures.get(name)
     return value if isinstance(value, (int, float)) else 0
+
+
+def _text(told: Any) -> str | None:
+    """Return a text in an answer, or None if the peer does not report it."""
+    return told if isinstance(told, str) else None
 
 
 def _stall(told: Any) -> Explanation | None:
