@@ -39,7 +39,8 @@ class Tracking:
 
     def fds(self, blocks: Sequence[RamBlock]) -> list[int]:
         """Return the descriptors that a process which scans these blocks needs, in this order."""
-        return [block.fd for block in blocks] + [m.pagemap for m in (self.marks,) if m]
+        fds = [block.fd for block in blocks]
+        return fds if self.marks is None else [*fds, self.marks.pagemap]
 
     def dirty_bytes(self, blocks: Sequence[RamBlock]) -> int | None:
         """Return how many bytes are dirty now, or None if only reading all pages would tell."""
