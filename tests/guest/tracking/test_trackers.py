@@ -212,6 +212,26 @@ def test_memory_that_does_not_exist_yet() -> None:
         found.close()
 
 
+def test_pages_that_leave_the_page_table() -> None:
+    """Broken: where memory is short, a written page would lose its mark, or all be sent again."""
+    flat = mapped(1024 * PAGE_SIZE)
+    flat[:] = 1
+    mapping = flat.base.obj if isinstance(flat.base, memoryview) else flat.base
+    assert isinstance(mapping, mmap.mmap)
+    found = mark_writes([flat])
+    try:
+        tracker = MarkTracker(found.pagemap, found.addresses[0], 1024, PAGE_SIZE)
+        tracker.take_dirty(0, 1024)
+        flat[[5 * PAGE_SIZE, 700 * PAGE_SIZE]] = 2
+        # The pages stay in the file, as where the kernel takes them away to swap them.
+        mapping.madvise(mmap.MADV_DONTNEED)
+        assert np.flatnonzero(tracker.take_dirty(0, 1024)).tolist() == [5, 700]
+        flat[6 * PAGE_SIZE] = 2
+        assert np.flatnonzero(tracker.take_dirty(0, 1024)).tolist() == [6]
+    finally:
+        found.close()
+
+
 def test_marks_are_counted() -> None:
     """Broken: a migration would not know what is dirty before it reads it."""
     blocks = [mapped(16 * PAGE_SIZE), mapped(3 * PAGE_SIZE)]
