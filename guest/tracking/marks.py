@@ -48,7 +48,7 @@ def mark_writes(blocks: Sequence[npt.NDArray[np.uint8]]) -> WriteMarks:
         for block in blocks:
             if len(block):
                 register(userfaultfd, block.ctypes.data, _whole_pages(block.nbytes))
-        pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        pagemap = _open_pagemap()
     except BaseException:
         os.close(userfaultfd)
         raise
@@ -59,6 +59,15 @@ def mark_writes(blocks: Sequence[npt.NDArray[np.uint8]]) -> WriteMarks:
         marks.close()
         raise
     return marks
+
+
+def _open_pagemap() -> int:
+    """Return a descriptor of this process's pagemap. Raises TrackingError."""
+    path = "/proc/self/pagemap"
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise TrackingError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def marked_bytes(marks: WriteMarks, lengths: Sequence[int]) -> int:

@@ -6,6 +6,8 @@ import mmap
 import os
 import select
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
@@ -277,3 +279,28 @@ def test_marks_of_a_dead_guest_are_an_error() -> None:
     finally:
         found.close()
         guest.close()
+
+
+UNREADABLE = """
+import ctypes, mmap, os
+import numpy as np
+from vmferry.guest.tracking.errors import TrackingError
+from vmferry.guest.tracking.marks import mark_writes
+ram = np.frombuffer(mmap.mmap(-1, 1 << 16), np.uint8)
+if os.geteuid() == 0:
+    os.setuid(65534)
+PR_SET_DUMPABLE = 4
+ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)
+try:
+    mark_writes([ram])
+except TrackingError as error:
+    print(error)
+"""
+
+
+def test_process_that_may_not_read_its_pagemap() -> None:
+    """Broken: the guest's process would end by a traceback, instead of going on with digests."""
+    ran = subprocess.run(
+        [sys.executable, "-c", UNREADABLE], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "/proc/self/pagemap cannot be read: Permission denied\n"
