@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 from ..protocol.errors import VmferryError
 from ..protocol.formats.rarp import announcement
+from ..transport import settings
 
 _ETHERNET = 1
 """The kernel's ARPHRD_ETHER, the hardware type of Ethernet."""
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
-_LIMITS = {"initial": 100_000, "max": 100_000, "rounds": 1000, "step": 10_000}
 
 
 class AnnounceError(VmferryError):
@@ -35,16 +35,20 @@ class AnnounceParameters:
     to `max`. Raises AnnounceError if a value is out of range.
     """
 
-    initial: int = 50
-    max: int = 550
-    rounds: int = 5
-    step: int = 100
+    initial: int = settings.ANNOUNCE_INITIAL.default
+    max: int = settings.ANNOUNCE_MAX.default
+    rounds: int = settings.ANNOUNCE_ROUNDS.default
+    step: int = settings.ANNOUNCE_STEP.default
 
     def __post_init__(self) -> None:
-        for name, most in _LIMITS.items():
-            value = getattr(self, name)
-            if not 0 <= value <= most:
-                raise AnnounceError(f"announce-{name} {value}: not from 0 to {most}")
+        for setting, value in (
+            (settings.ANNOUNCE_INITIAL, self.initial),
+            (settings.ANNOUNCE_MAX, self.max),
+            (settings.ANNOUNCE_ROUNDS, self.rounds),
+            (settings.ANNOUNCE_STEP, self.step),
+        ):
+            if not setting.accepts(value):
+                raise AnnounceError(f"{setting.name} {value}: not {setting.expects}")
 
     def pauses(self) -> Iterator[int]:
         """Yield the milliseconds to wait before each round; the first round does not wait."""

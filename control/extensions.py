@@ -10,24 +10,22 @@ from __future__ import annotations
 from typing import Any
 
 from ..sender.compression import CompressionError, parse_compression
-from ..sender.parameters import OnStall
 from ..sender.stall import Remedy, Stall
-from ..sender.tracking import TrackerKind
-from ..transport.crew import MAX_WORKERS
+from ..transport import settings
 from .arguments import Type, choice, string, unsigned
 from .errors import QmpError
 
 PREFIX = "__vmferry_"
-COMPRESS = f"{PREFIX}compress"
-ON_STALL = f"{PREFIX}on-stall"
-TRACKER = f"{PREFIX}tracker"
-WORKERS = f"{PREFIX}workers"
+COMPRESS = PREFIX + settings.COMPRESS.name
+ON_STALL = PREFIX + settings.ON_STALL.name
+TRACKER = PREFIX + settings.TRACKER.name
+WORKERS = PREFIX + settings.WORKERS.name
 STALL_EVENT = f"{PREFIX}MIGRATION_STALL"
 AUTO = "auto"
 """Value of the parameter for workers that lets the machine decide their number."""
 
-on_stall: Type = choice([action.value for action in OnStall])
-tracker: Type = choice([kind.value for kind in TrackerKind])
+on_stall: Type = choice(settings.ON_STALL.words)
+tracker: Type = choice(settings.TRACKER.words)
 _OWN_NAMES = {Remedy.COMPRESS: COMPRESS, Remedy.ON_STALL: ON_STALL}
 """Parameters of stock QEMU have the same names as on the command line."""
 _OWN_FIGURES = (
@@ -54,8 +52,8 @@ def workers(name: str, value: Any) -> int | str:
     if value == AUTO:
         return AUTO
     count: int = unsigned(8, "a number of workers, or 'auto'")(name, value)
-    if count > MAX_WORKERS:
-        raise QmpError(f"Parameter '{name}' expects at most {MAX_WORKERS}")
+    if not settings.WORKERS.accepts(count):
+        raise QmpError(f"Parameter '{name}' expects {settings.WORKERS.expects}, or 'auto'")
     return count
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..sender.parameters import OnStall
-from ..sender.tracking import TrackerKind
+from ..transport import settings
+from ..transport.settings import Number
 from . import extensions
 from .arguments import Argument, Type, boolean, integer, string, unsigned
 from .errors import QmpError
 
-MAX_DOWNTIME = 2_000_000
-"""Largest downtime limit, in milliseconds."""
-MAX_SIZE = (1 << 63) - 1
-"""Largest bandwidth limit that `migrate_set_speed` can set, in bytes per second."""
+MAX_BANDWIDTH = 32 << 20
+"""Bandwidth limit of a service, in bytes per second, until a client sets another one."""
 
 _size = unsigned(64, "uint64")
 _u8 = unsigned(8, "uint8_t")
@@ -22,35 +20,27 @@ _u8 = unsigned(8, "uint8_t")
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter, with values from `least` to `most` if `expects` describes that range.
+    """One parameter, in the range of `number` if it is a number with an effect here.
 
-    `expects` completes the error message. A `fixed` parameter has no effect here, so it keeps its
-    default.
+    A `fixed` parameter has no effect here, so it keeps its default.
     """
 
     name: str
     type: Type
     default: Any
-    least: int = 0
-    most: int = (1 << 64) - 1
-    expects: str = ""
+    number: Number[int] | None = None
     fixed: bool = False
 
     def check(self, value: Any) -> None:
         """Raise QmpError if the parameter cannot have this value."""
         if self.fixed and value != self.default:
             raise QmpError(f"Parameter '{self.name}' has no effect here and cannot be changed")
-        if self.expects and not self.least <= value <= self.most:
-            raise QmpError(f"Parameter '{self.name}' expects {self.expects}")
+        if self.number is not None and not self.number.accepts(value):
+            raise QmpError(f"Parameter '{self.name}' expects {self.number.expects}")
 
 
-def _percentage(name: str, default: int, most: int = 99) -> Parameter:
-    expects = f"an integer in the range of 1 to {most}"
-    return Parameter(name, _u8, default, 1, most, expects)
-
-
-def _announce(name: str, default: int, least: int, most: int) -> Parameter:
-    return Parameter(name, _size, default, least, most, f"a value between 0 and {most}")
+def _number(number: Number[int], type_: Type) -> Parameter:
+    return Parameter(number.name, type_, number.default, number)
 
 
 def _fixed(name: str, type_: Type, default: Any) -> Parameter:
@@ -60,24 +50,17 @@ def _fixed(name: str, type_: Type, default: Any) -> Parameter:
 PARAMETERS = {
     parameter.name: parameter
     for parameter in (
-        _announce("announce-initial", 50, 0, 100_000),
-        _announce("announce-max", 550, 0, 100_000),
-        _announce("announce-rounds", 5, 0, 1000),
-        _announce("announce-step", 100, 1, 10_000),
-        _percentage("throttle-trigger-threshold", 50, 100),
-        _percentage("cpu-throttle-initial", 20),
-        _percentage("cpu-throttle-increment", 10),
-        _percentage("max-cpu-throttle", 99),
-        Parameter("max-bandwidth", _size, 32 << 20),
-        Parameter(
-            "downtime-limit",
-            unsigned(64, "uint64"),
-            300,
-            0,
-            MAX_DOWNTIME,
-            "an integer in the range of 0 to 2000000 ms",
-        ),
-        Parameter("xbzrle-cache-size", _size, 64 << 20),
+        _number(settings.ANNOUNCE_INITIAL, _size),
+        _number(settings.ANNOUNCE_MAX, _size),
+        _number(settings.ANNOUNCE_ROUNDS, _size),
+        _number(settings.ANNOUNCE_STEP, _size),
+        _number(settings.THROTTLE_TRIGGER_THRESHOLD, _u8),
+        _number(settings.CPU_THROTTLE_INITIAL, _u8),
+        _number(settings.CPU_THROTTLE_INCREMENT, _u8),
+        _number(settings.MAX_CPU_THROTTLE, _u8),
+        replace(_number(settings.MAX_BANDWIDTH, _size), default=MAX_BANDWIDTH),
+        _number(settings.DOWNTIME_LIMIT, _size),
+        _number(settings.XBZRLE_CACHE_SIZE, _size),
         _fixed("compress-level", _u8, 1),
         _fixed("compress-threads", _u8, 8),
         _fixed("compress-wait-thread", boolean, True),
@@ -93,9 +76,9 @@ PARAMETERS = {
         _fixed("multifd-zlib-level", _u8, 1),
         _fixed("multifd-zstd-level", _u8, 1),
         _fixed("max-postcopy-bandwidth", _size, 0),
-        Parameter(extensions.COMPRESS, extensions.compress, "none"),
-        Parameter(extensions.ON_STALL, extensions.on_stall, OnStall.CONTINUE.value),
-        Parameter(extensions.TRACKER, extensions.tracker, TrackerKind.AUTO.value),
+        Parameter(extensions.COMPRESS, extensions.compress, settings.COMPRESS.default),
+        Parameter(extensions.ON_STALL, extensions.on_stall, settings.ON_STALL.default.value),
+        Parameter(extensions.TRACKER, extensions.tracker, settings.TRACKER.default.value),
         Parameter(extensions.WORKERS, extensions.workers, extensions.AUTO),
     )
 }

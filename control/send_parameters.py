@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..guest.base import Guest
 from ..sender.limits import Limits
-from ..sender.parameters import OnStall, SendParameters
+from ..sender.parameters import SendParameters
 from ..sender.throttle import ThrottleParameters
-from ..sender.tracking import TrackerKind
+from ..transport.settings import OnStall, TrackerKind
 from .capabilities import Capabilities
 from .extensions import AUTO, COMPRESS, ON_STALL, TRACKER, WORKERS
 from .parameters import Parameters
@@ -21,7 +21,7 @@ def send_parameters(guest: Guest, value: Parameters, on: Capabilities) -> SendPa
         value["throttle-trigger-threshold"],
     )
     return SendParameters(
-        max_bandwidth=value["max-bandwidth"] or None,
+        max_bandwidth=value["max-bandwidth"],
         downtime_limit=value["downtime-limit"] / 1000,
         workers=None if value[WORKERS] == AUTO else value[WORKERS],
         return_path=on["return-path"],
@@ -41,7 +41,7 @@ def change_limits(limits: Limits, guest: Guest, value: Parameters, *, paused: bo
     `paused`: the guest is paused for the last round, which has no bandwidth limit.
     """
     if not paused:
-        limits.set_max_bandwidth(value["max-bandwidth"] or None)
+        limits.set_max_bandwidth(value["max-bandwidth"])
     limits.set_downtime_limit(value["downtime-limit"] / 1000)
     limits.on_stall = OnStall(value[ON_STALL])
     limits.set_xbzrle_cache_size(_cache_size(guest, value))

@@ -7,11 +7,12 @@ from typing import Any
 
 from ..guest.base import Guest
 from ..sender.page_cache import CacheSizeError, cache_pages
+from ..transport.settings import DOWNTIME_LIMIT, MAX_BANDWIDTH
 from .arguments import Argument, array, boolean, choice, integer, number, string, structure
 from .capabilities import CAPABILITIES
 from .command import Call, command
 from .errors import QmpError
-from .parameters import ARGUMENTS, MAX_DOWNTIME, MAX_SIZE
+from .parameters import ARGUMENTS
 
 _CAPABILITY = structure(
     Argument("capability", choice(tuple(CAPABILITIES))), Argument("state", boolean)
@@ -47,7 +48,7 @@ def query_migrate_parameters(call: Call) -> Any:
 @command("migrate_set_speed", Argument("value", integer))
 def migrate_set_speed(call: Call, value: int) -> None:
     """Set the bandwidth limit in bytes per second, clamped to 0 (no limit) and the largest size."""
-    _set(call, {"max-bandwidth": min(max(value, 0), MAX_SIZE)})
+    _set(call, {"max-bandwidth": min(max(value, 0), MAX_BANDWIDTH.most)})
 
 
 @command("migrate_set_downtime", Argument("value", number))
@@ -60,7 +61,7 @@ def clamped_downtime(seconds: float) -> int:
     """Return a valid limit in milliseconds; a NaN gives 0."""
     if math.isnan(seconds):
         return 0
-    return int(min(max(seconds * 1000, 0.0), float(MAX_DOWNTIME)))
+    return int(min(max(seconds * 1000, 0.0), float(DOWNTIME_LIMIT.most)))
 
 
 @command("migrate-set-cache-size", Argument("value", integer))

@@ -24,10 +24,11 @@ from ..protocol.handover import Destination, Word
 from ..protocol.states import MigrationStatus, StateMachine
 from ..protocol.words import word_on_wire
 from ..transport.channel import Channel, ChannelError, Listener, listen
-from ..transport.crew import Crew, CrewError, check_workers
+from ..transport.crew import Crew, CrewError
 from ..transport.lobby import Lobby
 from ..transport.meter import Meter
 from ..transport.process import default_workers
+from ..transport.settings import MAX_DEVICE_STATE, WORKERS
 from ..transport.spill import SpillFile
 from ..transport.uri import UriError, parse_uri
 from .beginning import begins_stream
@@ -40,9 +41,6 @@ from .stream import Incoming
 
 _log = logging.getLogger(__name__)
 
-MAX_DEVICE_STATE = 4 << 30
-"""Largest device state, in bytes, that a source may send; it limits the size of temporary files."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReceiveParameters:
@@ -54,14 +52,15 @@ class ReceiveParameters:
     """
     paused: bool = False
     """Leave the guest paused at the end."""
-    max_device_state: int | None = MAX_DEVICE_STATE
+    max_device_state: int | None = MAX_DEVICE_STATE.default
     """Limit in bytes of the device state that a source may send, None: no limit. Beyond some MiB
     device state is kept in a temporary file.
     """
 
     def __post_init__(self) -> None:
-        """Check the number of workers, which would otherwise fail in another process."""
-        check_workers(self.workers)
+        """Check all values, because a wrong one would otherwise fail in another process."""
+        WORKERS.check(self.workers)
+        MAX_DEVICE_STATE.check(self.max_device_state)
 
 
 class Receiver:

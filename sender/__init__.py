@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from ..protocol.lazy import exported
 
 if TYPE_CHECKING:
+    from ..transport.settings import OnStall
     from .coordinator import Sender
     from .errors import UnconfirmedError
     from .figures import Figures
-    from .parameters import OnStall, SendParameters
+    from .parameters import SendParameters
     from .throttle import ThrottleParameters
 
 __all__ = [

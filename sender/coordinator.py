@@ -172,7 +172,7 @@ class Sender:
             self._guest.pause()
             self._paused_here = True
             self._progress.note()
-            self.limits.set_max_bandwidth(None)
+            self.limits.set_max_bandwidth(0)
         self._precopy.release_guest()
         if self._parameters.pause_before_switchover:
             self.states.to(MigrationStatus.PRE_SWITCHOVER)

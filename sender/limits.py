@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ..guest.base import Guest
 from ..transport.counters import Counters
+from ..transport.settings import XBZRLE_CACHE_SIZE
 from .convergence import Convergence
-from .page_cache import DEFAULT_SIZE, cache_pages
+from .page_cache import cache_pages
 from .parameters import SendParameters
 
 
@@ -21,7 +22,9 @@ class Limits:
         self._xbzrle = parameters.xbzrle
         self._convergence = convergence
         size = parameters.xbzrle_cache_size
-        pages = self._cache_pages(min(DEFAULT_SIZE, self._ram) if size is None else size)
+        if size is None:
+            size = min(XBZRLE_CACHE_SIZE.default, self._ram)
+        pages = self._cache_pages(size)
         self.on_stall = parameters.on_stall
         """The reaction to a stall."""
         self.shared = Counters.create(("max_bandwidth", "xbzrle_cache"))
@@ -33,9 +36,9 @@ class Limits:
         """Change the longest time, in seconds, for which the guest may be stopped."""
         self._convergence.downtime_limit = seconds
 
-    def set_max_bandwidth(self, limit: int | None) -> None:
-        """Change the bandwidth limit, in bytes per second (None: none)."""
-        self.shared.set("max_bandwidth", limit or 0)
+    def set_max_bandwidth(self, limit: int) -> None:
+        """Change the bandwidth limit, in bytes per second (0: no limit)."""
+        self.shared.set("max_bandwidth", limit)
 
     def set_xbzrle_cache_size(self, size: int) -> None:
         """Change the size of the XBZRLE cache, in bytes, from the next round on.

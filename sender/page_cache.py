@@ -11,8 +11,6 @@ import numpy.typing as npt
 
 from ..protocol.errors import VmferryError
 
-DEFAULT_SIZE = 64 << 20
-"""Default size of the cache in bytes."""
 LIFETIME = 2
 """Rounds during which a line keeps its page."""
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from ..guest.base import Guest
 from ..guest.errors import MigrationCancelledError
 from ..transport.crew import Crew
+from ..transport.settings import OnStall
 from .convergence import Convergence, Round
 from .exchange import RoundSent
 from .limits import Limits
-from .parameters import OnStall
 from .processes import Processes
 from .report import Report
 from .stall import StallDetector

@@ -19,10 +19,11 @@ from ..transport.process import (
     send_message,
 )
 from ..transport.ring import Ring, RingWriter
+from ..transport.settings import TrackerKind
 from .compression import Compression, Framer
 from .exchange import Flushed, Greeted, LetGo, Released
 from .slots import SLOT_FLUSHED, SLOT_PIECE
-from .tracking import TrackerKind, Tracking, begin_tracking
+from .tracking import Tracking, begin_tracking
 from .transport import TRANSPORT_COUNTERS, TransportSetup, run_transport
 from .worker import WORKER_COUNTERS, StartRound, WorkerSetup, run_worker, slot_size
 

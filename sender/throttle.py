@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..protocol.errors import VmferryError
+from ..protocol.errors import ParameterError
+from ..transport.settings import (
+    CPU_THROTTLE_INCREMENT,
+    CPU_THROTTLE_INITIAL,
+    MAX_CPU_THROTTLE,
+    THROTTLE_TRIGGER_THRESHOLD,
+)
 from .convergence import Round
 
 PERIOD = 1.0
@@ -18,36 +24,28 @@ PATIENCE = 2
 """Periods in succession that must outrun the link before the throttle increases."""
 
 
-class ThrottleError(VmferryError, ValueError):
-    """A throttle parameter is out of range; the message is one line."""
-
-
 @dataclass(frozen=True)
 class ThrottleParameters:
     """The parameters of the throttle: percentages of the time for which the guest is stopped.
 
     The throttle starts at `initial`, grows by `increment` and ends at `maximum`. A period outruns
     the link when the bytes sent in it exceed `trigger_threshold` percent of those sent while the
-    guest dirtied them. Raises ThrottleError.
+    guest dirtied them. Raises ParameterError.
     """
 
-    initial: int = 20
-    increment: int = 10
-    maximum: int = 99
-    trigger_threshold: int = 50
+    initial: int = CPU_THROTTLE_INITIAL.default
+    increment: int = CPU_THROTTLE_INCREMENT.default
+    maximum: int = MAX_CPU_THROTTLE.default
+    trigger_threshold: int = THROTTLE_TRIGGER_THRESHOLD.default
 
     def __post_init__(self) -> None:
-        for name, value, most in (
-            ("cpu-throttle-initial", self.initial, 99),
-            ("cpu-throttle-increment", self.increment, 99),
-            ("max-cpu-throttle", self.maximum, 99),
-            ("throttle-trigger-threshold", self.trigger_threshold, 100),
-        ):
-            if not 1 <= value <= most:
-                raise ThrottleError(f"{name} {value}: not from 1 to {most}")
+        CPU_THROTTLE_INITIAL.check(self.initial)
+        CPU_THROTTLE_INCREMENT.check(self.increment)
+        MAX_CPU_THROTTLE.check(self.maximum)
+        THROTTLE_TRIGGER_THRESHOLD.check(self.trigger_threshold)
         if self.maximum < self.initial:
             message = f"max-cpu-throttle {self.maximum} is less than cpu-throttle-initial"
-            raise ThrottleError(f"{message} {self.initial}")
+            raise ParameterError(f"{message} {self.initial}")
 
 
 class AutoConverge:

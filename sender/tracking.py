@@ -5,24 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from ..guest.base import Guest, RamBlock
 from ..guest.errors import MigrationError
 from ..guest.tracking.errors import TrackingError
 from ..guest.tracking.marks import WriteMarks, marked_bytes
+from ..transport.settings import TrackerKind
 
 _log = logging.getLogger(__name__)
-
-
-class TrackerKind(Enum):
-    """The ways to find dirty pages; AUTO takes the first other one that the guest can have."""
-
-    AUTO = "auto"
-    USERFAULTFD = "userfaultfd"
-    """The kernel marks pages as the guest writes them."""
-    DIGESTS = "digests"
-    """All pages are read, and compared with digests of what was sent."""
 
 
 @dataclass(frozen=True)

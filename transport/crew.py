@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..protocol.errors import ParameterError, VmferryError
+from ..protocol.errors import VmferryError
 from .process import Child, ChildDied, StartError, start_child, stop_children
 from .shared import wait_readable
 
@@ -18,17 +18,6 @@ TICK = 0.1
 
 _LAST_WORD = 1.0
 """Seconds to wait for the last report of a child that is gone."""
-
-MAX_WORKERS = 64
-"""Largest number of worker processes that may be requested."""
-
-
-def check_workers(workers: int | None) -> None:
-    """Raise ParameterError unless this is a usable number of worker processes, or None."""
-    if workers is not None and not 0 <= workers <= MAX_WORKERS:
-        raise ParameterError(f"workers: {workers!r} is not from 0 to {MAX_WORKERS}")
-
-
 Report = TypeVar("Report")
 
 

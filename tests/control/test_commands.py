@@ -11,10 +11,10 @@ import pytest
 from vmferry.control.capabilities import CAPABILITIES
 from vmferry.control.command import Call
 from vmferry.control.messages import MessageReader
-from vmferry.control.parameters import MAX_DOWNTIME
 from vmferry.control.service import Service
 from vmferry.control.session import Session
 from vmferry.guest.synthetic import SyntheticGuest
+from vmferry.transport.settings import DOWNTIME_LIMIT
 
 from tests.control.serving import Nobody
 
@@ -52,7 +52,7 @@ def play(guest: SyntheticGuest, script: Callable[[Service, Ask], Awaitable[None]
         ("migrate_set_downtime", -0.5, "downtime-limit", 0),
         ("migrate_set_downtime", 0.0015, "downtime-limit", 1),
         ("migrate_set_downtime", 3, "downtime-limit", 3000),
-        ("migrate_set_downtime", 1e300, "downtime-limit", MAX_DOWNTIME),
+        ("migrate_set_downtime", 1e300, "downtime-limit", DOWNTIME_LIMIT.most),
         ("migrate-set-cache-size", 5000, "xbzrle-cache-size", 4096),
         ("migrate-set-cache-size", 1 << 20, "xbzrle-cache-size", 1 << 20),
     ],

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from vmferry.control.arguments import Argument, boolean, check_arguments, integer, number, string
 from vmferry.control.capabilities import CAPABILITIES, Capabilities
 from vmferry.control.errors import QmpError
-from vmferry.control.parameters import MAX_DOWNTIME, PARAMETERS, Parameters
+from vmferry.control.parameters import PARAMETERS, Parameters
 from vmferry.control.setting_commands import clamped_downtime
+from vmferry.transport.settings import DOWNTIME_LIMIT
 
 DECLARED = (
     Argument("text", string),
@@ -90,7 +91,7 @@ def test_parameters_are_set_together() -> None:
 @given(st.floats())
 def test_downtime_clamps(seconds: float) -> None:
     """Broken: a downtime out of range would be refused, or set."""
-    assert 0 <= clamped_downtime(seconds) <= MAX_DOWNTIME
+    assert 0 <= clamped_downtime(seconds) <= DOWNTIME_LIMIT.most
     assert clamped_downtime(math.nan) == clamped_downtime(-1.0) == 0
-    assert clamped_downtime(math.inf) == MAX_DOWNTIME
+    assert clamped_downtime(math.inf) == DOWNTIME_LIMIT.most
     assert clamped_downtime(1.25) == 1250

@@ -66,7 +66,7 @@ def test_busy_guest_arrives_whole_as_differences(workers: int, pattern: str) -> 
         if figures.dirty_sync_count >= 1:
             sender.limits.set_xbzrle_cache_size(4 << 20)
         if figures.dirty_sync_count >= 6:
-            sender.limits.set_max_bandwidth(None)
+            sender.limits.set_max_bandwidth(0)
 
     try:
         figures = sender.run(steer)

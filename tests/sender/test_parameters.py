@@ -14,11 +14,12 @@ from vmferry.sender.parameters import SendParameters
     ("name", "value"),
     [
         ("max_bandwidth", "10M"),
-        ("max_bandwidth", 0),
+        ("max_bandwidth", -1),
         ("max_bandwidth", 1.5),
         ("downtime_limit", -1),
         ("downtime_limit", "300ms"),
         ("downtime_limit", float("nan")),
+        ("downtime_limit", 2000.1),
         ("workers", -1),
         ("workers", 65),
         ("xbzrle_cache_size", -4096),
@@ -32,12 +33,12 @@ def test_unusable_value(name: str, value: Any) -> None:
 
 def test_unusable_workers_of_the_receiver() -> None:
     """Broken: the receiver would listen, and fail when the source connects."""
-    with pytest.raises(ParameterError, match=r"^workers: 100 is not from 0 to 64$"):
+    with pytest.raises(ParameterError, match=r"^workers: 100 is not .* of 0 to 64$"):
         ReceiveParameters(workers=100)
 
 
 def test_usual_values() -> None:
     """Broken: what every caller uses would be refused."""
     SendParameters()
-    SendParameters(max_bandwidth=1, downtime_limit=0, workers=0, xbzrle_cache_size=1)
+    SendParameters(max_bandwidth=0, downtime_limit=0, workers=0, xbzrle_cache_size=1)
     ReceiveParameters(workers=64)

@@ -14,11 +14,11 @@ from vmferry.protocol.states import MigrationStatus
 from vmferry.sender.convergence import Round
 from vmferry.sender.coordinator import Sender
 from vmferry.sender.figures import Figures
-from vmferry.sender.parameters import OnStall, SendParameters
+from vmferry.sender.parameters import SendParameters
 from vmferry.sender.sampler import SAMPLE_COUNTERS, Sampler
 from vmferry.sender.stall import Remedy, Situation, StallDetector, command_line_option, explain
-from vmferry.sender.tracking import TrackerKind
 from vmferry.transport.counters import Counters
+from vmferry.transport.settings import OnStall, TrackerKind
 
 from tests.patience import PATIENCE
 from tests.sender.incoming import Incoming
@@ -224,7 +224,7 @@ def test_stall_goes_on_until_something_changes(source: SyntheticGuest) -> None:
 
     def raise_limit(figures: Figures) -> None:
         if figures.stall is not None:
-            sender.limits.set_max_bandwidth(None)
+            sender.limits.set_max_bandwidth(0)
 
     try:
         figures = sender.run(raise_limit)

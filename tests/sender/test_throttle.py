@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vmferry.guest.errors import MigrationCancelledError, MigrationError
 from vmferry.guest.synthetic import SyntheticGuest
+from vmferry.protocol.errors import ParameterError
 from vmferry.protocol.states import MigrationStatus
 from vmferry.sender.convergence import Round
 from vmferry.sender.coordinator import Sender
 from vmferry.sender.figures import Figures
 from vmferry.sender.parameters import SendParameters
-from vmferry.sender.throttle import AutoConverge, ThrottleError, ThrottleParameters
-from vmferry.sender.tracking import TrackerKind
+from vmferry.sender.throttle import AutoConverge, ThrottleParameters
+from vmferry.transport.settings import TrackerKind
 
 from tests.patience import PATIENCE
 from tests.sender.incoming import Incoming
@@ -65,16 +66,19 @@ def test_only_up_to_the_maximum(sent: list[int], first: int, step: int) -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ((0, 10, 99), "cpu-throttle-initial 0: not from 1 to 99"),
-        ((20, 100, 99), "cpu-throttle-increment 100: not from 1 to 99"),
-        ((20, 10, 100), "max-cpu-throttle 100: not from 1 to 99"),
+        ((0, 10, 99), "cpu_throttle_initial: 0 is not .* of 1 to 99"),
+        ((20, 100, 99), "cpu_throttle_increment: 100 is not .* of 1 to 99"),
+        ((20, 10, 100), "max_cpu_throttle: 100 is not .* of 1 to 99"),
         ((50, 10, 40), "max-cpu-throttle 40 is less than cpu-throttle-initial 50"),
-        ((20, 10, 99, 101), "throttle-trigger-threshold 101: not from 1 to 100"),
+        (
+            (20, 10, 99, 101),
+            "throttle_trigger_threshold: 101 is not .* of 1 to 100",
+        ),
     ],
 )
 def test_impossible_percentages(parameters: tuple[int, ...], message: str) -> None:
     """Broken: a mistyped percentage would stop the guest, or do nothing in silence."""
-    with pytest.raises(ThrottleError, match=message):
+    with pytest.raises(ParameterError, match=message):
         ThrottleParameters(*parameters)
 
 

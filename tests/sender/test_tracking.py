@@ -13,7 +13,7 @@ from vmferry.guest.tracking.errors import TrackingError
 from vmferry.guest.tracking.marks import WriteMarks
 from vmferry.sender.coordinator import Sender
 from vmferry.sender.parameters import SendParameters
-from vmferry.sender.tracking import TrackerKind
+from vmferry.transport.settings import TrackerKind
 
 from tests.sender.incoming import Incoming
 

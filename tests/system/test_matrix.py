@@ -16,7 +16,8 @@ from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_memory import PATTERNS
 from vmferry.sender.coordinator import Sender
 from vmferry.sender.figures import Figures
-from vmferry.sender.parameters import OnStall, SendParameters
+from vmferry.sender.parameters import SendParameters
+from vmferry.transport.settings import OnStall
 
 from tests.sender.incoming import Incoming
 
@@ -28,8 +29,8 @@ ENCODINGS = {
     "adaptive": SendParameters(compress="adaptive"),
 }
 WORKERS = (1, 2, 4)
-LINKS = (50 << 20, 500 << 20, None)
-"""Bytes a second."""
+LINKS = (50 << 20, 500 << 20, 0)
+"""Bytes per second; 0: no limit."""
 
 
 class Case(NamedTuple):
@@ -42,7 +43,7 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         link = LINKS[self.link]
-        speed = "unlimited" if link is None else f"{link >> 20}M"
+        speed = "unlimited" if not link else f"{link >> 20}M"
         encoding = list(ENCODINGS)[self.encoding]
         return f"{encoding}-{WORKERS[self.workers]}-{speed}-{PATTERNS[self.pattern]}"
 

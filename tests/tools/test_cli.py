@@ -148,7 +148,7 @@ GUEST = ("--guest", "synthetic:8M")
         (["frobnicate"], "No such command 'frobnicate'."),
         (
             ["send", "tcp:h:1", *GUEST, "--downtime-limit", "300ms"],
-            "'300ms' is no number of milliseconds, such as 300",
+            "'300ms' is not an integer, such as 300",
         ),
         (
             ["send", "tcp:h:1", *GUEST, "--cpu-throttle-initial", "20"],

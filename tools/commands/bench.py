@@ -9,9 +9,11 @@ from functools import partial
 import click
 
 from ...guest.errors import GuestError, MigrationError
+from ...transport import settings
 from ..console.examples import examples
 from ..console.failure import describe, fail
 from ..console.options import compression
+from ..console.setting_options import setting_option
 from ..console.sizes import size
 from ..measure import bench as bench_command
 from ..measure.bench import Variant
@@ -36,11 +38,11 @@ from ..measure.bench_memory import CONTENTS, BenchError
     "--compress",
     "methods",
     multiple=True,
-    default=("none",),
+    default=(settings.COMPRESS.default,),
     show_default=True,
-    help="as in send; several are measured in turns",
+    help=f"{settings.COMPRESS.help}; may be given several times, to measure each in turn",
 )
-@click.option("--max-bandwidth", type=size, help="bytes a second; default: no limit")
+@setting_option(settings.MAX_BANDWIDTH)
 @click.option("--qemu", metavar="COMMAND", help="a QEMU to compare with, with what it needs")
 @click.option("--json", "as_json", is_flag=True, help="print the medians as JSON")
 def bench(
@@ -48,7 +50,7 @@ def bench(
     runs: int,
     contents: tuple[str, ...],
     methods: tuple[str, ...],
-    max_bandwidth: int | None,
+    max_bandwidth: int,
     qemu: str | None,
     as_json: bool,
 ) -> None:

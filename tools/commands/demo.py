@@ -5,16 +5,17 @@ from __future__ import annotations
 import click
 
 from ...guest.errors import GuestError, MigrationError
+from ...transport import settings
 from ..console.examples import examples
 from ..console.failure import describe, fail
-from ..console.sizes import size
+from ..console.setting_options import setting_option
 from ..measure import demo as demo_command
 
 
 @click.command(epilog=examples("demo", "demo --size 1G --dirty-rate 50M"))
 @click.option("--size", "ram", default="512M", show_default=True, help="RAM of the guest")
 @click.option("--dirty-rate", default="200M", show_default=True, help="bytes written a second")
-@click.option("--max-bandwidth", type=size, default="600M", show_default=True)
+@setting_option(settings.MAX_BANDWIDTH, default="600M")
 def demo(ram: str, dirty_rate: str, max_bandwidth: int) -> None:
     """Migrate a busy guest between two real process groups over TCP; watch and verify it."""
     try:

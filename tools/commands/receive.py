@@ -12,14 +12,14 @@ from ...guest.open import open_guest
 from ...protocol.states import MigrationStatus
 from ...receiver.coordinator import ReceiveParameters, Receiver
 from ...receiver.figures import Figures
-from ...transport.crew import MAX_WORKERS
+from ...transport import settings
 from ..console.examples import examples
 from ..console.failure import describe, fail
 from ..console.interruption import on_signals
 from ..console.logs import log_option
 from ..console.options import announce_option, guest_option, paused_option
 from ..console.progress import Progress
-from ..console.sizes import size_option
+from ..console.setting_options import setting_option
 
 
 @click.command(
@@ -29,19 +29,8 @@ from ..console.sizes import size_option
 )
 @click.argument("uri", required=False)
 @guest_option(incoming=True)
-@click.option(
-    "--workers",
-    type=click.IntRange(0, MAX_WORKERS),
-    help="processes that apply pages, besides the receiver; 0: the receiver applies them",
-)
-@click.option(
-    "--max-device-state",
-    default="4G",
-    show_default=True,
-    metavar="SIZE",
-    callback=size_option,
-    help="refuse more state of devices than this; beyond some MiB it is kept in a temporary file",
-)
+@setting_option(settings.WORKERS)
+@setting_option(settings.MAX_DEVICE_STATE)
 @paused_option
 @click.option(
     "--resume",

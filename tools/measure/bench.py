@@ -58,11 +58,11 @@ class Run:
 @dataclass(frozen=True)
 class Variant:
     """The options of a migration: `compress` is that of SendParameters, `max_bandwidth` is in bytes
-    per second (None: no limit).
+    per second (0: no limit).
     """
 
     compress: str = "none"
-    max_bandwidth: int | None = None
+    max_bandwidth: int = 0
 
     def qemu_parameters(self) -> dict[str, Any] | None:
         """Return QEMU's equivalent migration parameters, or None if it has none."""
