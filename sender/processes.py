@@ -92,11 +92,11 @@ class Processes:
 
     def dirty_bytes(self) -> int | None:
         """Return how much RAM is dirty now, or None if only reading all of it would tell."""
-        return None if self._tracking is None else self._tracking.dirty_bytes(self._guest.blocks)
+        return None if self._tracking is None else self._tracking.dirty_bytes()
 
     def start(self, section_id: int, channel: Channel, *, return_path: bool) -> None:
         """Start all processes, and wait until each one has mapped what it needs."""
-        tracking = self._tracking or Tracking(TrackerKind.DIGESTS)
+        tracking = self._tracking or Tracking(self._guest)
         parts = [
             WorkerSetup(
                 index,
@@ -107,7 +107,7 @@ class Processes:
                 self._sent,
                 self.limits,
                 self._layout,
-                tracking.addresses,
+                tracking.for_workers(),
                 self._compression,
             )
             for index, counters in enumerate(self._scanned)
@@ -128,14 +128,16 @@ class Processes:
         ]
         self._scanners = workers or [transport]
         for child in self._scanners:
-            for fd in tracking.fds(self._guest.blocks):
+            for fd in tracking.fds():
                 send_fd(child.connection, fd)
         for _ in {transport, *workers}:
             self._crew.wait_for(str)
         send_channel(transport.connection, channel)
 
     def start_round(self, command: StartRound) -> None:
-        """Start a pass over all RAM; RoundSent reports its end."""
+        """Start a pass over all RAM; RoundSent reports its end. Raises GuestError."""
+        if self._tracking is not None:
+            self._tracking.begin_round()
         for child in self._scanners:
             send_message(child.connection, command)
 

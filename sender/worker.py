@@ -5,7 +5,7 @@ Every slot that it publishes is a whole SECTION_PART of the `ram` section, ready
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..guest.base import RamBlock, is_hole, map_block, populate_present
 from ..guest.tracking.digests import DigestTracker
 from ..guest.tracking.marks import MarkTracker
+from ..guest.tracking.table import TableTracker, map_table
 from ..guest.tracking.tracker import Tracker
 from ..guest.zero import zero_mask
 from ..protocol.pages import records
@@ -25,12 +26,14 @@ from ..protocol.wire.stream import section_footer, section_part
 from ..transport.counters import Counters
 from ..transport.process import receive_fd, send_message
 from ..transport.ring import Ring
+from ..transport.settings import TrackerKind
 from . import adaptive
 from .compressed_slots import Choice, FramedRingSlots
 from .compression import COMPRESSION_COUNTERS, Compression, LinkMeter
 from .page_cache import PageCache
 from .sampler import SAMPLE_COUNTERS, Sampler
 from .slots import RingSlots, Slots
+from .tracking import BY_DIGESTS, WorkerTracking
 
 CHUNK_PAGES = 512
 """Pages that are scanned at once; also the unit in which RAM is distributed to the workers."""
@@ -68,8 +71,7 @@ class WorkerSetup:
     limits: Counters
     """Limits with `xbzrle_cache`, the cache pages of all workers together; 0 means no XBZRLE."""
     layout: tuple[dict[str, Any], ...]
-    marked: tuple[int, ...] | None = None
-    """Address of each block in the guest's process, if the kernel marks its writes."""
+    tracking: WorkerTracking = BY_DIGESTS
     compression: Compression | None = None
 
 
@@ -297,19 +299,31 @@ class Worker:
 def map_blocks(connection: Connection, setup: WorkerSetup) -> list[MappedBlock]:
     """Map all RAM, whose descriptors arrive over `connection`."""
     fds = [receive_fd(connection) for _ in setup.layout]
-    pagemap = None if setup.marked is None else receive_fd(connection)
+    more = [receive_fd(connection) for _ in range(setup.tracking.fds)]
+    blocks = [RamBlock(fd=fd, **fields) for fields, fd in zip(setup.layout, fds, strict=True)]
     mapped = []
-    for number, (fields, fd) in enumerate(zip(setup.layout, fds, strict=True)):
-        block = RamBlock(fd=fd, **fields)
+    for block, tracker in zip(blocks, _trackers(setup.tracking, blocks, more), strict=True):
         flat = map_block(block)
         populate_present(flat, block)
         ram = flat.reshape(-1, block.page_size)
-        tracker: Tracker = DigestTracker(len(ram), block.page_size)
-        if setup.marked is not None and pagemap is not None:
-            address = setup.marked[number]
-            tracker = MarkTracker(pagemap, address, len(ram), block.page_size)
         mapped.append(MappedBlock(block, block.name.encode(), block.page_size, ram, tracker))
     return mapped
+
+
+def _trackers(
+    tracking: WorkerTracking, blocks: Sequence[RamBlock], fds: Sequence[int]
+) -> list[Tracker]:
+    """Return the tracker of each block, by `fds` that belong to this way of tracking."""
+    counts = [block.length // block.page_size for block in blocks]
+    if tracking.kind is TrackerKind.SOFT_DIRTY:
+        return [TableTracker(part) for part in map_table(fds[0], counts)]
+    each = list(zip(counts, blocks, strict=True))
+    if tracking.kind is TrackerKind.USERFAULTFD:
+        return [
+            MarkTracker(fds[0], address, count, block.page_size)
+            for address, (count, block) in zip(tracking.addresses, each, strict=True)
+        ]
+    return [DigestTracker(count, block.page_size) for count, block in each]
 
 
 def make_choice(
