@@ -23,7 +23,7 @@ CAPABILITIES: dict[str, str | None] = {
     "block": _NO_DISKS,
     "return-path": None,
     "pause-before-switchover": None,
-    "multifd": "a migration has one channel",
+    "multifd": None,
     "dirty-bitmaps": _NO_DISKS,
     "postcopy-blocktime": _NO_POSTCOPY,
     "late-block-activate": _NO_DISKS,
@@ -55,6 +55,9 @@ class Capabilities:
             reason = CAPABILITIES[name]
             if state and reason is not None:
                 raise QmpError(f"Capability '{name}' cannot be switched on: {reason}")
+        on = self._on | {name for name, state in wanted if state}
+        if {"multifd", "xbzrle"} <= on - {name for name, state in wanted if not state}:
+            raise QmpError("Capability 'multifd' sends no differences: switch 'xbzrle' off first")
         for name, state in wanted:
             (self._on.add if state else self._on.discard)(name)
 

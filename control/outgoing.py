@@ -8,6 +8,7 @@ from typing import Any
 
 from ..guest.base import Guest
 from ..guest.errors import GuestError, MigrationError
+from ..protocol.errors import ParameterError
 from ..protocol.states import MigrationStatus
 from ..sender.compression import CompressionError
 from ..sender.coordinator import Sender
@@ -88,7 +89,7 @@ class Outgoing:
             uri, self._fd = self._descriptors.resolve(uri)
             parse_uri(uri)
             self._sender = self._new_sender(uri)
-        except (UriError, GuestError, CacheSizeError, CompressionError) as error:
+        except (UriError, GuestError, ParameterError, CacheSizeError, CompressionError) as error:
             self._close_fd()
             message = str(error)
             if isinstance(error, UnknownSchemeError):

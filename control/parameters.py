@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..transport import settings
-from ..transport.settings import Number
+from ..transport.settings import Choice, Number
 from . import extensions
-from .arguments import Argument, Type, boolean, integer, string, unsigned
+from .arguments import Argument, Type, boolean, choice, integer, string, unsigned
 from .errors import QmpError
 
 MAX_BANDWIDTH = 32 << 20
@@ -43,6 +43,10 @@ def _number(number: Number[int], type_: Type) -> Parameter:
     return Parameter(number.name, type_, number.default, number)
 
 
+def _choice(setting: Choice[Any]) -> Parameter:
+    return Parameter(setting.name, choice(setting.words), setting.default.value)
+
+
 def _fixed(name: str, type_: Type, default: Any) -> Parameter:
     return Parameter(name, type_, default, fixed=True)
 
@@ -71,10 +75,11 @@ PARAMETERS = {
         _fixed("tls-authz", string, ""),
         _fixed("x-checkpoint-delay", integer, 20_000),
         _fixed("block-incremental", boolean, False),
-        _fixed("multifd-channels", _u8, 2),
-        _fixed("multifd-compression", string, "none"),
-        _fixed("multifd-zlib-level", _u8, 1),
-        _fixed("multifd-zstd-level", _u8, 1),
+        _number(settings.MULTIFD_CHANNELS, _u8),
+        _choice(settings.MULTIFD_COMPRESSION),
+        _number(settings.MULTIFD_ZLIB_LEVEL, _u8),
+        _number(settings.MULTIFD_ZSTD_LEVEL, _u8),
+        _choice(settings.ZERO_PAGE_DETECTION),
         _fixed("max-postcopy-bandwidth", _size, 0),
         Parameter(extensions.COMPRESS, extensions.compress, settings.COMPRESS.default),
         Parameter(extensions.ON_STALL, extensions.on_stall, settings.ON_STALL.default.value),
@@ -82,7 +87,7 @@ PARAMETERS = {
         Parameter(extensions.WORKERS, extensions.workers, extensions.AUTO),
     )
 }
-"""The parameters of QEMU 7.2 by name, followed by vmferry's own.
+"""The parameters of QEMU 7.2 by name, and `zero-page-detection` of QEMU 9.0; then vmferry's own.
 
 The defaults are those of QEMU, except `max-bandwidth`.
 """

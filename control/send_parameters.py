@@ -6,7 +6,8 @@ from ..guest.base import Guest
 from ..sender.limits import Limits
 from ..sender.parameters import SendParameters
 from ..sender.throttle import ThrottleParameters
-from ..transport.settings import OnStall, TrackerKind
+from ..transport import settings
+from ..transport.settings import MultifdCompression, OnStall, TrackerKind, ZeroPageDetection
 from .capabilities import Capabilities
 from .extensions import AUTO, COMPRESS, ON_STALL, TRACKER, WORKERS
 from .parameters import Parameters
@@ -31,6 +32,11 @@ def send_parameters(guest: Guest, value: Parameters, on: Capabilities) -> SendPa
         auto_converge=throttle if on["auto-converge"] else None,
         on_stall=OnStall(value[ON_STALL]),
         tracker=TrackerKind(value[TRACKER]),
+        multifd_channels=value[settings.MULTIFD_CHANNELS.name] if on["multifd"] else None,
+        multifd_compression=MultifdCompression(value[settings.MULTIFD_COMPRESSION.name]),
+        multifd_zlib_level=value[settings.MULTIFD_ZLIB_LEVEL.name],
+        multifd_zstd_level=value[settings.MULTIFD_ZSTD_LEVEL.name],
+        zero_page_detection=ZeroPageDetection(value[settings.ZERO_PAGE_DETECTION.name]),
         pause_before_switchover=on["pause-before-switchover"],
     )
 

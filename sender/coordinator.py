@@ -29,10 +29,12 @@ from .errors import UnconfirmedError
 from .figures import Figures
 from .handover import failure, lead, say_hello
 from .limits import Limits
+from .multifd.plan import check_uri
 from .parameters import SendParameters
 from .precopy import Precopy
-from .processes import Processes, worker_count
+from .processes import Processes
 from .report import Report
+from .topology import plan
 
 _log = logging.getLogger(__name__)
 
@@ -61,15 +63,16 @@ class Sender:
         self._requests = Requests()
         self._proceed = Wakeup()
         self._crew = Crew(self._requests.fileno(), self._requests.check)
-        workers = worker_count(self._parameters.workers, compression)
-        self._processes = Processes(guest, workers, self._crew, compression, self.limits.shared)
+        self._topology = plan(self._parameters, compression, guest.machine)
+        self._processes = Processes(
+            guest, self._topology, self._crew, compression, self.limits.shared
+        )
         self._progress = DestinationProgress(self._processes)
         method = None if compression is None else str(compression)
         self._report = Report(guest, self._parameters, self._processes, convergence, method)
         self._precopy = Precopy(
             guest,
             processes=self._processes,
-            crew=self._crew,
             convergence=convergence,
             limits=self.limits,
             report=self._report,
@@ -79,6 +82,7 @@ class Sender:
         )
         self._on_progress: Callable[[Figures], None] = lambda _: None
         self._channel: Channel | None = None
+        self._channels: list[Channel] = []
         self._peer = Peer.STOCK
         self._paused_here = False
 
@@ -122,18 +126,27 @@ class Sender:
         if blockers:
             raise MigrationError(f"the guest cannot migrate: {'; '.join(blockers)}")
         uri = parse_uri(self._uri)
+        if self._topology.channels:
+            check_uri(uri)
         if self._guest.running:
             self._processes.begin_tracking(self._parameters.tracker)
         self.states.to(MigrationStatus.SETUP)
+        # A QEMU before 8.0 takes the first connection for the main channel.
         self._channel = self._connect(uri)
+        for number in range(self._topology.channels):
+            self._channels.append(self._connect_further(uri, number))
         return_path = self._parameters.return_path and self._channel.bidirectional
         # Section ids, names and what is sent before RAM do not change while the guest runs.
         state = self._guest.save_devices()
-        self._processes.start(state.ram_section_id, self._channel, return_path=return_path)
+        self._processes.start(
+            state.ram_section_id, self._channel, self._channels, return_path=return_path
+        )
         self._report.meter.begin("total")
         self._report.meter.begin("setup")
         self._crew.on_tick = self._tick
-        self._processes.write(stream.opening(self._guest, state, return_path))
+        flush = self._topology.multifd is not None and self._topology.multifd.flush
+        opening = stream.opening(self._guest, state, return_path=return_path, flush=flush)
+        self._processes.write(opening)
         # Workers have their own rings: their first slot must not overtake this.
         self._processes.flush()
         self._report.meter.end("setup")
@@ -154,6 +167,17 @@ class Sender:
             connecting.abandon()
             raise
         return connecting.result()
+
+    def _connect_further(self, uri: Uri, number: int) -> Channel:
+        """Connect the channel of multifd with this number. Raises MigrationError."""
+        try:
+            return self._connect(uri)
+        except ChannelError as error:
+            count = self._topology.channels
+            raise MigrationError(
+                f"multifd channel {number} of {count}: {error}; the destination must expect"
+                f" {count} channels"
+            ) from error
 
     def _send_ram(self, return_path: bool) -> None:
         """Send rounds while the guest runs, then the last round of the paused guest."""
@@ -197,6 +221,8 @@ class Sender:
             abort=self._processes.word(Word.ABORT),
             answers=self._processes.let_go(),
         )
+        for channel in self._channels:
+            channel.drop()
         # From here on, the guest's process resumes the guest if it stays.
         paused_here, self._paused_here = self._paused_here, False
         handed = lead(self._guest, self._channel, job, self._requests.wishes(), self._tick)
@@ -224,6 +250,8 @@ class Sender:
         self._crew.stop()
         if self._channel is not None:
             self._channel.abort()
+        for channel in self._channels:
+            channel.abort()
         try:
             if self._paused_here:
                 self._guest.resume()

@@ -106,6 +106,7 @@ class Figures:
     Sizes in bytes, times in milliseconds, `mbps` in megabits per second.
 
     Names have the meanings of `MigrationInfo` and `MigrationStats` in QEMU's QMP reference.
+    `multifd_bytes` is the part of `transferred` that went over the channels of multifd, and
     `precopy_bytes` is the part of `transferred` that was sent before the guest was paused.
     `remaining` is exact in the first round; in later rounds it is a forecast. `remaining_time` is a
     forecast for the whole migration, or in the first round for that round alone; None means that it
@@ -116,6 +117,7 @@ class Figures:
     status: MigrationStatus
     total: int = 0
     transferred: int = 0
+    multifd_bytes: int = 0
     precopy_bytes: int = 0
     pages_per_second: int = 0
     remaining: int = 0
@@ -168,7 +170,7 @@ class Figures:
                 "downtime-bytes": self.transferred - self.precopy_bytes,
                 "postcopy-bytes": 0,
                 "postcopy-requests": 0,
-                "multifd-bytes": 0,
+                "multifd-bytes": self.multifd_bytes,
                 "dirty-sync-missed-zero-copy": 0,
             },
         }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..protocol.errors import ParameterError
 from ..transport import settings
-from ..transport.settings import OnStall, TrackerKind
+from ..transport.settings import MultifdCompression, OnStall, TrackerKind, ZeroPageDetection
 from .throttle import ThrottleParameters
 
 
@@ -36,6 +36,16 @@ class SendParameters:
     """Reaction to rounds that no longer shrink: go on, cancel, or switch over."""
     tracker: TrackerKind = settings.TRACKER.default
     """How dirty pages are found; AUTO: the best way that guest and kernel allow."""
+    multifd_channels: int | None = None
+    """Number of connections that pages travel over, besides the main one; None: no multifd."""
+    multifd_compression: MultifdCompression = settings.MULTIFD_COMPRESSION.default
+    """How pages are compressed on the channels of multifd; the destination expects the same."""
+    multifd_zlib_level: int = settings.MULTIFD_ZLIB_LEVEL.default
+    """Level of `MultifdCompression.ZLIB`."""
+    multifd_zstd_level: int = settings.MULTIFD_ZSTD_LEVEL.default
+    """Level of `MultifdCompression.ZSTD`."""
+    zero_page_detection: ZeroPageDetection = settings.ZERO_PAGE_DETECTION.default
+    """How multifd finds and sends zero pages; AUTO: as the version of the machine asks for."""
     pause_before_switchover: bool = False
     """Wait for `Sender.proceed` once the guest is paused."""
 
@@ -48,3 +58,17 @@ class SendParameters:
         if not isinstance(limit, (int, float)) or not 0 <= limit <= most:
             message = f"downtime_limit: {limit!r} is not a number of seconds from 0 to {most:g}"
             raise ParameterError(message)
+        settings.MULTIFD_CHANNELS.check(self.multifd_channels)
+        settings.MULTIFD_ZLIB_LEVEL.check(self.multifd_zlib_level)
+        settings.MULTIFD_ZSTD_LEVEL.check(self.multifd_zstd_level)
+        if self.multifd_channels is not None:
+            self._check_with_channels(self.multifd_channels)
+
+    def _check_with_channels(self, channels: int) -> None:
+        """Raise ParameterError for what cannot be had together with multifd."""
+        if self.xbzrle:
+            raise ParameterError("xbzrle: multifd sends no differences; switch off one of both")
+        if self.compress != settings.COMPRESS.default:
+            raise ParameterError("compress: use multifd_compression with multifd_channels")
+        if self.workers not in (None, channels):
+            raise ParameterError(f"workers: there is one for each of {channels} multifd channels")

@@ -9,10 +9,8 @@ from collections.abc import Callable
 
 from ..guest.base import Guest
 from ..guest.errors import MigrationCancelledError
-from ..transport.crew import Crew
 from ..transport.settings import OnStall
 from .convergence import Convergence, Round
-from .exchange import RoundSent
 from .limits import Limits
 from .processes import Processes
 from .report import Report
@@ -32,7 +30,6 @@ class Precopy:
         self,
         guest: Guest,
         processes: Processes,
-        crew: Crew,
         convergence: Convergence,
         limits: Limits,
         report: Report,
@@ -42,7 +39,6 @@ class Precopy:
     ) -> None:
         self._guest = guest
         self._processes = processes
-        self._crew = crew
         self._convergence = convergence
         self._limits = limits
         self._report = report
@@ -85,8 +81,7 @@ class Precopy:
         if self._report.round:
             self._on_round(self._report.round + 1)
         self._report.round_begins()
-        self._processes.start_round(StartRound(self._report.round, tracked))
-        self._crew.wait_for(RoundSent)
+        self._processes.run_round(StartRound(self._report.round, tracked))
         done = self._report.round_ends()
         self._convergence.round_done(done)
         return done

@@ -5,15 +5,14 @@ from __future__ import annotations
 from ..guest.base import Guest, block_layout
 from ..protocol.formats.zstd import compressed_bound
 from ..protocol.handover import Peer, Word
+from ..protocol.wire.stream import section_part
 from ..protocol.words import ping, word_on_wire
 from ..transport.channel import Channel
 from ..transport.counters import Counters
 from ..transport.crew import Crew
 from ..transport.process import (
     Child,
-    default_workers,
     preload,
-    processors,
     send_channel,
     send_fd,
     send_message,
@@ -21,63 +20,55 @@ from ..transport.process import (
 from ..transport.ring import Ring, RingWriter
 from ..transport.settings import TrackerKind
 from .compression import Compression, Framer
-from .exchange import Flushed, Greeted, LetGo, Released
-from .slots import SLOT_FLUSHED, SLOT_PIECE
+from .exchange import Flushed, Greeted, LetGo, Released, RoundSent
+from .multifd.process import run_channel_worker
+from .outlet import OUTLET_COUNTERS
+from .record_writer import slot_size
+from .scanners import WorkerSetup, run_worker
+from .sinks import SLOT_FLUSHED, SLOT_PIECE
+from .stream import part_tail
+from .topology import Topology
 from .tracking import Tracking, begin_tracking
-from .transport import TRANSPORT_COUNTERS, TransportSetup, run_transport
-from .worker import WORKER_COUNTERS, StartRound, WorkerSetup, run_worker, slot_size
+from .transport import TransportSetup, run_transport
+from .worker import WORKER_COUNTERS, StartRound
 
 RING_SLOTS = 8
 CONTROL_PIECE = 1 << 20
 """Bytes that the coordinator puts in one slot of its ring."""
-ENOUGH_FOR_THREADS = 4
-"""Largest number of processors that compression threads of the transport process can keep busy."""
 
-preload("vmferry.sender.transport", "vmferry.sender.worker")
-
-
-def worker_count(requested: int | None, compression: Compression | None) -> int:
-    """Return the number of worker processes, which the machine decides if none is requested.
-
-    Compression gets one worker per processor if there are more processors than threads could
-    use.
-    """
-    if requested is not None:
-        return requested
-    if compression is None:
-        return default_workers()
-    return processors() if processors() > ENOUGH_FOR_THREADS else 0
+preload("vmferry.sender.transport", "vmferry.sender.scanners")
 
 
 class Processes:
     """The processes of one outgoing migration: it starts, commands and stops them.
 
-    `count` is the number of workers; with 0 the transport process also scans and compresses.
+    Without workers the transport process also scans and compresses.
     """
 
     def __init__(
         self,
         guest: Guest,
-        count: int,
+        topology: Topology,
         crew: Crew,
         compression: Compression | None,
         limits: Counters,
     ) -> None:
         self._guest = guest
+        self._topology = topology
         self._compression = compression
         self._framer = Framer()
-        self._layout = block_layout(guest.blocks)
         self._crew = crew
         self._tracking: Tracking | None = None
         self._scanners: list[Child] = []
         self._transport: Child | None = None
+        self._workers: list[Child] = []
+        self._section_id = 0
         self.limits = limits
         """The limits that the processes read; closed with what else is shared with them."""
-        self._sent = Counters.create(TRANSPORT_COUNTERS)
-        self._scanned = [Counters.create(WORKER_COUNTERS) for _ in range(max(count, 1))]
-        self._slot_size = slot_size(guest.machine.page_size)
-        room = compressed_bound(self._slot_size)
-        self._rings = tuple(Ring.create(RING_SLOTS, room) for _ in range(count))
+        self._sent = Counters.create(OUTLET_COUNTERS)
+        self._scanned = [Counters.create(WORKER_COUNTERS) for _ in topology.shares]
+        room = compressed_bound(slot_size(guest.machine.page_size))
+        self._rings = tuple(Ring.create(RING_SLOTS, room) for _ in range(topology.workers))
         self._control = Ring.create(RING_SLOTS, compressed_bound(CONTROL_PIECE))
         self._writer = RingWriter(self._control)
 
@@ -92,27 +83,19 @@ class Processes:
 
     def dirty_bytes(self) -> int | None:
         """Return how much RAM is dirty now, or None if only reading all of it would tell."""
-        return None if self._tracking is None else self._tracking.dirty_bytes()
+        return None if self._tracking is None else self._tracking.dirty_bytes(self._guest.blocks)
 
-    def start(self, section_id: int, channel: Channel, *, return_path: bool) -> None:
-        """Start all processes, and wait until each one has mapped what it needs."""
-        tracking = self._tracking or Tracking(self._guest)
-        parts = [
-            WorkerSetup(
-                index,
-                len(self._scanned),
-                section_id,
-                self._slot_size,
-                counters,
-                self._sent,
-                self.limits,
-                self._layout,
-                tracking.for_workers(),
-                self._compression,
-            )
-            for index, counters in enumerate(self._scanned)
-        ]
-        setup = TransportSetup(
+    def start(
+        self, section_id: int, channel: Channel, channels: list[Channel], *, return_path: bool
+    ) -> None:
+        """Start all processes, and wait until each one has mapped what it needs.
+
+        `channels` are those of multifd, in the order of their numbers.
+        """
+        self._section_id = section_id
+        tracking = self._tracking or Tracking(TrackerKind.DIGESTS)
+        parts = self._worker_setups(section_id, tracking)
+        transport_setup = TransportSetup(
             self._rings,
             None if self._rings else parts[0],
             self._control,
@@ -120,26 +103,56 @@ class Processes:
             self.limits,
             return_path,
         )
-        transport = self._crew.start("vmferry-transport", run_transport, (setup,))
+        transport = self._crew.start("vmferry-transport", run_transport, (transport_setup,))
         self._transport = transport
-        workers = [
-            self._crew.start(f"vmferry-worker-{part.index}", run_worker, (part, ring))
-            for part, ring in zip(parts, self._rings, strict=False)
+        self._workers = [
+            self._start_worker(part, ring) for part, ring in zip(parts, self._rings, strict=False)
         ]
-        self._scanners = workers or [transport]
+        self._scanners = self._workers or [transport]
         for child in self._scanners:
-            for fd in tracking.fds():
+            for fd in tracking.fds(self._guest.blocks):
                 send_fd(child.connection, fd)
-        for _ in {transport, *workers}:
+        for _ in {transport, *self._workers}:
             self._crew.wait_for(str)
         send_channel(transport.connection, channel)
+        for worker, own in zip(self._workers, channels, strict=False):
+            send_channel(worker.connection, own)
 
-    def start_round(self, command: StartRound) -> None:
-        """Start a pass over all RAM; RoundSent reports its end. Raises GuestError."""
-        if self._tracking is not None:
-            self._tracking.begin_round()
+    def _worker_setups(self, section_id: int, tracking: Tracking) -> list[WorkerSetup]:
+        layout = block_layout(self._guest.blocks)
+        return [
+            WorkerSetup(
+                share,
+                section_id,
+                counters,
+                self._sent,
+                self.limits,
+                layout,
+                tracking.addresses,
+                self._compression,
+                self._topology.threads,
+            )
+            for share, counters in zip(self._topology.shares, self._scanned, strict=True)
+        ]
+
+    def _start_worker(self, setup: WorkerSetup, ring: Ring) -> Child:
+        name, plan = f"vmferry-worker-{setup.share.index}", self._topology.multifd
+        if plan is None:
+            return self._crew.start(name, run_worker, (setup, ring))
+        return self._crew.start(name, run_channel_worker, (setup, ring, plan))
+
+    def run_round(self, command: StartRound) -> None:
+        """Make a pass over all RAM; everything of it was handed to the channels afterwards."""
+        plan = self._topology.multifd
+        if plan is not None:
+            # The workers' records must not overtake the head of the piece that they are in.
+            self.write(section_part(self._section_id))
+            self.flush()
         for child in self._scanners:
             send_message(child.connection, command)
+        self._crew.wait_for(RoundSent)
+        if plan is not None:
+            self.write(part_tail(self._section_id, flush=plan.flush))
 
     def command_transport(self, command: object) -> None:
         """Send a command to the transport process."""
@@ -177,13 +190,16 @@ class Processes:
         return self._crew.wait_for(Greeted, timeout).peer
 
     def let_go(self) -> bytes:
-        """Make the transport process leave the channel, and return its unused bytes of answers.
+        """Make the processes leave the channels; return the unused bytes of answers.
 
         No process of this migration is needed or watched afterwards.
         """
         self.command_transport(LetGo())
         answers = self._crew.wait_for(Released).answers
         self._crew.retire()
+        if self._topology.multifd is not None:
+            for worker in self._workers:
+                send_message(worker.connection, LetGo())
         return answers
 
     def flush(self) -> None:
@@ -198,8 +214,15 @@ class Processes:
         return view
 
     def sent(self, name: str) -> int:
-        """Return a counter of the transport process."""
-        return self._sent[name]
+        """Return a counter of OUTLET_COUNTERS over all channels.
+
+        The time spent sending is that of the main channel and of the average other one: channels
+        are used at the same time.
+        """
+        own = sum(counters[name] for counters in self._scanned)
+        if name == "busy_ns":
+            own //= max(self._topology.channels, 1)
+        return self._sent[name] + own
 
     def scanned(self, name: str) -> int:
         """Return a counter, summed over the workers."""

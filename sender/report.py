@@ -145,6 +145,7 @@ class Report:
             status=status,
             total=self._total,
             transferred=transferred,
+            multifd_bytes=self._processes.scanned("transferred"),
             precopy_bytes=transferred if self._precopy_bytes is None else self._precopy_bytes,
             pages_per_second=round(self.meter.pages_per_second),
             remaining=self._remaining(status),

@@ -13,8 +13,11 @@ RAM_VERSION = 4
 """Version of the `ram` section that QEMU writes and accepts."""
 
 
-def opening(guest: Guest, state: DeviceState, return_path: bool) -> bytes:
-    """Return the header, configuration, early devices, and the list of RAM blocks."""
+def opening(guest: Guest, state: DeviceState, *, return_path: bool, flush: bool) -> bytes:
+    """Return the header, configuration, early devices, and the list of RAM blocks.
+
+    `flush`: the channels of multifd sync at MULTIFD_FLUSH records, of which the list has the first.
+    """
     machine = guest.machine
     write = StreamWriter().write
     pieces = [
@@ -33,11 +36,11 @@ def opening(guest: Guest, state: DeviceState, return_path: bool) -> bytes:
         command = int(CommandType.OPEN_RETURN_PATH)
         pieces.append(write(events.Command(offset=0, command=command, data=b"")))
     pieces += [_device(section) for section in state.early]
-    pieces.append(_ram_start(guest, state))
+    pieces.append(_ram_start(guest, state, flush))
     return b"".join(pieces)
 
 
-def _ram_start(guest: Guest, state: DeviceState) -> bytes:
+def _ram_start(guest: Guest, state: DeviceState, flush: bool) -> bytes:
     write = StreamWriter().write
     blocks = tuple(events.RamBlock(name=b.name, length=b.length) for b in guest.blocks)
     section = events.RamSection(
@@ -53,10 +56,16 @@ def _ram_start(guest: Guest, state: DeviceState) -> bytes:
         [
             write(section),
             write(events.RamBlocks(offset=0, total=total, blocks=blocks)),
-            write(events.EndOfRam(offset=0)),
-            write(events.Footer(offset=0, section_id=state.ram_section_id)),
+            part_tail(state.ram_section_id, flush=flush),
         ]
     )
+
+
+def part_tail(section_id: int, *, flush: bool) -> bytes:
+    """Return the end of a piece of `ram`, after a sync point of multifd if it is to `flush`."""
+    write = StreamWriter().write
+    end = write(events.EndOfRam(offset=0)) + write(events.Footer(offset=0, section_id=section_id))
+    return write(events.MultifdFlush(offset=0)) + end if flush else end
 
 
 def ram_end(state: DeviceState) -> bytes:
@@ -73,8 +82,7 @@ def ram_end(state: DeviceState) -> bytes:
     return b"".join(
         [
             write(section),
-            write(events.EndOfRam(offset=0)),
-            write(events.Footer(offset=0, section_id=state.ram_section_id)),
+            part_tail(state.ram_section_id, flush=False),
         ]
     )
 

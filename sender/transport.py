@@ -6,28 +6,25 @@ learns that the round is done, so no round overtakes another.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from ..guest.tracking.errors import TrackingError
 from ..protocol.errors import StreamError
-from ..protocol.formats import zstd
 from ..protocol.handover import Peer, Word
 from ..protocol.return_path import Pong, ReturnPathReader, Shut
 from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters
-from ..transport.crew import Failed
-from ..transport.process import processors, receive_channel, send_message
-from ..transport.rate import RateLimiter
+from ..transport.crew import reporting
+from ..transport.process import receive_channel, send_message
 from ..transport.ring import Ring, RingReader
 from ..transport.shared import Readiness, wait_readable
-from .adaptive import Pool
-from .compressed_slots import FramedDirectSlots
+from .chunks import MappedBlock
 from .exchange import Flushed, Greeted, LetGo, Released, RoundSent
-from .slots import SLOT_END_OF_ROUND, SLOT_FLUSHED, SLOT_STORED, DirectSlots, Slots
-from .worker import MappedBlock, StartRound, Worker, WorkerSetup, make_choice, map_blocks
-
-TRANSPORT_COUNTERS = ("transferred", "busy_ns")
+from .outlet import Outlet
+from .scanners import WorkerSetup, direct_sink
+from .sinks import SLOT_END_OF_ROUND, SLOT_FLUSHED, pieces_on_wire
+from .worker import StartRound, Worker
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Transport:
         self._control = RingReader(setup.control)
         self._workers = [RingReader(ring) for ring in setup.rings]
         self._in_round = list(self._workers)
-        self._limiter = RateLimiter(self._limit(), time.monotonic)
+        self._outlet = Outlet(channel, connection.fileno(), setup.counters, self._limit)
         self._answers = ReturnPathReader() if setup.return_path else None
         self._peer = Peer.STOCK
         self._greeted = False
@@ -70,9 +67,8 @@ class Transport:
         self._commands = Readiness(connection.fileno())
         self._worker: Worker | None = None
         if setup.scan is not None:
-            size = zstd.compressed_bound(setup.scan.slot_size)
-            slots = DirectSlots(size, connection, self._send, self._round_sent)
-            self._worker = Worker(setup.scan, blocks, _compressed(slots, setup.scan))
+            sink = direct_sink(connection, setup.scan, self._send, self._round_sent)
+            self._worker = setup.scan.worker(blocks, sink)
 
     def run(self) -> None:
         """Move slots until the coordinator commands LetGo.
@@ -141,7 +137,7 @@ class Transport:
         if slot is None:
             return False
         if slot.kind != SLOT_END_OF_ROUND:
-            self._send(slot.view, slot.kind == SLOT_STORED)
+            self._send(slot.view, slot.kind)
             ring.release()
             return True
         number = slot.tag
@@ -159,49 +155,29 @@ class Transport:
         if slot.kind == SLOT_FLUSHED:
             send_message(self._connection, Flushed())
         else:
-            self._send(slot.view, slot.kind == SLOT_STORED)
+            self._send(slot.view, slot.kind)
         self._control.release()
         return True
 
-    def _send(self, view: memoryview, stored: bool) -> None:
-        started = time.monotonic_ns()
-        self._limiter.set_limit(self._limit())
-        while (delay := self._limiter.delay()) > 0:
-            if wait_readable([self._connection.fileno()], delay):
-                # Only the coordinator's death or stop command interrupts a round.
-                raise EOFError
-            self._limiter.set_limit(self._limit())
-        pieces = zstd.stored(view) if stored else [view]
-        self._channel.send(*pieces, stop_fd=self._connection.fileno())
-        sent = sum(map(len, pieces))
-        self._limiter.sent(sent)
-        self._setup.counters.add("transferred", sent)
-        self._setup.counters.add("busy_ns", time.monotonic_ns() - started)
+    def _send(self, view: memoryview, kind: int) -> None:
+        self._outlet.send(*pieces_on_wire(view, kind))
 
     def _limit(self) -> int | None:
         return self._setup.limits["max_bandwidth"] or None
 
 
-def _compressed(slots: DirectSlots, setup: WorkerSetup) -> Slots:
-    """Return slots that compress with threads, or `slots` itself without compression."""
-    if setup.compression is None:
-        return slots
-    threads = processors()
-    choice = make_choice(setup, setup.compression, Pool(threads, depth=2))
-    return FramedDirectSlots(slots, setup.slot_size, choice, threads)
-
-
 def run_transport(connection: Connection, setup: TransportSetup) -> None:
     """Take the channel and move slots until the coordinator is gone; entry point of the process."""
-    blocks = [] if setup.scan is None else map_blocks(connection, setup.scan)
+    blocks = [] if setup.scan is None else setup.scan.map_blocks(connection)
     send_message(connection, "ready")
     channel = receive_channel(connection)
     channel.answered = setup.return_path
+    prefix = "the destination's answer is damaged: "
     try:
-        Transport(connection, setup, channel, blocks).run()
-    except ChannelError as error:
-        send_message(connection, Failed(str(error)))
-    except StreamError as error:
-        send_message(connection, Failed(f"the destination's answer is damaged: {error}"))
+        with (
+            reporting(connection, ChannelError, TrackingError),
+            reporting(connection, StreamError, prefix=prefix),
+        ):
+            Transport(connection, setup, channel, blocks).run()
     finally:
         channel.abort()

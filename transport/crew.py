@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from ..protocol.errors import VmferryError
-from .process import Child, ChildDied, StartError, start_child, stop_children
+from .process import Child, ChildDied, StartError, send_message, start_child, stop_children
 from .shared import wait_readable
 
 TICK = 0.1
@@ -26,6 +27,17 @@ class Failed:
     """Report of a child that cannot continue; the reason is one line."""
 
     reason: str
+
+
+@contextmanager
+def reporting(
+    connection: Connection, *kinds: type[VmferryError], prefix: str = ""
+) -> Iterator[None]:
+    """Report an error of these kinds to the parent as Failed, instead of dying of it."""
+    try:
+        yield
+    except kinds as error:
+        send_message(connection, Failed(f"{prefix}{error}"))
 
 
 class CrewError(VmferryError):

@@ -101,17 +101,34 @@ class OnStall(Enum):
 
 
 class TrackerKind(Enum):
-    """The ways to find dirty pages, best first; AUTO takes the first that the guest can have."""
+    """The ways to find dirty pages; AUTO takes the first other one that the guest can have."""
 
     AUTO = "auto"
     USERFAULTFD = "userfaultfd"
     """The kernel marks pages as the guest writes them."""
-    SOFT_DIRTY = "soft-dirty"
-    """The kernel sets a bit of each page that the guest's process writes; the guest is held for
-    some milliseconds before each round.
-    """
     DIGESTS = "digests"
     """All pages are read, and compared with digests of what was sent."""
+
+
+class MultifdCompression(Enum):
+    """How pages are compressed on a channel of multifd."""
+
+    NONE = "none"
+    ZLIB = "zlib"
+    ZSTD = "zstd"
+
+
+class ZeroPageDetection(Enum):
+    """How multifd finds and sends zero pages."""
+
+    AUTO = "auto"
+    """As QEMU does for the version of the guest's machine."""
+    NONE = "none"
+    """They are not looked for, and sent like all others."""
+    LEGACY = "legacy"
+    """They are records of the main channel."""
+    MULTIFD = "multifd"
+    """They are in packets; QEMU before 9.0 ignores that, and leaves the pages as they were."""
 
 
 def _percentage(name: str, default: int, text: str, most: int = 99) -> Number[int]:
@@ -176,8 +193,38 @@ TRACKER = Choice(
     name="tracker",
     default=TrackerKind.AUTO,
     help="how to find the pages that the guest wrote: userfaultfd has the kernel mark them,"
-    " soft-dirty reads bits that it sets for any process, digests"
-    " reads all memory in every round; auto takes the first that is possible",
+    " digests reads all memory in every round; auto takes the first that is possible",
+)
+MULTIFD_CHANNELS = Number(
+    name="multifd-channels",
+    default=2,
+    least=1,
+    most=255,
+    help="number of connections that memory travels over, besides the main one; both ends need the"
+    " same number",
+)
+MULTIFD_COMPRESSION = Choice(
+    name="multifd-compression",
+    default=MultifdCompression.NONE,
+    help="how memory is compressed on the connections of multifd; both ends need the same",
+)
+MULTIFD_ZLIB_LEVEL = Number(
+    name="multifd-zlib-level",
+    default=1,
+    most=9,
+    help="from 1 (fast) to 9 (small); 0 compresses nothing",
+)
+MULTIFD_ZSTD_LEVEL = Number(
+    name="multifd-zstd-level",
+    default=1,
+    most=20,
+    help="from 1 (fast) to 20 (small)",
+)
+ZERO_PAGE_DETECTION = Choice(
+    name="zero-page-detection",
+    default=ZeroPageDetection.AUTO,
+    help="where multifd sends zero pages: in packets (multifd), on the main connection (legacy, for"
+    " QEMU before 9.0), or like all others (none); auto: as the guest's machine version asks for",
 )
 MAX_DEVICE_STATE = Number(
     name="max-device-state",

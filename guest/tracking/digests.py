@@ -16,6 +16,9 @@ class DigestTracker:
     between the comparison and the copy, so a page that was written meanwhile is found again.
     """
 
+    compares = True
+    """True: digests of what was sent are what a page is compared with."""
+
     def __init__(self, page_count: int, page_size: int) -> None:
         self._digests = np.zeros((page_count, 2), np.uint64)
         self._was_sent = np.zeros(page_count, np.bool_)

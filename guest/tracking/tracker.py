@@ -1,4 +1,4 @@
-"""Define the interface of all dirty trackers, and what those have in common that know of writes."""
+"""Define the interface of all dirty trackers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ class Tracker(Protocol):
     Law 1 is kept by an order: `take_dirty` re-arms what it returns, and only then may the pages be
     looked at and copied. A page that the guest writes meanwhile is found again by the next take.
     """
+
+    @property
+    def compares(self) -> bool:
+        """Return whether `sent` needs the bytes that were sent, to compare with them later."""
 
     def chunks_to_take(self, size: int) -> Mask:
         """Return, for each chunk of `size` pages, whether a take may find dirty pages in it.
@@ -41,23 +45,3 @@ class Tracker(Protocol):
 
     def sent_zero(self, numbers: npt.NDArray[np.intp]) -> None:
         """Record that these pages were put on the wire as zero."""
-
-
-class Written:
-    """The part of a tracker that takes what was written for changed, and looks at no page."""
-
-    def changed(self, pages: npt.NDArray[np.uint8], first: int, taken: Mask) -> Mask:
-        """Return all that were taken: what was written counts as changed."""
-        del pages, first
-        return taken
-
-    def changed_to_zero(self, first: int, taken: Mask) -> Mask:
-        """Return all that were taken."""
-        del first
-        return taken
-
-    def sent(self, numbers: npt.NDArray[np.intp], copies: npt.NDArray[np.uint8]) -> None:
-        """Do nothing: the marks were re-armed before the pages were copied."""
-
-    def sent_zero(self, numbers: npt.NDArray[np.intp]) -> None:
-        """Do nothing: the marks were re-armed before the pages were looked at."""

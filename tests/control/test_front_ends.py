@@ -35,6 +35,9 @@ FROM_PYTHON: dict[str, Callable[[Any], Any]] = {
     "cpu-throttle-increment": lambda value: ThrottleParameters(increment=value),
     "max-cpu-throttle": lambda value: ThrottleParameters(1, maximum=value),
     "throttle-trigger-threshold": lambda value: ThrottleParameters(trigger_threshold=value),
+    "multifd-channels": lambda value: SendParameters(multifd_channels=value),
+    "multifd-zlib-level": lambda value: SendParameters(multifd_zlib_level=value),
+    "multifd-zstd-level": lambda value: SendParameters(multifd_zstd_level=value),
     "max-device-state": lambda value: ReceiveParameters(max_device_state=value),
 }
 
@@ -94,7 +97,8 @@ def test_defaults_are_the_same(setting: Setting) -> None:
         context = click.Context(send)
         shown = OPTIONS[setting.name].get_default(context)
         if shown is not None:
-            assert OPTIONS[setting.name].type_cast_value(context, shown) == default
+            value = OPTIONS[setting.name].type_cast_value(context, shown)
+            assert getattr(value, "value", value) == default
     name = setting.name if setting.name in PARAMETERS else PREFIX + setting.name
     if name in PARAMETERS:
         used += 1

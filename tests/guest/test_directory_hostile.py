@@ -268,7 +268,11 @@ def attempt(path: Path) -> None:
     """Open a guest and, if it is accepted, make the stream's pieces of it."""
     guest = DirectoryGuest(str(path))
     state = guest.save_devices()
-    pieces = [stream.opening(guest, state, True), stream.devices(state), stream.closing(state)]
+    pieces = [
+        stream.opening(guest, state, return_path=True, flush=False),
+        stream.devices(state),
+        stream.closing(state),
+    ]
     guest.close()
     assert all(isinstance(piece, bytes) for piece in pieces)
 

@@ -1,4 +1,4 @@
-"""Slots leave as zstd frames, and every frame is whole."""
+"""Sink leave as zstd frames, and every frame is whole."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from multiprocessing import Pipe
 
 import pytest
 import zstandard
-from vmferry.protocol.formats.zstd import compressed_bound, stored
+from vmferry.protocol.formats.zstd import compressed_bound
 from vmferry.sender import adaptive as pipelines
 from vmferry.sender.adaptive import NONE, Adaptive
-from vmferry.sender.compressed_slots import Choice, FramedDirectSlots, FramedRingSlots
+from vmferry.sender.compressed_sinks import Choice, FramedDirectSink, FramedRingSink
 from vmferry.sender.compression import (
     COMPRESSION_COUNTERS,
     Compression,
@@ -21,7 +21,13 @@ from vmferry.sender.compression import (
     LinkMeter,
     parse_compression,
 )
-from vmferry.sender.slots import SLOT_END_OF_ROUND, SLOT_STORED, DirectSlots, RingSlots
+from vmferry.sender.sinks import (
+    SLOT_END_OF_ROUND,
+    SLOT_STORED,
+    DirectSink,
+    RingSink,
+    pieces_on_wire,
+)
 from vmferry.transport.counters import Counters
 from vmferry.transport.ring import Ring, RingReader
 
@@ -29,7 +35,7 @@ SIZE = 300_000
 
 
 class Sent:
-    """Slots of either kind, and what left by them: frames, and how many of them were stored."""
+    """Sink of either kind, and what left by them: frames, and how many of them were stored."""
 
     def __init__(self, method: str, through_ring: bool) -> None:
         compression = parse_compression(method) or Compression(NONE)
@@ -46,13 +52,13 @@ class Sent:
             pipelines.Ring(1, 8) if through_ring else pipelines.Pool(2, 2), compression.levels
         )
         choice = Choice(adaptive, self.counters, LinkMeter(self.counters, self.limits))
-        self.slots: FramedRingSlots | FramedDirectSlots
+        self.slots: FramedRingSink | FramedDirectSink
         if through_ring:
-            self.slots = FramedRingSlots(RingSlots(self._ring, self._ours), SIZE, choice)
+            self.slots = FramedRingSink(RingSink(self._ring, self._ours), SIZE, choice)
         else:
             size = compressed_bound(SIZE)
-            direct = DirectSlots(size, self._ours, self._send, self._end)
-            self.slots = FramedDirectSlots(direct, SIZE, choice, 2)
+            direct = DirectSink(size, self._ours, self._send, self._end)
+            self.slots = FramedDirectSink(direct, SIZE, choice, 2)
 
     def publish(self, content: bytes) -> memoryview:
         """As a slot; the room that it was put into."""
@@ -74,13 +80,13 @@ class Sent:
             if slot.kind == SLOT_END_OF_ROUND:
                 self._end(slot.tag)
             else:
-                self._send(slot.view, slot.kind == SLOT_STORED)
+                self._send(slot.view, slot.kind)
             self._reader.release()
 
-    def _send(self, view: memoryview, stored: bool) -> None:
-        self.stored += stored
+    def _send(self, view: memoryview, kind: int) -> None:
+        self.stored += kind == SLOT_STORED
         self.left_from = view.obj
-        self.frames.append(b"".join(_stored(view)) if stored else bytes(view))
+        self.frames.append(b"".join(pieces_on_wire(view, kind)))
 
     def _end(self, number: int) -> None:
         self.ended = number
@@ -88,10 +94,6 @@ class Sent:
     def close(self) -> None:
         for shared in (self.counters, self.limits, self._ring, self._ours, self._theirs):
             shared.close()
-
-
-def _stored(content: memoryview) -> list[memoryview]:
-    return stored(content)
 
 
 @pytest.fixture

@@ -19,15 +19,11 @@ from vmferry.protocol.pages.records import Buffer
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.wire.marks import SectionType
 from vmferry.protocol.writer import StreamWriter
+from vmferry.sender.chunks import MappedBlock
+from vmferry.sender.deltas import Deltas
 from vmferry.sender.page_cache import LIFETIME, CacheSizeError, PageCache, cache_pages
-from vmferry.sender.worker import (
-    WORKER_COUNTERS,
-    MappedBlock,
-    StartRound,
-    Worker,
-    WorkerSetup,
-    slot_size,
-)
+from vmferry.sender.record_writer import RecordWriter, slot_size
+from vmferry.sender.worker import WORKER_COUNTERS, Share, StartRound, Worker
 from vmferry.transport.counters import Counters
 
 PAGE = 4096
@@ -126,8 +122,7 @@ class Destination:
     def acquire(self) -> memoryview:
         return self._buffer
 
-    def publish(self, length: int, *, stored: bool = False) -> None:
-        assert not stored
+    def publish(self, length: int) -> None:
         for event in self._reader.feed(self._buffer[:length]):
             if not isinstance(event, (events.PageRun, events.XbzrleRun)):
                 continue
@@ -158,10 +153,9 @@ class Source:
         self.limits = Counters.create(("xbzrle_cache",))
         self.limits.set("xbzrle_cache", lines)
         mapped = MappedBlock(block, b"ram", PAGE, self.ram, DigestTracker(COUNT, PAGE))
-        setup = WorkerSetup(
-            0, 1, SECTION, slot_size(PAGE), self.counters, self.counters, self.limits, ()
-        )
-        self._worker = Worker(setup, [mapped], self.destination)
+        writer = RecordWriter(self.destination, SECTION)
+        deltas = Deltas(writer, PAGE, self.counters)
+        self._worker = Worker(Share(0, 1), [mapped], writer, self.counters, self.limits, deltas)
         self._round = 0
 
     def send(self, *, tracked: bool = True, equal: bool = True) -> None:

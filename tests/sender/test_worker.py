@@ -14,21 +14,16 @@ from vmferry.guest.tracking.digests import DigestTracker
 from vmferry.guest.tracking.marks import MarkTracker, mark_writes
 from vmferry.guest.tracking.tracker import Tracker
 from vmferry.protocol.pages import records
-from vmferry.sender.worker import (
-    WORKER_COUNTERS,
-    MappedBlock,
-    StartRound,
-    Worker,
-    WorkerSetup,
-    slot_size,
-)
+from vmferry.sender.chunks import MappedBlock
+from vmferry.sender.record_writer import RecordWriter, slot_size
+from vmferry.sender.worker import WORKER_COUNTERS, Share, StartRound, Worker
 from vmferry.transport.counters import Counters
 
 PAGE_SIZE = 4096
 
 
 class Buffer:
-    """Slots that go nowhere."""
+    """Sink that go nowhere."""
 
     def __init__(self) -> None:
         self._buffer = memoryview(bytearray(slot_size(PAGE_SIZE)))
@@ -36,7 +31,7 @@ class Buffer:
     def acquire(self) -> memoryview:
         return self._buffer
 
-    def publish(self, length: int, *, stored: bool = False) -> None:
+    def publish(self, length: int) -> None:
         pass
 
     def end_round(self, number: int) -> None:
@@ -66,8 +61,7 @@ def block(request: pytest.FixtureRequest) -> Iterator[MappedBlock]:
 def worker(block: MappedBlock) -> Iterator[Worker]:
     counters = Counters.create(WORKER_COUNTERS)
     limits = Counters.create(("xbzrle_cache",))
-    setup = WorkerSetup(0, 1, 2, slot_size(PAGE_SIZE), counters, counters, limits, ())
-    yield Worker(setup, [block], Buffer())
+    yield Worker(Share(0, 1), [block], RecordWriter(Buffer(), 2), counters, limits)
     counters.close()
     limits.close()
 

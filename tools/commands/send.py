@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -15,7 +16,6 @@ from ...sender.page_cache import CacheSizeError
 from ...sender.parameters import SendParameters
 from ...sender.throttle import ThrottleParameters
 from ...transport import settings
-from ...transport.settings import OnStall, TrackerKind
 from ..console.examples import examples
 from ..console.failure import describe, fail
 from ..console.interruption import on_signals
@@ -25,19 +25,19 @@ from ..console.progress import Progress
 from ..console.setting_options import setting_option
 from ..console.summary import summary
 
-
-def _throttle(*percentages: int) -> ThrottleParameters:
-    try:
-        return ThrottleParameters(*percentages)
-    except ParameterError as error:
-        raise click.UsageError(str(error)) from None
-
-
 _THROTTLE_OPTIONS = (
     "cpu_throttle_initial",
     "cpu_throttle_increment",
     "max_cpu_throttle",
     "throttle_trigger_threshold",
+)
+
+
+_MULTIFD_OPTIONS = (
+    "multifd_compression",
+    "multifd_zlib_level",
+    "multifd_zstd_level",
+    "zero_page_detection",
 )
 
 
@@ -50,10 +50,23 @@ def _check_needs(needed: str, *options: str) -> None:
             raise click.UsageError(f"--{option} needs --{needed}".replace("_", "-"))
 
 
+def _parameters(values: dict[str, Any], *, auto_converge: bool) -> SendParameters:
+    """Return the parameters that the options stand for. Raises UsageError."""
+    try:
+        throttle = ThrottleParameters(*(values.pop(option) for option in _THROTTLE_OPTIONS))
+        values["auto_converge"] = throttle if auto_converge else None
+        values["downtime_limit"] /= 1000
+        values["compress"] = compression(values["compress"])
+        return SendParameters(**values)
+    except ParameterError as error:
+        raise click.UsageError(str(error)) from None
+
+
 @click.command(
     epilog=examples(
         "send tcp:127.0.0.1:7002 --guest dir:saved",
         "send tcp:host:7001 --guest synthetic:512M --compress adaptive --max-bandwidth 100M",
+        "send tcp:host:7001 --guest dir:saved --multifd-channels 4 --multifd-compression zstd",
     )
 )
 @click.argument("uri")
@@ -74,48 +87,19 @@ def _check_needs(needed: str, *options: str) -> None:
 @setting_option(settings.THROTTLE_TRIGGER_THRESHOLD)
 @setting_option(settings.ON_STALL)
 @setting_option(settings.TRACKER)
+@setting_option(settings.MULTIFD_CHANNELS, default=None, show_default=False)
+@setting_option(settings.MULTIFD_COMPRESSION)
+@setting_option(settings.MULTIFD_ZLIB_LEVEL)
+@setting_option(settings.MULTIFD_ZSTD_LEVEL)
+@setting_option(settings.ZERO_PAGE_DETECTION)
 @log_option
 @click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
-def send(
-    uri: str,
-    guest_text: str,
-    max_bandwidth: int,
-    downtime_limit: int,
-    workers: int | None,
-    return_path: bool,
-    xbzrle: bool,
-    xbzrle_cache_size: int | None,
-    compress: str,
-    auto_converge: bool,
-    cpu_throttle_initial: int,
-    cpu_throttle_increment: int,
-    max_cpu_throttle: int,
-    throttle_trigger_threshold: int,
-    on_stall: str,
-    tracker: str,
-    as_json: bool,
-) -> None:
+def send(uri: str, guest_text: str, auto_converge: bool, as_json: bool, **values: Any) -> None:
     """Move a guest out, to URI."""
     _check_needs("auto_converge", *_THROTTLE_OPTIONS)
-    throttle = _throttle(
-        cpu_throttle_initial,
-        cpu_throttle_increment,
-        max_cpu_throttle,
-        throttle_trigger_threshold,
-    )
     _check_needs("xbzrle", "xbzrle_cache_size")
-    parameters = SendParameters(
-        max_bandwidth=max_bandwidth,
-        downtime_limit=downtime_limit / 1000,
-        workers=workers,
-        return_path=return_path,
-        xbzrle=xbzrle,
-        xbzrle_cache_size=xbzrle_cache_size,
-        compress=compression(compress),
-        auto_converge=throttle if auto_converge else None,
-        on_stall=OnStall(on_stall),
-        tracker=TrackerKind(tracker),
-    )
+    _check_needs("multifd_channels", *_MULTIFD_OPTIONS)
+    parameters = _parameters(values, auto_converge=auto_converge)
     try:
         guest = open_guest(guest_text)
         try:

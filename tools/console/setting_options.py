@@ -12,9 +12,11 @@ from ...transport.settings import Choice, Number, Setting, Unit
 
 if TYPE_CHECKING:
     _IntegerType = click.ParamType[int]
+    _ChoiceType = click.Choice[str]
 else:
     # Older versions of click have no generic types.
     _IntegerType = click.ParamType
+    _ChoiceType = click.Choice
 
 _METAVARS = {
     Unit.COUNT: "NUMBER",
@@ -51,6 +53,18 @@ class NumberType(_IntegerType):
         return number
 
 
+class MemberType(_ChoiceType):
+    """The value of a setting that is one of some words, as a member of its enumeration."""
+
+    def __init__(self, setting: Choice[Any]) -> None:
+        super().__init__(setting.words)
+        self._members = type(setting.default)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the member. Raises BadParameter if there is no such word."""
+        return self._members(super().convert(value, param, ctx))
+
+
 def _in_units(setting: Number[Any]) -> str:
     """Return the default of a setting as a user would write it."""
     if setting.unit not in _SIZES:
@@ -68,7 +82,7 @@ def setting_option(setting: Setting, **changes: Any) -> Callable[[Any], Any]:
         default = None if setting.default is None else _in_units(setting)
         arguments |= {"type": NumberType(setting), "default": default}
     elif isinstance(setting, Choice):
-        arguments |= {"type": click.Choice(setting.words), "default": setting.default.value}
+        arguments |= {"type": MemberType(setting), "default": setting.default.value}
     else:
         arguments["default"] = setting.default
     return click.option(f"--{setting.name}", **arguments | changes)

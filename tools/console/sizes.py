@@ -35,9 +35,7 @@ def _place(option: click.Parameter, text: str) -> int:
         raise click.BadParameter(str(error), param=option) from None
 
 
-def _offset(_context: click.Context, option: click.Parameter, text: str | None) -> int | None:
-    if text is None:
-        return None
+def _offset(_context: click.Context, option: click.Parameter, text: str) -> int:
     place = _place(option, text)
     if place > MAX_SIZE:
         raise click.BadParameter(f"{text!r} is more than a file can hold", param=option)
@@ -46,6 +44,15 @@ def _offset(_context: click.Context, option: click.Parameter, text: str | None) 
 
 def _length(_context: click.Context, option: click.Parameter, text: str | None) -> int | None:
     return None if text is None else _place(option, text)
+
+
+def _two_offsets(
+    context: click.Context, option: click.Parameter, texts: tuple[str, ...]
+) -> tuple[int, int]:
+    if len(texts) > 2:
+        raise click.BadParameter("give one for each stream", param=option)
+    first, second = (_offset(context, option, text) for text in (*texts, "0", "0")[:2])
+    return first, second
 
 
 def _page_size(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
@@ -70,17 +77,13 @@ length_option = click.option(
     help="bytes of the file from --offset on in which the stream ends: what stands behind them is "
     "not looked at (default: all; most streams tell their end)",
 )
-other_offset_option = click.option(
-    "--other-offset",
+two_offsets_option = click.option(
+    "--offset",
+    "offsets",
+    multiple=True,
     metavar="SIZE",
-    callback=_offset,
-    help="as --offset, of the other stream",
-)
-other_length_option = click.option(
-    "--other-length",
-    metavar="SIZE",
-    callback=_length,
-    help="as --length, of the other stream",
+    callback=_two_offsets,
+    help="where in its file A begins: 4096, 1M, 0x1000; given again: where B does",
 )
 channel_option = click.option(
     "--channel",

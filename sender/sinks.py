@@ -1,4 +1,4 @@
-"""Lay out pages for the wire: in ring slots, or in a buffer that is sent at once.
+"""Take pieces of the stream from a worker: in ring slots, or in a buffer that is sent at once.
 
 A slot holds a whole piece of the stream.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Protocol
 
+from ..protocol.formats import zstd
 from ..transport.ring import Ring, RingWriter
 from ..transport.shared import Readiness
 
@@ -19,11 +20,16 @@ SLOT_END_OF_ROUND = 2
 SLOT_FLUSHED = 3
 """Ring slot kind, on the coordinator's ring: report when everything before it was sent."""
 SLOT_STORED = 4
-"""Ring slot kind: a piece of the stream that is sent stored in a zstd frame (`protocol.zstd`)."""
+"""Ring slot kind: a piece of the stream that is sent stored in a zstd frame."""
 
 
-class Slots(Protocol):
-    """A source of slots to fill and send; one slot is open at a time."""
+def pieces_on_wire(view: memoryview, kind: int) -> list[memoryview]:
+    """Return the bytes of a slot of this kind as they are sent, in pieces."""
+    return zstd.stored(view) if kind == SLOT_STORED else [view]
+
+
+class Sink(Protocol):
+    """A taker of pieces of the stream, in slots to fill and send; one is open at a time."""
 
     def acquire(self) -> memoryview:
         """Return an empty slot. Raises EOFError when the coordinator stops the round."""
@@ -38,8 +44,8 @@ class Slots(Protocol):
         """Raise EOFError when the coordinator stops the round."""
 
 
-class RingSlots:
-    """Slots of a ring, which the transport process empties."""
+class RingSink:
+    """Sink of a ring, which the transport process empties."""
 
     def __init__(self, ring: Ring, connection: Connection) -> None:
         self._writer = RingWriter(ring)
@@ -56,9 +62,13 @@ class RingSlots:
             self.check()
         return view
 
-    def publish(self, length: int, *, stored: bool = False) -> None:
-        """Publish the first `length` bytes to the transport process; `stored`: in a zstd frame."""
-        self._writer.publish(length, SLOT_STORED if stored else SLOT_PIECE, 0)
+    def publish(self, length: int) -> None:
+        """Publish the first `length` bytes of the slot to the transport process."""
+        self._writer.publish(length, SLOT_PIECE, 0)
+
+    def publish_stored(self, length: int) -> None:
+        """Publish the first `length` bytes to the transport process, to be sent in a frame."""
+        self._writer.publish(length, SLOT_STORED, 0)
 
     def end_round(self, number: int) -> None:
         """Publish a slot that ends this worker's part of the round."""
@@ -71,18 +81,18 @@ class RingSlots:
             raise EOFError
 
 
-class DirectSlots:
+class DirectSink:
     """One buffer of the transport process itself, sent as soon as it is published.
 
-    `send` is called with the bytes and whether they are sent stored in a zstd frame; `ended` is
-    called with the number of a finished round.
+    `send` is called with the bytes and the kind of slot that they would be in; `ended` is called
+    with the number of a finished round.
     """
 
     def __init__(
         self,
         size: int,
         connection: Connection,
-        send: Callable[[memoryview, bool], None],
+        send: Callable[[memoryview, int], None],
         ended: Callable[[int], None],
     ) -> None:
         self._buffer = memoryview(bytearray(size))
@@ -92,15 +102,19 @@ class DirectSlots:
 
     def send(self, content: memoryview) -> None:
         """Send bytes that are not in the buffer."""
-        self._send(content, False)
+        self._send(content, SLOT_PIECE)
 
     def acquire(self) -> memoryview:
         """Return the buffer."""
         return self._buffer
 
-    def publish(self, length: int, *, stored: bool = False) -> None:
-        """Send the first `length` bytes of the buffer; `stored`: in a zstd frame."""
-        self._send(self._buffer[:length], stored)
+    def publish(self, length: int) -> None:
+        """Send the first `length` bytes of the buffer."""
+        self._send(self._buffer[:length], SLOT_PIECE)
+
+    def publish_stored(self, length: int) -> None:
+        """Send the first `length` bytes of the buffer in a frame."""
+        self._send(self._buffer[:length], SLOT_STORED)
 
     def check(self) -> None:
         """Raise EOFError when the coordinator stops the round."""

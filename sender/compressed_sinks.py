@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ..transport.counters import Counters
 from .adaptive import NONE, Adaptive, SlotTimes
 from .compression import Framer, LinkMeter
-from .slots import DirectSlots, RingSlots
+from .sinks import DirectSink, RingSink
 
 
 class Choice:
@@ -50,11 +50,11 @@ class Choice:
         self._counters.set("level", self.level)
 
 
-class FramedRingSlots:
+class FramedRingSink:
     """Ring slots of at most `size` bytes, compressed by the process that fills them."""
 
-    def __init__(self, slots: RingSlots, size: int, choice: Choice) -> None:
-        self._slots = slots
+    def __init__(self, sink: RingSink, size: int, choice: Choice) -> None:
+        self._sink = sink
         self._size = size
         self._choice = choice
         self._framer = Framer()
@@ -63,14 +63,14 @@ class FramedRingSlots:
         self._level = NONE
         self._waited = 0.0
         self._since = 0.0
-        self.end_round = slots.end_round
-        self.check = slots.check
+        self.end_round = sink.end_round
+        self.check = sink.check
 
     def acquire(self) -> memoryview:
         """Return an empty slot to fill."""
         started = time.perf_counter()
         self._level = self._choice.level
-        self._open = self._slots.acquire()[: self._size] if self._level == NONE else self._buffer
+        self._open = self._sink.acquire()[: self._size] if self._level == NONE else self._buffer
         self._since = time.perf_counter()
         self._waited = self._since - started
         return self._open
@@ -82,12 +82,12 @@ class FramedRingSlots:
         self._choice.sample(content)
         started, spent, sent = time.perf_counter(), 0.0, length
         if self._level == NONE:
-            self._slots.publish(length, stored=True)
+            self._sink.publish_stored(length)
         else:
             frame = self._framer.frame(content, self._level)
             spent, sent = time.perf_counter() - started, len(frame)
-            self._slots.acquire()[:sent] = frame
-            self._slots.publish(sent)
+            self._sink.acquire()[:sent] = frame
+            self._sink.publish(sent)
         passed = self._waited + work + time.perf_counter() - started
         self._choice.sent(SlotTimes(length, sent, work, spent, passed), self._level)
 
@@ -115,14 +115,14 @@ class UnderWay:
     made: Future[Made]
 
 
-class FramedDirectSlots:
-    """Slots of at most `size` bytes that a pool of threads compresses.
+class FramedDirectSink:
+    """Sink of at most `size` bytes that a pool of threads compresses.
 
     Meanwhile this process finds more pages and sends finished frames, in order.
     """
 
-    def __init__(self, slots: DirectSlots, size: int, choice: Choice, threads: int) -> None:
-        self._slots = slots
+    def __init__(self, sink: DirectSink, size: int, choice: Choice, threads: int) -> None:
+        self._sink = sink
         self._size = size
         self._choice = choice
         self._pool = ThreadPoolExecutor(threads, "vmferry-deflate")
@@ -132,7 +132,7 @@ class FramedDirectSlots:
         self._open = self._free[0]
         self._level = NONE
         self._since = 0.0
-        self.check = slots.check
+        self.check = sink.check
 
     def acquire(self) -> memoryview:
         """Return an empty slot to fill."""
@@ -140,7 +140,7 @@ class FramedDirectSlots:
             self._finish_one()
         self._level = self._choice.level
         if self._level == NONE:
-            self._open = self._slots.acquire()[: self._size]
+            self._open = self._sink.acquire()[: self._size]
         else:
             self._open = self._free.pop()
         self._since = time.perf_counter()
@@ -154,7 +154,7 @@ class FramedDirectSlots:
         self._choice.sample(content)
         if self._level == NONE:
             started = time.perf_counter()
-            self._slots.publish(length, stored=True)
+            self._sink.publish_stored(length)
             passed = work + time.perf_counter() - started
             self._choice.sent(SlotTimes(length, length, work, 0.0, passed), NONE)
             return
@@ -178,7 +178,7 @@ class FramedDirectSlots:
         started = time.perf_counter()
         made = oldest.made.result()
         self._free.append(oldest.buffer)
-        self._slots.send(memoryview(made.frame))
+        self._sink.send(memoryview(made.frame))
         passed = oldest.work + time.perf_counter() - started
         sizes = (oldest.length, len(made.frame))
         self._choice.sent(SlotTimes(*sizes, oldest.work, made.seconds, passed), oldest.level)
@@ -187,4 +187,4 @@ class FramedDirectSlots:
         """Send all slots under way and end the round."""
         while self._under_way:
             self._finish_one()
-        self._slots.end_round(number)
+        self._sink.end_round(number)

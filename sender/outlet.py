@@ -1,0 +1,52 @@
+"""Send bytes to a channel within the bandwidth limit, and count them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ..transport.channel import Channel
+from ..transport.counters import Counters
+from ..transport.rate import RateLimiter
+from ..transport.shared import wait_readable
+
+OUTLET_COUNTERS = ("transferred", "busy_ns")
+"""Counters of a process that sends: bytes handed to its channel, and nanoseconds spent on that."""
+
+
+class Outlet:
+    """The way to one channel; `limit` returns the present limit in bytes per second (None: none).
+
+    `stop_fd` is readable when the coordinator stops the round, or is gone.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        stop_fd: int,
+        counters: Counters,
+        limit: Callable[[], int | None],
+    ) -> None:
+        self._channel = channel
+        self._stop_fd = stop_fd
+        self._counters = counters
+        self._limit = limit
+        self._limiter = RateLimiter(limit(), time.monotonic)
+
+    def send(self, *pieces: memoryview) -> None:
+        """Send all pieces, at most IOV_MAX of them.
+
+        Raises ChannelError, or EOFError when the coordinator stops the round.
+        """
+        started = time.monotonic_ns()
+        self._limiter.set_limit(self._limit())
+        while (delay := self._limiter.delay()) > 0:
+            if wait_readable([self._stop_fd], delay):
+                # Only the coordinator's death or stop command interrupts a round.
+                raise EOFError
+            self._limiter.set_limit(self._limit())
+        self._channel.send(*pieces, stop_fd=self._stop_fd)
+        sent = sum(map(len, pieces))
+        self._limiter.sent(sent)
+        self._counters.add("transferred", sent)
+        self._counters.add("busy_ns", time.monotonic_ns() - started)
