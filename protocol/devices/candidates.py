@@ -34,6 +34,7 @@ _STEP = 1 << 20
 _FIRST_STEP = 1 << 10
 _BEGIN = re.compile(rb"\x00\x06(?=....\{)", re.DOTALL)
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_LAST_CONTROL = re.compile(rb"(?s:.*)" + _CONTROL.pattern)
 _MARK = bytes([SectionType.VMDESCRIPTION])
 
 
@@ -174,9 +175,9 @@ class LastCandidate:
         while end > self._seen:
             start = max(self._seen, end - _STEP)
             data = self._kept.read(start, end - start)
-            found = [match.start() for match in _CONTROL.finditer(data)]
+            found = _LAST_CONTROL.match(data)
             if found:
-                self._last_control = start + found[-1]
+                self._last_control = start + found.end() - 1
                 break
             end = start
         self._seen = size
