@@ -131,7 +131,7 @@ def run_transport(connection: Connection, setup: TransportSetup) -> None:
         except (StreamError, ChannelError) as error:
             send_message(connection, Failed(str(error)))
         except FileError as error:
-            send_message(connection, Failed(f"{error.filename}: {error.strerror}"))
+            send_message(connection, Failed(error.told))
         finally:
             channel.abort()
     commands.remove_unfinished()

@@ -17,12 +17,15 @@ from ..guest.base import RamBlock, is_hole, map_block, populate_present
 from ..guest.zero import zero_mask
 from ..protocol.errors import StreamError
 from ..protocol.pages import xbzrle
+from ..protocol.pages.records import plain_pages
 from ..protocol.wire.ram import RECORD_HEADER_SIZE
 from ..transport.counters import Counters
 from ..transport.crew import Failed
 from ..transport.process import receive_fd, send_message
 from ..transport.ring import Ring, RingReader
 from ..transport.shared import SharedFd, wait_readable
+from ..transport.spill import FileError
+from .fresh_pages import FreshPages
 from .slots import PLAIN, RUN, TABLE_BYTES, XBZRLE, ZERO
 
 FILL_PAGES = 256
@@ -56,6 +59,7 @@ class BlockWriter:
         self._block = block
         self._ram = flat.reshape(-1, block.page_size)
         self._pages = self._ram.view(f"V{block.page_size}")[:, 0]
+        self._fresh = FreshPages(block)
 
     def apply(self, run: np.void, data: npt.NDArray[np.uint8]) -> None:
         """Put one run, whose records are in `data`, into RAM."""
@@ -66,16 +70,26 @@ class BlockWriter:
             self._change(run, first, position, data)
             return
         plain = run["kind"] == PLAIN
+        if plain and self._write_fresh(run, first, data):
+            return
         stride = RECORD_HEADER_SIZE + (page_size if plain else 1)
         target: slice | npt.NDArray[np.intp] = slice(first, first + count)
         if not run["contiguous"]:
             target = self._targets(first, count, position, stride, data)
         if plain:
+            self._fresh.written(target)
             self._pages[target] = np.ndarray(
                 (count,), f"V{page_size}", data, offset=position, strides=(stride,)
             )
         else:
             self._fill(target, int(run["fill"]))
+
+    def _write_fresh(self, run: np.void, first: int, data: npt.NDArray[np.uint8]) -> bool:
+        """Put a run of plain pages into memory that is not there yet; False if some of it is."""
+        count, size = int(run["count"]), self._block.page_size
+        if not run["contiguous"] or not self._fresh.all_fresh(first, count):
+            return False
+        return self._fresh.write(first, plain_pages(data, int(run["position"]), count, size))
 
     def _targets(
         self, first: int, count: int, position: int, stride: int, data: npt.NDArray[np.uint8]
@@ -161,6 +175,9 @@ def run_worker(connection: Connection, setup: WorkerSetup) -> None:
                 applier.apply(np.frombuffer(slot.view, np.uint8), slot.tag)
             except StreamError as error:
                 send_message(connection, Failed(str(error)))
+                return
+            except FileError as error:
+                send_message(connection, Failed(error.told))
                 return
             ring.release()
             os.eventfd_write(setup.progress_fd.fileno(), 1)

@@ -18,7 +18,12 @@ IN_MEMORY = 16 << 20
 
 
 class FileError(VmferryError, OSError):
-    """A temporary file that cannot be made, or has no room; the message names the folder."""
+    """A file that cannot be made or written; `filename` says which one, or what is in it."""
+
+    @property
+    def told(self) -> str:
+        """Return the error as one line."""
+        return f"{self.filename}: {self.strerror}"
 
 
 class Spill:

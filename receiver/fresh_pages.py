@@ -1,0 +1,77 @@
+"""Put pages into RAM that holds nothing yet, by writes to its file.
+
+A page that does not exist yet costs least this way: the first write through a mapping is a fault,
+for which the kernel fills the page with zeros, only to have it overwritten.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from ..guest.base import RamBlock
+from ..transport.sparse import data_parts
+from ..transport.spill import FileError
+
+PIECES = 1024
+"""Limit for the pieces of one write (IOV_MAX)."""
+
+
+class FreshPages:
+    """The record of which pages of a RAM block were never written, and the writer of these.
+
+    Other processes may have written some of them meanwhile, so the record says what is fast, and
+    not what a page holds.
+    """
+
+    def __init__(self, block: RamBlock) -> None:
+        self._block = block
+        self._fresh = np.ones(-(-block.length // block.page_size), np.bool_)
+        first = block.file_offset
+        for start, end in data_parts(block.fd, first, first + block.length):
+            size = block.page_size
+            self._fresh[(start - first) // size : -(-(end - first) // size)] = False
+
+    def all_fresh(self, first: int, count: int) -> bool:
+        """Return whether none of `count` pages from page `first` on was ever written."""
+        return bool(self._fresh[first : first + count].all())
+
+    def written(self, target: slice | npt.NDArray[np.intp]) -> None:
+        """Record that these pages, by their numbers, were written in another way."""
+        self._fresh[target] = False
+
+    def write(self, first: int, pages: npt.NDArray[np.uint8]) -> bool:
+        """Write `pages` (n, page_size) from page `first` on; False if the file takes no writes.
+
+        Raises FileError, for example where the disk is full.
+        """
+        place = self._block.file_offset + first * self._block.page_size
+        left = [page.data for page in pages]
+        try:
+            while left:
+                count = os.pwritev(self._block.fd, left[:PIECES], place)
+                place += count
+                left = _behind(left, count)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                # Memory in huge pages can only be mapped.
+                self._fresh[:] = False
+                return False
+            raise FileError(error.errno, error.strerror, f"RAM block {self._block.name}") from error
+        self.written(slice(first, first + len(pages)))
+        return True
+
+
+def _behind(pieces: list[memoryview], count: int) -> list[memoryview]:
+    """Return what is left of equally long pieces, but perhaps the first, behind `count` bytes."""
+    done = 0
+    while done < len(pieces) and count >= len(pieces[done]):
+        count -= len(pieces[done])
+        done += 1
+    rest = pieces[done:]
+    if count:
+        rest[0] = rest[0][count:]
+    return rest
