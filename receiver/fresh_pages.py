@@ -43,13 +43,13 @@ class FreshPages:
         """Record that these pages, by their numbers, were written in another way."""
         self._fresh[target] = False
 
-    def write(self, first: int, pages: npt.NDArray[np.uint8]) -> bool:
-        """Write `pages` (n, page_size) from page `first` on; False if the file takes no writes.
+    def write(self, first: int, pages: list[memoryview]) -> bool:
+        """Write whole pages from page `first` on; return False if the file takes no writes.
 
         Raises FileError, for example where the disk is full.
         """
         place = self._block.file_offset + first * self._block.page_size
-        left = [page.data for page in pages]
+        left = pages
         try:
             while left:
                 count = os.pwritev(self._block.fd, left[:PIECES], place)

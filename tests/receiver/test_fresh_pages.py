@@ -34,6 +34,11 @@ def pages(count: int, stride: int) -> npt.NDArray[np.uint8]:
     return np.ndarray((count, PAGE), np.uint8, data, strides=(stride, 1))
 
 
+def pieces(data: npt.NDArray[np.uint8]) -> list[memoryview]:
+    """Return each page as a piece of memory."""
+    return [page.data for page in data]
+
+
 def test_what_is_there_is_not_fresh(block: RamBlock) -> None:
     """Broken: a page that exists would be written in the slow way."""
     fresh = FreshPages(block)
@@ -51,7 +56,7 @@ def test_pages_are_where_they_belong(block: RamBlock, first: int, count: int) ->
     os.ftruncate(block.fd, 0)
     os.ftruncate(block.fd, COUNT * PAGE)
     fresh, data = FreshPages(block), pages(count, PAGE + 8)
-    assert fresh.write(first, data)
+    assert fresh.write(first, pieces(data))
     ram = map_block(block).reshape(-1, PAGE)
     assert (ram[first : first + count] == data).all()
     assert is_hole(block, 0, first * PAGE)
@@ -69,7 +74,7 @@ def test_short_writes_go_on(block: RamBlock, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(os, "pwritev", some)
     data = pages(50, PAGE + 8)
-    assert FreshPages(block).write(20, data)
+    assert FreshPages(block).write(20, pieces(data))
     assert (map_block(block).reshape(-1, PAGE)[20:70] == data).all()
 
 
@@ -81,7 +86,7 @@ def test_memory_that_takes_no_writes(block: RamBlock, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "pwritev", refuse)
     fresh = FreshPages(block)
-    assert not fresh.write(20, pages(5, PAGE))
+    assert not fresh.write(20, pieces(pages(5, PAGE)))
     assert not fresh.all_fresh(20, 1)
 
 
@@ -91,6 +96,6 @@ def test_other_failures_are_named(block: RamBlock) -> None:
     fresh = FreshPages(block)
     fresh._block = closed
     with pytest.raises(FileError) as error:
-        fresh.write(20, pages(5, PAGE))
+        fresh.write(20, pieces(pages(5, PAGE)))
     assert error.value.told == "RAM block ram: Bad file descriptor"
     os.close(closed.fd)
