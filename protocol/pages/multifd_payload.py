@@ -24,7 +24,10 @@ class Inflater(Protocol):
     """Decompressor for one channel, which keeps the state of its stream."""
 
     def inflate(self, payload: memoryview, size: int) -> npt.NDArray[np.uint8]:
-        """Return the `size` bytes (size,) that the payload makes. Raises PayloadError."""
+        """Return the `size` bytes (size,) that the payload makes. Raises PayloadError.
+
+        The result is valid until the next call.
+        """
 
 
 def inflater(kind: Compression) -> Inflater:
@@ -73,12 +76,15 @@ class _Zstd:
         self._payload = _Payload()
         made = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
         self._stream = made.stream_reader(cast(BinaryIO, self._payload))
+        self._data = np.empty(0, np.uint8)
 
     def inflate(self, payload: memoryview, size: int) -> npt.NDArray[np.uint8]:
         self._payload.rest = payload
         # One byte more than expected, so that an excess is noticed. While there is room in the
-        # array, the decompressor holds no output back.
-        data, filled = np.empty(size + 1, np.uint8), 0
+        # array, the decompressor holds no output back. New arrays would cost a page fault a page.
+        if len(self._data) <= size:
+            self._data = np.empty(size + 1, np.uint8)
+        data, filled = self._data[: size + 1], 0
         try:
             while filled <= size:
                 count = self._stream.readinto1(data[filled:].data)

@@ -11,6 +11,7 @@ channel.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -58,7 +59,8 @@ class ChannelReader:
     """Reader of one channel, from its first byte on.
 
     `offset`: bytes that were read; `greeting`: result of `greet`; `compression`: that of its
-    payloads, as far as known.
+    payloads, as far as known. Errors name the packet by its number, which is counted over all
+    channels.
     """
 
     def __init__(self) -> None:
@@ -68,6 +70,8 @@ class ChannelReader:
         self._listed: dict[str, tuple[int, RamBlock]] = {}
         self._page_size = 0
         self._packet: Packet | None = None
+        self._number: int | None = None
+        self._last: int | None = None
         self._inflater: Inflater | None = None
 
     @property
@@ -100,9 +104,11 @@ class ChannelReader:
 
     def read_head(self, data: memoryview) -> Packet:
         """Read the next packet's head. Raises StreamError."""
-        header = multifd.PacketHeader.parse(data)
+        header = _header(data)
         if header.magic != multifd.MAGIC:
-            self._fail(f"{header.magic:#010x} where a packet begins")
+            behind = "" if self._last is None else f", behind packet {self._last}"
+            self._fail(f"{header.magic:#010x} where a packet begins{behind}")
+        self._number = self._last = header.number
         if header.version != multifd.VERSION:
             self._refuse(f"version {header.version} of a packet")
         compression = self._compression(header.flags)
@@ -130,7 +136,10 @@ class ChannelReader:
             size,
         )
         self.offset += head
-        self._packet = packet if size else None
+        if size:
+            self._packet = packet
+        else:
+            self._number = None
         return packet
 
     def pages(self, payload: memoryview) -> npt.NDArray[np.uint8]:
@@ -159,7 +168,7 @@ class ChannelReader:
         """Note that the caller received the last packet's payload, not compressed, itself."""
         assert self._packet is not None
         self.offset += self._packet.payload_size
-        self._packet = None
+        self._packet, self._number = None, None
 
     def _compression(self, flags: int) -> Compression:
         if flags & PacketFlag.DEVICE_STATE:
@@ -206,11 +215,23 @@ class ChannelReader:
             self._fail(f"a page at {at:#x} of block {block.name}, outside its RAM or between pages")
 
     def _fail(self, message: str) -> NoReturn:
-        raise StreamError(message, offset=self.offset, section=self._name())
+        raise self.error(message)
 
     def _refuse(self, what: str) -> NoReturn:
-        message = f"{what} is not supported"
+        message = f"{what} is not supported{self._in_packet()}"
         raise UnsupportedError(message, offset=self.offset, section=self._name())
+
+    def error(self, message: str) -> StreamError:
+        """Return an error at the present place: it names channel, offset, and packet, if within."""
+        return StreamError(message + self._in_packet(), offset=self.offset, section=self._name())
+
+    def _in_packet(self) -> str:
+        return "" if self._number is None else f" (packet {self._number})"
 
     def _name(self) -> str:
         return "multifd" if self.greeting is None else f"multifd channel {self.greeting.channel}"
+
+
+def _header(data: memoryview) -> SimpleNamespace:
+    values = multifd.PACKET_HEADER_STRUCT.unpack_from(data)
+    return SimpleNamespace(**dict(zip(multifd.PACKET_HEADER_FIELDS, values, strict=True)))

@@ -23,6 +23,8 @@ from enum import IntEnum, IntFlag
 import construct as c  # type: ignore[import-untyped]
 import numpy as np
 
+from .packed import struct_of
+
 MAGIC = 0x11223344
 VERSION = 1
 PACKET_BYTES = 512 << 10
@@ -89,6 +91,8 @@ that the source has room for, or 0. `number`: the packet's number, counted over 
 """
 
 PACKET_HEADER_SIZE: int = PacketHeader.sizeof()
+PACKET_HEADER_FIELDS, PACKET_HEADER_STRUCT = struct_of(PacketHeader)
+"""The same declaration for the `struct` module: one packet brings 512 KiB, so time counts."""
 
 OFFSET = np.dtype(">u8")
 """The position of a page in its block, in bytes."""
