@@ -29,8 +29,8 @@ KEEPALIVE_PROBES = 6
 TCP_USER_TIMEOUT is not set: it also counts the time in which a live peer reads nothing (unlike
 `silence`).
 """
-BACKLOG = 16
-"""Limit for the connections that wait to be accepted."""
+BACKLOG = 256
+"""Limit for the connections that wait to be accepted; a multifd source opens all of its at once."""
 _RESET = struct.pack("ii", 1, 0)
 
 

@@ -1,4 +1,4 @@
-"""Keep connections waiting until one of them begins as the listener expects.
+"""Keep connections waiting until one of them, or several, begin as the listener expects.
 
 A connection that sends nothing does not keep out the right one, and a connection that sends
 something else does not end the wait.
@@ -9,14 +9,16 @@ from __future__ import annotations
 import select
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
 
+from ..protocol.errors import VmferryError
 from .channel import Channel, ChannelError, Listener
 from .uri import Tcp
 
 MAX_WAITING = 16
-"""Limit for waiting connections; with one more, the oldest is dropped."""
-_HEAD = 64
+"""Limit for waiting connections that are not awaited; with one more, the oldest is dropped."""
+HEAD_BYTES = 64
 """Limit for the bytes of a connection that are examined."""
 _EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -25,23 +27,34 @@ _CREDENTIALS = struct.Struct("iII")
 Begins = Callable[[bytes], "bool | None"]
 """Function that returns whether a connection begins as expected, given its first bytes.
 
-Returns None if there are too few bytes to decide.
+Returns None if there are too few bytes to decide. It may raise UnwelcomeError.
 """
+
+
+class UnwelcomeError(VmferryError):
+    """A connection that is refused; the message completes "it was refused: "."""
 
 
 class Lobby:
     """The connections of one listener that have not identified themselves.
 
-    `on_refused` is called with one line for each connection that is refused.
+    `on_refused` is called with one line for each connection that is refused. `awaited` is the
+    number of connections that the source opens.
     """
 
     def __init__(
-        self, listener: Listener, begins: Begins, on_refused: Callable[[str], None]
+        self,
+        listener: Listener,
+        begins: Begins,
+        on_refused: Callable[[str], None],
+        awaited: int = 1,
     ) -> None:
         self._listener = listener
         self._begins = begins
         self._on_refused = on_refused
+        self._awaited = awaited - 1
         self._waiting: dict[int, socket.socket] = {}
+        self._admitted: set[int] = set()
 
     def wait(self, wait_fd: Callable[[int], None]) -> Channel:
         """Return the channel that begins as expected, and close the others.
@@ -51,12 +64,28 @@ class Lobby:
         if not self._listener.listens:
             wait_fd(self._listener.fileno())
             return self._listener.accept()
+        with closing(self.admit(wait_fd)) as admitted:
+            return next(admitted)[0]
+
+    def admit(self, wait_fd: Callable[[int], None]) -> Generator[tuple[Channel, bytes], None, None]:
+        """Yield each channel that begins as expected, and its first bytes, which it still has.
+
+        Those that wait are closed with the iterator. Raises ChannelError, also if one that was let
+        in ends while another is awaited.
+        """
         try:
             with select.epoll() as poll:
                 poll.register(self._listener.fileno(), select.EPOLLIN)
-                while (found := self._look(poll)) is None:
-                    wait_fd(poll.fileno())
-                return self._listener.channel(found)
+                while True:
+                    # Each is looked at only when the caller has taken the one before.
+                    found = poll.poll(0)
+                    for fd, event in found:
+                        head = self._look(poll, fd, event)
+                        if head:
+                            self._admitted.add(fd)
+                            yield self._listener.channel(self._waiting.pop(fd)), head
+                    if not found:
+                        wait_fd(poll.fileno())
         except OSError as error:
             if isinstance(error, ChannelError):
                 raise
@@ -65,42 +94,43 @@ class Lobby:
             for sock in self._waiting.values():
                 sock.close()
             self._waiting.clear()
+            self._admitted.clear()
 
-    def _look(self, poll: select.epoll) -> socket.socket | None:
-        """Handle the pending events; return the expected connection if it is there."""
-        for fd, event in poll.poll(0):
-            if fd == self._listener.fileno():
-                self._let_in(poll)
-            elif self._is_expected(fd, ended=bool(event & _ENDED)):
-                return self._waiting.pop(fd)
-        return None
+    def _look(self, poll: select.epoll, fd: int, event: int) -> bytes:
+        """Handle an event; return the first bytes of its connection if that is expected."""
+        ended = bool(event & _ENDED)
+        if fd == self._listener.fileno():
+            self._let_in(poll)
+        elif fd in self._admitted and ended:
+            raise ChannelError("the source closed a connection before it had opened all")
+        elif fd in self._waiting:
+            return self._expected_head(fd, ended=ended)
+        return b""
 
     def _let_in(self, poll: select.epoll) -> None:
         sock = self._listener.accept_socket()
         if sock is None:
             return
-        if len(self._waiting) == MAX_WAITING:
+        if len(self._waiting) == MAX_WAITING + self._awaited:
             self._refuse(next(iter(self._waiting)), "it said nothing, and too many wait")
         self._waiting[sock.fileno()] = sock
         poll.register(sock.fileno(), _EVENTS)
 
-    def _is_expected(self, fd: int, *, ended: bool) -> bool:
-        if fd not in self._waiting:
-            # Another event of this poll has refused it.
-            return False
+    def _expected_head(self, fd: int, *, ended: bool) -> bytes:
+        """Return the first bytes of a connection if it begins as expected, else nothing."""
         try:
-            head = self._waiting[fd].recv(_HEAD, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            head = self._waiting[fd].recv(HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            begins = self._begins(head)
         except BlockingIOError:
-            return False
-        except OSError as error:
-            self._refuse(fd, error.strerror or str(error))
-            return False
-        begins = self._begins(head)
+            return b""
+        except (OSError, UnwelcomeError) as error:
+            self._refuse(fd, getattr(error, "strerror", None) or str(error))
+            return b""
         if begins is None and (ended or not head):
             self._refuse(fd, "it ended before it said what it is")
         elif begins is False:
             self._refuse(fd, "it does not begin as it should")
-        return bool(begins)
+        return head if begins else b""
 
     def _refuse(self, fd: int, reason: str) -> None:
         sock = self._waiting.pop(fd)
