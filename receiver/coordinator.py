@@ -25,17 +25,16 @@ from ..protocol.states import MigrationStatus, StateMachine
 from ..protocol.words import word_on_wire
 from ..transport.channel import Channel, ChannelError, Listener, listen
 from ..transport.crew import Crew, CrewError
-from ..transport.lobby import Lobby
 from ..transport.meter import Meter
 from ..transport.process import default_workers
-from ..transport.settings import MAX_DEVICE_STATE, WORKERS
+from ..transport.settings import MAX_DEVICE_STATE, MULTIFD_CHANNELS, WORKERS
 from ..transport.spill import SpillFile
 from ..transport.uri import UriError, parse_uri
-from .beginning import begins_stream
 from .errors import KeptError
 from .exchange import Arrived, Complete, Spilled
 from .figures import Figures
 from .handover import lead
+from .multifd.gathering import Gathering
 from .processes import Processes
 from .stream import Incoming
 
@@ -57,9 +56,15 @@ class ReceiveParameters:
     device state is kept in a temporary file.
     """
 
+    multifd_channels: int | None = None
+    """Number of connections that pages travel over, besides the main one, as at the source; None:
+    no multifd. Each is read by a process of its own, so None means no `workers` then.
+    """
+
     def __post_init__(self) -> None:
         """Check all values, because a wrong one would otherwise fail in another process."""
         WORKERS.check(self.workers)
+        MULTIFD_CHANNELS.check(self.multifd_channels)
         MAX_DEVICE_STATE.check(self.max_device_state)
 
 
@@ -76,8 +81,13 @@ class Receiver:
         """If true, the guest is not resumed at the end; it may change until then."""
         self._requests = Requests()
         self._crew = Crew(self._requests.fileno(), self._requests.check)
-        count = default_workers() if self._parameters.workers is None else self._parameters.workers
-        self._processes = Processes(count, self._crew, self._parameters.max_device_state)
+        self._gathering = Gathering(self._parameters.multifd_channels or 0)
+        self._processes = Processes(
+            self._workers(),
+            self._parameters.multifd_channels or 0,
+            self._crew,
+            self._parameters.max_device_state,
+        )
         self.on_refused: Callable[[str], None] = lambda _: None
         """Called with one line for each connection that is refused because no source made it."""
         self._listener: Listener | None = None
@@ -86,6 +96,12 @@ class Receiver:
         self._incoming = Incoming()
         self._prepared = False
         self._meter = Meter()
+
+    def _workers(self) -> int:
+        """Return the number of processes that apply the pages of the main channel."""
+        if self._parameters.workers is not None:
+            return self._parameters.workers
+        return 0 if self._parameters.multifd_channels else default_workers()
 
     def cancel(self) -> None:
         """Stop the migration as soon as possible; callable from any thread or signal handler.
@@ -130,12 +146,14 @@ class Receiver:
         self._listener = listen(uri)
         self._processes.start()
         on_listening(self._listener.address)
-        lobby = Lobby(self._listener, begins_stream, self.on_refused)
-        self._channel = lobby.wait(self._crew.wait_fd)
+        self._crew.on_tick = self._gathering.check_patience
+        self._channel, channels = self._gathering.gather(
+            self._listener, self._crew.wait_fd, self.on_refused
+        )
         self._listener.close()
         self._crew.on_tick = self._tick
         self._meter.begin("total")
-        self._processes.attach(self._channel)
+        self._processes.attach(self._channel, channels)
         self.states.to(MigrationStatus.ACTIVE)
         self._hand_over(self._take_stream())
         self._meter.end("total")
@@ -151,6 +169,8 @@ class Receiver:
             assert isinstance(report, Arrived)
             for event in report.events:
                 self._incoming.take(event)
+                if isinstance(event, events.Configuration):
+                    self._gathering.check_uuid(event.uuid)
                 if isinstance(event, events.RamBlocks):
                     self._prepare()
 
@@ -232,18 +252,20 @@ class Receiver:
         self._requests.close()
 
     def _tick(self) -> None:
-        self._meter.window(self._processes.received("transferred"), 0)
+        self._meter.window(self.figures().transferred, 0)
         self._on_progress(self.figures())
 
     def figures(self) -> Figures:
         """Return the present figures."""
-        blocks = self._incoming.blocks
+        blocks, processes = self._incoming.blocks, self._processes
+        multifd_bytes = processes.over_channels("bytes")
         return Figures(
             status=self.states.state,
             total=blocks.total if blocks else 0,
-            transferred=self._processes.received("transferred"),
-            duplicate=self._processes.applied("duplicate"),
-            normal=self._processes.applied("normal"),
+            transferred=processes.received("transferred") + multifd_bytes,
+            multifd_bytes=multifd_bytes,
+            duplicate=processes.applied("duplicate") + processes.over_channels("duplicate"),
+            normal=processes.applied("normal") + processes.over_channels("normal"),
             xbzrle=self._processes.applied("xbzrle"),
             page_size=self._incoming.page_size,
             mbps=self._meter.mbps,

@@ -34,8 +34,8 @@ This applies if its source waits for an answer.
 """
 
 NO_PAGES = (
-    ", before its first page; if the source uses several connections, switch that off there "
-    "(migrate_set_capability multifd off)"
+    ", before its first page; if the source uses several connections, receive with as many "
+    "(--multifd-channels), or switch that off there (migrate_set_capability multifd off)"
 )
 """The hint for a multifd source, which sends pages on other connections: this stream has none."""
 

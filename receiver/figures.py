@@ -10,11 +10,15 @@ from ..protocol.states import MigrationStatus
 
 @dataclass(frozen=True)
 class Figures:
-    """One snapshot: sizes in bytes, times in milliseconds, `mbps` in megabits per second."""
+    """One snapshot: sizes in bytes, times in milliseconds, `mbps` in megabits per second.
+
+    `multifd_bytes` is the part of `transferred` that came over the channels of multifd.
+    """
 
     status: MigrationStatus
     total: int = 0
     transferred: int = 0
+    multifd_bytes: int = 0
     duplicate: int = 0
     normal: int = 0
     xbzrle: int = 0
@@ -35,6 +39,7 @@ class Figures:
                 "xbzrle-pages": self.xbzrle,
                 "normal-bytes": self.normal * self.page_size,
                 "mbps": self.mbps,
+                "multifd-bytes": self.multifd_bytes,
                 "page-size": self.page_size,
             },
         }

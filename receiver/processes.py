@@ -1,8 +1,11 @@
-"""Manage the receiver's processes: transport process, workers, and the rings between them."""
+"""Manage the receiver's processes: transport process, workers, and the rings between them.
+
+With multifd, each channel has a process, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from ..guest.base import RamBlock, block_layout
@@ -14,26 +17,31 @@ from ..transport.process import Child, preload, receive_fd, send_channel, send_f
 from ..transport.ring import Ring
 from ..transport.shared import SharedFd
 from .exchange import Continue, Dismissed, LetGo, Promised, Released, StandBy
+from .multifd.channel import ChannelSetup, run_channel
+from .multifd.sync import Steps
 from .slots import SLOT_SIZE
 from .transport import TRANSPORT_COUNTERS, TransportSetup, run_transport
 from .worker import WORKER_COUNTERS, MapBlocks, WorkerSetup, run_worker
 
 RING_SLOTS = 8
 
-preload("vmferry.receiver.transport", "vmferry.receiver.worker")
+preload("vmferry.receiver.transport", "vmferry.receiver.worker", "vmferry.receiver.multifd.channel")
 
 
 class Processes:
     """The processes of one incoming migration: it starts, commands and stops them.
 
-    `count` is the number of workers; with 0 the transport process also applies pages.
+    `count` is the number of workers; with 0 the transport process also applies pages. `channels`
+    is the number of multifd channels.
     """
 
-    def __init__(self, count: int, crew: Crew, max_device_state: int | None) -> None:
+    def __init__(self, count: int, channels: int, crew: Crew, max_device_state: int | None) -> None:
         self._max_device_state = max_device_state
         self._crew = crew
         self._workers: list[Child] = []
+        self._channels: list[Child] = []
         self._transport: Child | None = None
+        self._steps = Steps.create(channels) if channels else None
         self._progress_fd = SharedFd.event()
         self._received = Counters.create(TRANSPORT_COUNTERS)
         self._applied = tuple(Counters.create(WORKER_COUNTERS) for _ in range(max(count, 1)))
@@ -42,22 +50,40 @@ class Processes:
     def start(self) -> None:
         """Start all processes."""
         setup = TransportSetup(
-            self._rings, self._applied, self._received, self._progress_fd, self._max_device_state
+            self._rings,
+            self._applied,
+            self._received,
+            self._progress_fd,
+            self._max_device_state,
+            self._steps,
         )
         self._transport = self._crew.start("vmferry-transport", run_transport, (setup,))
         for index, ring in enumerate(self._rings):
             worker = WorkerSetup(ring, self._applied[index], self._progress_fd)
             self._workers.append(self._crew.start(f"vmferry-worker-{index}", run_worker, (worker,)))
+        if self._steps is not None:
+            for number, (go, counters) in enumerate(
+                zip(self._steps.go, self._steps.counters, strict=True)
+            ):
+                channel = ChannelSetup(number, self._steps.signals, go, counters)
+                name = f"vmferry-channel-{number}"
+                self._channels.append(self._crew.start(name, run_channel, (channel,)))
 
-    def attach(self, channel: Channel) -> None:
-        """Hand the channel to the transport process."""
+    def attach(self, main: Channel, channels: Sequence[Channel]) -> None:
+        """Hand the main channel to the transport process, and each other one to its own process.
+
+        The others stay open there alone.
+        """
         assert self._transport is not None
-        send_channel(self._transport.connection, channel)
+        send_channel(self._transport.connection, main)
+        for child, channel in zip(self._channels, channels, strict=True):
+            send_channel(child.connection, channel)
+            channel.drop()
 
     def map_blocks(self, blocks: tuple[RamBlock, ...]) -> None:
-        """Make every worker map RAM, then let pages flow."""
+        """Make every process that writes pages map RAM, then let pages flow."""
         assert self._transport is not None
-        appliers = self._workers or [self._transport]
+        appliers = [*(self._workers or [self._transport]), *self._channels]
         for child in appliers:
             send_message(child.connection, MapBlocks(block_layout(blocks)))
             for block in blocks:
@@ -112,10 +138,16 @@ class Processes:
         """Return a counter, summed over the workers."""
         return sum(counters[name] for counters in self._applied)
 
+    def over_channels(self, name: str) -> int:
+        """Return a counter, summed over the channels of multifd."""
+        return 0 if self._steps is None else self._steps.total(name)
+
     def close(self) -> None:
         """Release everything that was shared with the processes, which have ended."""
         for ring in self._rings:
             ring.close()
         for counters in (*self._applied, self._received):
             counters.close()
+        if self._steps is not None:
+            self._steps.close()
         self._progress_fd.close()

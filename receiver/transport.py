@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..protocol.errors import StreamError
+from ..protocol.events import Event
 from ..protocol.formats.zstd import is_compressed
 from ..protocol.reader import StreamReader
 from ..transport.channel import Channel, ChannelError
@@ -32,6 +33,7 @@ from .exchange import Commands, Complete, LetGo
 from .frames import take_frames
 from .handover import let_go
 from .input import Input
+from .multifd.sync import Steps, SyncPoints
 from .slots import DATA_START, DirectSlots, RingSlots, Slots
 from .worker import Applier
 
@@ -47,7 +49,7 @@ class TransportSetup:
 
     `progress_fd` is an eventfd that is raised after each applied slot. Without rings this process
     applies pages itself, and counts them in the one set of counters. `max_device_state` is in
-    bytes.
+    bytes. `steps`: those with the channels of multifd, if there are any.
     """
 
     rings: tuple[Ring, ...]
@@ -55,6 +57,7 @@ class TransportSetup:
     counters: Counters
     progress_fd: SharedFd
     max_device_state: int | None
+    steps: Steps | None = None
 
 
 class Transport:
@@ -78,6 +81,9 @@ class Transport:
         self._delivery = Delivery(
             connection, commands, self._reader, self._answers, self._slots, applier
         )
+        self._points: SyncPoints | None = None
+        if setup.steps is not None:
+            self._points = SyncPoints(connection, setup.steps, self._slots.barrier)
         self._kept = b""
 
     def run(self) -> None:
@@ -89,8 +95,11 @@ class Transport:
             self._take_compressed(slot.data[DATA_START : DATA_START + used])
         else:
             self._take_plain(slot, used)
-        self._delivery.report(self._end.last_events(any_pages=self._delivery.any_pages))
+        may_lack_pages = self._delivery.any_pages or self._points is not None
+        self._delivery.report(self._end.last_events(any_pages=may_lack_pages))
         self._slots.barrier()
+        if self._points is not None:
+            self._points.finish()
         complete = Complete(self._answers.peer, self._answers.wanted, framed)
         send_message(self._connection, complete)
         let_go(self._connection, self._channel, self._commands.wait_for(LetGo))
@@ -115,7 +124,14 @@ class Transport:
         slot[start:DATA_START] = np.frombuffer(self._kept, np.uint8)
         found, consumed = self._reader.parse(slot.data[start:end])
         self._kept = bytes(slot.data[start + consumed : end])
-        self._delivery.deliver(found, slot, start, end)
+
+        def deliver(part: list[Event]) -> None:
+            self._delivery.deliver(part, slot, start, end)
+
+        if self._points is None:
+            deliver(found)
+        else:
+            self._points.deliver(found, deliver)
         return True
 
 

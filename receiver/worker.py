@@ -48,12 +48,16 @@ class MapBlocks:
 
     layout: tuple[dict[str, Any], ...]
 
+    def receive(self, connection: Connection) -> tuple[RamBlock, ...]:
+        """Return the blocks with the descriptors that follow this command."""
+        return tuple(RamBlock(fd=receive_fd(connection), **fields) for fields in self.layout)
+
 
 class BlockWriter:
-    """A writer of runs of pages into one RAM block."""
+    """A writer of runs of pages into one RAM block, whose bytes are `flat`."""
 
     def __init__(self, block: RamBlock) -> None:
-        flat = map_block(block)
+        self.flat = flat = map_block(block)
         populate_present(flat, block)
         self._block = block
         self._ram = flat.reshape(-1, block.page_size)
@@ -81,7 +85,7 @@ class BlockWriter:
                 (count,), f"V{page_size}", data, offset=position, strides=(stride,)
             )
         else:
-            self._fill(target, int(run["fill"]))
+            self.fill(target, int(run["fill"]))
 
     def _write_fresh(self, run: np.void, first: int, data: npt.NDArray[np.uint8]) -> bool:
         """Put a run of plain pages into memory that is not there yet; False if some of it is."""
@@ -124,7 +128,7 @@ class BlockWriter:
             raise xbzrle.bad_encoding(error, where) from None
         xbzrle.apply(self._ram, numbers, data, runs)
 
-    def _fill(self, target: slice | npt.NDArray[np.intp], fill: int) -> None:
+    def fill(self, target: slice | npt.NDArray[np.intp], fill: int) -> None:
         """Fill pages with one byte value, except those that have it already.
 
         These may be holes, or shared memory, and must not be written.
@@ -151,8 +155,7 @@ class Applier:
 
     def map(self, connection: Connection, command: MapBlocks) -> None:
         """Map the RAM blocks, whose descriptors arrive over `connection`, then answer "ready"."""
-        blocks = [RamBlock(fd=receive_fd(connection), **fields) for fields in command.layout]
-        self._blocks = [BlockWriter(block) for block in blocks]
+        self._blocks = [BlockWriter(block) for block in command.receive(connection)]
         send_message(connection, "ready")
 
     def apply(self, slot: npt.NDArray[np.uint8], count: int) -> None:

@@ -24,12 +24,15 @@ from ..console.setting_options import setting_option
 
 @click.command(
     epilog=examples(
-        "receive tcp:127.0.0.1:7001 --guest dir:saved", "receive --resume --guest dir:saved"
+        "receive tcp:127.0.0.1:7001 --guest dir:saved",
+        "receive tcp::7001 --guest dir:saved --multifd-channels 4",
+        "receive --resume --guest dir:saved",
     )
 )
 @click.argument("uri", required=False)
 @guest_option(incoming=True)
 @setting_option(settings.WORKERS)
+@setting_option(settings.MULTIFD_CHANNELS, default=None, show_default=False)
 @setting_option(settings.MAX_DEVICE_STATE)
 @paused_option
 @click.option(
@@ -45,6 +48,7 @@ def receive(
     uri: str | None,
     guest_text: str,
     workers: int | None,
+    multifd_channels: int | None,
     max_device_state: int,
     paused: bool,
     taking_up: bool,
@@ -62,7 +66,10 @@ def receive(
     try:
         with Announcer(interfaces) as announcer:
             parameters = ReceiveParameters(
-                workers=workers, paused=paused, max_device_state=max_device_state
+                workers=workers,
+                multifd_channels=multifd_channels,
+                paused=paused,
+                max_device_state=max_device_state,
             )
             figures = _receive(uri, guest_text, parameters, announcer)
             for line in announcer.finish():

@@ -1,0 +1,195 @@
+"""Run the process of one multifd channel: read its packets, and put their pages into guest memory.
+
+Pages that are not compressed are received straight to their places; the head of the next packet is
+read together with them, so that a packet takes few system calls. Nothing is written before the
+packet's head was checked: block, offsets, counts and sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from ...guest.base import RamBlock
+from ...guest.errors import GuestError
+from ...protocol import events
+from ...protocol.errors import StreamError
+from ...protocol.reading.multifd_reader import ChannelReader, Packet
+from ...protocol.wire import multifd
+from ...protocol.wire.multifd import Compression
+from ...transport.channel import Channel, ChannelError
+from ...transport.counters import Counters
+from ...transport.crew import reporting
+from ...transport.process import receive_channel, send_message
+from ...transport.shared import Readiness, SharedFd
+from ..worker import MapBlocks
+from .memory import Memory
+from .sync import ChannelSteps, Signals
+
+MAX_PIECES = 1024
+"""Largest number of buffers that one system call fills (IOV_MAX of Linux)."""
+
+
+@dataclass(frozen=True)
+class ChannelSetup:
+    """The setup of a channel's process; `number` is the one that the channel's greeting gives."""
+
+    number: int
+    signals: Signals
+    go: SharedFd
+    counters: Counters
+
+
+class ChannelInput:
+    """The reader of one channel, from its greeting to its end."""
+
+    def __init__(self, connection: Connection, channel: Channel, setup: ChannelSetup) -> None:
+        self._channel = channel
+        self._command_fd = connection.fileno()
+        self._counters = setup.counters
+        self._steps = ChannelSteps(connection, setup.signals, setup.go, setup.counters)
+        self._reader = ChannelReader()
+        self._arrived = Readiness(channel.fileno(), self._command_fd, setup.signals.finish.fileno())
+        self._memory = Memory(())
+        self._head = memoryview(b"")
+        self._used = 0
+        self._payload = memoryview(b"")
+        self._pages_behind_sync = False
+
+    def greet(self) -> None:
+        """Read the greeting. Raises StreamError or ChannelError, and EOFError to end."""
+        self._head = memoryview(bytearray(self._reader.wanted))
+        if not self._read_head():
+            raise self._reader.error("the channel ends within its greeting")
+        self._reader.greet(self._head)
+        self._used = 0
+
+    def set_memory(self, blocks: tuple[RamBlock, ...]) -> None:
+        """Map the guest's memory, whose blocks the main channel has listed."""
+        listed = tuple(events.RamBlock(block.name, block.length) for block in blocks)
+        total = sum(block.length for block in blocks)
+        self._reader.list_blocks(events.RamBlocks(0, total, listed, blocks[0].page_size))
+        self._memory = Memory(blocks)
+        self._head = memoryview(bytearray(self._reader.wanted))
+
+    def run(self) -> None:
+        """Take packets until the main channel has ended. Raises as `greet` does."""
+        while self._read_head():
+            self._used = 0
+            self._take(self._reader.read_head(self._head))
+        if not self._steps.finished:
+            # The source, which may have sent everything, has closed the channel.
+            self._steps.end()
+        if self._pages_behind_sync:
+            raise self._late("pages")
+        self._steps.drained()
+
+    def _take(self, packet: Packet) -> None:
+        pages = len(packet.normal) + len(packet.zero)
+        if pages and self._steps.finished:
+            raise self._late("pages")
+        if len(packet.zero):
+            self._memory.clear(packet.block_index, packet.zero)
+        if packet.payload_size:
+            self._take_payload(packet)
+        self._counters.add("normal", len(packet.normal))
+        self._counters.add("duplicate", len(packet.zero))
+        self._pages_behind_sync |= bool(pages)
+        if packet.sync:
+            self._pages_behind_sync = False
+            if not self._steps.pass_sync():
+                raise self._late("a sync point")
+
+    def _take_payload(self, packet: Packet) -> None:
+        self._counters.set("compression", packet.compression + 1)
+        if packet.compression == Compression.NONE:
+            self._read_payload(self._memory.places(packet.block_index, packet.normal))
+            self._reader.passed()
+            return
+        if not self._payload:
+            self._payload = memoryview(bytearray(multifd.MAX_PAYLOAD))
+        payload = self._payload[: packet.payload_size]
+        self._read_payload([payload])
+        self._memory.put(packet.block_index, packet.normal, self._reader.pages(payload))
+
+    def _read_head(self) -> bool:
+        """Read the rest of a head; return False if the channel, or the main one, ends before it."""
+        while self._used < len(self._head):
+            count = self._receive([self._head[self._used :]], until_finish=True)
+            if not count and not self._used:
+                return False
+            if not count:
+                raise self._cut()
+            self._used += count
+        return True
+
+    def _read_payload(self, places: list[memoryview]) -> None:
+        """Fill these places, and as much of the next head as has arrived."""
+        left = sum(map(len, places))
+        pieces = [*places, self._head]
+        while left > 0:
+            count = self._receive(pieces, until_finish=False)
+            if not count:
+                raise self._cut()
+            left -= count
+            _drop(pieces, count)
+        self._used = -left
+
+    def _receive(self, pieces: list[memoryview], *, until_finish: bool) -> int:
+        """Return how many bytes were received into the pieces in turn.
+
+        Return 0 at the end of the channel and, with `until_finish`, if nothing more has arrived
+        when the main channel has ended.
+        """
+        ready = self._arrived.ready()
+        if self._command_fd in ready:
+            raise EOFError
+        if self._channel.fileno() not in ready:
+            if until_finish:
+                return 0
+            raise self._late("pages")
+        count = self._channel.recv_into(*pieces[:MAX_PIECES])
+        self._counters.add("bytes", count)
+        return count
+
+    def _late(self, what: str) -> StreamError:
+        return self._reader.error(f"{what} behind the last sync point of the main channel")
+
+    def _cut(self) -> StreamError:
+        return self._reader.error("the channel ends within a packet")
+
+
+def _drop(pieces: list[memoryview], count: int) -> None:
+    """Remove the first `count` bytes from `pieces`."""
+    done = 0
+    while done < len(pieces) and count >= len(pieces[done]):
+        count -= len(pieces[done])
+        done += 1
+    del pieces[:done]
+    if count:
+        pieces[0] = pieces[0][count:]
+
+
+def run_channel(connection: Connection, setup: ChannelSetup) -> None:
+    """Take the channel, map RAM and receive until the main channel has ended.
+
+    Raises EOFError when the coordinator is gone.
+    """
+    channel = receive_channel(connection)
+    whole = False
+    try:
+        with (
+            reporting(connection, StreamError, GuestError),
+            reporting(connection, ChannelError, prefix=f"multifd channel {setup.number}: "),
+        ):
+            taking = ChannelInput(connection, channel, setup)
+            taking.greet()
+            command: MapBlocks = connection.recv()
+            taking.set_memory(command.receive(connection))
+            send_message(connection, "ready")
+            taking.run()
+            whole = True
+        # The source may wait for the answer on the main channel, and keeps this one open till then.
+        connection.recv()
+    finally:
+        (channel.drop if whole else channel.abort)()

@@ -1,0 +1,125 @@
+"""Gather the connections of one multifd source: the main one and its channels, in any order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+
+from ...guest.errors import MigrationError
+from ...protocol.errors import StreamError
+from ...protocol.reading.multifd_reader import ChannelReader, Greeting
+from ...protocol.wire import multifd
+from ...transport.channel import Channel, ChannelError, Listener
+from ...transport.lobby import Lobby, UnwelcomeError
+from ..beginning import begins_stream
+
+PATIENCE = 60.0
+"""Seconds after the main channel in which all the others have to come: a source that uses fewer
+waits for an answer as long as it is let."""
+
+_MAGIC = multifd.MAGIC.to_bytes(4, "big")
+
+
+class Gathering:
+    """The connections of one source: the main one and `count` channels, of which there may be none.
+
+    `uuid` is that which the channels gave: zeros if the source's machine has none.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._main: Channel | None = None
+        self._channels: dict[int, Channel] = {}
+        self._since = 0.0
+        self.uuid = bytes(16)
+
+    def gather(
+        self,
+        listener: Listener,
+        wait_fd: Callable[[int], None],
+        on_refused: Callable[[str], None],
+    ) -> tuple[Channel, list[Channel]]:
+        """Return the main channel and the others, by number, once all have come.
+
+        Raises ChannelError, and what `wait_fd` raises.
+        """
+        lobby = Lobby(listener, self._begins, on_refused, 1 + self._count)
+        if not self._count:
+            return lobby.wait(wait_fd), []
+        check_listens(listener)
+        try:
+            with closing(lobby.admit(wait_fd)) as admitted:
+                while self._main is None or len(self._channels) < self._count:
+                    self._enter(*next(admitted))
+        except BaseException:
+            self.abort()
+            raise
+        return self._main, [self._channels[number] for number in range(self._count)]
+
+    def abort(self) -> None:
+        """Break all that came, for the source to notice."""
+        for channel in (self._main, *self._channels.values()):
+            if channel is not None:
+                channel.abort()
+
+    def check_patience(self) -> None:
+        """Raise ChannelError if channels are missing long after the main one came."""
+        if self._main is None or time.monotonic() < self._since + PATIENCE:
+            return
+        came = len(self._channels)
+        raise ChannelError(
+            f"{came} of {self._count} multifd channels came within {PATIENCE:.0f} s of the main "
+            "channel: does the source use multifd, with as many channels (multifd-channels)?"
+        )
+
+    def check_uuid(self, uuid: bytes | None) -> None:
+        """Raise MigrationError if the main channel's UUID, if it has one, is not the channels'."""
+        if self._count and uuid is not None and uuid != self.uuid:
+            given = f"{uuid.hex()} on the main channel, {self.uuid.hex()} on the others"
+            raise MigrationError(f"the connections are of different machines: UUID {given}")
+
+    def _begins(self, head: bytes) -> bool | None:
+        if not head.startswith(_MAGIC):
+            begins = begins_stream(head)
+            if begins and self._main is not None:
+                raise UnwelcomeError("a source is connected already")
+            return None if begins is False and _MAGIC.startswith(head) else begins
+        if not self._count:
+            raise UnwelcomeError("it is a channel of multifd: receive with --multifd-channels")
+        if len(head) < multifd.HELLO_SIZE:
+            return None
+        self._check(_greeting(head))
+        return True
+
+    def _check(self, hello: Greeting) -> None:
+        if self._channels and hello.uuid != self.uuid:
+            raise UnwelcomeError("it is a channel of another machine: its UUID differs")
+        if hello.channel >= self._count:
+            raise ChannelError(
+                f"the source has a multifd channel {hello.channel}, the last one expected is "
+                f"{self._count - 1}: both sides need the same number of channels (multifd-channels)"
+            )
+        if hello.channel in self._channels:
+            raise UnwelcomeError(f"multifd channel {hello.channel} is connected already")
+
+    def _enter(self, channel: Channel, head: bytes) -> None:
+        if not head.startswith(_MAGIC):
+            self._main, self._since = channel, time.monotonic()
+            return
+        hello = _greeting(head)
+        self._channels[hello.channel], self.uuid = channel, hello.uuid
+
+
+def check_listens(listener: Listener) -> None:
+    """Raise ChannelError unless several connections can be made to the listener."""
+    if not listener.listens:
+        where = listener.address
+        raise ChannelError(f"{where}: multifd takes several connections: listen on tcp: or unix:")
+
+
+def _greeting(head: bytes) -> Greeting:
+    try:
+        return ChannelReader().greet(memoryview(head[: multifd.HELLO_SIZE]))
+    except StreamError as error:
+        raise UnwelcomeError(error.message) from None

@@ -1,0 +1,82 @@
+"""Write the pages of a channel into guest memory, which every channel's process maps for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ...guest.base import RamBlock, populate
+from ...guest.errors import GuestError
+from ..worker import BlockWriter
+
+Offsets = npt.NDArray[np.uint64]
+Pages = npt.NDArray[np.uint8]
+
+
+def merged(offsets: Offsets, page_size: int) -> list[tuple[int, int]]:
+    """Return the runs of neighbouring pages at these offsets, in order: (start, end) in bytes."""
+    if not len(offsets):
+        return []
+    breaks = np.flatnonzero(offsets[1:] - offsets[:-1] != page_size)
+    starts = offsets[np.concatenate(([0], breaks + 1))]
+    ends = offsets[np.concatenate((breaks, [len(offsets) - 1]))] + np.uint64(page_size)
+    return list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+
+class Memory:
+    """The RAM blocks of the guest; offsets of pages have been checked before they come here."""
+
+    def __init__(self, blocks: Sequence[RamBlock]) -> None:
+        self._blocks = [_Block(block) for block in blocks]
+
+    def places(self, index: int, offsets: Offsets) -> list[memoryview]:
+        """Return the memory of these pages of a block, in order, to receive their content into.
+
+        Memory that does not exist yet is made: a run at once, as a fault for each page takes
+        longer. Raises GuestError if it cannot be made.
+        """
+        return self._blocks[index].places(offsets)
+
+    def put(self, index: int, offsets: Offsets, pages: Pages) -> None:
+        """Copy pages (n, page size) into a block."""
+        done = 0
+        for place in self.places(index, offsets):
+            content = pages.reshape(-1)[done : done + len(place)]
+            np.frombuffer(place, np.uint8)[:] = content
+            done += len(place)
+
+    def clear(self, index: int, offsets: Offsets) -> None:
+        """Make these pages zero, but write none that is zero already."""
+        self._blocks[index].clear(offsets)
+
+
+class _Block:
+    def __init__(self, block: RamBlock) -> None:
+        self._name, self._page_size = block.name, block.page_size
+        self._writer = BlockWriter(block)
+        self._flat = self._writer.flat
+        self._view = self._flat.data
+        self._made = np.zeros(block.length // block.page_size, np.bool_)
+
+    def places(self, offsets: Offsets) -> list[memoryview]:
+        runs = merged(offsets, self._page_size)
+        for start, end in runs:
+            pages = slice(start // self._page_size, end // self._page_size)
+            if not self._made[pages].all():
+                self._make(start, end)
+                self._made[pages] = True
+        return [self._view[start:end] for start, end in runs]
+
+    def _make(self, start: int, end: int) -> None:
+        try:
+            populate(self._flat, True, start, end)
+        except OSError as error:
+            where = f"bytes {start:#x} to {end:#x} of block {self._name}"
+            message = f"no memory for {where} (disk full?): {error.strerror}"
+            raise GuestError(message) from error
+
+    def clear(self, offsets: Offsets) -> None:
+        for start, end in merged(offsets, self._page_size):
+            self._writer.fill(slice(start // self._page_size, end // self._page_size), 0)
