@@ -32,6 +32,7 @@ from .base import (
     Machine,
     RamBlock,
     map_block,
+    populate,
     populate_present,
 )
 from .errors import GuestError
@@ -66,6 +67,7 @@ class SyntheticGuest(Guest):
         self._options = options
         self._expected = options.size if incoming else 0
         self._blocks: tuple[RamBlock, ...] = ()
+        self._beforehand: tuple[RamBlock, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd: int | None = None
         self._connection: Connection | None = None
@@ -74,6 +76,8 @@ class SyntheticGuest(Guest):
         self._runs_on = True
         # A migration and a command that stops the guest may call at the same time.
         self._lock = threading.RLock()
+        if options.prealloc and self._expected:
+            self._beforehand = self._make_memory(self._expected)
         if options.size and not incoming:
             self._start(options.size, incoming=False)
             self._command("resume")
@@ -84,15 +88,27 @@ class SyntheticGuest(Guest):
         """Return the guest for the text behind `synthetic:`. Raises GuestError."""
         return cls(parse_options(text), incoming=incoming)
 
+    def _make_memory(self, size: int) -> tuple[RamBlock, ...]:
+        """Return RAM and ROM that hold nothing yet. Raises OSError, leaving nothing behind."""
+        made: list[RamBlock] = []
+        try:
+            for name, length in ((RAM_NAME, size), (ROM_NAME, ROM_SIZE)):
+                made.append(RamBlock(name, length, PAGE_SIZE, os.memfd_create(name)))
+                os.ftruncate(made[-1].fd, length)
+                if self._options.prealloc:
+                    populate(map_block(made[-1]), write=True)
+        except OSError:
+            for block in made:
+                os.close(block.fd)
+            raise
+        return tuple(made)
+
     def _start(self, size: int, *, incoming: bool) -> None:
         """Create memory and the process, paused. Raises GuestError, leaving nothing behind."""
         # A controller that ends in order leaves no guest behind.
         atexit.register(self.close)
         try:
-            for name, length in ((RAM_NAME, size), (ROM_NAME, ROM_SIZE)):
-                fd = os.memfd_create(name, os.MFD_CLOEXEC)
-                self._blocks += (RamBlock(name, length, PAGE_SIZE, fd),)
-                os.ftruncate(fd, length)
+            self._blocks, self._beforehand = self._beforehand or self._make_memory(size), ()
             self._connection, theirs = Pipe()
             # Not multiprocessing, which waits at exit for children, and this one may outlive us.
             descriptors = (theirs.fileno(), *(block.fd for block in self._blocks))
@@ -358,9 +374,10 @@ class SyntheticGuest(Guest):
         atexit.unregister(self.close)
         if self._connection is not None:
             self._connection.close()
-        for block in self._blocks:
+        for block in self._blocks + self._beforehand:
             os.close(block.fd)
         if self._pidfd is not None:
             os.close(self._pidfd)
         self._pidfd = None
-        self._process, self._connection, self._blocks, self._running = None, None, (), False
+        self._process, self._connection, self._running = None, None, False
+        self._blocks, self._beforehand = (), ()

@@ -25,16 +25,24 @@ RAM_NAME, ROM_NAME = "synthetic.ram", "synthetic.rom"
 ROM_SIZE = 1 << 20
 
 _WORDS = PAGE_SIZE // 8
-_POOL_PAGES = 256
-_SYLLABLES = 64
+_POOL_PAGES = 4096
+"""Pages that writes take their words from. The same words are in pages so far apart: farther than
+zstd looks back at its faster levels, so that RAM does not compress by that.
+"""
+_VOCABULARY = 1 << 16
+_LETTERS = np.frombuffer(b"etaoinshrdlucmfwypvbgkjqxz", np.uint8)
+_LONGEST_WORD = 7
+"""Letters, at most, of a word of text, which with a space is one word of memory."""
 
-PATTERNS = ("random", "text", "sparse", "zeroing")
+PATTERNS = ("random", "text", "sparse", "zeroing", "edited")
 """Patterns of a write.
 
-`random`: words without meaning. `text`: words that repeat, as in text. `sparse`: the words of the
-write before except a few. `zeroing`: by turns zeros and the same words again.
+`random`: words without meaning. `text`: words of letters, some far more frequent than others.
+`sparse`: the words of the write before except a few. `zeroing`: by turns zeros and the same words
+again. `edited`: as `sparse`, in pages of text.
 """
-_FEW_CHANGES = ("sparse", "zeroing")
+_TEXT = ("text", "edited")
+_FEW_CHANGES = ("sparse", "zeroing", "edited")
 
 
 class BadPage(NamedTuple):
@@ -74,9 +82,8 @@ class Memory:
         self._zero_every = 2 if pattern == "zeroing" else 16
         random = np.random.default_rng(seed)
         self._pool[:] = random.integers(0, 1 << 63, self._pool.shape, np.uint64)
-        if pattern == "text":
-            syllables = self._pool[0, :_SYLLABLES].copy()
-            self._pool[:] = random.choice(syllables, self._pool.shape)
+        if pattern in _TEXT:
+            self._pool[:] = _text(random, self._pool.shape)
 
     def fill(self, zero: float) -> None:
         """Write ROM, and every page of RAM once, except a fraction `zero` that stays zero."""
@@ -126,6 +133,23 @@ class Memory:
 
 def _checksums(pages: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return np.array([xxh3_64_intdigest(page) for page in pages[:, :-1]], np.uint64)
+
+
+def _text(random: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.uint64]:
+    """Return words of letters, padded with spaces, that are about as frequent as those of a text.
+
+    The n-th word of the vocabulary comes with a frequency of about 1/n (Zipf's law), and so does
+    the n-th letter in a word.
+    """
+    weights = 1 / np.arange(1, len(_LETTERS) + 1)
+    words = _LETTERS[
+        random.choice(len(_LETTERS), (_VOCABULARY, 8), p=weights / weights.sum())
+    ].copy()
+    lengths = random.integers(1, _LONGEST_WORD + 1, _VOCABULARY)
+    words[np.arange(8) >= lengths[:, np.newaxis]] = ord(" ")
+    ranks = np.power(float(_VOCABULARY), random.random(shape)).astype(np.intp) - 1
+    vocabulary: npt.NDArray[np.uint64] = words.view(np.uint64).reshape(-1)
+    return vocabulary[ranks]
 
 
 def _rom_image() -> npt.NDArray[np.uint8]:

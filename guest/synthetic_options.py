@@ -19,8 +19,9 @@ class Options:
     is the part of RAM, in bytes, that is written over and over. `zero` is the fraction of RAM that
     starts as zero. `heartbeat` is a file that gets "pid counter running" every 100 ms. `orphan` is
     the time in seconds that the guest lives on when its controller dies. `pattern` is one of
-    PATTERNS in `synthetic_memory`. `pid` is the process of a guest that a failed migration left
-    paused, and that is to be started.
+    PATTERNS in `synthetic_memory`. `prealloc` has all of memory made beforehand: that of an
+    incoming guest whose size is given, before it arrives. `pid` is the process of a guest that a
+    failed migration left paused, and that is to be started.
     """
 
     size: int = 0
@@ -31,6 +32,7 @@ class Options:
     heartbeat: str = ""
     orphan: float = 30.0
     pattern: str = PATTERNS[0]
+    prealloc: bool = False
     pid: int = 0
 
 
@@ -51,6 +53,12 @@ def _pattern(text: str) -> str:
     if text not in PATTERNS:
         raise ValueError(f"{text!r} is none of {', '.join(PATTERNS)}")
     return text
+
+
+def _switch(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError(f"{text!r} is neither on nor off")
+    return text == "on"
 
 
 def _pid(text: str) -> int:
@@ -75,6 +83,7 @@ def _parsers(size: int) -> dict[str, Callable[[str], Any]]:
         "heartbeat": str,
         "orphan": _seconds,
         "pattern": _pattern,
+        "prealloc": _switch,
         "pid": _pid,
     }
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from vmferry.guest import synthetic_process
-from vmferry.guest.base import BlockLayout, DeviceState, Machine, map_block
+from vmferry.guest.base import BlockLayout, DeviceState, Machine, is_hole, map_block
 from vmferry.guest.errors import GuestError
 from vmferry.guest.open import open_guest
 from vmferry.guest.synthetic import SyntheticGuest
@@ -25,6 +25,7 @@ from vmferry.guest.synthetic_options import parse_options
 from vmferry.guest.zero import zero_mask
 from vmferry.protocol.wire.kept import whole
 from vmferry.transport.process import send_message
+from zstandard import ZstdCompressor
 
 from tests.patience import PATIENCE
 
@@ -312,7 +313,7 @@ def test_interrupted_command_does_not_shift_answers(make_guest: MakeGuest) -> No
     assert guest.verify() == []
 
 
-@pytest.mark.parametrize("pattern", ["random", "text", "sparse", "zeroing"])
+@pytest.mark.parametrize("pattern", ["random", "text", "sparse", "zeroing", "edited"])
 def test_pattern_is_kept_where_it_goes(make_guest: MakeGuest, pattern: str) -> None:
     """Broken: an encoding would be measured on other bytes than it says."""
     guest = make_guest(f"{BUSY},pattern={pattern}")
@@ -331,10 +332,12 @@ def test_pattern_is_kept_where_it_goes(make_guest: MakeGuest, pattern: str) -> N
     after = map_block(there.blocks[0]).reshape(-1, 4096)
     written = (before != after).any(axis=1) & before.any(axis=1) & after.any(axis=1)
     changed = int((before[written] != after[written]).sum(axis=1).min())
-    words = len(np.unique(after[written].view("<u8")[:, 2:-1]))
+    letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz ", np.uint8)
+    # Beside a head, a checksum and the few words that a write changes.
+    is_text = np.isin(after[written][:, 16:-8], letters).mean() > 0.9
     # Where every second write leaves nothing, what is there again is hardly new.
-    assert (changed < 200) == (pattern in ("sparse", "zeroing"))
-    assert (words <= 64) == (pattern == "text")
+    assert (changed < 200) == (pattern in ("sparse", "zeroing", "edited"))
+    assert is_text == (pattern in ("text", "edited"))
 
 
 def test_unknown_pattern(make_guest: MakeGuest) -> None:
@@ -372,3 +375,28 @@ def test_quit_before_the_options() -> None:
             command, pass_fds=[theirs.fileno()], capture_output=True, text=True, check=False
         )
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_memory_that_is_there_before_the_guest(make_guest: MakeGuest) -> None:
+    """Broken: a destination could not make its memory before the migration, as QEMU can."""
+    source = make_guest(f"{BUSY},prealloc=on")
+    source.pause()
+    assert not any(is_hole(block, 0, block.length) for block in source.blocks)
+    target = SyntheticGuest.parse("4M,prealloc=on", incoming=True)
+    try:
+        copy_ram(source, target)
+        assert [os.fstat(block.fd).st_blocks for block in target.blocks] == [8192, 2048]
+        target.load_devices(source.machine, source.save_devices())
+        assert target.verify() == []
+    finally:
+        target.close()
+    with pytest.raises(GuestError, match="neither on nor off"):
+        make_guest("4M,prealloc=1")
+
+
+@pytest.mark.parametrize(("pattern", "least", "most"), [("random", 0.99, 1.1), ("text", 2.5, 5)])
+def test_what_a_pattern_compresses_to(pattern: str, least: float, most: float) -> None:
+    """Broken: a benchmark would measure the compression of something else than it says."""
+    ram, rom = np.zeros(8 << 20, np.uint8), np.zeros(ROM_SIZE, np.uint8)
+    Memory(ram, rom, 1, pattern).fill(0)
+    assert least < len(ram) / len(ZstdCompressor(level=1).compress(ram.tobytes())) < most

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...guest.base import BlockLayout, DeviceState, Guest, Machine, RamBlock
-from ...guest.errors import GuestError
+from ....guest.base import BlockLayout, DeviceState, Guest, Machine, RamBlock
+from ....guest.errors import GuestError
 
 RAM_SECTION_ID = 2
 DESCRIPTION = b'{"page_size": 4096, "devices": []}'

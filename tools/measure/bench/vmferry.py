@@ -1,0 +1,75 @@
+"""Measures one migration of vmferry, from one process group to another."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+from ....transport.process import start_child, stop_children
+from ..children import ChildError, next_message
+from .cases import BenchError, Case
+from .ends import Arrived, Live, Still, receive, send
+from .memory import SEED, Memory
+from .results import Run
+from .sampling import Sampler
+
+
+def run_vmferry(case: Case, sampler: Sampler | None = None) -> Run:
+    """Run one migration; with a sampler, watch the memory of both ends. Raises BenchError."""
+    if case.live:
+        return _run(case, *_live(case), sampler)
+    memory = Memory.create(case)
+    try:
+        ends = (Still(memory.source, case.size), Still(memory.destination, case.size))
+        run = _run(case, *ends, sampler)
+        memory.check()
+    finally:
+        memory.close()
+    return run
+
+
+def _live(case: Case) -> tuple[Live, Live]:
+    """Return a synthetic guest, and the one that is to arrive."""
+    options = {
+        "dirty-rate": case.writes,
+        "hot": case.hot,
+        "zero": case.zero,
+        "seed": SEED,
+        "pattern": case.pattern,
+        # Zero pages exist, as in a guest that had its memory at its start.
+        "prealloc": "on",
+    }
+    text = ",".join([str(case.size), *(f"{name}={value}" for name, value in options.items())])
+    warm = ",prealloc=on" if case.destination == "warm" else ""
+    return Live(text, incoming=False), Live(f"{case.size}{warm}", incoming=True)
+
+
+def _run(
+    case: Case, source: Still | Live, destination: Still | Live, sampler: Sampler | None
+) -> Run:
+    receiver = start_child("vmferry-bench", receive, (destination,), parent=True)
+    try:
+        uri, waited = next_message(receiver)
+        arguments = (uri, source, case.variant.parameters(case.max_bandwidth))
+        sender = start_child("vmferry-bench", send, arguments, parent=True)
+        try:
+            next_message(sender)
+            with _watching(sampler, sender.pid, receiver.pid):
+                sender.connection.send("go")
+                run: Run
+                run, digest = next_message(sender)
+                arrived: Arrived = next_message(receiver)
+        finally:
+            stop_children([sender])
+    except ChildError as error:
+        raise BenchError(str(error)) from None
+    finally:
+        stop_children([receiver])
+    if digest != arrived.digest:
+        raise BenchError(f"the memories differ: {case}")
+    return run.and_of(arrived.cpu, waited, arrived.setup_cpu)
+
+
+def _watching(
+    sampler: Sampler | None, source: int, destination: int
+) -> AbstractContextManager[object]:
+    return nullcontext() if sampler is None else sampler.watch(source, destination)
