@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
@@ -12,13 +13,19 @@ from ...protocol.pages.packets import Deflater, Heads
 from ...protocol.wire.multifd import Compression, pages_of_packet
 from ...transport.settings import ZeroPageDetection
 from ..chunks import CHUNK_PAGES, Chunk
-from ..outlet import Outlet
 from ..page_writer import Numbers, Pages
 from ..record_writer import RecordWriter
 
 MAX_RUNS = 16
 """Largest number of runs of pages in a packet that are sent from where they are; with more, copying
 them together first is faster."""
+
+
+class Sends(Protocol):
+    """The way to the channel, which is an Outlet."""
+
+    def send(self, *pieces: memoryview) -> None:
+        """Send all pieces, of which there are at most IOV_MAX."""
 
 
 class PacketWriter:
@@ -30,7 +37,7 @@ class PacketWriter:
 
     def __init__(
         self,
-        outlet: Outlet,
+        outlet: Sends,
         records: RecordWriter,
         page_size: int,
         *,
