@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .program import ProgramGuest
     from .tracking.errors import TrackingError
     from .tracking.marks import WriteMarks, mark_writes
+    from .tracking.process_memory import ProcessMemory
 
 __all__ = [
     "BlockLayout",
@@ -23,6 +24,7 @@ __all__ = [
     "Machine",
     "MigrationCancelledError",
     "MigrationError",
+    "ProcessMemory",
     "ProgramGuest",
     "RamBlock",
     "TrackingError",
@@ -40,5 +42,6 @@ __getattr__ = exported(
         "program": "ProgramGuest",
         "tracking.errors": "TrackingError",
         "tracking.marks": "WriteMarks mark_writes",
+        "tracking.process_memory": "ProcessMemory",
     },
 )

@@ -6,7 +6,8 @@ import errno
 import mmap
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
@@ -25,6 +26,7 @@ from .handing_in import DestinationJob, hand_in
 from .handing_out import SourceJob, hand_out
 from .tracking.errors import TrackingError
 from .tracking.marks import WriteMarks
+from .tracking.process_memory import ProcessMemory
 
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
@@ -168,6 +170,35 @@ class Guest(ABC):
         in the process that writes the memory. Writes through other mappings are not marked.
         """
         raise TrackingError("a guest of this kind does not mark its writes")
+
+    def process_memory(self) -> ProcessMemory:
+        """Return which process writes the guest's memory, and where it has the blocks mapped.
+
+        Its soft-dirty bits tell what was written, where `mark_writes` cannot be had. A guest that
+        says so can be `held`. Raises TrackingError if this guest cannot say, or if more than that
+        one mapping is written: by other processes, or by devices (vhost-user, VFIO).
+        """
+        raise TrackingError("a guest of this kind does not say which process writes its memory")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the guest from writing for some milliseconds, of which no listener hears.
+
+        A guest that stands still is left so. Override this where several threads stop and start the
+        guest. If the controller dies, the guest runs on.
+        """
+        if not self.running:
+            yield
+            return
+        listeners, self._listeners = self._listeners, []
+        try:
+            self.pause()
+            try:
+                yield
+            finally:
+                self.resume()
+        finally:
+            self._listeners = listeners
 
     @abstractmethod
     def save_devices(self, *, running: bool = True) -> DeviceState:

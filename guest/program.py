@@ -14,6 +14,7 @@ from .base import BlockLayout, DeviceState, Guest, Machine, RamBlock, map_block
 from .errors import GuestError
 from .one_section import one_section, payload_of
 from .tracking.marks import WriteMarks, mark_writes
+from .tracking.process_memory import ProcessMemory
 
 VERSION = 1
 
@@ -114,6 +115,11 @@ class ProgramGuest(Guest):
     def mark_writes(self) -> WriteMarks:
         """Have the kernel mark what this process writes to `memory`. Raises TrackingError."""
         return mark_writes([self._memory[block.name] for block in self._blocks])
+
+    def process_memory(self) -> ProcessMemory:
+        """Return this process, and where it has `memory`."""
+        addresses = [self._memory[block.name].ctypes.data for block in self._blocks]
+        return ProcessMemory(os.getpid(), tuple(addresses))
 
     def save_devices(self, *, running: bool = True) -> DeviceState:
         """Return one section: whether the guest runs on, in one byte, and what `save` returns."""

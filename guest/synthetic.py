@@ -46,6 +46,7 @@ from .synthetic_memory import PAGE_SIZE, RAM_NAME, ROM_NAME, ROM_SIZE, BadPage
 from .synthetic_options import Options, parse_options
 from .tracking.digests import page_digests
 from .tracking.marks import WriteMarks
+from .tracking.process_memory import ProcessMemory
 
 DEVICE_NAME = "synthetic"
 VERSION = 1
@@ -229,6 +230,23 @@ class SyntheticGuest(Guest):
             addresses = self._command("mark writes", fds=[theirs.fileno()])
             with self._living():
                 return WriteMarks(addresses, receive_fd(ours), receive_fd(ours))
+
+    def process_memory(self) -> ProcessMemory:
+        """Return the guest's process, and where it has RAM and ROM."""
+        return ProcessMemory(self.pid, self._command("addresses"))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the process from writing; whoever wants to stop or start it meanwhile waits."""
+        with self._lock:
+            if not self._running:
+                yield
+                return
+            self._command("pause")
+            try:
+                yield
+            finally:
+                self._command("resume")
 
     def commit(self) -> None:
         """Mark the guest: its process does not run it again by itself."""

@@ -98,6 +98,7 @@ class Process:
             "hand in": self._hand_in,
             "throttle": self._set_throttle,
             "mark writes": self._mark_writes,
+            "addresses": lambda: tuple(block.ctypes.data for block in self._blocks),
             "save": self._save,
             "load": self._load,
             "counter": lambda: self._counter,

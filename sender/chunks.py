@@ -13,8 +13,11 @@ import numpy.typing as npt
 from ..guest.base import RamBlock, map_block, populate_present
 from ..guest.tracking.digests import DigestTracker
 from ..guest.tracking.marks import MarkTracker
+from ..guest.tracking.table import TableTracker, map_table
 from ..guest.tracking.tracker import Tracker
 from ..transport.process import receive_fd
+from ..transport.settings import TrackerKind
+from .tracking import WorkerTracking
 
 CHUNK_PAGES = 512
 """Pages that are scanned at once; also the unit in which RAM is distributed to the workers."""
@@ -48,23 +51,35 @@ class Chunk:
 
 
 def map_blocks(
-    connection: Connection, layout: Sequence[dict[str, Any]], marked: tuple[int, ...] | None
+    connection: Connection, layout: Sequence[dict[str, Any]], tracking: WorkerTracking
 ) -> list[MappedBlock]:
     """Map all RAM, whose descriptors arrive over `connection`, in the order of `layout`.
 
-    `marked` has the address of each block in the guest's process if the kernel marks its writes;
-    the descriptor of that process's pagemap arrives then, too.
+    Those that `tracking` needs follow.
     """
     fds = [receive_fd(connection) for _ in layout]
-    pagemap = None if marked is None else receive_fd(connection)
+    more = [receive_fd(connection) for _ in range(tracking.fds)]
+    blocks = [RamBlock(fd=fd, **fields) for fields, fd in zip(layout, fds, strict=True)]
     mapped = []
-    for number, (fields, fd) in enumerate(zip(layout, fds, strict=True)):
-        block = RamBlock(fd=fd, **fields)
+    for block, tracker in zip(blocks, _trackers(tracking, blocks, more), strict=True):
         flat = map_block(block)
         populate_present(flat, block)
         ram = flat.reshape(-1, block.page_size)
-        tracker: Tracker = DigestTracker(len(ram), block.page_size)
-        if marked is not None and pagemap is not None:
-            tracker = MarkTracker(pagemap, marked[number], len(ram), block.page_size)
         mapped.append(MappedBlock(block, block.name.encode(), block.page_size, ram, tracker))
     return mapped
+
+
+def _trackers(
+    tracking: WorkerTracking, blocks: Sequence[RamBlock], fds: Sequence[int]
+) -> list[Tracker]:
+    """Return the tracker of each block, by `fds` that belong to this way of tracking."""
+    counts = [block.length // block.page_size for block in blocks]
+    if tracking.kind is TrackerKind.SOFT_DIRTY:
+        return [TableTracker(part) for part in map_table(fds[0], counts)]
+    each = list(zip(counts, blocks, strict=True))
+    if tracking.kind is TrackerKind.USERFAULTFD:
+        return [
+            MarkTracker(fds[0], address, count, block.page_size)
+            for address, (count, block) in zip(tracking.addresses, each, strict=True)
+        ]
+    return [DigestTracker(count, block.page_size) for count, block in each]

@@ -83,7 +83,7 @@ class Processes:
 
     def dirty_bytes(self) -> int | None:
         """Return how much RAM is dirty now, or None if only reading all of it would tell."""
-        return None if self._tracking is None else self._tracking.dirty_bytes(self._guest.blocks)
+        return None if self._tracking is None else self._tracking.dirty_bytes()
 
     def start(
         self, section_id: int, channel: Channel, channels: list[Channel], *, return_path: bool
@@ -93,7 +93,7 @@ class Processes:
         `channels` are those of multifd, in the order of their numbers.
         """
         self._section_id = section_id
-        tracking = self._tracking or Tracking(TrackerKind.DIGESTS)
+        tracking = self._tracking or Tracking(self._guest)
         parts = self._worker_setups(section_id, tracking)
         transport_setup = TransportSetup(
             self._rings,
@@ -110,7 +110,7 @@ class Processes:
         ]
         self._scanners = self._workers or [transport]
         for child in self._scanners:
-            for fd in tracking.fds(self._guest.blocks):
+            for fd in tracking.fds():
                 send_fd(child.connection, fd)
         for _ in {transport, *self._workers}:
             self._crew.wait_for(str)
@@ -128,7 +128,7 @@ class Processes:
                 self._sent,
                 self.limits,
                 layout,
-                tracking.addresses,
+                tracking.for_workers(),
                 self._compression,
                 self._topology.threads,
             )
@@ -142,7 +142,12 @@ class Processes:
         return self._crew.start(name, run_channel_worker, (setup, ring, plan))
 
     def run_round(self, command: StartRound) -> None:
-        """Make a pass over all RAM; everything of it was handed to the channels afterwards."""
+        """Make a pass over all RAM; everything of it was handed to the channels afterwards.
+
+        Raises GuestError.
+        """
+        if self._tracking is not None:
+            self._tracking.begin_round()
         plan = self._topology.multifd
         if plan is not None:
             # The workers' records must not overtake the head of the piece that they are in.

@@ -21,6 +21,7 @@ from .deltas import Deltas
 from .record_writer import RecordWriter, slot_size
 from .sampler import Sampler
 from .sinks import DirectSink, RingSink, Sink
+from .tracking import BY_DIGESTS, WorkerTracking
 from .worker import Share, Worker
 
 
@@ -35,8 +36,7 @@ class WorkerSetup:
     """Counters of the transport process."""
     limits: Counters
     layout: tuple[dict[str, Any], ...]
-    marked: tuple[int, ...] | None = None
-    """Address of each block in the guest's process, if the kernel marks its writes."""
+    tracking: WorkerTracking = BY_DIGESTS
     compression: Compression | None = None
     threads: int = 1
     """Number of threads that compress, if the transport process does what a worker does."""
@@ -48,7 +48,7 @@ class WorkerSetup:
 
     def map_blocks(self, connection: Connection) -> list[MappedBlock]:
         """Map all RAM, whose descriptors arrive over `connection`."""
-        return map_blocks(connection, self.layout, self.marked)
+        return map_blocks(connection, self.layout, self.tracking)
 
     def choice(self, compression: Compression, pipeline: adaptive.Pipeline) -> Choice:
         """Return the choice of a compression level for one process."""

@@ -101,11 +101,15 @@ class OnStall(Enum):
 
 
 class TrackerKind(Enum):
-    """The ways to find dirty pages; AUTO takes the first other one that the guest can have."""
+    """The ways to find dirty pages, best first; AUTO takes the first that the guest can have."""
 
     AUTO = "auto"
     USERFAULTFD = "userfaultfd"
     """The kernel marks pages as the guest writes them."""
+    SOFT_DIRTY = "soft-dirty"
+    """The kernel sets a bit of each page that the guest's process writes; the guest is held for
+    some milliseconds before each round.
+    """
     DIGESTS = "digests"
     """All pages are read, and compared with digests of what was sent."""
 
@@ -193,7 +197,8 @@ TRACKER = Choice(
     name="tracker",
     default=TrackerKind.AUTO,
     help="how to find the pages that the guest wrote: userfaultfd has the kernel mark them,"
-    " digests reads all memory in every round; auto takes the first that is possible",
+    " soft-dirty reads bits that it sets for any process, digests"
+    " reads all memory in every round; auto takes the first that is possible",
 )
 MULTIFD_CHANNELS = Number(
     name="multifd-channels",

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .errors import TrackingError
 from .pagemap import MarkReader, Runs
-from .tracker import Mask
+from .tracker import Mask, Written
 from .userfaultfd import open_userfaultfd, register
 
 
@@ -83,11 +83,8 @@ def marked_bytes(marks: WriteMarks, lengths: Sequence[int]) -> int:
     return total
 
 
-class MarkTracker:
+class MarkTracker(Written):
     """A tracker of one RAM block by the kernel's marks at `address` of the guest's process."""
-
-    compares = False
-    """False: the marks say what was written."""
 
     def __init__(self, pagemap: int, address: int, page_count: int, page_size: int) -> None:
         self._reader = MarkReader(pagemap)
@@ -116,22 +113,6 @@ class MarkTracker:
         taken = self._dirty[first:end].copy()
         self._dirty[first:end] = False
         return taken
-
-    def changed(self, pages: npt.NDArray[np.uint8], first: int, taken: Mask) -> Mask:
-        """Return all that were taken: what was written counts as changed."""
-        del pages, first
-        return taken
-
-    def changed_to_zero(self, first: int, taken: Mask) -> Mask:
-        """Return all that were taken."""
-        del first
-        return taken
-
-    def sent(self, numbers: npt.NDArray[np.intp], copies: npt.NDArray[np.uint8]) -> None:
-        """Do nothing: the marks were re-armed when the pages were taken."""
-
-    def sent_zero(self, numbers: npt.NDArray[np.intp]) -> None:
-        """Do nothing: the marks were re-armed when the pages were taken."""
 
     def _runs(self, first: int, end: int, *, rearm: bool) -> Sequence[Runs]:
         """Return runs of marked pages, in bytes from the start of the block."""

@@ -1,4 +1,4 @@
-"""Define the interface of all dirty trackers."""
+"""Define the interface of all dirty trackers, and what those have in common that know of writes."""
 
 from __future__ import annotations
 
@@ -45,3 +45,26 @@ class Tracker(Protocol):
 
     def sent_zero(self, numbers: npt.NDArray[np.intp]) -> None:
         """Record that these pages were put on the wire as zero."""
+
+
+class Written:
+    """The part of a tracker that takes what was written for changed, and looks at no page."""
+
+    compares = False
+    """False: the marks say what was written."""
+
+    def changed(self, pages: npt.NDArray[np.uint8], first: int, taken: Mask) -> Mask:
+        """Return all that were taken: what was written counts as changed."""
+        del pages, first
+        return taken
+
+    def changed_to_zero(self, first: int, taken: Mask) -> Mask:
+        """Return all that were taken."""
+        del first
+        return taken
+
+    def sent(self, numbers: npt.NDArray[np.intp], copies: npt.NDArray[np.uint8]) -> None:
+        """Do nothing: the marks were re-armed before the pages were copied."""
+
+    def sent_zero(self, numbers: npt.NDArray[np.intp]) -> None:
+        """Do nothing: the marks were re-armed before the pages were looked at."""
