@@ -16,6 +16,7 @@ from vmferry.tools.measure.bench.plot import check_plot, draw
 from vmferry.tools.measure.bench.results import Beyond, Report, Result, Run
 from vmferry.tools.measure.bench.sampling import beyond_guest
 from vmferry.tools.measure.bench.table import print_report
+from vmferry.transport.settings import MultifdCompression
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -104,7 +105,7 @@ def test_cases_that_cannot_be(changes: dict[str, Any], why: str) -> None:
         case(**changes)
 
 
-@pytest.mark.parametrize("name", ["", "lzma", "zstd:x", "xbzrle:3"])
+@pytest.mark.parametrize("name", ["", "lzma", "zstd:x", "xbzrle:3", "multifd:3"])
 def test_unknown_variant(name: str) -> None:
     """Broken: a wrong variant would be measured as another one."""
     with pytest.raises(BenchError, match="plain, xbzrle"):
@@ -121,6 +122,14 @@ def test_variants_mean_the_same_to_both() -> None:
     assert needed[0] == {"multifd"}
     assert needed[1]["multifd-zstd-level"] == 3
     assert Variant("adaptive").of_qemu(5) is None
+    both = Variant("multifd-zstd:2")
+    assert both.channels == 2
+    assert both.parameters(0).multifd_channels == 2
+    assert both.parameters(0).multifd_compression is MultifdCompression.ZSTD
+    plain = {"max-bandwidth": 5, "multifd-channels": 2}
+    assert Variant("multifd").of_qemu(5) == ({"multifd"}, plain)
+    compressed = {"multifd-compression": "zstd", "multifd-zstd-level": 2}
+    assert both.of_qemu(5) == ({"multifd"}, plain | compressed)
 
 
 def test_firmware_is_a_bios() -> None:

@@ -83,7 +83,8 @@ def rate(text: str) -> int | str:
     multiple=True,
     default=("plain",),
     show_default=True,
-    help="plain, xbzrle, zstd[:LEVEL] (QEMU: multifd) or adaptive",
+    help="plain; xbzrle; zstd[:LEVEL] or adaptive: the link (QEMU: multifd-zstd); multifd or"
+    " multifd-zstd[:LEVEL]: over two channels",
 )
 @click.option("--hot", type=size, help="bytes that the guest writes again and again [default: 64M]")
 @setting_option(settings.MAX_BANDWIDTH)

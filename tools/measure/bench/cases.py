@@ -8,6 +8,7 @@ from typing import Any
 from ....guest.synthetic_memory import PAGE_SIZE
 from ....protocol.errors import VmferryError
 from ....sender.parameters import SendParameters
+from ....transport.settings import MultifdCompression
 
 CONTENTS = ("random", "half-zero", "text", "zero", "untouched")
 """What RAM holds.
@@ -19,11 +20,14 @@ only).
 DESTINATIONS = ("cold", "warm")
 """Whether the destination's memory is still to be made when the guest arrives, or is there."""
 
+METHODS = ("plain", "xbzrle", "zstd", "adaptive", "multifd", "multifd-zstd")
+CHANNELS = 2
+"""The channels of multifd beside the main one."""
+
 NO_LIMIT = 1 << 40
 """A bandwidth limit in bytes per second for QEMU, whose own default would be a limit."""
 MAX_HOT = 64 << 20
 """The largest default of a hot set in bytes; smaller guests have an eighth of their RAM."""
-_CHANNELS = 2
 _MIB = 1 << 20
 _SMALLEST = 32 * _MIB
 """The least RAM in bytes that holds QEMU's guest and its hot set."""
@@ -35,16 +39,19 @@ class BenchError(VmferryError):
 
 @dataclass(frozen=True)
 class Variant:
-    """A way of sending: `plain`, `xbzrle`, `zstd[:LEVEL]` (of the link) or `adaptive`."""
+    """A way of sending, one of METHODS; behind `zstd` and `multifd-zstd` may stand `:LEVEL`.
+
+    `zstd` and `adaptive` compress the link, `multifd` and `multifd-zstd` send over CHANNELS.
+    """
 
     name: str = "plain"
 
     def __post_init__(self) -> None:
         """Check the name. Raises BenchError."""
-        method, colon, level = self.name.partition(":")
-        known = method in ("plain", "xbzrle", "zstd", "adaptive")
-        if not known or (colon and not (method == "zstd" and level.isdecimal())):
-            raise BenchError(f"{self.name!r} is none of plain, xbzrle, zstd[:LEVEL], adaptive")
+        _, colon, level = self.name.partition(":")
+        leveled = self.method.endswith("zstd") and level.isdecimal()
+        if self.method not in METHODS or (colon and not leveled):
+            raise BenchError(f"{self.name!r} is none of {', '.join(METHODS)}")
 
     @property
     def method(self) -> str:
@@ -56,11 +63,23 @@ class Variant:
         """Return the level of compression."""
         return int(self.name.partition(":")[2] or 1)
 
+    @property
+    def channels(self) -> int | None:
+        """Return the number of vmferry's channels beside the main one; None: no multifd."""
+        return CHANNELS if self.method.startswith("multifd") else None
+
     def parameters(self, max_bandwidth: int) -> SendParameters:
         """Return vmferry's parameters."""
-        compress = self.name if self.method in ("zstd", "adaptive") else "none"
+        compression = MultifdCompression.NONE
+        if self.method == "multifd-zstd":
+            compression = MultifdCompression.ZSTD
         return SendParameters(
-            max_bandwidth=max_bandwidth, compress=compress, xbzrle=self.method == "xbzrle"
+            max_bandwidth=max_bandwidth,
+            compress=self.name if self.method in ("zstd", "adaptive") else "none",
+            xbzrle=self.method == "xbzrle",
+            multifd_channels=self.channels,
+            multifd_compression=compression,
+            multifd_zstd_level=self.level,
         )
 
     def of_qemu(self, max_bandwidth: int) -> tuple[set[str], dict[str, Any]] | None:
@@ -71,13 +90,14 @@ class Variant:
         parameters: dict[str, Any] = {"max-bandwidth": max_bandwidth or NO_LIMIT}
         if self.method == "adaptive":
             return None
-        if self.method == "xbzrle":
-            return {"xbzrle"}, parameters
         if self.method == "plain":
             return set(), parameters
-        parameters["multifd-channels"] = _CHANNELS
-        parameters["multifd-compression"] = "zstd"
-        parameters["multifd-zstd-level"] = self.level
+        if self.method == "xbzrle":
+            return {"xbzrle"}, parameters
+        parameters["multifd-channels"] = CHANNELS
+        if self.method.endswith("zstd"):
+            parameters["multifd-compression"] = "zstd"
+            parameters["multifd-zstd-level"] = self.level
         return {"multifd"}, parameters
 
 

@@ -118,8 +118,11 @@ def _send(guest: Guest, uri: str, parameters: SendParameters, meter: CpuMeter) -
     )
 
 
-def receive(connection: Connection, destination: Still | Live) -> None:
-    """Receive the guest, which stays paused; tell where it is expected, and at the end Arrived."""
+def receive(connection: Connection, destination: Still | Live, channels: int | None) -> None:
+    """Receive the guest, which stays paused, over `channels` of multifd beside the main one.
+
+    Tell where it is expected, and at the end Arrived.
+    """
     started = time.monotonic()
     guest = destination.make()
     meter = CpuMeter(lambda: _pid(guest))
@@ -135,7 +138,8 @@ def receive(connection: Connection, destination: Still | Live) -> None:
         meter.spent()
 
     try:
-        receiver = Receiver(guest, "tcp:127.0.0.1:0", ReceiveParameters(paused=True))
+        parameters = ReceiveParameters(paused=True, multifd_channels=channels)
+        receiver = Receiver(guest, "tcp:127.0.0.1:0", parameters)
         receiver.states.add_listener(changed)
         with meter.running():
             receiver.run(on_listening=listening)

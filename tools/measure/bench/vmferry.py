@@ -46,7 +46,8 @@ def _live(case: Case) -> tuple[Live, Live]:
 def _run(
     case: Case, source: Still | Live, destination: Still | Live, sampler: Sampler | None
 ) -> Run:
-    receiver = start_child("vmferry-bench", receive, (destination,), parent=True)
+    to_receive = (destination, case.variant.channels)
+    receiver = start_child("vmferry-bench", receive, to_receive, parent=True)
     try:
         uri, waited = next_message(receiver)
         arguments = (uri, source, case.variant.parameters(case.max_bandwidth))
