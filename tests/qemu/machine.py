@@ -160,6 +160,8 @@ class BareMachine:
         pass_fds: tuple[int, ...] = (),
     ) -> None:
         folder.mkdir(exist_ok=True)
+        self._folder = folder
+        self._ended: Path | None = None
         self._process = subprocess.Popen(
             [
                 *([command] if isinstance(command, str) else command),
@@ -200,8 +202,20 @@ class BareMachine:
         self.ask("migrate-set-capabilities", capabilities=wanted)
 
     def migrate(self, uri: str) -> None:
-        self.ask("migrate", uri=uri)
+        self.begin_migration(uri)
         self.wait_for("completed")
+
+    def begin_migration(self, uri: str, **arguments: Any) -> None:
+        """Migrate; whoever waits for "completed" then waits for the end of a command, too.
+
+        QEMU may say so, and end, while the command still writes the last bytes.
+        """
+        command = uri.removeprefix("exec:")
+        if command != uri:
+            self._ended = self._folder / "ended"
+            self._ended.unlink(missing_ok=True)
+            uri = f"exec:{command}; touch {self._ended}"
+        self.ask("migrate", uri=uri, **arguments)
 
     def wait_for(self, status: str) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -209,6 +223,9 @@ class BareMachine:
             assert answer.get("status") != "failed", answer
             assert time.monotonic() < deadline, answer
             time.sleep(0.05)
+        while status == "completed" and self._ended is not None and not self._ended.exists():
+            assert time.monotonic() < deadline, "the command does not end"
+            time.sleep(0.02)
 
     def shared_memory(self) -> Path:
         """What a `memory-backend-memfd` of this QEMU holds, at this moment."""

@@ -97,7 +97,7 @@ def test_disks(capability: str, tmp_path: Path) -> None:
         assert "error" not in source.qmp.cmd_obj(added)
         source.ask("human-monitor-command", **{"command-line": 'qemu-io disk0 "write 1M 65k"'})
         source.enable(capability)
-        source.ask("migrate", uri=f"exec:cat > {stream}", blk=capability == "zero-blocks")
+        source.begin_migration(f"exec:cat > {stream}", blk=capability == "zero-blocks")
         source.wait_for("completed")
 
     stream = made("7.2", tmp_path, *drive, "-device", "virtio-blk,drive=disk0", send=send)

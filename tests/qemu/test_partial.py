@@ -46,7 +46,7 @@ def _live(version: str, folder: Path, *capabilities: str) -> bytes:
         machine.enable(*capabilities)
         limits = {"max-bandwidth": 12 << 20, "downtime-limit": 1}
         machine.ask("migrate-set-parameters", **limits)
-        machine.ask("migrate", uri=f"exec:cat > {stream}")
+        machine.begin_migration(f"exec:cat > {stream}")
         deadline = time.monotonic() + PATIENCE
         while machine.ask("query-migrate").get("ram", {}).get("dirty-sync-count", 0) < 4:
             assert time.monotonic() < deadline

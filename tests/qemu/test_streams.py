@@ -73,7 +73,7 @@ def test_disk_that_ends_within_a_block(tmp_path: Path) -> None:
     drive = ("-drive", f"file={disk},format=raw,if=none,id=disk0")
 
     def send(source: Machine, stream: Path) -> None:
-        source.ask("migrate", uri=f"exec:cat > {stream}", blk=True)
+        source.begin_migration(f"exec:cat > {stream}", blk=True)
         source.wait_for("completed")
 
     stream = made("7.2", tmp_path, *drive, "-device", "virtio-blk,drive=disk0", send=send)

@@ -43,7 +43,7 @@ def test_takes_what_qemu_encodes(version: str, tmp_path: Path) -> None:
         _xbzrle_on(source)
         limits = {"max-bandwidth": 2 << 20, "downtime-limit": 1}
         source.ask("migrate-set-parameters", **limits)
-        source.ask("migrate", uri=f"exec:cat > {stream}")
+        source.begin_migration(f"exec:cat > {stream}")
         deadline = time.monotonic() + PATIENCE
         while source.ask("query-migrate").get("xbzrle-cache", {}).get("pages", 0) < MANY:
             assert time.monotonic() < deadline, source.ask("query-migrate")
