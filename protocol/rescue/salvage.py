@@ -19,7 +19,7 @@ from .failure import Failure
 from .mending import Mending
 from .resync import Found, Layout, Step, find_records
 from .tail import ReadAt
-from .walk import Sections, Walk
+from .walk import UNKNOWN, Sections, Walk
 
 WINDOW = 1 << 20
 """Bytes in which records are searched for at once."""
@@ -103,8 +103,8 @@ class Salvage:
         failure = self._walk.failure
         if failure is None:
             return None
-        if failure.before is None:
-            failure = replace(failure, before=before, doubtful=False)
+        if failure.before is None or failure.before.block == UNKNOWN:
+            failure = replace(failure, before=before, doubtful=False, stride=0)
         return replace(failure, record=max(failure.record, record))
 
     def _go_on(

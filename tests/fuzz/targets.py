@@ -79,6 +79,7 @@ def fuzz_partial(data: bytes) -> None:
         if isinstance(event, Damage):
             assert place <= event.end
             place = event.end
+            assert event.before is None or event.before.block in range(len(blocks))
         if isinstance(event, (Damage, Mended, Unplaced)):
             continue
         arrivals.take(event)

@@ -217,6 +217,32 @@ def test_wrong_guess_leaves_nothing_in_silence(tmp_path: Path) -> None:
     assert (15, 40) in _lost(verdict, "stale")
 
 
+def test_damage_behind_pages_of_no_known_block(vmferry: Any) -> None:
+    """Broken: where pages fit into several blocks but not into the one before, damage behind them
+    would end in a traceback, or be put down to the last block."""
+    lengths = {"a": 8192, "b": 8192, "c": 4096, "d": 1}
+    blocks = tuple(events.RamBlock(name, count * PAGE) for name, count in lengths.items())
+
+    def run(index: int, numbers: list[int]) -> events.PageRun:
+        offsets = np.array(numbers, np.uint64) * np.uint64(PAGE)
+        return events.PageRun(0, blocks[index], index, offsets, None)
+
+    found = [run(index, [*range(count)]) for index, count in enumerate(lengths.values())]
+    data = to_bytes([*opening(blocks), *piece(PART, *found), *closing()])
+    record = data.index(b"\0\x02\x01c") + 5
+    # One record of `c` has the number of a page that `c` has not.
+    for number, flags, bad in ((10, 0xFFF, 10), (400, 0x22, 5000), (1600, 0xFFF, 1600)):
+        at = record + (number - 1) * 9
+        assert data[at : at + 8] == (number * PAGE | 0x22).to_bytes(8, "big")
+        data = data[:at] + (bad * PAGE | flags).to_bytes(8, "big") + data[at + 8 :]
+    harmless("partial", data)
+    path = vmferry.write("damaged", data)
+    out = str(vmferry.folder / "ram")
+    told = vmferry.run("extract", "--partial", path, "-o", out, "--block", "c")
+    assert told.status == 1
+    assert "c: lost:" in told.out
+
+
 def test_memory_that_looks_like_a_stream(tmp_path: Path) -> None:
     """Broken: a guest that keeps a saved stream in its memory would have it read as its own."""
     ram = np.frombuffer(_stream()[2000:].ljust(256 * PAGE, b"\0")[: 256 * PAGE], np.uint8)
