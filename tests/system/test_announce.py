@@ -162,7 +162,7 @@ def test_interface_without_addresses(cable: Cable, stream: str) -> None:
 STOPPED = """
 import time
 from vmferry.control.announce import AnnounceParameters, Announcer, Interface
-announcer = Announcer([Interface("wire")], AnnounceParameters(400, 400, 1000, 0))
+announcer = Announcer([Interface("wire")], AnnounceParameters(400, 400, 1000, 1))
 before = time.monotonic()
 announcer.start()
 print(time.monotonic() - before)
