@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import struct
 import sys
 import threading
 import time
@@ -28,16 +27,10 @@ from .errors import GuestError
 from .handing_in import DestinationJob, hand_in
 from .handing_out import SourceJob, hand_out
 from .synthetic_door import Door
-from .synthetic_memory import BATCH, PAGE_SIZE, PATTERNS, BadPage, Memory
+from .synthetic_memory import BATCH, PAGE_SIZE, BadPage, Memory
 from .synthetic_options import Options
+from .synthetic_state import State, pack, unpack
 from .tracking.marks import mark_writes
-
-_STATE = struct.Struct("<QQQQQQQ")
-"""Head of the device state: version, runs on, counter, hot pages, dirty rate, seed, pattern.
-
-The table follows as little-endian u32.
-"""
-_STATE_VERSION = 3
 
 _BEAT = 0.1
 _TICK = 0.005
@@ -218,23 +211,18 @@ class Process:
         return marks.addresses
 
     def _save(self, running: bool = True) -> bytes:
-        pattern = PATTERNS.index(self._memory.pattern)
-        figures = (running, self._counter, self._hot, self._rate, self._seed, pattern)
-        head = _STATE.pack(_STATE_VERSION, *figures)
-        return head + self._memory.table.astype("<u4").tobytes()
+        memory = self._memory
+        figures = (self._counter, self._hot, self._rate, self._seed, memory.pattern)
+        return pack(State(running, *figures, memory.table))
 
     def _load(self, state: bytes) -> bool:
         """Load the device state; return whether the guest ran before it was stopped to migrate."""
-        pages = len(self._memory.table)
-        if len(state) != _STATE.size + 4 * pages:
-            raise GuestError(f"synthetic: device state of {len(state)} bytes for {pages} pages")
-        version, running, *figures, pattern = _STATE.unpack_from(state)
-        if version != _STATE_VERSION or pattern >= len(PATTERNS):
-            raise GuestError(f"synthetic: device state has version {version}, pattern {pattern}")
-        self._counter, self._hot, self._rate, self._seed = figures
-        self._memory.use(PATTERNS[pattern], self._seed)
-        self._memory.table[:] = np.frombuffer(state, "<u4", offset=_STATE.size)
-        self._runs_on = bool(running)
+        loaded = unpack(state, len(self._memory.table))
+        self._counter, self._hot = loaded.counter, loaded.hot
+        self._rate, self._seed = loaded.rate, loaded.seed
+        self._memory.use(loaded.pattern, loaded.seed)
+        self._memory.table[:] = loaded.table
+        self._runs_on = loaded.runs_on
         return self._runs_on
 
     def _write_due(self) -> None:

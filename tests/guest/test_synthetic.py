@@ -22,6 +22,7 @@ from vmferry.guest.open import open_guest
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_memory import ROM_SIZE, BadPage, Memory
 from vmferry.guest.synthetic_options import parse_options
+from vmferry.guest.synthetic_state import pack, unpack
 from vmferry.guest.zero import zero_mask
 from vmferry.protocol.wire.kept import whole
 from vmferry.transport.process import send_message
@@ -173,12 +174,11 @@ def test_every_damage_is_found(make_guest: MakeGuest) -> None:
     old = ram[stale].copy()
     state = whole(guest.save_devices().sections[0].payload)
     # One more write is expected of a page than it got.
-    place = len(state) - 4 * len(ram) + 4 * stale
-    table = bytearray(state)
-    table[place] += 1
+    found = unpack(state, len(ram))
+    found.table[stale] += 1
     target = make_guest("")
     copy_ram(guest, target)
-    section = replace(guest.save_devices().sections[0], payload=bytes(table))
+    section = replace(guest.save_devices().sections[0], payload=pack(found))
     target.load_devices(guest.machine, replace(guest.save_devices(), sections=(section,)))
     ram = map_block(target.blocks[0]).reshape(-1, 4096)
     ram[torn, 2000:] = ram[other, 2000:]

@@ -7,16 +7,13 @@ proves by itself that its RAM is the source's.
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from vmferry.guest.synthetic_memory import PATTERNS, Memory
-
-_STATE = struct.Struct("<QQQQQQQ")
-"""The head of the device state; the last two are seed and pattern."""
+from vmferry.guest.synthetic_memory import PAGE_SIZE, Memory
+from vmferry.guest.synthetic_state import unpack
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,8 @@ def _damage(folder: Path, document: dict[str, Any]) -> str:
     paths = [folder / "ram" / block["file"] for block in blocks]
     ram, rom = (np.fromfile(path, np.uint8) for path in paths)
     state = (folder / "devices" / sections[0]["file"]).read_bytes()
-    *_, seed, pattern = _STATE.unpack_from(state)
-    memory = Memory(ram, rom, seed, PATTERNS[pattern])
-    memory.table[:] = np.frombuffer(state, "<u4", offset=_STATE.size)
+    found = unpack(state, len(ram) // PAGE_SIZE)
+    memory = Memory(ram, rom, found.seed, found.pattern)
+    memory.table[:] = found.table
     bad = memory.check_all()
     return f"{len(bad)} pages are wrong, the first: {bad[0]}" if bad else ""
