@@ -51,8 +51,9 @@ def _measure(case: Case, runs: int, qemu: str | None, tell: Tell) -> list[Result
         for name, program in programs.items():
             run = program(case, None)
             done[name].append(run)
+            down = f", down {run.downtime * 1000:.0f} ms" if run.downtime and case.live else ""
             speed = f"{case.gib / run.seconds:.2f} GiB/s"
-            tell(f"{case}, {number + 1}/{runs} {name}: {speed}, down {run.downtime * 1000:.0f} ms")
+            tell(f"{case}, {number + 1}/{runs} {name}: {speed}{down}")
     results = []
     for name, program in programs.items():
         beyond = None

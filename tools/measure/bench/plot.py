@@ -15,8 +15,8 @@ _COLOURS = {"vmferry": "#1f6feb", "qemu": "#d29922", "limit": "#9aa0a6"}
 _ENDINGS = (".png", ".svg")
 
 
-def _unless_limit(result: Result, value: float) -> float | None:
-    return None if result.program == "limit" else value
+def _downtime(result: Result) -> float | None:
+    return result.downtime * 1000 if result.case.live and result.program != "limit" else None
 
 
 def _beyond(result: Result) -> float | None:
@@ -26,7 +26,7 @@ def _beyond(result: Result) -> float | None:
 
 _PANELS: tuple[tuple[str, Callable[[Result], float | None]], ...] = (
     ("guest RAM, GiB/s", lambda result: result.throughput),
-    ("downtime, ms", lambda result: _unless_limit(result, result.downtime * 1000)),
+    ("downtime, ms", _downtime),
     ("CPU s/GiB, both ends", lambda result: result.cpu),
     ("memory beyond the guest's, MiB, both ends", _beyond),
 )

@@ -41,7 +41,7 @@ def _figures(report: Report, result: Result) -> tuple[str, ...]:
     return (
         f"{result.throughput:.2f}",
         "" if limit is None else f"{result.throughput / limit.throughput:.2f}",
-        "" if is_limit else f"{result.downtime * 1000:.0f}",
+        f"{result.downtime * 1000:.0f}" if result.case.live and not is_limit else "",
         f"{result.cpu:.2f}",
         f"{result.transferred / _MIB:.1f}",
         "" if is_limit or not result.case.live else f"{result.written / _MIB:.1f}",
@@ -58,13 +58,11 @@ def _ratios(report: Report) -> list[str]:
         if theirs is None:
             continue
         ratios = [f"{ours.throughput / theirs.throughput:.2f} x QEMU's throughput"]
-        for name, our, their in (
-            ("its CPU", ours.cpu, theirs.cpu),
-            ("its downtime", ours.downtime, theirs.downtime),
-            ("its bytes on the wire", ours.transferred, theirs.transferred),
-        ):
-            if their:
-                ratios.append(f"{our / their:.2f} x {name}")
+        others = [("its CPU", ours.cpu, theirs.cpu)]
+        if ours.case.live:
+            others.append(("its downtime", ours.downtime, theirs.downtime))
+        others.append(("its bytes on the wire", ours.transferred, theirs.transferred))
+        ratios += [f"{our / their:.2f} x {name}" for name, our, their in others if their]
         lines.append(f"{ours.case}: {', '.join(ratios)}")
     return lines
 
