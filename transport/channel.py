@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -32,6 +33,8 @@ TCP_USER_TIMEOUT is not set: it also counts the time in which a live peer reads 
 BACKLOG = 256
 """Limit for the connections that wait to be accepted; a multifd source opens all of its at once."""
 _RESET = struct.pack("ii", 1, 0)
+_CLOSED = "the other end closed the connection; its log says why"
+_ENDED = "what reads it ended before it took all"
 
 
 class ChannelError(VmferryError, OSError):
@@ -80,7 +83,7 @@ class Channel:
             except BlockingIOError:
                 self._wait_writable(stop_fd)
             except OSError as error:
-                raise ChannelError(f"{self.name}: {error.strerror}") from error
+                raise self._broken(error) from error
 
     def _send_some(self, pieces: list[memoryview], stop_fd: int | None) -> int:
         if self._socket is not None:
@@ -100,7 +103,7 @@ class Channel:
                 raise EOFError
             if event & gone and not event & select.POLLOUT:
                 # The other end may have stopped reading, too, and then this would wait for ever.
-                raise ChannelError("the other end closed the connection; its log says why")
+                raise ChannelError(f"{self.name}: {_CLOSED}")
 
     def recv_into(self, *views: memoryview) -> int:
         """Read the available bytes, at least one, into `views` in turn; return how many.
@@ -110,7 +113,14 @@ class Channel:
         try:
             return os.readv(self._fd, views)
         except OSError as error:
-            raise ChannelError(f"{self.name}: {error.strerror}") from error
+            raise self._broken(error) from error
+
+    def _broken(self, error: OSError) -> ChannelError:
+        """Return the error to raise; where the other end is gone, it says where to look."""
+        reason = error.strerror
+        if error.errno in (errno.EPIPE, errno.ECONNRESET):
+            reason = _ENDED if self._socket is None else f"{_CLOSED} ({reason})"
+        return ChannelError(f"{self.name}: {reason}")
 
     def close(self) -> None:
         """Close the channel; raise ChannelError if the command behind it failed."""

@@ -21,6 +21,11 @@ def _read_all(channel: Channel) -> bytes:
     return bytes(data)
 
 
+def _send_on(channel: Channel) -> None:
+    while True:
+        channel.send(memoryview(DATA))
+
+
 @pytest.mark.parametrize("uri", [Tcp("127.0.0.1", 0), Tcp("::1", 0), Unix("migrate.sock")])
 def test_sockets_both_ways(uri: Uri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing could be migrated over this scheme, or the return path would be mute."""
@@ -104,6 +109,28 @@ def test_end_of_answers_ends_a_wait_to_send() -> None:
         channel.send(memoryview(bytes(8 << 20)))
     channel.abort()
     far.close()
+
+
+@pytest.mark.parametrize("uri", [Tcp("127.0.0.1", 0), Unix("migrate.sock")])
+def test_other_end_that_is_gone(uri: Uri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: "Broken pipe", where a QEMU refused the guest, would not say where to look."""
+    monkeypatch.chdir(tmp_path)
+    listener = listen(uri)
+    source = connect(parse_uri(listener.address))
+    destination = listener.accept()
+    listener.close()
+    destination.abort()
+    with pytest.raises(ChannelError, match="the other end closed the connection; its log"):
+        _send_on(source)
+    source.abort()
+
+
+def test_command_that_is_gone() -> None:
+    """Broken: "Broken pipe" would not say that the command did not read all of the stream."""
+    channel = connect(Exec("exit 0"))
+    with pytest.raises(ChannelError, match="exec:exit 0: what reads it ended before it took all"):
+        _send_on(channel)
+    channel.abort()
 
 
 def test_both_ends_ask_whether_the_other_host_is_there() -> None:
