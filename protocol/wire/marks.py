@@ -66,5 +66,8 @@ PAGE_SIZES = tuple(1 << bits for bits in range(MIN_PAGE_BITS, MAX_PAGE_BITS + 1)
 """The possible sizes of a page in bytes."""
 
 MAX_SECTION_ID = 1 << 24
-MAX_DEVICE_VERSION = 1 << 16
-"""Limits for section ids and device versions; no real device section reaches them."""
+MAX_DEVICE_VERSION = 100_000_000
+"""Limits for section ids and device versions; no real device section reaches them.
+
+The version of some devices is a date, as 20061113.
+"""

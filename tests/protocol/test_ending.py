@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -196,6 +197,17 @@ def test_arrays_that_are_described_by_their_first_element() -> None:
     data = _stream(device(TIMER, "first", b"abc" + fake), last, told=told)
     with pytest.raises(StreamError, match="may end at several places"):
         _read(data)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_version_that_is_a_date(told: bool) -> None:
+    """Broken: the streams of guests with an i82551 would be refused, whose version is 20061113."""
+    dated = replace(device(TIMER, "eeprom", b"12345"), version=20061113)
+    devices = [dated, device(GPU, "gpu", b"pixels")]
+    data = _stream(*devices) if told else to_bytes([*opening(), *closing(*devices)[:-1]])
+    assert _payloads(_read(data))[-2:] == [b"12345", b"pixels"]
+    versions = [e.version for e in _read(data) if isinstance(e, events.DeviceSection)]
+    assert versions[-2:] == [20061113, 1]
 
 
 def test_without_description() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -55,6 +56,14 @@ def test_one_is_damaged(number: int, start: int | None) -> None:
     assert tail.lost == [(name, 0) for name in names if name not in _names(tail)]
     kept = names[number + 1 :] if start is None else names[:number] + names[number + 1 :]
     assert _names(tail) == kept
+
+
+def test_a_version_that_is_a_date() -> None:
+    """Broken: a device whose version is a date would be lost from each damaged stream."""
+    dated = [replace(each, version=20061113) for each in DEVICES]
+    damaged = _tail(dated, described=False) + b"\x06\0\0\0\x09damaged"
+    for data in (_tail(dated), damaged):
+        assert _names(_find(data)) == [each.name for each in DEVICES]
 
 
 def test_forged_section() -> None:
