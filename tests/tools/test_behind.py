@@ -235,6 +235,24 @@ def test_length(vmferry: Any, streams: Any) -> None:
         assert json.loads(ran.stdout)["behind"] is None
 
 
+def test_lengths_of_two_streams(vmferry: Any, streams: Any) -> None:
+    """Broken: two streams of known lengths could not be compared without a guess at their ends."""
+    bare = _undescribed(streams)
+    one = vmferry.write("one", OLD[:77] + bare + OLD)
+    two = vmferry.write("two", bare + OLD)
+    place = ("--offset", "77", "--length", str(len(bare)))
+    other = ("--other-length", str(len(bare)))
+    for command in (("diff", one, two), ("verify", one, "--against", two)):
+        ran = vmferry.call(*command, *place, *other)
+        assert (ran.exit_code, ran.stderr) == (0, "")
+        ran = vmferry.call(*command, *place, other[0], str(len(bare) - 1))
+        assert ran.exit_code == 1
+        assert ran.stderr.startswith(f"vmferry: {two}: offset")
+    # The other way round: the second one has something before it.
+    swapped = ("--length", str(len(bare)), "--other-offset", "77", *other)
+    assert vmferry.call("diff", two, one, *swapped).exit_code == 0
+
+
 def test_much_behind_takes_no_time(vmferry: Any, streams: Any, monkeypatch: Any) -> None:
     """Broken: a stream before terabytes of compressed zeros would take hours, or fill the disk."""
     monkeypatch.setattr("vmferry.tools.sources.stream_events.MAX_DEVICE_STATE", 1 << 20)

@@ -60,6 +60,30 @@ def path(streams: Any, vmferry: Any) -> str:
     return str(vmferry.write("stream", make(streams)))
 
 
+def test_name_without_path(streams: Any, vmferry: Any) -> None:
+    """Broken: a device on a bus would be found only by a path that nobody knows by heart."""
+    names = ("0000:00:02.0/net", "0000:00:03.0/net", "0000:00:03.0/disk", "disk")
+    devices = [
+        events.DeviceSection(0, 3 + number, name, 0, 1, b"abc") for number, name in enumerate(names)
+    ]
+    data = {"name": "data", "type": "buffer", "size": 3}
+    described = [{"name": n, "instance_id": 0, "version": 1, "fields": [data]} for n in names]
+    value = {"page_size": 4096, "devices": described}
+    description = events.Description(0, json.dumps(value).encode(), value)
+    end = [*streams.closing()[:3], *devices, events.EndOfStream(0), description]
+    path = vmferry.write("stream", streams.to_bytes([*streams.opening(), *end]))
+    for name, found in (
+        ("net", names[:2]),
+        ("net#0", names[:2]),
+        (names[1], names[1:2]),
+        # A whole name is no short one.
+        ("disk", names[3:]),
+    ):
+        ran = vmferry.call("dump", "--json", path, "--devices", name)
+        assert [each["name"] for each in json.loads(ran.stdout)["devices"]] == list(found)
+    assert "no device 'et'" in vmferry.call("dump", path, "--devices", "et").stderr
+
+
 def test_fields_for_people(path: str, streams: Any, vmferry: Any) -> None:
     """Broken: people would see other values than the device has, or look for them elsewhere."""
     start = make(streams).index(PAYLOAD)

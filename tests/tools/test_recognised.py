@@ -156,8 +156,9 @@ def test_offset_of_every_command(vmferry: Any, streams: Any) -> None:
     ran = vmferry.call("diff", "--json", path, plain, "--offset", "5000")
     assert ran.exit_code == 0, ran.output
     assert json.loads(ran.stdout)["behind"] == [behind, None]
-    other = ("--offset", "0", "--offset", "0x1388")
-    assert vmferry.call("diff", plain, path, *other).exit_code == 0
+    assert vmferry.call("diff", plain, path, "--other-offset", "0x1388").exit_code == 0
+    other = ("--against", path, "--other-offset", "5000")
+    assert vmferry.call("verify", plain, *other).exit_code == 0
     images = [vmferry.folder / name for name in ("a", "b")]
     for image, arguments in zip(images, ((plain,), (path, "--offset", "5000")), strict=True):
         assert vmferry.call("extract", *arguments, "-o", str(image)).exit_code == 0
@@ -173,7 +174,10 @@ def test_bad_offsets(vmferry: Any, streams: Any) -> None:
     assert "so no offset" in vmferry.run("verify", "-", "--offset", "1T", feed=b"abc").error
     for text in ("0xyz", "-1", "1x", "0x" + "f" * 17):
         assert vmferry.call("verify", path, "--offset", text).exit_code == 2
-    assert vmferry.call("diff", path, path, *["--offset", "1"] * 3).exit_code == 2
+        assert vmferry.call("diff", path, path, "--other-offset", text).exit_code == 2
+    for option in ("--other-offset", "--other-length"):
+        ran = vmferry.call("verify", path, option, "1")
+        assert (ran.exit_code, f"{option} is for --against" in ran.stderr) == (2, True)
     image = vmferry.write("image", bytes(512) + Layout(streams.whole).build())
     assert "a file of its own" in vmferry.run("dump", image, "--offset", "512").error
 

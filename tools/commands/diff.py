@@ -13,10 +13,13 @@ from ..compare.opened import opened_guest
 from ..console.examples import examples
 from ..console.sizes import (
     channel_option,
+    length_option,
     max_device_state_option,
+    offset_option,
     other_channel_option,
+    other_length_option,
+    other_offset_option,
     page_size_option,
-    two_offsets_option,
 )
 from ..sources.opening import note_guess
 from ..sources.stream_events import How
@@ -30,14 +33,20 @@ from ..sources.stream_events import How
 @click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
 @channel_option
 @other_channel_option
-@two_offsets_option
+@offset_option
+@length_option
+@other_offset_option
+@other_length_option
 @page_size_option
 @max_device_state_option
 def diff(
     first: str,
     second: str,
     as_json: bool,
-    offsets: tuple[int, int],
+    offset: int,
+    length: int | None,
+    other_offset: int | None,
+    other_length: int | None,
     page_size: int | None,
     max_device_state: int | None,
     channels: tuple[str, ...],
@@ -46,14 +55,22 @@ def diff(
     """Show what differs between the streams A and B (as in dump).
 
     RAM blocks and their pages, as both streams build them in the end; devices and their fields.
+    The options --offset, --length and --channel are about A, those with --other- about B.
     Exit status: 0 equal, 1 different, or pages of either never arrived. The RAM of both is held in
     memory, zero pages apart.
     """
     how = How(page_size, max_device_state)
     with ExitStack() as stack:
         guests = [
-            opened_guest(first, offsets[0], how, stack, channels),
-            opened_guest(second, offsets[1], how, stack, other_channels),
+            opened_guest(first, how, stack, offset=offset, length=length, channels=channels),
+            opened_guest(
+                second,
+                how,
+                stack,
+                offset=other_offset or 0,
+                length=other_length,
+                channels=other_channels,
+            ),
         ]
         difference = diff_command.compare_guests(*guests)
     for name, behind in zip((first, second), difference.behind, strict=True):

@@ -38,8 +38,9 @@ from ..dump.summary import Summary, from_outline
     is_flag=False,
     flag_value="",
     metavar="[NAME]",
-    help="list the device sections; or all fields of the device NAME (NAME#INSTANCE, if there are "
-    "several), with their places in the stream; with --json: the fields of all, or of that one",
+    help="list the device sections; or all fields of the device NAME, with or without its path "
+    "(NAME#INSTANCE, if there are several), with their places in the stream; with --json: the "
+    "fields of all, or of that one",
 )
 @click.option("--xml", is_flag=True, help="print the domain XML of a libvirt image, and no more")
 @click.option(

@@ -19,6 +19,8 @@ from ..console.sizes import (
     max_device_state_option,
     offset_option,
     other_channel_option,
+    other_length_option,
+    other_offset_option,
     page_size_option,
 )
 from ..sources.opening import explain_damage, note_guess, opened_stream
@@ -39,6 +41,8 @@ from ..sources.stream_events import How
 @other_channel_option
 @offset_option
 @length_option
+@other_offset_option
+@other_length_option
 @page_size_option
 @max_device_state_option
 def verify(
@@ -48,6 +52,8 @@ def verify(
     as_json: bool,
     offset: int,
     length: int | None,
+    other_offset: int | None,
+    other_length: int | None,
     page_size: int | None,
     max_device_state: int | None,
     channels: tuple[str, ...],
@@ -59,12 +65,19 @@ def verify(
     RAM block arrives at least once, unless a virtio-mem device says that it is unplugged.
     """
     how, files = How(page_size, max_device_state), _ram_files(ram)
-    if other_channels and against is None:
-        raise click.UsageError("--other-channel is for --against")
+    if against is None:
+        _refuse(channel=other_channels, offset=other_offset, length=other_length)
     with ExitStack() as stack:
         other = None
         if against is not None:
-            other = opened_guest(against, 0, how, stack, other_channels)
+            other = opened_guest(
+                against,
+                how,
+                stack,
+                offset=other_offset or 0,
+                length=other_length,
+                channels=other_channels,
+            )
         opened = stack.enter_context(
             opened_stream(stream, offset, channels=channels, length=length)
         )
@@ -87,6 +100,13 @@ def verify(
             click.echo(f"not checked: {line}")
     if not report.good:
         sys.exit(1)
+
+
+def _refuse(**given: object) -> None:
+    """Raise UsageError if one of the options is given that are about the stream of --against."""
+    for name, value in given.items():
+        if value not in (None, ()):
+            raise click.UsageError(f"--other-{name} is for --against")
 
 
 def _ram_files(pairs: Iterable[str]) -> dict[str, str]:

@@ -35,7 +35,9 @@ def _place(option: click.Parameter, text: str) -> int:
         raise click.BadParameter(str(error), param=option) from None
 
 
-def _offset(_context: click.Context, option: click.Parameter, text: str) -> int:
+def _offset(_context: click.Context, option: click.Parameter, text: str | None) -> int | None:
+    if text is None:
+        return None
     place = _place(option, text)
     if place > MAX_SIZE:
         raise click.BadParameter(f"{text!r} is more than a file can hold", param=option)
@@ -44,15 +46,6 @@ def _offset(_context: click.Context, option: click.Parameter, text: str) -> int:
 
 def _length(_context: click.Context, option: click.Parameter, text: str | None) -> int | None:
     return None if text is None else _place(option, text)
-
-
-def _two_offsets(
-    context: click.Context, option: click.Parameter, texts: tuple[str, ...]
-) -> tuple[int, int]:
-    if len(texts) > 2:
-        raise click.BadParameter("give one for each stream", param=option)
-    first, second = (_offset(context, option, text) for text in (*texts, "0", "0")[:2])
-    return first, second
 
 
 def _page_size(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
@@ -77,13 +70,17 @@ length_option = click.option(
     help="bytes of the file from --offset on in which the stream ends: what stands behind them is "
     "not looked at (default: all; most streams tell their end)",
 )
-two_offsets_option = click.option(
-    "--offset",
-    "offsets",
-    multiple=True,
+other_offset_option = click.option(
+    "--other-offset",
     metavar="SIZE",
-    callback=_two_offsets,
-    help="where in its file A begins: 4096, 1M, 0x1000; given again: where B does",
+    callback=_offset,
+    help="as --offset, of the other stream",
+)
+other_length_option = click.option(
+    "--other-length",
+    metavar="SIZE",
+    callback=_length,
+    help="as --length, of the other stream",
 )
 channel_option = click.option(
     "--channel",

@@ -51,11 +51,15 @@ def _choose(
 ) -> tuple[list[events.DeviceSection], events.Configuration | None]:
     """Return the devices with this name (all if it is empty), and the configuration if it is
     selected.
+
+    A name may leave out the path of the device: of several devices, all are chosen.
     """
     configuration = summary.configuration if name in ("", CONFIGURATION) else None
-    chosen = [
-        d for d in summary.sections_of_devices if name in ("", d.name, f"{d.name}#{d.instance_id}")
-    ]
+    known = summary.sections_of_devices
+    chosen = [d for d in known if name in ("", d.name, f"{d.name}#{d.instance_id}")]
+    if not chosen:
+        short = [(d, d.name.rpartition("/")[2]) for d in known]
+        chosen = [d for d, last in short if name in (last, f"{last}#{d.instance_id}")]
     if name and not chosen and configuration is None:
         raise NoDeviceError(f"no device {name!r} in the stream (--devices lists them)")
     return chosen, configuration
