@@ -17,13 +17,20 @@ NT_FPREGSET = 2
 NT_QEMU = 0
 NT_ARM_VFP = 0x400
 
-Note = c.Struct(
-    "name_size" / c.Rebuild(c.Int32ul, lambda this: len(this.name) + 1),
-    "content_size" / c.Rebuild(c.Int32ul, lambda this: len(this.content)),
-    "type" / c.Int32ul,
-    "name" / c.Aligned(4, c.NullTerminated(c.GreedyBytes)),
-    "content" / c.Aligned(4, c.Bytes(c.this.content_size)),
-)
+
+def note_in(number: c.Construct) -> c.Construct:
+    """Return the declaration of a note whose sizes and type are such numbers of 32 bits."""
+    return c.Struct(
+        "name_size" / c.Rebuild(number, lambda this: len(this.name) + 1),
+        "content_size" / c.Rebuild(number, lambda this: len(this.content)),
+        "type" / number,
+        "name" / c.Aligned(4, c.NullTerminated(c.GreedyBytes)),
+        "content" / c.Aligned(4, c.Bytes(c.this.content_size)),
+    )
+
+
+Note = note_in(c.Int32ul)
+NoteBigEndian = note_in(c.Int32ub)
 
 GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 """General registers of x86-64, in the order of their numbers in instructions."""
@@ -129,7 +136,7 @@ def registers(
     whole = {**plain, **selectors, **bases, "process": number + 1, "original_rax": 0}
     state = {**plain, **segments, "cr": control, "kernel_gs_base": kernel_gs_base}
     status = PrStatus if bits == 64 else PrStatus32
-    return _note(NT_PRSTATUS, b"CORE", status, whole), _note(NT_QEMU, b"QEMU", QemuState, state)
+    return note(NT_PRSTATUS, b"CORE", status, whole), note(NT_QEMU, b"QEMU", QemuState, state)
 
 
 def arm_registers(
@@ -150,10 +157,10 @@ def arm_registers(
         "cpsr": cpsr,
         "floats_follow": follow,
     }
-    notes = _note(NT_PRSTATUS, b"CORE", PrStatusArm, plain)
+    notes = note(NT_PRSTATUS, b"CORE", PrStatusArm, plain)
     if floats is not None:
         found = {"registers": floats[0], "fpscr": floats[1]}
-        notes += _note(NT_ARM_VFP, b"LINUX", VfpArm, found)
+        notes += note(NT_ARM_VFP, b"LINUX", VfpArm, found)
     return notes
 
 
@@ -168,14 +175,26 @@ def aarch64_registers(
     plain = {"process": number + 1, "registers": general, "pc": pc, "pstate": pstate}
     fpsr, fpcr = floats[1] & FPSR_BITS, floats[1] & FPCR_BITS
     vectors = {"registers": floats[0], "fpsr": fpsr, "fpcr": fpcr}
-    status = _note(NT_PRSTATUS, b"CORE", PrStatusAArch64, plain)
-    return status + _note(NT_FPREGSET, b"CORE", FloatsAArch64, vectors)
+    status = note(NT_PRSTATUS, b"CORE", PrStatusAArch64, plain)
+    return status + note(NT_FPREGSET, b"CORE", FloatsAArch64, vectors)
 
 
-def _note(kind: int, name: bytes, declared: c.Construct, values: Mapping[str, object]) -> bytes:
+def note(
+    kind: int,
+    name: bytes,
+    declared: c.Construct,
+    values: Mapping[str, object],
+    *,
+    little: bool = True,
+) -> bytes:
+    """Return a note with these values in the layout `declared`, in the byte order of the processor.
+
+    Raises ValueError if a value does not fit its field.
+    """
     try:
         content = declared.build(values)
     except c.ConstructError as error:
         raise ValueError(f"a register is no number: {error}") from None
-    note: bytes = Note.build({"type": kind, "name": name, "content": content})
-    return note
+    made = Note if little else NoteBigEndian
+    found: bytes = made.build({"type": kind, "name": name, "content": content})
+    return found

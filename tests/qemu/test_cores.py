@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +73,7 @@ def both_cores(
     page_size: int = 4096,
     extract: tuple[str, ...] = (),
     capabilities: tuple[str, ...] = (),
+    before: Callable[[], None] = lambda: None,
 ) -> tuple[Core, Core, Any]:
     """QEMU's core of a guest that has something in its memory, ours, and what extract told."""
     dump, stream, core = (folder / name for name in ("dump", "stream", "core"))
@@ -77,6 +81,7 @@ def both_cores(
     guest = BareMachine([*command, "-S"], folder / "guest", *options, environment=environment)
     try:
         guest.enable(*capabilities)
+        before()
         guest.ask("dump-guest-memory", paging=False, protocol=f"file:{dump}")
         guest.migrate(f"exec:cat > {stream}")
     finally:
@@ -164,28 +169,102 @@ def test_processors_with_registers(
     check_same(theirs, ours, (place,))
 
 
-@pytest.mark.parametrize(
-    ("target", "options", "memory"),
-    [
-        ("ppc64", ("-machine", "pseries", "-m", "256"), 0),
-        ("ppc", ("-machine", "g3beige", "-m", "64"), 0),
-        ("s390x", ("-machine", "s390-ccw-virtio", "-m", "64"), 0),
-        ("riscv64", ("-machine", "virt", "-m", "64"), 0x8000_0000),
-        ("riscv32", ("-machine", "spike", "-bios", "none", "-m", "64"), 0x8000_0000),
-    ],
-)
-def test_processors_without_registers(
-    target: str, options: tuple[str, ...], memory: int, tmp_path: Path
-) -> None:
-    """Broken: a core would claim another processor, or hide that it lacks registers."""
+class Registers(NamedTuple):
+    """Registers of a processor as gdb numbers them: the sizes of numbers 0, 1, ..., which are set
+    to something that each byte of differs; and what else is true of the notes.
+
+    `process`: where the number of the processor stands in the notes, where QEMU's has another
+    order of bytes, or none; `more`: bytes of further notes of QEMU's, which ours lacks.
+    """
+
+    sizes: tuple[int, ...]
+    process: int | None = None
+    more: int = 0
+
+
+OTHERS = {
+    "ppc64": (("-machine", "pseries", "-m", "256"), 0, Registers((8,) * 32, 52, 1000)),
+    "s390x": (
+        ("-machine", "s390-ccw-virtio", "-m", "64"),
+        0,
+        Registers((8,) * 18 + (4,) * 17 + (8,) * 16, 52, 52),
+    ),
+    "riscv64": (("-machine", "virt", "-m", "64"), 0x8000_0000, Registers((8,) * 33)),
+    "riscv32": (
+        ("-machine", "virt", "-bios", "none", "-m", "64"),
+        0x8000_0000,
+        Registers((4,) * 33),
+    ),
+}
+
+
+def set_registers(place: Path, sizes: tuple[int, ...]) -> None:
+    """Set registers by way of gdb's remote protocol."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(str(place))
+
+        def ask(text: bytes) -> bytes:
+            server.sendall(b"$%s#%02x" % (text, sum(text) & 0xFF))
+            answer = b""
+            while (found := re.search(rb"\$([^#]*)#..", answer, re.DOTALL)) is None:
+                answer += server.recv(4096)
+            server.sendall(b"+")
+            return found[1]
+
+        # Registers can be set one by one only after this was asked for.
+        ask(b"qXfer:features:read:target.xml:0,ffb")
+        for number, size in enumerate(sizes):
+            value = bytes(number * 7 + index * 13 + 1 & 0xFF for index in range(size))
+            assert ask(b"P%x=%s" % (number, value.hex().encode())) == b"OK"
+
+
+@pytest.mark.parametrize("target", OTHERS)
+def test_registers_of_other_processors(target: str, tmp_path: Path) -> None:
+    """Broken: a core would have other registers than the guest, and a debugger show nonsense."""
+    options, memory, registers = OTHERS[target]
     folder = tmp_path / target
     folder.mkdir()
     place = memory + 0x0120_0000
-    theirs, ours, told = both_cores("7.2", target, folder, *options, *blobs(folder, place))
-    assert told["processors"] == 0
-    assert told["notices"] == [f"registers of 1 processors ({target}) are left out"]
+    gdb = f"unix:{folder}/gdb,server=on,wait=off"
+    theirs, ours, told = both_cores(
+        "7.2",
+        target,
+        folder,
+        *(*options, *blobs(folder, place), "-gdb", gdb),
+        before=lambda: set_registers(folder / "gdb", registers.sizes),
+    )
+    assert (told["processors"], told["notices"]) == (1, [])
     assert ours.processor == theirs.processor
     check_same(theirs, ours, (place,))
+    assert len(ours.notes) + registers.more == len(theirs.notes)
+    their_notes, our_notes = bytearray(theirs.notes), bytearray(ours.notes)
+    if registers.process is not None:
+        for notes in (their_notes, our_notes):
+            notes[registers.process : registers.process + 4] = bytes(4)
+    assert our_notes == their_notes[: len(our_notes)]
+
+
+def test_registers_of_ppc(tmp_path: Path) -> None:
+    """Broken: a core would claim another processor; QEMU's own has a layout that gdb does not
+    know."""
+    folder = tmp_path / "ppc"
+    folder.mkdir()
+    options = ("-machine", "g3beige", "-m", "64", "-gdb", f"unix:{folder}/gdb,server=on,wait=off")
+    theirs, ours, told = both_cores(
+        "7.2",
+        "ppc",
+        folder,
+        *(*options, *blobs(folder, 0x0120_0000)),
+        before=lambda: set_registers(folder / "gdb", (4,) * 32),
+    )
+    assert (told["processors"], told["notices"]) == (1, [])
+    assert ours.processor == theirs.processor
+    check_same(theirs, ours, (0x0120_0000,))
+    # The 32 general registers, and those of NT_FPREGSET and those behind.
+    general = theirs.notes[132:260]
+    assert len({*general}) > 100
+    assert ours.notes[92:220] == general
+    assert (len(ours.notes), ours.notes[7]) == (20 + 268 + 20 + 260, 268 & 0xFF)
 
 
 @pytest.mark.parametrize("machine", ["m68k", "mips", "mips64el", "sparc"])

@@ -175,7 +175,7 @@ def extract(
 
     ELF cores and LiME tell where the guest sees it, around the PCI hole, and have what was plugged
     in (DIMMs, virtio-mem) at its address; what has no certain address is left out, and named. An
-    ELF core also has the registers of x86 and Arm processors.
+    ELF core also has the registers of x86, Arm, RISC-V, PowerPC and s390x processors.
 
     Of disks (block migration) come raw images, sparse too. The stream has no word of a disk's
     size: an image ends with the last block of 1 MiB, which may reach behind the disk's end.

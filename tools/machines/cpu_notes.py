@@ -20,6 +20,11 @@ from ...protocol.formats.core_notes import (
     arm_registers,
     registers,
 )
+from ...protocol.formats.other_core_notes import (
+    powerpc_registers,
+    riscv_registers,
+    s390_registers,
+)
 from .table import TARGETS, Target
 
 SECTION_NAME = "cpu"
@@ -36,6 +41,8 @@ SCTLR_BIG_ENDIAN = 1 << 25
 PPC_LPCR = 318
 LPCR_LITTLE_ENDIAN = 1 << 25
 """The LPCR bit for interrupts in little-endian order, which a little-endian Linux sets."""
+PPC_SPECIAL = {"xer": 1, "link": 8, "ctr": 9}
+"""The numbers of the special registers that are part of a program's state."""
 MIPS_BIG_ENDIAN = 1 << 15
 """The big-endian bit in CP0's Config register."""
 
@@ -205,10 +212,64 @@ def _number(value: Any) -> int:
     return int.from_bytes(bytes(value), "big")
 
 
+def _riscv_notes(number: int, values: Values) -> tuple[bytes, bytes]:
+    bits = 64 if _wide(values, "env.gpr") else 32
+    general = [int(value) for value in values["env.gpr"]]
+    return riscv_registers(number, general[1:], values["env.pc"], bits), b""
+
+
+def _ppc_notes(number: int, values: Values) -> tuple[bytes, bytes]:
+    special = {name: int(values["env.spr"][at]) for name, at in PPC_SPECIAL.items()}
+    condition = 0
+    for field in values["env.crf"]:
+        condition = condition << 4 | int(field)
+    named = {**special, "nip": values["env.nip"], "msr": values["env.msr"], "ccr": condition}
+    floats = [_number(values.get(f"cpu/fpu/env.vsr[{index}]", b"")) for index in range(32)]
+    return (
+        powerpc_registers(
+            number,
+            [int(value) for value in values["env.gpr"]],
+            named,
+            (floats, values.get("cpu/fpu/env.fpscr", 0)),
+            bits=64 if _wide(values, "env.gpr") else 32,
+            little=_ppc(values).processor.little,
+        ),
+        b"",
+    )
+
+
+def _s390_notes(number: int, values: Values) -> tuple[bytes, bytes]:
+    def half(index: int, which: int) -> int:
+        kind = "fpu" if index < 16 and not which else "vregs"
+        return int(values[f"cpu/{kind}/env.vregs[{index}][{which}]"])
+
+    status = {
+        "mask": values["env.psw.mask"],
+        "address": values["env.psw.addr"],
+        "general": [int(value) for value in values["env.regs"]],
+        "access": [int(value) for value in values["env.aregs"]],
+    }
+    paths = {"prefix": "psa", "timer": "cputm", "comparator": "ckc", "programmable": "todpr"}
+    system = {name: int(values[f"env.{path}"]) for name, path in paths.items()}
+    vectors = None
+    if "cpu/vregs/env.vregs[16][0]" in values:
+        high = [half(index, which) for index in range(16, 32) for which in (0, 1)]
+        vectors = [half(index, 1) for index in range(16)], high
+    floats = [half(index, 0) for index in range(16)]
+    control = [int(value) for value in values["env.cregs"]]
+    fpc = values["cpu/fpu/env.fpc"]
+    return s390_registers(number, status, floats, fpc, system, control, vectors), b""
+
+
 _NOTES: dict[str, Callable[[int, Values], tuple[bytes, bytes]]] = {
     "i386": _x86_notes,
     "x86_64": _x86_notes,
     "arm": _arm_notes,
     "aarch64": _aarch64_notes,
+    "ppc": _ppc_notes,
+    "ppc64": _ppc_notes,
+    "riscv32": _riscv_notes,
+    "riscv64": _riscv_notes,
+    "s390x": _s390_notes,
 }
 """The functions that write the notes, by target."""
