@@ -8,6 +8,7 @@ not start without; the sections and RAM blocks that the machine has not without 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from vmferry.protocol import events
-from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.wire.kept import pieces
+from vmferry.tools.machines.families import family_of
 from vmferry.tools.machines.pci_identity import identity
+from vmferry.tools.sources.stream_events import Behind, read_events
 
 from tests.patience import PATIENCE
 from tests.qemu.make_machines import Monitored, Program, RefusedError, programs, started
@@ -29,27 +31,48 @@ from tests.qemu.make_machines import Monitored, Program, RefusedError, programs,
 TABLE = Path(__file__).parents[2] / "tools" / "machines" / "devices.json"
 PLACE = "10.0"
 """Of the device, on a PCI bus."""
-MACHINES = (
-    ("x86_64", "pc", ()),
-    ("x86_64", "q35", ()),
-    ("x86_64", "isapc", ()),
-    ("x86_64", "microvm", ()),
-    ("aarch64", "virt", ("-cpu", "cortex-a57")),
-    ("arm", "virt", ("-cpu", "cortex-a15")),
+SMALL = ("-m", "16")
+MACHINES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("x86_64", "pc", SMALL),
+    ("x86_64", "q35", SMALL),
+    ("x86_64", "isapc", SMALL),
+    ("x86_64", "microvm", SMALL),
+    ("x86_64", "microvm,pcie=on", SMALL),
+    ("aarch64", "virt", ("-cpu", "cortex-a57", *SMALL)),
+    ("aarch64", "virt,gic-version=3,iommu=smmuv3", ("-cpu", "cortex-a57", *SMALL)),
+    ("arm", "virt", ("-cpu", "cortex-a15", *SMALL)),
+    ("arm", "vexpress-a9", SMALL),
+    ("arm", "vexpress-a15", SMALL),
+    ("aarch64", "sbsa-ref", ("-m", "1G")),
+    ("riscv64", "virt", SMALL),
+    ("riscv32", "virt", ("-bios", "none", *SMALL)),
+    ("m68k", "virt", SMALL),
+    ("s390x", "s390-ccw-virtio", SMALL),
+    ("ppc64", "pseries", ("-m", "256")),
+    ("ppc", "mac99", ("-m", "64")),
+    ("ppc", "g3beige", ("-m", "64")),
+    ("ppc64", "mac99", ("-m", "64")),
+    ("mips", "malta", SMALL),
+    ("mips64el", "malta", SMALL),
+    ("hppa", "hppa", ("-m", "64")),
 )
-"""Machines whose own devices are noted."""
-HOSTS = {
-    "PCI": "q35",
-    "usb-bus": "q35",
-    "SCSI": "q35",
-    "virtio-serial-bus": "q35",
-    "ISA": "isapc",
-    "": "q35",
+"""Machines whose own devices are noted: target, machine with switches, further options."""
+HOSTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "PCI": ("x86_64", "q35", SMALL),
+    "usb-bus": ("x86_64", "q35", SMALL),
+    "SCSI": ("x86_64", "q35", SMALL),
+    "virtio-serial-bus": ("x86_64", "q35", SMALL),
+    "ISA": ("x86_64", "isapc", SMALL),
+    "HDA": ("x86_64", "q35", SMALL),
+    "System": ("x86_64", "q35", SMALL),
+    "": ("x86_64", "q35", SMALL),
+    "spapr-vio-bus": ("ppc64", "pseries", ("-m", "256")),
 }
-"""By the bus of a device, the machine of x86_64 that it is added to."""
+"""By the bus of a device, what it is added to: target, machine, further options."""
 BUSES = {
     "usb-bus": ("-device", "qemu-xhci,id=usb,addr=0f.0"),
     "SCSI": ("-device", "virtio-scsi-pci,id=scsi,addr=0f.0"),
+    "HDA": ("-device", "ich9-intel-hda,id=sound0,addr=0f.0"),
     "virtio-serial-bus": ("-device", "virtio-serial-pci,id=serial,addr=0f.0"),
 }
 """What brings a bus."""
@@ -85,8 +108,9 @@ def stream_of(guest: Monitored) -> list[events.Event]:
             if state.get("status") == "failed" or time.monotonic() > deadline:
                 raise RefusedError("migration")
             time.sleep(0.01)
-        reader = StreamReader()
-        return reader.feed(Path(file.name).read_bytes()) + reader.close()
+        # Large payloads are read from there later.
+        kept = io.BytesIO(Path(file.name).read_bytes())
+        return [event for event in read_events(kept) if not isinstance(event, Behind)]
 
 
 def sections_of(found: list[events.Event]) -> dict[str, bytes]:
@@ -116,12 +140,11 @@ class Base:
         self.blocks = blocks_of(found)
 
 
-def ask_device(
-    program: Program, machine: str, device: str, bus: str, base: Base
-) -> dict[str, Any] | None:
+def ask_device(program: Program, device: str, bus: str, base: Base) -> dict[str, Any] | None:
     """What it brings; None: it does not start, or cannot migrate."""
     place = f",addr={PLACE}" if bus == "PCI" else ""
-    own = ("-machine", machine, "-m", "16", *BACKENDS, *BUSES.get(bus, ()))
+    _, machine, options = HOSTS[bus]
+    own = ("-machine", machine, *options, *BACKENDS, *BUSES.get(bus, ()))
     for needs, extra in NEEDS.items():
         try:
             with started(program, *own, "-device", f"{device}{extra}{place}") as guest:
@@ -144,9 +167,10 @@ def ask_device(
 
 
 def names_of(program: Program) -> list[tuple[str, str]]:
-    """Names and buses of the devices that a user can add."""
+    """Names and buses of the devices that a user can add to the hosts of this target."""
+    buses = [bus for bus, (target, _, _) in HOSTS.items() if target == program.target]
     listed = subprocess.run(
-        [*program.command, "-machine", "pc", "-device", "help"],
+        [*program.command, "-machine", HOSTS[buses[0]][1], "-device", "help"],
         env={**os.environ, **program.environment},
         capture_output=True,
         text=True,
@@ -154,23 +178,40 @@ def names_of(program: Program) -> list[tuple[str, str]]:
     ).stdout
     # Processors are no devices here, and a doorbell waits for a server that nobody starts.
     others = ("-cpu", "ivshmem-doorbell")
-    found = [(name, bus) for name, bus in _DEVICE.findall(listed) if bus in HOSTS]
+    found = [(name, bus) for name, bus in _DEVICE.findall(listed) if bus in buses]
     return [(name, bus) for name, bus in found if not name.endswith(others)]
 
 
 def survey(program: Program, names: list[tuple[str, str]]) -> list[dict[str, Any]]:
     """Of each of these devices."""
     bases: dict[str, Base] = {}
-    for bus, machine in HOSTS.items():
-        with started(program, "-machine", machine, "-m", "16", *BUSES.get(bus, ())) as guest:
+    for bus in {bus for _, bus in names}:
+        _, machine, options = HOSTS[bus]
+        with started(program, "-machine", machine, *options, *BUSES.get(bus, ())) as guest:
             bases[bus] = Base(stream_of(guest))
 
     def ask(device: tuple[str, str]) -> dict[str, Any] | None:
         name, bus = device
-        return ask_device(program, HOSTS[bus], name, bus, bases[bus])
+        return ask_device(program, name, bus, bases[bus])
 
     with ThreadPoolExecutor(4) as pool:
         return [found for found in pool.map(ask, names) if found is not None]
+
+
+def note_own(
+    program: Program, machine: str, more: tuple[str, ...], machines: dict[str, list[str]]
+) -> None:
+    """Add the sections of a machine's own devices to those of its family."""
+    try:
+        with started(program, "-machine", machine, *more) as guest:
+            found = stream_of(guest)
+    except RefusedError:
+        print(f"{program.target} {program.folder}: {machine} does not start")
+        return
+    (named,) = (e.machine for e in found if isinstance(e, events.Configuration))
+    family = family_of(named, program.target)
+    assert family is not None, named
+    machines[family.name] = sorted({*sections_of(found), *machines.get(family.name, [])})
 
 
 def main() -> None:
@@ -179,12 +220,13 @@ def main() -> None:
     machines: dict[str, list[str]] = {}
     versions = set()
     # One that was unpacked lacks modules, and dies of the list of its devices.
-    names = names_of(Program("x86_64", None))
+    hosts = {target for target, _, _ in HOSTS.values()}
+    names = {target: names_of(Program(target, None)) for target in hosts}
     for program in programs():
-        if program.target == "x86_64":
+        if program.target in names:
             with started(program, "-machine", "none") as guest:
                 versions.add(guest.ask("query-version")["package"])
-            for found in survey(program, names):
+            for found in survey(program, names[program.target]):
                 known = devices.setdefault(found["device"], found)
                 # What one version does not start without, the other one takes.
                 known["needs"] = known["needs"] or found["needs"]
@@ -192,9 +234,7 @@ def main() -> None:
                 known["sizes"] = sorted(sizes)
         for target, machine, more in MACHINES:
             if target == program.target:
-                with started(program, "-machine", machine, "-m", "16", *more) as guest:
-                    own = set(sections_of(stream_of(guest)))
-                machines[machine] = sorted(own.union(machines.get(machine, [])))
+                note_own(program, machine, more, machines)
         print(program.target, program.folder, len(devices), flush=True)
     for device in devices.values():
         device["blocks"] = [json.loads(text) for text in device.pop("sizes")]

@@ -31,6 +31,8 @@ PC = ("i386", "x86_64")
 """Their memory is split around a hole by rules that no table shows: `main_ram` has them."""
 LIMIT = 60
 """Seconds that one start and its questions may take."""
+FLASH_SIZES_MIB = (16, 32)
+"""Of flash files that a machine wants to have just one size."""
 SIZES_MIB = (64, 200, 768, 1536, 3072, 6144)
 DEVICES = ("x86_64", "sparc", "s390x")
 """Targets whose devices are added: those of the others are among them, or no user adds them."""
@@ -190,7 +192,10 @@ def ways_to_start(blob: str) -> list[tuple[str, ...]]:
         ("-bios", blob),
         ("-audiodev", "none,id=a", "-machine", "audiodev=a"),
         ("-machine", "cap-htm=off"),
-        ("-drive", f"if=pflash,format=raw,file={blob},readonly=on"),
+        *(
+            ("-drive", f"if=pflash,format=raw,file={blob}{size or ''},readonly=on")
+            for size in (None, *FLASH_SIZES_MIB)
+        ),
     ]
 
 
@@ -335,6 +340,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         blob = f"{folder}/blob"
         Path(blob).write_bytes(bytes(1 << 16))
+        for size in FLASH_SIZES_MIB:
+            with open(f"{blob}{size}", "wb") as flash:
+                flash.truncate(size << 20)
         for program in programs():
             with started(program, "-machine", "none") as guest:
                 version = guest.ask("query-version")

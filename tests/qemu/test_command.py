@@ -119,6 +119,116 @@ GUESTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             *("-device", "virtio-mem-pci,memdev=much"),
         ),
     ),
+    "expander, iommu and sound": (
+        "10",
+        "x86_64",
+        (
+            *("-machine", "q35,kernel-irqchip=split", "-m", "64"),
+            *("-device", "intel-iommu,intremap=on"),
+            *("-device", "virtio-net-pci,disable-legacy=on,iommu_platform=on"),
+            *("-device", "pxb-pcie,bus_nr=128,id=px"),
+            *("-device", "pcie-root-port,bus=px,id=rp,chassis=7"),
+            *(
+                "-device",
+                "virtio-blk-pci,bus=rp,drive=disk1",
+                "-device",
+                "ich9-intel-hda,bus=pcie.0",
+            ),
+            *("-device", "hda-duplex,audiodev=sound", "-audiodev", "none,id=sound"),
+        ),
+    ),
+    "usb storage and i82551": (
+        "7.2",
+        "x86_64",
+        (
+            *("-machine", "q35", "-m", "64", "-device", "qemu-xhci,id=u"),
+            *("-device", "usb-storage,drive=disk2,bus=u.0", "-device", "usb-hub,bus=u.0,port=2"),
+            *("-device", "usb-kbd,bus=u.0,port=2.3", "-device", "i82551"),
+        ),
+    ),
+    "nvdimm": (
+        "7.2",
+        "x86_64",
+        (
+            *("-machine", "q35,nvdimm=on", "-m", "64,slots=2,maxmem=4G"),
+            *("-object", "memory-backend-ram,id=nv,size=128M", "-device", "nvdimm,memdev=nv"),
+        ),
+    ),
+    "microvm with pcie": (
+        "7.2",
+        "x86_64",
+        ("-machine", "microvm,pcie=on", "-m", "64", "-device", "virtio-net-pci"),
+    ),
+    "arm with an iommu": (
+        "10",
+        "aarch64",
+        (
+            *("-machine", "virt,gic-version=3,iommu=smmuv3", "-cpu", "cortex-a57", "-m", "64"),
+            *("-device", "pcie-root-port,id=rp,chassis=1", "-device", "virtio-net-pci"),
+            *("-device", "virtio-blk-pci,bus=rp,drive=disk1"),
+        ),
+    ),
+    "riscv": (
+        "7.2",
+        "riscv64",
+        (
+            *("-machine", "virt", "-m", "64", "-smp", "2", "-device", "virtio-net-pci"),
+            *("-device", "virtio-blk-device,drive=disk1"),
+            *("-device", "pcie-root-port,id=rp,chassis=1"),
+            *("-device", "qemu-xhci,bus=rp,id=u", "-device", "usb-kbd,bus=u.0"),
+        ),
+    ),
+    "riscv of 32 bits": (
+        "7.2",
+        "riscv32",
+        ("-machine", "virt", "-m", "64", "-bios", "none", "-device", "virtio-net-device"),
+    ),
+    "s390x": (
+        "7.2",
+        "s390x",
+        (
+            *("-machine", "s390-ccw-virtio", "-m", "64", "-smp", "2"),
+            *("-device", "virtio-scsi-ccw,id=s", "-device", "scsi-hd,drive=disk2,bus=s.0"),
+            *("-device", "virtio-net-ccw,devno=fe.1.0005", "-device", "virtio-gpu-ccw"),
+        ),
+    ),
+    "pseries": (
+        "7.2",
+        "ppc64",
+        (
+            *("-machine", "pseries", "-m", "256", "-smp", "2", "-device", "VGA"),
+            *("-device", "spapr-pci-host-bridge,index=1,id=h"),
+            *("-device", "virtio-net-pci,bus=h.0", "-device", "spapr-vlan"),
+            *("-device", "spapr-vscsi,id=vs", "-device", "scsi-hd,bus=vs.0,drive=disk1"),
+            *("-chardev", "null,id=c", "-device", "spapr-vty,chardev=c"),
+            *("-device", "pci-bridge,chassis_nr=1,id=br", "-device", "e1000,bus=br,addr=1.0"),
+        ),
+    ),
+    "m68k": (
+        "7.2",
+        "m68k",
+        (
+            *("-machine", "virt", "-m", "64", "-device", "virtio-net-device"),
+            *("-device", "virtio-blk-device,drive=disk1"),
+        ),
+    ),
+    "ppc": ("7.2", "ppc", ("-machine", "mac99", "-m", "64", "-device", "virtio-net-pci")),
+    "mips": (
+        "7.2",
+        "mips",
+        (
+            *("-machine", "malta", "-m", "64", "-device", "virtio-net-pci"),
+            *("-device", "lsi53c895a,id=l", "-device", "scsi-hd,drive=disk2,bus=l.0"),
+        ),
+    ),
+    "hppa": (
+        "7.2",
+        "hppa",
+        (
+            *("-machine", "hppa", "-m", "64", "-device", "pci-bridge,id=b,chassis_nr=2"),
+            *("-device", "virtio-rng-pci,bus=b,addr=2.0"),
+        ),
+    ),
 }
 
 
@@ -149,10 +259,11 @@ def test_the_command_takes_the_stream(name: str, tmp_path: Path) -> None:
     command, environment = qemu_command(version, target)
     # What the comments ask for: disks by the names that they have there, and the processor.
     more = [*DISKS]
-    if "-cpu" in options:
-        at = options.index("-cpu")
-        more += options[at : at + 2]
-        assert any(line.startswith("-cpu: ") for line in found["comments"])
+    for asked in ("-cpu", "-bios"):
+        if asked in options:
+            at = options.index(asked)
+            more += options[at : at + 2]
+            assert any(line.startswith(asked) for line in found["comments"])
     for need in ("audiodev", "chardev"):
         for option in (line for line in found["comments"] if f": -{need} " in line):
             value = option.rpartition("=")[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,6 +74,64 @@ def test_devices_by_their_paths() -> None:
     assert found[3] == "usb-tablet,bus=pci06_0.0,port=2"
     assert "bus=pci07_0.0,channel=0,scsi-id=3,lun=1,drive=disk" in found[7]
     assert any("which device has the section nonsense" in line for line in command.comments)
+
+
+@pytest.mark.parametrize(
+    ("machine", "name", "added"),
+    [
+        ("pseries-7.2", "pci@800000020000000:02.0/virtio-net", "virtio-net-pci,{id},addr=02.0"),
+        (
+            "pseries-7.2",
+            "pci@800000020000003:01.0:02.0/virtio-net",
+            "virtio-net-pci,{id},bus=pci_800000020000003-01_0,addr=02.0",
+        ),
+        ("pseries-7.2", "pci@800000020000003:01.0/e1000", "e1000,{id},bus=host3.0,addr=01.0"),
+        ("pseries-7.2", "v-scsi@71000001/spapr_vscsi", "spapr-vscsi,{id},reg=0x71000001"),
+        ("s390-ccw-virtio-7.2", "/fe.1.0005/virtio-net", "virtio-net-ccw,{id},devno=fe.1.0005"),
+        ("s390-ccw-virtio-7.2", "/fe.0.0001/virtio-gpu", "virtio-gpu-ccw,{id},devno=fe.0.0001"),
+        ("malta", "pci:12.0/virtio-net", "virtio-net-pci,{id},bus=pci,addr=12.0"),
+        ("mac99", "pci.2:0d.0/virtio-net", "virtio-net-pci,{id},bus=pci.2,addr=0d.0"),
+        (
+            "vexpress-a15",
+            "virtio-mmio@000000001c130600/virtio-net",
+            "virtio-net-device,{id},bus=virtio-mmio-bus.3",
+        ),
+        (
+            "virt-7.2",
+            "virtio-mmio@000000000a003e00/virtio-net",
+            "virtio-net-device,{id},bus=virtio-mmio-bus.31",
+        ),
+        (
+            "microvm",
+            "virtio-mmio@00000000feb02e00/virtio-net",
+            "virtio-net-device,{id},bus=virtio-mmio-bus.23",
+        ),
+    ],
+)
+def test_buses_of_other_machines(machine: str, name: str, added: str) -> None:
+    """Broken: a device would be on another bus than in the stream, or be missing."""
+    found = options(told(machine, {"ram": 64}, name))
+    (device,) = (option.removeprefix("-device ") for option in found if "-device " in option)
+    first, id_, *rest = device.split(",")
+    assert id_.startswith("id=")
+    where = [part for part in rest if "rom" not in part]
+    assert ",".join([first, "{id}", *where]) == added
+
+
+def test_host_bridges() -> None:
+    """Broken: what is behind a further host bridge would have no bus."""
+    windows = [section("spapr_iommu", 1 << 31 | bridge << 8) for bridge in (0, 3)]
+    found = told("pseries-7.2", {"ppc_spapr.ram": 64})
+    made = options(replace(found, sections=windows))
+    assert [o for o in made if "bridge" in o] == ["-device spapr-pci-host-bridge,index=3,id=host3"]
+    found = told("pc-q35-7.2", {"pc.ram": 64}, "0000:80:04.0:00.0/pcie-root-port")
+    bridge, port = (option for option in options(found) if "-device" in option)
+    assert bridge == "-device pxb-pcie,bus_nr=128,id=pci0000-80-04_0,addr=04.0"
+    assert ",bus=pci0000-80-04_0,addr=00.0" in port
+    # Without the name of its bus, QEMU would put a device behind the newest bridge.
+    names = ("pci@800000020000000:02.0/e1000", "pci@800000020000003:02.0/e1000")
+    placed = [o for o in options(told("pseries-7.2", {"ppc_spapr.ram": 64}, *names)) if "e10" in o]
+    assert [option.partition(",bus=")[2][:5] for option in placed] == ["pci.0", "host3"]
 
 
 def test_names_are_no_options() -> None:

@@ -7,25 +7,28 @@ from collections.abc import Mapping
 
 from ...protocol import events
 from ...protocol.wire.kept import pieces
+from .bus_options import add_host_bridges, on_system_bus, place_on_pci, vio_place
 from .device_properties import device_property
-from .device_table import Device, table
+from .device_table import Device, is_modern, table
 from .draft import Draft
 from .pci_identity import identity
-from .pci_paths import PCI, id_of, pci_place
+from .pci_paths import PCI, id_of
 
 MIB = 1 << 20
 VIDEO_SIZE = 16 * MIB
 
-_MMIO = re.compile(r"virtio-mmio@([0-9a-f]{16})")
-_MMIO_BASES = {"microvm": 0xFEB0_0000, "virt": 0x0A00_0000}
-_MMIO_STEP = 0x200
 _USB = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 _SCSI = re.compile(r"([0-9]+):([0-9]+):([0-9]+)")
+_UNTOLD = ("ISA", "", "System", "HDA")
+"""The buses whose devices have sections without a path."""
+_WITH_DISK = ("usb-storage",)
+"""The devices that bring a SCSI disk of their own."""
 
 
 def add_devices(draft: Draft) -> None:
     """Add the devices whose sections are not the machine's own."""
-    known = table().machines.get(draft.family)
+    add_host_bridges(draft)
+    known = table().machines.get(draft.family_name)
     if known is None:
         what = draft.machine or "without a name"
         draft.say(f"What a machine {what} has of its own is not known: its devices are too.")
@@ -49,42 +52,78 @@ def _is_added(section: events.DeviceSection, *, unknown: bool) -> bool:
 
 
 def _add_device(draft: Draft, path: str, sections: Mapping[str, events.DeviceSection]) -> None:
-    pci, mmio = PCI.fullmatch(path), _MMIO.fullmatch(path)
-    if pci is not None and pci[2] is None:
+    pci, on_bus, vio = PCI.fullmatch(path), on_system_bus(draft, path), vio_place(path)
+    if pci is not None and pci[3] is None:
         _add_pci_device(draft, path, sections)
-    elif pci is not None:
-        _add_behind(draft, path, pci[2], sections)
-    elif mmio is not None and draft.family in _MMIO_BASES:
-        number = (int(mmio[1], 16) - _MMIO_BASES[draft.family]) // _MMIO_STEP
-        for device in _find(draft, sections, "PCI", path):
-            name = device.name.removesuffix("-pci") + "-device"
-            _put(draft, device, path, name, f",bus=virtio-mmio-bus.{number}")
-    elif not path:
-        name = next(iter(sections))
-        if name in ("globalstate", "acpi_build"):
-            return
-        found = _find(draft, sections, "ISA", path) or _find(draft, sections, "", path)
-        for device in found:
-            _put(draft, device, path, device.name, "")
-        if name == "slirp":
-            draft.say("slirp: one of the -netdev is a user network.")
-        elif not found:
-            draft.say(f"{name}: what has this section is not known.")
+    elif on_bus is not None:
+        for device in _find(draft, sections, "PCI", path, ending="-pci"):
+            name = device.name.removesuffix("-pci") + on_bus.ending
+            _put(draft, device, path, name, on_bus.place)
+    elif vio is not None:
+        for device in _find(draft, sections, "spapr-vio-bus", path):
+            _put(draft, device, path, device.name, vio)
+    elif path:
+        _add_behind(draft, path, sections)
+    else:
+        _add_without_path(draft, sections)
+
+
+def _add_without_path(draft: Draft, sections: Mapping[str, events.DeviceSection]) -> None:
+    """Add a device whose section does not tell its bus."""
+    name = next(iter(sections))
+    if name in ("globalstate", "acpi_build"):
+        return
+    found = next(filter(None, (_find(draft, sections, bus, "") for bus in _UNTOLD)), [])
+    for device in found:
+        _put(draft, device, "", device.name, "")
+    if name == "slirp":
+        draft.say("slirp: one of the -netdev is a user network.")
+    elif not found:
+        draft.say(f"{name}: what has this section is not known.")
 
 
 def _find(
-    draft: Draft, sections: Mapping[str, events.DeviceSection], bus: str, path: str
+    draft: Draft,
+    sections: Mapping[str, events.DeviceSection],
+    bus: str,
+    path: str,
+    ending: str = "",
 ) -> list[Device]:
-    """Return the likeliest device that has one of these sections, as a list of at most one."""
-    for name, section in sections.items():
-        what = identity(next(iter(pieces(section.payload)), b""))
-        found = table().find(name, bus, what, deep=path.count(":") > 2)
+    """Return the likeliest device that has one of these sections, as a list of at most one.
+
+    Its name has this `ending`.
+    """
+    known = {name: _identity(section) for name, section in sections.items()}
+    named = _named_by_rom(draft, path)
+    # A section that tells what the device is comes first.
+    for name in sorted(sections, key=lambda name: not known[name]):
+        found = named or table().find(name, bus, known[name], deep=_is_deep(path))
+        found = [device for device in found if device.name.endswith(ending)]
         if found:
             if len(found) > 1:
                 rest = ", ".join(device.name for device in found[1:6])
-                draft.say(f"{section.name}: {found[0].name}, or one of {rest}.")
+                draft.say(f"{sections[name].name}: {found[0].name}, or one of {rest}.")
             return found[:1]
     return []
+
+
+def _identity(section: events.DeviceSection) -> str:
+    return identity(next(iter(pieces(section.payload)), b""))
+
+
+def _is_deep(path: str) -> bool:
+    """Return whether a PCI device is behind a bridge."""
+    match = PCI.match(path)
+    return match is not None and ":" in match[2]
+
+
+def _named_by_rom(draft: Draft, path: str) -> list[Device]:
+    """Return the virtio device after which the RAM block of its ROM is named, as a list of at most
+    one. ROMs of other devices have the name of their state, which several devices share.
+    """
+    names = (b.name.removeprefix(f"{path}/").removesuffix(".rom") for b in draft.told.blocks)
+    ours = [name for name in names if name.startswith("virtio-")]
+    return [device for device in table().devices if device.name in ours][:1]
 
 
 def _add_pci_device(draft: Draft, path: str, sections: Mapping[str, events.DeviceSection]) -> None:
@@ -92,8 +131,16 @@ def _add_pci_device(draft: Draft, path: str, sections: Mapping[str, events.Devic
     if not found:
         draft.say(f"{path}: which device has the section {next(iter(sections))} is not known.")
         return
-    place = pci_place(path, draft.told.sections)
-    _put(draft, found[0], path, found[0].name, place + _roms(draft, found[0], path))
+    place = place_on_pci(draft, path)
+    modern = _modern(found[0], path, sections)
+    _put(draft, found[0], path, found[0].name, place + modern + _roms(draft, found[0], path))
+
+
+def _modern(device: Device, path: str, sections: Mapping[str, events.DeviceSection]) -> str:
+    """Return the property that a virtio device has whose legacy interface was switched off."""
+    legacy = device.identity and not is_modern(device.identity)
+    modern = any(is_modern(_identity(section)) for section in sections.values())
+    return ",disable-legacy=on" if legacy and modern and not _is_deep(path) else ""
 
 
 def _roms(draft: Draft, device: Device, path: str) -> str:
@@ -117,15 +164,21 @@ def _roms(draft: Draft, device: Device, path: str) -> str:
     return text
 
 
-def _add_behind(
-    draft: Draft, path: str, inside: str, sections: Mapping[str, events.DeviceSection]
-) -> None:
-    """Add a device on a bus of a PCI device."""
-    above = path[: -len(inside) - 1]
+def _add_behind(draft: Draft, path: str, sections: Mapping[str, events.DeviceSection]) -> None:
+    """Add a device on a bus of another device."""
+    above, _, inside = path.rpartition("/")
     scsi = _SCSI.fullmatch(inside)
     if _USB.fullmatch(inside) is not None:
+        # The machine's own controllers have no id.
+        bus = f",bus={id_of(above)}.0" if above in draft.added else ""
         for device in _find(draft, sections, "usb-bus", path):
-            _put(draft, device, path, device.name, f",bus={id_of(above)}.0,port={inside}")
+            _put(draft, device, path, device.name, f"{bus},port={inside}")
+    elif any(
+        section.name in (f"{above}/{name}" for name in _WITH_DISK)
+        for section in draft.told.sections
+    ):
+        # The disk comes with the device.
+        draft.added[path] = "scsi-hd"
     elif scsi is not None and "scsi-disk" in sections:
         place = f",channel={scsi[1]},scsi-id={scsi[2]},lun={scsi[3]}"
         if "lsi" in draft.added.get(above, ""):
@@ -143,7 +196,8 @@ def _put(draft: Draft, device: Device, path: str, name: str, place: str) -> None
     options = name
     draft.added[path] = device.name
     match = PCI.fullmatch(path)
-    if match is not None and match[2] is None:
+    # What is plugged into another device has no id: nothing is plugged into that.
+    if path and (match is None or match[3] is None):
         options += f",id={id_of(path)}"
     if "root-port" in name and "chassis" not in device.needs:
         options += device_property(draft, "chassis", path)

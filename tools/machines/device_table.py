@@ -12,7 +12,7 @@ from importlib.resources import files
 
 VARIANTS = ("-transitional", "-non-transitional")
 """The suffixes in names of the same device with other properties."""
-USUAL = ("usb-tablet", "usb-storage", "scsi-hd")
+USUAL = ("usb-tablet", "usb-storage", "scsi-hd", "hda-duplex")
 """The names of the devices that most guests have, among devices that write the same sections."""
 MODERN_VIRTIO = range(0x1040, 0x1080)
 """The PCI device ids of virtio devices without the legacy interface from before virtio 1.0."""
@@ -58,7 +58,7 @@ class Devices:
         ]
         exact = exact or found
         plain = [device for device in exact if not device.name.endswith(VARIANTS)]
-        if deep and _is_modern(identity):
+        if deep and is_modern(identity):
             plain = [device for device in found if not device.name.endswith(VARIANTS)]
         usual = {name: place for place, name in enumerate(USUAL)}
         return sorted(
@@ -72,9 +72,10 @@ def _kind(identity: str) -> list[str]:
     return [*parts[:2], *parts[3:4]]
 
 
-def _is_modern(identity: str) -> bool:
+def is_modern(identity: str) -> bool:
+    """Return whether a PCI identity is that of a virtio device without the legacy interface."""
     parts = identity.split(":")
-    return parts[0] == "1af4" and int(parts[1], 16) in MODERN_VIRTIO
+    return len(parts) > 1 and parts[0] == "1af4" and int(parts[1], 16) in MODERN_VIRTIO
 
 
 @cache

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 
 from ...protocol import events
 from ..sources.domain import Domain
+from .families import Family, family_of
 from .main_ram import Guest
 from .qemu_command import Command
-
-_FAMILIES = {"pc-q35-": "q35", "pc-": "pc", "isapc": "isapc", "microvm": "microvm", "virt-": "virt"}
-"""The names of machine families in `device_table`, by the prefix of QEMU's machine names."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +43,14 @@ class Draft:
     _number: int = 0
 
     @property
-    def family(self) -> str:
-        """Return the name of the machine's family in `device_table`, or "" if not known."""
-        return next(
-            (name for start, name in _FAMILIES.items() if self.machine.startswith(start)), ""
-        )
+    def family(self) -> Family | None:
+        """Return the machine's family, or None if it is not known; the program is chosen before."""
+        return family_of(self.machine, self.command.target)
+
+    @property
+    def family_name(self) -> str:
+        """Return the name of the machine's family, or "" if it is not known."""
+        return "" if self.family is None else self.family.name
 
     def add(self, *option: str) -> None:
         """Add an option, with its value if it has one."""

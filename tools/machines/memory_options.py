@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import plugged
 from .draft import Draft
 from .main_ram import Choice, LayoutError, choose
-from .plugged_options import Backends, add_plugged
+from .plugged_options import Backends, add_plugged, count_nvdimms
 from .qemu_command import option_value
 
 MIB = 1 << 20
@@ -23,6 +23,11 @@ _SWITCHES = {
 }
 """The machine options that turn off a built-in device, by the section that the stream then lacks.
 """
+_SWITCHES_ON = {
+    "microvm": {"0000:00:00.0/gpex_root": "pcie=on"},
+    "virt": {"arm_gicv3": "gic-version=3", "smmuv3": "iommu=smmuv3"},
+}
+"""The machine options that add a device, by the section that the stream then has."""
 
 
 def add_memory(draft: Draft) -> None:
@@ -37,7 +42,8 @@ def add_memory(draft: Draft) -> None:
     named = {name for machine in draft.guest.machines for name in machine.memory}
     separate = [block for block in main if block.name not in named]
     backends = Backends(draft)
-    _add_machine(draft, backends.id_of(separate[0]) if len(separate) == 1 else None)
+    backend = backends.id_of(separate[0]) if len(separate) == 1 else None
+    _add_machine(draft, backend, nvdimms=count_nvdimms(choice, facts) > 0)
     _add_size(draft, choice, facts)
     for block in separate:
         backends.add(block)
@@ -46,16 +52,19 @@ def add_memory(draft: Draft) -> None:
     add_plugged(draft, choice, facts, backends)
 
 
-def _add_machine(draft: Draft, backend: str | None) -> None:
-    """Add -machine with its switches; `backend`: id of the main memory's backend, if it has one."""
+def _add_machine(draft: Draft, backend: str | None, *, nvdimms: bool) -> None:
+    """Add -machine with its switches; `backend`: id of the main memory's backend, if it has one;
+    `nvdimms`: whether there are NVDIMMs.
+    """
     tables = [block.name for block in draft.told.blocks]
     switches = [option_value(draft.machine)] if draft.machine else []
-    if "/rom@etc/acpi/nvdimm-mem" in tables:
+    if nvdimms or "/rom@etc/acpi/nvdimm-mem" in tables:
         switches.append("nvdimm=on")
     if "virt.secure-ram" in tables:
         switches.append("secure=on")
     own = {s.name for s in draft.told.sections}
-    switches += [s for name, s in _SWITCHES.get(draft.family, {}).items() if name not in own]
+    switches += [s for name, s in _SWITCHES.get(draft.family_name, {}).items() if name not in own]
+    switches += [s for name, s in _SWITCHES_ON.get(draft.family_name, {}).items() if name in own]
     if backend is not None:
         switches.append(f"memory-backend={backend}")
     draft.add("-machine", ",".join(switches))

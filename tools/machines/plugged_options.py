@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ...protocol import events
 from . import plugged
+from .bus_options import place_on_pci
 from .draft import Draft
 from .main_ram import Choice, LayoutError, regions
-from .pci_paths import PCI, pci_place
+from .pci_paths import PCI
 from .qemu_command import option_value
 
 
@@ -31,11 +32,17 @@ class Backends:
         self._draft.used.add(block.name)
 
 
+def count_nvdimms(choice: Choice, facts: plugged.Facts) -> int:
+    """Return the number of NVDIMMs, for which the chipset's state has no slots."""
+    return max(0, len(choice.others) - (facts.slots or 0))
+
+
 def add_plugged(draft: Draft, choice: Choice, facts: plugged.Facts, backends: Backends) -> None:
     """Add the memory that is plugged in."""
     placed = _placed(draft, choice, facts)
-    # The chipset's state has no slots for NVDIMMs.
-    nvdimms = len(choice.others) - (facts.slots or 0)
+    nvdimms = count_nvdimms(choice, facts)
+    if 0 < nvdimms < len(choice.others):
+        draft.say(f"{nvdimms} of the {len(choice.others)} plugged in are nvdimm, not pc-dimm.")
     for number, block in enumerate(choice.others):
         backends.add(block)
         kind = "nvdimm" if nvdimms == len(choice.others) else "pc-dimm"
@@ -51,6 +58,8 @@ def add_plugged(draft: Draft, choice: Choice, facts: plugged.Facts, backends: Ba
 
 def _placed(draft: Draft, choice: Choice, facts: plugged.Facts) -> dict[str, plugged.Plugged]:
     """Return the plugged memory whose address is known, by the names of its RAM blocks."""
+    if not choice.others:
+        return {}
     seen = []
     try:
         seen = regions(draft.guest, choice.main or [])
@@ -70,7 +79,7 @@ def _add_virtio_mem(
     backends.add(block, name)
     address = f",memaddr={found.span[0]:#x}" if found is not None else ""
     size = sum(region.length for region in found.regions) if found is not None else 0
-    place = pci_place(path, draft.told.sections) if PCI.fullmatch(path) else ""
+    place = place_on_pci(draft, path) if PCI.fullmatch(path) else ""
     options = f"virtio-mem-pci,memdev={name},requested-size={size}{address}{place}"
     draft.add("-device", options)
     draft.added[path] = "virtio-mem"

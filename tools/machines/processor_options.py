@@ -21,7 +21,7 @@ def choose_program(draft: Draft) -> None:
         target = "x86_64"
         draft.say("The stream does not tell the processor: qemu-system-x86_64 is a guess.")
     draft.guest = guest
-    draft.command.program = f"qemu-system-{target}"
+    draft.command.target = target
 
 
 def add_processors(draft: Draft) -> None:

@@ -9,13 +9,18 @@ from typing import Any
 
 @dataclass
 class Command:
-    """A command line: the `program`, `options` (each with its value), and `comments`, which are
-    lines on facts that the stream does not have.
+    """A command line: QEMU's program for a `target`, `options` (each with its value), and
+    `comments`, which are lines on facts that the stream does not have.
     """
 
-    program: str = "qemu-system-x86_64"
+    target: str = "x86_64"
     options: list[tuple[str, ...]] = field(default_factory=list)
     comments: list[str] = field(default_factory=list)
+
+    @property
+    def program(self) -> str:
+        """Return the name of the program."""
+        return f"qemu-system-{self.target}"
 
     def text(self) -> str:
         """Return the command as text for a shell."""
