@@ -116,6 +116,9 @@ class HandingOut(Side[Source, SourceEvent, SourceAction]):
             if isinstance(message, Shut) and message.status == 0 and self._closing:
                 reason = "the destination answered before it had the whole guest"
                 self.feed(SourceEvent.SHUT_FAILED, reason)
+            elif isinstance(message, Shut) and message.status == 0 and self._left_already:
+                reason = "the destination closed the connection before it was told to start"
+                self.feed(SourceEvent.LINK_LOST, f"{reason} the guest; its log says why")
             elif isinstance(message, Shut) and message.status == 0:
                 self.feed(SourceEvent.SHUT_OK)
             elif isinstance(message, Shut):
@@ -125,6 +128,14 @@ class HandingOut(Side[Source, SourceEvent, SourceAction]):
                 self.feed(SourceEvent.STARTED)
         # Raises StreamError if the bytes after the last whole message are damaged.
         reader.feed(b"")
+
+    @property
+    def _left_already(self) -> bool:
+        """Return whether the destination has closed the connection, and waits for no word.
+
+        Without CONFIRM, it can never start the guest.
+        """
+        return self.line.ended and self.handover.state is Source.HOLDING
 
     def command(self, command: str) -> None:
         """Feed a command of the coordinator, or its death."""

@@ -253,6 +253,19 @@ def test_answer_before_the_end_was_sent(sides: list[Under], holder: Holder) -> N
     assert holder.done == ["resume"]
 
 
+def test_destination_that_died_with_its_answer_on_the_way(holder: Holder) -> None:
+    """Broken: the guest is given to a destination that is known to be gone, and runs nowhere."""
+    peer, ours = socket.socketpair()
+    peer.sendall(shut(0))
+    peer.shutdown(socket.SHUT_WR)
+    job = SourceJob(CLOSING, Peer.CONFIRMING, True, True, CONFIRM, ABORT)
+    control, theirs = Pipe()
+    with peer, control:
+        outcome = hand_out(ours.detach(), job, holder, theirs)
+    assert (outcome.state, holder.done) == (Source.STAYED, ["resume"])
+    assert "before it was told to start" in outcome.reason
+
+
 def test_words_in_pieces(sides: list[Under], holder: Holder) -> None:
     """Broken: a word that arrives byte by byte is no word, or keeps a processor busy."""
     side = destination(sides, holder, Peer.CONFIRMING)

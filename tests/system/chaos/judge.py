@@ -20,8 +20,9 @@ A `dir:` guest is on the disk from step 2 on, so killing processes never costs i
 So a run in which no guest runs, and none is kept, is a lost guest, except where
 - the source's guest process was killed, and the destination never said SHUT 0, or the destination's
   guest process was killed as well;
-- the destination's guest process was killed after CONFIRM had been delivered; or after SHUT 0 had,
-  and its command was killed as well, or the link broke, so that no SHUT 1 could return the guest;
+- the destination's guest process was killed after CONFIRM had been delivered; or after it had said
+  SHUT 0, and its command was killed as well, or the link broke, so that no SHUT 1 could return the
+  guest;
 - a service (`serve`) that held the guest was ended by SIGTERM, SIGHUP or SIGINT: this is how a user
   ends a guest;
 - a command was asked to end before it had connected: it ends the guest that it has just started;
@@ -143,7 +144,8 @@ class Judge:
         """Why nobody can know whether the guest may run, if that is so."""
         marks = self._record.marks
         if "before shut" not in marks:
-            return None
+            gone = "the source's guest was killed, and the destination kept what it had"
+            return gone if self._killed("source", "guest") else None
         until = marks.get("confirm", NEVER)
         if any(self._is_break(done) and done.time <= until for done in self._record.done):
             return "the link broke between the answer and the word"
@@ -188,7 +190,9 @@ class Judge:
             "the destination's guest was killed when it ran": any(
                 done.time >= told for done in late
             ),
-            "the destination's guest was killed, and nobody could say so": bool(late)
+            "the destination's guest was killed, and nobody could say so": any(
+                done.time >= marks.get("before shut", NEVER) for done in destination
+            )
             and bool(self._killed("destination", "command") or self._window()),
             "no answer was asked for": (
                 not self._plan.return_path

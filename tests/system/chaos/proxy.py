@@ -205,6 +205,8 @@ class Proxy:
             return False
         if data:
             way.feed(data)
+            # A mark is noted when it passes, so the delay comes before that.
+            way.held_until = max(way.held_until, time.monotonic() + way.delay)
         else:
             way.source_ended = True
             self._note(f"{way.name}: closed")
@@ -220,8 +222,6 @@ class Proxy:
         del way.waiting[:sent]
         way.passed += sent
         self.stirred = time.monotonic()
-        if way.delay:
-            way.held_until = self.stirred + way.delay
         return True
 
     def _end(self, way: Direction) -> None:
@@ -249,7 +249,7 @@ class Proxy:
             way.held_until = time.monotonic() + seconds
 
     def slow(self, direction: str, seconds: float) -> None:
-        """From now on, wait behind each piece."""
+        """From now on, wait before each piece."""
         for way in self._chosen(direction):
             way.delay = seconds
 

@@ -384,6 +384,8 @@ class Run:
         while time.time() < now + _LINGER or (
             not any(self._runs_since(now, side) for side in sides)
             and not self._arrived_and_ended()
+            # What is kept is kept for as long as its option says, which may be less than this.
+            and not (self._is_kept() and time.time() > now + ENDED_WITHIN)
             and time.time() < now + ENDED_WITHIN + self._allowance()
         ):
             self._turn()
