@@ -14,6 +14,11 @@ from .handing import CANCEL, LEAVE, Outcome
 
 LEAVE_AFTER = 2.0
 """Seconds that a command that must end waits after CANCEL before it sends LEAVE."""
+CANCEL_AFTER = 10.0
+"""Seconds after CANCEL for which a command that goes on waits before it sends LEAVE, too.
+
+The guest was given up by then, and the other side does not say what became of it.
+"""
 ANSWER_WITHIN = 1.0
 """Seconds that the guest's process may take to answer LEAVE."""
 LOOK_EVERY = 0.1
@@ -22,7 +27,8 @@ LOOK_EVERY = 0.1
 
 @dataclass(frozen=True)
 class Wishes:
-    """The user's wishes during a handover. `cancel`: the guest is to stay at its source.
+    """The user's wishes during a handover. `cancel`: the guest is to stay at its source, or the
+    handover to end, if that cannot be had any more.
 
     `leave`: the command is to end now, even if the guest cannot be kept at its source.
     """
@@ -53,7 +59,7 @@ def watch(
     asked: dict[str, float] = {}
     while True:
         _ask(connection, wishes, asked)
-        if LEAVE in asked and time.monotonic() > asked[LEAVE] + ANSWER_WITHIN:
+        if wishes.leave() and LEAVE in asked and time.monotonic() > asked[LEAVE] + ANSWER_WITHIN:
             raise HolderSilent
         wait_readable([connection.fileno()], LOOK_EVERY)
         on_look()
@@ -72,8 +78,10 @@ def _ask(connection: Connection, wishes: Wishes, asked: dict[str, float]) -> Non
     now = time.monotonic()
     if CANCEL not in asked and (wishes.cancel() or wishes.leave()):
         _pass_on(connection, CANCEL, asked)
-    elif LEAVE not in asked and wishes.leave() and now > asked[CANCEL] + LEAVE_AFTER:
-        _pass_on(connection, LEAVE, asked)
+    elif CANCEL in asked and LEAVE not in asked:
+        patience = LEAVE_AFTER if wishes.leave() else CANCEL_AFTER
+        if now > asked[CANCEL] + patience:
+            _pass_on(connection, LEAVE, asked)
 
 
 def _pass_on(connection: Connection, wish: str, asked: dict[str, float]) -> None:

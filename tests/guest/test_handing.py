@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 import pytest
-from vmferry.guest import handing_out
+from vmferry.guest import handing_out, watching
 from vmferry.guest.errors import GuestError
 from vmferry.guest.handing import CANCEL, LEAVE, Outcome
 from vmferry.guest.handing_in import DestinationJob, hand_in
@@ -264,6 +264,20 @@ def test_destination_that_died_with_its_answer_on_the_way(holder: Holder) -> Non
         outcome = hand_out(ours.detach(), job, holder, theirs)
     assert (outcome.state, holder.done) == (Source.STAYED, ["resume"])
     assert "before it was told to start" in outcome.reason
+
+
+def test_cancel_after_the_guest_was_given_up(
+    sides: list[Under], holder: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken: migrate_cancel would be ignored for ever where a destination confirms nothing."""
+    monkeypatch.setattr(watching, "CANCEL_AFTER", 0.3)
+    side = source(sides, holder, Peer.CONFIRMING)
+    side.read(CLOSING)
+    side.peer.sendall(shut(0))
+    side.read(CONFIRM)
+    wishes = watching.Wishes(cancel=lambda: True, leave=lambda: False)
+    outcome = watching.watch(side.control, wishes, lambda: None)
+    assert (outcome.state, holder.done) == (Source.UNCONFIRMED, ["commit"])
 
 
 def test_words_in_pieces(sides: list[Under], holder: Holder) -> None:

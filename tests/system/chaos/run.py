@@ -375,7 +375,18 @@ class Run:
             for process in self._family.alive()
             if (role := self._family.role(process)) != "guest"
             and not (process.side in served and role in stays)
+            and not (process.side == "destination" and role == "child" and self._alone())
         ]
+
+    def _alone(self) -> bool:
+        """Whether what is left of the destination waits for a word on a link that swallows it.
+
+        Its command was killed, so nobody can have it leave.
+        """
+        return self._dead_link and self._destination.over and not self._link_over()
+
+    def _link_over(self) -> bool:
+        return self._proxy is None or self._proxy.over
 
     def _see_who_runs(self) -> None:
         """Watch both guests for a while, and where none is seen to run, for some seconds more."""
