@@ -55,6 +55,7 @@ class Outgoing:
         self._thread: threading.Thread | None = None
         self._passes = 0
         self._stall: Stall | None = None
+        self._stall_told = False
         self._fd: int | None = None
         self._answer: dict[str, Any] = {}
         """The figures of the finished migration."""
@@ -83,7 +84,7 @@ class Outgoing:
             raise QmpError("Can't migrate the vm that was paused due to previous migration")
         if self._guest.blockers:
             raise QmpError(self._guest.blockers[0])
-        self._sender, self._passes, self._stall = None, 0, None
+        self._sender, self._passes, self._stall, self._stall_told = None, 0, None, False
         self._change(_S.SETUP)
         try:
             uri, self._fd = self._descriptors.resolve(uri)
@@ -157,9 +158,10 @@ class Outgoing:
         self._events.round_begins(number)
 
     def _look(self, figures: Figures) -> None:
-        """Emit one event when a stall begins."""
-        before, self._stall = self._stall, figures.stall
-        if before is None and figures.stall is not None:
+        """Emit one event when a stall begins for the first time."""
+        self._stall = figures.stall
+        if figures.stall is not None and not self._stall_told:
+            self._stall_told = True
             self._events.stalls(figures.stall)
 
     def _close_fd(self) -> None:

@@ -63,6 +63,7 @@ PARAMETERS = {
         _number(settings.CPU_THROTTLE_INCREMENT, _u8),
         _number(settings.MAX_CPU_THROTTLE, _u8),
         replace(_number(settings.MAX_BANDWIDTH, _size), default=MAX_BANDWIDTH),
+        _number(settings.AVAIL_SWITCHOVER_BANDWIDTH, _size),
         _number(settings.DOWNTIME_LIMIT, _size),
         _number(settings.XBZRLE_CACHE_SIZE, _size),
         _fixed("compress-level", _u8, 1),
@@ -87,7 +88,8 @@ PARAMETERS = {
         Parameter(extensions.WORKERS, extensions.workers, extensions.AUTO),
     )
 }
-"""The parameters of QEMU 7.2 by name, and `zero-page-detection` of QEMU 9.0; then vmferry's own.
+"""The parameters of QEMU 7.2 by name, `avail-switchover-bandwidth` of QEMU 8.2 and
+`zero-page-detection` of QEMU 9.0; then vmferry's own.
 
 The defaults are those of QEMU, except `max-bandwidth`.
 """

@@ -23,6 +23,7 @@ def send_parameters(guest: Guest, value: Parameters, on: Capabilities) -> SendPa
     )
     return SendParameters(
         max_bandwidth=value["max-bandwidth"],
+        avail_switchover_bandwidth=value["avail-switchover-bandwidth"],
         downtime_limit=value["downtime-limit"] / 1000,
         workers=None if value[WORKERS] == AUTO else value[WORKERS],
         return_path=on["return-path"],
@@ -48,6 +49,7 @@ def change_limits(limits: Limits, guest: Guest, value: Parameters, *, paused: bo
     """
     if not paused:
         limits.set_max_bandwidth(value["max-bandwidth"])
+    limits.avail_switchover_bandwidth = value["avail-switchover-bandwidth"]
     limits.set_downtime_limit(value["downtime-limit"] / 1000)
     limits.on_stall = OnStall(value[ON_STALL])
     limits.set_xbzrle_cache_size(_cache_size(guest, value))

@@ -5,7 +5,9 @@ by reading it, so what is dirty *now* is forecast from the last rounds: the page
 became dirty since the round before read them. A guest that writes all over its RAM dirties half as
 many pages in half the time; one that writes the same pages over and over dirties them in any time.
 Two rounds of different length tell which kind the guest is; before that, the worse kind is assumed.
-This module reads no clock and does no I/O.
+The limit of bandwidth holds for the rounds of the running guest, not for the last one. So what is
+said of the downtime is reckoned with what the link then bears. This module reads no clock and does
+no I/O.
 """
 
 from __future__ import annotations
@@ -147,21 +149,22 @@ class Convergence:
             return False
         return self._fits(self.expected_sent, bandwidth)
 
-    def remaining_seconds(self, bandwidth: float) -> float | None:
+    def remaining_seconds(self, bandwidth: float, at_last: float) -> float | None:
         """Return the seconds from the end of the last round to the end of the migration.
 
         Return None if the migration would not end. Each round sends what the guest dirtied during
-        the one before, until that fits the downtime limit and the last round follows.
+        the one before, at `bandwidth`, until that fits the downtime limit and the last round
+        follows, in which the link moves `at_last` bytes per second.
         """
-        if bandwidth <= 0 or not self.knows_guest:
+        if bandwidth <= 0 or at_last <= 0 or not self.knows_guest:
             return None
         assert self._last is not None
         total, sent, before = 0.0, self.expected_sent, self._last.seconds
         for _ in range(MAX_ROUNDS):
+            if self._fits(sent, at_last):
+                return total + self._scan + sent / at_last
             seconds = self._scan + sent / bandwidth
             total += seconds
-            if self._fits(sent, bandwidth):
-                return total
             if seconds > before * SHRINKS:
                 break
             sent *= self._grown(seconds, before)

@@ -69,7 +69,9 @@ class Sender:
         )
         self._progress = DestinationProgress(self._processes)
         method = None if compression is None else str(compression)
-        self._report = Report(guest, self._parameters, self._processes, convergence, method)
+        self._report = Report(
+            guest, self._parameters, self._processes, convergence, self.limits, method
+        )
         self._precopy = Precopy(
             guest,
             processes=self._processes,

@@ -27,6 +27,8 @@ class Limits:
         pages = self._cache_pages(size)
         self.on_stall = parameters.on_stall
         """The reaction to a stall."""
+        self.avail_switchover_bandwidth = parameters.avail_switchover_bandwidth
+        """The bandwidth with which the downtime is forecast; 0: as measured."""
         self.shared = Counters.create(("max_bandwidth", "xbzrle_cache"))
         """The limits that the processes read; 0 means no limit, and no cache."""
         self.set_max_bandwidth(parameters.max_bandwidth)

@@ -16,6 +16,10 @@ class SendParameters:
 
     max_bandwidth: int = settings.MAX_BANDWIDTH.default
     """Limit of the bandwidth in bytes per second; 0: no limit."""
+    avail_switchover_bandwidth: int = settings.AVAIL_SWITCHOVER_BANDWIDTH.default
+    """Bandwidth in bytes per second with which the downtime is forecast, because the limit holds
+    no more then; 0: as measured.
+    """
     downtime_limit: float = settings.DOWNTIME_LIMIT.default / 1000
     """Longest time in seconds for which the guest may be stopped."""
     workers: int | None = None
@@ -52,6 +56,7 @@ class SendParameters:
     def __post_init__(self) -> None:
         """Check all values, because a wrong one would otherwise fail in another process."""
         settings.MAX_BANDWIDTH.check(self.max_bandwidth)
+        settings.AVAIL_SWITCHOVER_BANDWIDTH.check(self.avail_switchover_bandwidth)
         settings.XBZRLE_CACHE_SIZE.check(self.xbzrle_cache_size)
         settings.WORKERS.check(self.workers)
         limit, most = self.downtime_limit, settings.DOWNTIME_LIMIT.most / 1000

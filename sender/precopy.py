@@ -23,7 +23,7 @@ class Precopy:
     """Sender of the rounds of one migration, which decides when the last one is due.
 
     `on_round` is called with the number, from 1 on, of each round that begins behind the first one;
-    `on_stall` is called when a stall begins.
+    `on_stall` is called when a stall begins, and not again for a later one.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Precopy:
         self._on_round = on_round
         self._on_stall = on_stall
         self._stall = StallDetector()
+        self._told = False
 
     def converge(self) -> None:
         """Send rounds while the guest runs, until it can be stopped for the rest."""
@@ -75,7 +76,7 @@ class Precopy:
         return forced or self._fits()
 
     def _fits(self) -> bool:
-        return self._convergence.should_switch_over(self._report.meter.bandwidth)
+        return self._convergence.should_switch_over(self._report.switchover_bandwidth)
 
     def _send(self, *, tracked: bool) -> Round:
         if self._report.round:
@@ -108,6 +109,8 @@ class Precopy:
             return
         if self._report.stall is None:
             self._report.stall = self._report.explain_stall()
+        if not self._told:
+            self._told = True
             self._on_stall()
         if self._limits.on_stall is OnStall.CANCEL:
             raise MigrationCancelledError(f"cancelled: {self._report.stall.reason}")

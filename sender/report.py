@@ -14,9 +14,10 @@ from .figures import (
     XbzrleFigures,
     XbzrleRounds,
 )
+from .limits import Limits
 from .parameters import SendParameters
 from .processes import Processes
-from .stall import Situation, Stall, explain
+from .stall import LIMITED, Situation, Stall, explain
 from .throttle import AutoConverge
 
 _FOUND = ("normal", "duplicate", "xbzrle_pages", "unchanged")
@@ -35,11 +36,13 @@ class Report:
         parameters: SendParameters,
         processes: Processes,
         convergence: Convergence,
+        limits: Limits,
         method: str | None,
     ) -> None:
         self._parameters = parameters
         self._processes = processes
         self._convergence = convergence
+        self._limits = limits
         self._method = method
         self._page_size = guest.machine.page_size
         self._total = sum(block.length for block in guest.blocks)
@@ -50,6 +53,9 @@ class Report:
         self.stall: Stall | None = None
         self._round_bandwidth = 0.0
         """Bytes per second while sending, in the last whole round that sent anything."""
+        self._unlimited = 0.0
+        """Bytes per second while sending, in the last window in which there was no limit."""
+        self._was_limited = True
         self._precopy_bytes: int | None = None
         self.round = 0
         self.meter = Meter()
@@ -58,6 +64,28 @@ class Report:
         """Close a measuring window of the bandwidth."""
         now = self._now()
         self.meter.window(now["transferred"], now["busy_ns"], now["found"])
+        limited = bool(self._limits.shared["max_bandwidth"])
+        if not limited and not self._was_limited:
+            self._unlimited = self.meter.bandwidth
+        self._was_limited = limited
+
+    @property
+    def switchover_bandwidth(self) -> float:
+        """Return the bytes per second that the link is expected to bear while the guest is stopped.
+
+        That is what the user says, else what was measured: where the limit holds the link up now,
+        before it did.
+        """
+        if self._limits.avail_switchover_bandwidth:
+            return float(self._limits.avail_switchover_bandwidth)
+        return self._at_last(self.meter.bandwidth)
+
+    def _at_last(self, bandwidth: float) -> float:
+        """Return what the link bears without the limit, given the bandwidth measured now."""
+        holds_up = bandwidth > self._limits.shared["max_bandwidth"] * LIMITED
+        if self._limits.shared["max_bandwidth"] and holds_up:
+            return max(bandwidth, self._unlimited)
+        return bandwidth
 
     def round_begins(self) -> None:
         """Record the start of a round, before the processes are ordered to begin it."""
@@ -100,14 +128,14 @@ class Report:
         """
         if not self._convergence.knows_guest or self.round > 3:
             return
-        left = self._convergence.remaining_seconds(self.meter.bandwidth)
+        left = self._convergence.remaining_seconds(self.meter.bandwidth, self.switchover_bandwidth)
         total = None if left is None else self.meter.milliseconds("total") + round(left * 1000)
         self._forecast = Forecast(self.round - 1, total)
 
     def note_downtime(self) -> None:
         """Record what was sent so far and the expected downtime, before the guest is paused."""
         self._precopy_bytes = self._processes.sent("transferred")
-        expected = self._convergence.expected_downtime(self.meter.bandwidth)
+        expected = self._convergence.expected_downtime(self.switchover_bandwidth)
         self._forecast = Forecast(
             self._forecast.after_round, self._forecast.total_time, round(expected * 1000)
         )
@@ -116,13 +144,14 @@ class Report:
         """Return why rounds do not shrink, and what would help."""
         parameters, convergence = self._parameters, self._convergence
         # That of the last window depends on where in a piece the round happened to end.
-        bandwidth = self._round_bandwidth
+        bandwidth, known = self._round_bandwidth, self._limits.avail_switchover_bandwidth
         return explain(
             Situation(
                 bandwidth=bandwidth,
                 left=convergence.expected_sent,
-                downtime=convergence.expected_downtime(bandwidth),
+                downtime=convergence.expected_downtime(known or self._at_last(bandwidth)),
                 downtime_limit=convergence.downtime_limit,
+                switchover_is_known=bool(known or self._unlimited),
                 max_bandwidth=self._processes.limits["max_bandwidth"],
                 delta=None if parameters.xbzrle else self._sampled("sampled_delta"),
                 zstd=None if self._method else self._sampled("sampled_zstd"),
@@ -139,7 +168,7 @@ class Report:
 
     def figures(self, status: MigrationStatus) -> Figures:
         """Return the present figures."""
-        expected = self._convergence.expected_downtime(self.meter.bandwidth)
+        expected = self._convergence.expected_downtime(self.switchover_bandwidth)
         transferred = self._processes.sent("transferred")
         return Figures(
             status=status,
@@ -190,7 +219,7 @@ class Report:
         if not self._convergence.knows_guest:
             part = self._scanned_part()
             return round(spent / part - spent) if part else None
-        left = self._convergence.remaining_seconds(self.meter.bandwidth)
+        left = self._convergence.remaining_seconds(self.meter.bandwidth, self.switchover_bandwidth)
         return None if left is None else max(0, round(left * 1000) - spent)
 
     def _throttle_figures(self) -> ThrottleFigures | None:

@@ -33,6 +33,7 @@ class Remedy(Enum):
     """A parameter that may end a stall, by its name on the command line."""
 
     MAX_BANDWIDTH = "max-bandwidth"
+    AVAIL_SWITCHOVER_BANDWIDTH = "avail-switchover-bandwidth"
     XBZRLE = "xbzrle"
     XBZRLE_CACHE_SIZE = "xbzrle-cache-size"
     COMPRESS = "compress"
@@ -43,6 +44,8 @@ class Remedy(Enum):
 
 _WORDS = {
     Remedy.MAX_BANDWIDTH: "{option} of more than {size}/s, if the link is that fast",
+    Remedy.AVAIL_SWITCHOVER_BANDWIDTH: "{option} of more than {size}/s, if the link is that fast: "
+    "the limit does not hold while the guest is stopped",
     Remedy.XBZRLE: "{option} would cut this traffic to {part} (estimated from samples)",
     Remedy.XBZRLE_CACHE_SIZE: "{option} of more than {size}: {part} of the dirty pages had no "
     "place in it",
@@ -104,7 +107,8 @@ class Situation:
     """The facts about a stalled migration.
 
     Sizes are in bytes, rates in bytes per second, times in seconds. `left` is what each round finds
-    and sends. `max_bandwidth` is 0 without a limit. `delta` and `zstd` are the parts of the sampled
+    and sends. `max_bandwidth` is 0 without a limit; `switchover_is_known` says
+    that it is known what the link bears without it. `delta` and `zstd` are the parts of the sampled
     pages that XBZRLE and zstd would leave; None means that the encoding is already on, or that
     nothing is known. `cache_miss_rate` is that of the XBZRLE cache, 0 where it is off. `can_slow`
     says that auto-converge is off and could be switched on.
@@ -115,6 +119,7 @@ class Situation:
     downtime: float
     downtime_limit: float
     max_bandwidth: int
+    switchover_is_known: bool
     delta: float | None
     zstd: float | None
     cache_miss_rate: float
@@ -163,7 +168,10 @@ def explain(now: Situation) -> Stall:
 
 def _advice(now: Situation) -> Iterator[Advice]:
     if now.max_bandwidth and now.bandwidth > now.max_bandwidth * LIMITED:
-        yield Advice(Remedy.MAX_BANDWIDTH, size=now.left / max(now.downtime_limit, MOMENT))
+        needed = now.left / max(now.downtime_limit, MOMENT)
+        yield Advice(Remedy.MAX_BANDWIDTH, size=needed)
+        if not now.switchover_is_known:
+            yield Advice(Remedy.AVAIL_SWITCHOVER_BANDWIDTH, size=needed)
     if now.delta is not None and now.delta <= WORTH:
         yield Advice(Remedy.XBZRLE, part=now.delta)
     if now.cache_miss_rate > MISSING:

@@ -145,6 +145,13 @@ MAX_BANDWIDTH = Number(
     unit=Unit.RATE,
     help="largest number of bytes to send per second; 0: no limit",
 )
+AVAIL_SWITCHOVER_BANDWIDTH = Number(
+    name="avail-switchover-bandwidth",
+    default=0,
+    unit=Unit.RATE,
+    help="number of bytes per second that the link bears once the guest is stopped, where"
+    " --max-bandwidth does not count any more; 0: as measured",
+)
 DOWNTIME_LIMIT = Number(
     name="downtime-limit",
     default=300,

@@ -28,6 +28,7 @@ OPTIONS = {
 }
 FROM_PYTHON: dict[str, Callable[[Any], Any]] = {
     "max-bandwidth": lambda value: SendParameters(max_bandwidth=value),
+    "avail-switchover-bandwidth": lambda value: SendParameters(avail_switchover_bandwidth=value),
     "downtime-limit": lambda value: SendParameters(downtime_limit=value / 1000),
     "workers": lambda value: SendParameters(workers=value),
     "xbzrle-cache-size": lambda value: SendParameters(xbzrle_cache_size=value),

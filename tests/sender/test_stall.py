@@ -71,6 +71,7 @@ STALLED = Situation(
     downtime=2.0,
     downtime_limit=0.3,
     max_bandwidth=0,
+    switchover_is_known=True,
     delta=None,
     zstd=None,
     cache_miss_rate=0.0,
@@ -98,6 +99,10 @@ def test_advice_is_only_what_would_help() -> None:
         assert option not in advice()
     assert "--max-bandwidth of more than 133.3 MiB/s" in advice(max_bandwidth=20 * MIB)
     assert "--max-bandwidth" not in advice(max_bandwidth=200 * MIB)
+    assert "--avail-switchover-bandwidth" not in advice(max_bandwidth=20 * MIB)
+    assert "--avail-switchover-bandwidth of more than 133.3 MiB/s" in advice(
+        max_bandwidth=20 * MIB, switchover_is_known=False
+    )
     assert "--xbzrle would cut this traffic to about 5%" in advice(delta=0.05)
     assert "--xbzrle" not in advice(delta=0.95)
     assert "--compress zstd would cut this traffic to about 60%" in advice(zstd=0.6)
@@ -162,11 +167,19 @@ def source() -> Iterator[SyntheticGuest]:
     guest.close()
 
 
-def slow(source: SyntheticGuest, address: str, on_stall: OnStall) -> Sender:
+def slow(
+    source: SyntheticGuest,
+    address: str,
+    on_stall: OnStall,
+    max_bandwidth: int = 2 * MIB,
+    downtime_limit: float = 0.1,
+    avail_switchover_bandwidth: int = 0,
+) -> Sender:
     """Make a sender whose rounds begin when the guest has written all its pages again."""
     parameters = SendParameters(
-        max_bandwidth=2 * MIB,
-        downtime_limit=0.1,
+        max_bandwidth=max_bandwidth,
+        avail_switchover_bandwidth=avail_switchover_bandwidth,
+        downtime_limit=downtime_limit,
         on_stall=on_stall,
         # Rounds are held where they begin; marks would be counted where they end.
         tracker=TrackerKind.DIGESTS,
@@ -200,7 +213,10 @@ def test_stall_cancels(source: SyntheticGuest) -> None:
     assert stall is not None
     remedies = [advice.remedy for advice in stall.advice]
     # A process without time does not fill the link, and then the limit is not what holds it up.
-    assert remedies[: remedies.index(Remedy.XBZRLE)] in ([Remedy.MAX_BANDWIDTH], [])
+    assert remedies[: remedies.index(Remedy.XBZRLE)] in (
+        [Remedy.MAX_BANDWIDTH, Remedy.AVAIL_SWITCHOVER_BANDWIDTH],
+        [],
+    )
     assert told[-1].as_qmp()["stall"] == stall.explain(command_line_option).as_json()
 
 
@@ -235,3 +251,41 @@ def test_stall_goes_on_until_something_changes(source: SyntheticGuest) -> None:
     assert figures.forecast.total_time is None
     assert figures.forecast.after_round == 2
     assert figures.stall is None
+
+
+def test_limited_migration_ends_where_the_link_carries_the_rest(source: SyntheticGuest) -> None:
+    """Broken: the guest would be sent over and over for a limit that the last round has not."""
+    side = Incoming("tcp:127.0.0.1:0")
+    sender = slow(source, side.address, OnStall.CANCEL, avail_switchover_bandwidth=1 << 40)
+    told: list[Figures] = []
+    try:
+        figures = sender.run(told.append)
+        side.join()
+        assert side.guest.verify() == []
+    finally:
+        side.close()
+    assert {figures.stall for figures in told} == {None}
+    assert figures.dirty_sync_count < 5
+
+
+def test_what_the_link_bore_before_it_was_limited_counts(source: SyntheticGuest) -> None:
+    """Broken: what was measured without a limit would be forgotten, and the guest sent on."""
+    side = Incoming("tcp:127.0.0.1:0")
+    sender = slow(source, side.address, OnStall.CANCEL, max_bandwidth=0, downtime_limit=0)
+    hold = sender.on_round
+
+    def limit(number: int) -> None:
+        hold(number)
+        if number == 3:
+            # Less than what the guest has written by now, 4 MiB, unless the link bears more.
+            sender.limits.set_max_bandwidth(2 * MIB)
+            sender.limits.set_downtime_limit(1.5)
+
+    sender.on_round = limit
+    try:
+        figures = sender.run()
+        side.join()
+        assert side.guest.verify() == []
+    finally:
+        side.close()
+    assert figures.dirty_sync_count < 6

@@ -6,6 +6,7 @@ import pytest
 from vmferry.protocol.states import MigrationStatus
 from vmferry.receiver.figures import Figures as ReceiverFigures
 from vmferry.sender.figures import Figures
+from vmferry.sender.stall import Stall
 from vmferry.tools.console.progress import Progress
 from vmferry.tools.console.rate import SECONDS, Rate
 
@@ -102,3 +103,13 @@ def test_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     assert "active, 75%" in bar
     assert bar.count("━") > 30
     assert details == "  1.0 MiB, round 0, 1.0 MiB left"
+
+
+def test_stall_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Broken: the same advice would come again with every fluctuation of the guest."""
+    progress = Progress("sending")
+    for reason in ("rounds do not shrink: 1", None, "rounds do not shrink: 2"):
+        stall = None if reason is None else Stall(reason, ())
+        progress.update(Figures(MigrationStatus.ACTIVE, stall=stall))
+    told = [line for line in capsys.readouterr().err.splitlines() if "shrink" in line]
+    assert told == ["sending: rounds do not shrink: 1"]

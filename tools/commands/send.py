@@ -72,6 +72,7 @@ def _parameters(values: dict[str, Any], *, auto_converge: bool) -> SendParameter
 @click.argument("uri")
 @guest_option()
 @setting_option(settings.MAX_BANDWIDTH)
+@setting_option(settings.AVAIL_SWITCHOVER_BANDWIDTH)
 @setting_option(settings.DOWNTIME_LIMIT)
 @setting_option(settings.WORKERS)
 @click.option(

@@ -37,7 +37,7 @@ class Progress:
         self._bar: Bar | None = None
         self._rate = Rate(time.monotonic)
         self._last = 0.0
-        self._told: Stall | Explanation | None = None
+        self._told = False
         if sys.stderr.isatty():
             from .bar import Bar  # noqa: PLC0415
 
@@ -72,13 +72,13 @@ class Progress:
             self.say(f"{self._title}: {', '.join([head, *details])}")
 
     def _tell_stall(self, stall: Stall | Explanation | None) -> None:
-        """Print the reason and the advice once when a stall begins."""
-        if stall is not None and self._told is None:
+        """Print the reason and the advice when a stall begins for the first time."""
+        if stall is not None and not self._told:
+            self._told = True
             told = stall.explain(command_line_option) if isinstance(stall, Stall) else stall
             self.say(f"{self._title}: {told.reason}")
             for line in told.advice:
                 self.say(f"  what would help: {line}")
-        self._told = stall
 
     @staticmethod
     def say(line: str) -> None:
