@@ -182,10 +182,12 @@ def run_channel(connection: Connection, setup: ChannelSetup) -> None:
             reporting(connection, StreamError, GuestError),
             reporting(connection, ChannelError, prefix=f"multifd channel {setup.number}: "),
         ):
+            # While it is awaited, this command would look like the one that ends this process.
+            command: MapBlocks = connection.recv()
+            blocks = command.receive(connection)
             taking = ChannelInput(connection, channel, setup)
             taking.greet()
-            command: MapBlocks = connection.recv()
-            taking.set_memory(command.receive(connection))
+            taking.set_memory(blocks)
             send_message(connection, "ready")
             taking.run()
             whole = True
