@@ -135,8 +135,9 @@ class Judge:
         if reason is None:
             self.faults.append("KEPT: the guest stays paused at the destination without need")
             return "kept without need"
+        answered = "before shut" in self._record.marks
         ended_itself = self._plan.source == "send" and (self._record.status["source"] or 0) > 0
-        if ended_itself and not _HELD_THERE.search(self._record.stderr["source"]):
+        if answered and ended_itself and not _HELD_THERE.search(self._record.stderr["source"]):
             self.faults.append("the source does not say that the destination holds the guest")
         return f"kept: {reason}"
 
