@@ -42,7 +42,7 @@ import signal
 from dataclasses import dataclass, field
 
 from .directory import RestState, at_rest
-from .plan import Fault, Signal
+from .plan import Cancel, Fault, Signal
 from .run import ENDED_WITHIN, Done, Record
 
 _NOISE = re.compile(r"Traceback|Exception ignored|Error in |leaked|Fatal Python|Segmentation")
@@ -183,8 +183,7 @@ class Judge:
                 or self._ended_by_user("destination", since=told)
             ),
             "its command was ended before it had connected": (
-                "connected" not in marks
-                and any(_asks_to_end(done) for done in self._record.to("source", "command"))
+                "connected" not in marks and self._source_was_asked_to_end()
             ),
             "the source's guest was killed": bool(source) and "before shut" not in marks,
             "the guests of both sides were killed": bool(source and destination),
@@ -206,6 +205,11 @@ class Judge:
             ),
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
+
+    def _source_was_asked_to_end(self) -> bool:
+        signalled = any(_asks_to_end(done) for done in self._record.to("source", "command"))
+        cancelled = any(isinstance(done.deed, Cancel) and done.pid for done in self._record.done)
+        return signalled or (cancelled and self._plan.source == "send")
 
     def _ended_by_user(self, side: str, *, since: float = 0.0, until: float = NEVER) -> bool:
         kind = self._plan.source if side == "source" else self._plan.destination
