@@ -55,6 +55,8 @@ class Lobby:
         self._awaited = awaited - 1
         self._waiting: dict[int, socket.socket] = {}
         self._admitted: set[int] = set()
+        self.ended = False
+        """True once a connection that was let in has ended; it may hold all that it had to."""
 
     def wait(self, wait_fd: Callable[[int], None]) -> Channel:
         """Return the channel that begins as expected, and close the others.
@@ -70,8 +72,8 @@ class Lobby:
     def admit(self, wait_fd: Callable[[int], None]) -> Generator[tuple[Channel, bytes], None, None]:
         """Yield each channel that begins as expected, and its first bytes, which it still has.
 
-        Those that wait are closed with the iterator. Raises ChannelError, also if one that was let
-        in ends while another is awaited.
+        Those that wait are closed with the iterator. Raises ChannelError, and what `wait_fd` and
+        the function that looks at beginnings raise.
         """
         try:
             with select.epoll() as poll:
@@ -101,11 +103,10 @@ class Lobby:
         ended = bool(event & _ENDED)
         if fd == self._listener.fileno():
             self._let_in(poll)
-        elif fd in self._admitted and ended:
-            raise ChannelError("the source closed a connection before it had opened all")
-        elif fd in self._waiting:
-            return self._expected_head(fd, ended=ended)
-        return b""
+            return b""
+        head = self._expected_head(fd, ended=ended) if fd in self._waiting else b""
+        self.ended |= ended and (bool(head) or fd in self._admitted)
+        return head
 
     def _let_in(self, poll: select.epoll) -> None:
         sock = self._listener.accept_socket()
@@ -120,11 +121,15 @@ class Lobby:
         """Return the first bytes of a connection if it begins as expected, else nothing."""
         try:
             head = self._waiting[fd].recv(HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            begins = self._begins(head)
         except BlockingIOError:
             return b""
-        except (OSError, UnwelcomeError) as error:
-            self._refuse(fd, getattr(error, "strerror", None) or str(error))
+        except OSError as error:
+            self._refuse(fd, error.strerror or str(error))
+            return b""
+        try:
+            begins = self._begins(head)
+        except UnwelcomeError as error:
+            self._refuse(fd, str(error))
             return b""
         if begins is None and (ended or not head):
             self._refuse(fd, "it ended before it said what it is")

@@ -16,6 +16,7 @@ from ...protocol import events
 from ...protocol.errors import StreamError
 from ...protocol.reading.multifd_reader import ChannelReader, Packet
 from ...protocol.wire import multifd
+from ...protocol.wire.marks import PAGE_SIZES
 from ...protocol.wire.multifd import Compression
 from ...transport.channel import Channel, ChannelError
 from ...transport.counters import Counters
@@ -41,39 +42,42 @@ class ChannelSetup:
 
 
 class ChannelInput:
-    """The reader of one channel, from its greeting to its end."""
+    """The reader of one channel, from its greeting to its end.
 
-    def __init__(self, connection: Connection, channel: Channel, setup: ChannelSetup) -> None:
+    `blocks` are those that the main channel has listed.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        channel: Channel,
+        setup: ChannelSetup,
+        blocks: tuple[RamBlock, ...],
+    ) -> None:
         self._channel = channel
         self._command_fd = connection.fileno()
         self._counters = setup.counters
         self._steps = ChannelSteps(connection, setup.signals, setup.go, setup.counters)
         self._reader = ChannelReader()
         self._arrived = Readiness(channel.fileno(), self._command_fd, setup.signals.finish.fileno())
-        self._memory = Memory(())
-        self._head = memoryview(b"")
+        listed = tuple(events.RamBlock(block.name, block.length) for block in blocks)
+        total = sum(block.length for block in blocks)
+        self._reader.list_blocks(events.RamBlocks(0, total, listed, _page_size(blocks)))
+        self._memory = Memory(blocks)
+        self._head = memoryview(bytearray(self._reader.wanted))
         self._used = 0
         self._payload = memoryview(b"")
         self._pages_behind_sync = False
 
-    def greet(self) -> None:
-        """Read the greeting. Raises StreamError or ChannelError, and EOFError to end."""
-        self._head = memoryview(bytearray(self._reader.wanted))
+    def run(self) -> None:
+        """Read the greeting, then take packets until the main channel has ended.
+
+        Raises StreamError, ChannelError or GuestError, and EOFError when the coordinator is gone.
+        """
         if not self._read_head():
             raise self._reader.error("the channel ends within its greeting")
         self._reader.greet(self._head)
-        self._used = 0
-
-    def set_memory(self, blocks: tuple[RamBlock, ...]) -> None:
-        """Map the guest's memory, whose blocks the main channel has listed."""
-        listed = tuple(events.RamBlock(block.name, block.length) for block in blocks)
-        total = sum(block.length for block in blocks)
-        self._reader.list_blocks(events.RamBlocks(0, total, listed, blocks[0].page_size))
-        self._memory = Memory(blocks)
-        self._head = memoryview(bytearray(self._reader.wanted))
-
-    def run(self) -> None:
-        """Take packets until the main channel has ended. Raises as `greet` does."""
+        self._head, self._used = memoryview(bytearray(self._reader.wanted)), 0
         while self._read_head():
             self._used = 0
             self._take(self._reader.read_head(self._head))
@@ -159,6 +163,10 @@ class ChannelInput:
         return self._reader.error("the channel ends within a packet")
 
 
+def _page_size(blocks: tuple[RamBlock, ...]) -> int:
+    return blocks[0].page_size if blocks else PAGE_SIZES[0]
+
+
 def _drop(pieces: list[memoryview], count: int) -> None:
     """Remove the first `count` bytes from `pieces`."""
     done = 0
@@ -182,12 +190,9 @@ def run_channel(connection: Connection, setup: ChannelSetup) -> None:
             reporting(connection, StreamError, GuestError),
             reporting(connection, ChannelError, prefix=f"multifd channel {setup.number}: "),
         ):
-            # While it is awaited, this command would look like the one that ends this process.
+            # Not before: until then a command may arrive, and behind that none but the end does.
             command: MapBlocks = connection.recv()
-            blocks = command.receive(connection)
-            taking = ChannelInput(connection, channel, setup)
-            taking.greet()
-            taking.set_memory(blocks)
+            taking = ChannelInput(connection, channel, setup, command.receive(connection))
             send_message(connection, "ready")
             taking.run()
             whole = True

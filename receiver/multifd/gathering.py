@@ -18,6 +18,9 @@ PATIENCE = 60.0
 """Seconds after the main channel in which all the others have to come: a source that uses fewer
 waits for an answer as long as it is let."""
 
+ENDED_PATIENCE = 2.0
+"""Seconds in which all connections have to come once one of them has ended."""
+
 _MAGIC = multifd.MAGIC.to_bytes(4, "big")
 
 
@@ -31,7 +34,8 @@ class Gathering:
         self._count = count
         self._main: Channel | None = None
         self._channels: dict[int, Channel] = {}
-        self._since = 0.0
+        self._lobby: Lobby | None = None
+        self._came = self._ended = 0.0
         self.uuid = bytes(16)
 
     def gather(
@@ -44,7 +48,7 @@ class Gathering:
 
         Raises ChannelError, and what `wait_fd` raises.
         """
-        lobby = Lobby(listener, self._begins, on_refused, 1 + self._count)
+        lobby = self._lobby = Lobby(listener, self._begins, on_refused, 1 + self._count)
         if not self._count:
             return lobby.wait(wait_fd), []
         check_listens(listener)
@@ -64,10 +68,15 @@ class Gathering:
                 channel.abort()
 
     def check_patience(self) -> None:
-        """Raise ChannelError if channels are missing long after the main one came."""
-        if self._main is None or time.monotonic() < self._since + PATIENCE:
+        """Raise ChannelError if connections are missing that should have come by now."""
+        now, came = time.monotonic(), len(self._channels)
+        if self._lobby is not None and self._lobby.ended:
+            # The source may have sent all, and so closed one, before another was let in here.
+            self._ended = self._ended or now
+            if now > self._ended + ENDED_PATIENCE:
+                raise ChannelError("the source closed a connection before it had opened all")
+        if self._main is None or now < self._came + PATIENCE:
             return
-        came = len(self._channels)
         raise ChannelError(
             f"{came} of {self._count} multifd channels came within {PATIENCE:.0f} s of the main "
             "channel: does the source use multifd, with as many channels (multifd-channels)?"
@@ -105,7 +114,7 @@ class Gathering:
 
     def _enter(self, channel: Channel, head: bytes) -> None:
         if not head.startswith(_MAGIC):
-            self._main, self._since = channel, time.monotonic()
+            self._main, self._came = channel, time.monotonic()
             return
         hello = _greeting(head)
         self._channels[hello.channel], self.uuid = channel, hello.uuid

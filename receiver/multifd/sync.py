@@ -100,6 +100,7 @@ class ChannelSteps:
         self._go = go.fileno()
         self._counters = counters
         self._finish = Readiness(signals.finish.fileno())
+        self._released = Readiness(self._go)
         self._onward = Readiness(self._command_fd, self._go, signals.finish.fileno())
         self._over = Readiness(self._command_fd, signals.finish.fileno())
 
@@ -115,10 +116,10 @@ class ChannelSteps:
         """
         self._counters.add("syncs", 1)
         os.eventfd_write(self._signals.reached.fileno(), 1)
-        ready = self._onward.ready()
-        if self._command_fd in ready:
+        if self._command_fd in self._onward.ready():
             raise EOFError
-        if self._go not in ready:
+        # Looked at again: a poll may see `finish`, which comes later, and have missed `go`.
+        if not self._released.now():
             return False
         os.eventfd_read(self._go)
         return True
