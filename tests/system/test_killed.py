@@ -39,13 +39,15 @@ class Relay:
 
     def _run(self, port: int) -> None:
         with suppress(OSError):
-            near, _ = self._server.accept()
-            far = socket.create_connection(("127.0.0.1", port))
-            self._ends = [near, far]
-            back = threading.Thread(target=self._pass, args=(far, near), daemon=True)
-            self._threads.append(back)
-            back.start()
-            self._pass(near, far)
+            while True:
+                near, _ = self._server.accept()
+                far = socket.create_connection(("127.0.0.1", port))
+                self._ends += [near, far]
+                for ways in ((near, far), (far, near)):
+                    self._threads.append(
+                        threading.Thread(target=self._pass, args=ways, daemon=True)
+                    )
+                    self._threads[-1].start()
 
     def _pass(self, source: socket.socket, target: socket.socket) -> None:
         try:
@@ -62,8 +64,11 @@ class Relay:
                 end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        self.cut()
+        # Wakes the thread that accepts.
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
+        self.cut()
         for thread in self._threads:
             thread.join(5)
         for end in self._ends:
@@ -73,9 +78,8 @@ class Relay:
 class Migration:
     """`vmferry send` and `vmferry receive` on their way, with guests that tell how they are."""
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(self, folder: Path, pool: list[str]) -> None:
         self.folder = folder
-        pool = ["--workers", str(workers)]
         self.receive = subprocess.Popen(
             [
                 *(*VMFERRY, "receive", "tcp:127.0.0.1:0", *pool),
@@ -170,10 +174,17 @@ class Migration:
             command.communicate()
 
 
-@pytest.fixture(params=[0, 2], ids=["0 workers", "2 workers"])
+POOLS = {
+    "0 workers": ["--workers", "0"],
+    "2 workers": ["--workers", "2"],
+    "2 channels": ["--multifd-channels", "2"],
+}
+
+
+@pytest.fixture(params=POOLS)
 def migration(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Migration]:
     before = shared_memory()
-    running = Migration(tmp_path, request.param)
+    running = Migration(tmp_path, POOLS[request.param])
     yield running
     running.close()
     assert shared_memory() == before
