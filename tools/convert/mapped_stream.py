@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ...protocol import events
 from ...protocol.devices.description import with_capabilities
-from ...protocol.pages.block_entry import block_entry
+from ...protocol.pages.mapped_layout import place_blocks
 from ...protocol.pages.mapped_pages import list_pieces
 from ...protocol.reading.configuration import IGNORE_SHARED, MAPPED_RAM
 from ...protocol.wire import mapped_ram
@@ -104,32 +104,22 @@ class MappedFile:
         """Write the list of RAM blocks, and reserve a place for each block."""
         if not self._capabilities:
             raise MappedError("a mapped-ram file needs a configuration, the stream has none")
-        offset, at, blocks = self._at - self._start, self._at + 8, []
         for block in listed.blocks:
-            mapped = self._lay_out(block, listed.page_size, at)
-            blocks.append(replace(block, page_size=None, mapped=mapped))
-            at += len(block_entry(blocks[-1]))
-            if mapped.present:
-                at = mapped.pages_offset + block.length
-                places = [(0, mapped.pages_offset)]
+            left_out = block.mapped is not None and not block.mapped.present
+            if block.may_be_absent and not left_out:
+                message = f"with {IGNORE_SHARED}, only a mapped-ram file says which RAM is left out"
+                raise MappedError(f"{message}: an ordinary stream of it cannot become one")
+        moved = replace(listed, offset=self._at - self._start)
+        self._listed, self._at = place_blocks(moved, self._start)
+        for block in self._listed.blocks:
+            if block.mapped is not None and block.mapped.present:
+                places = [(0, block.mapped.pages_offset)]
                 self._files[block.name] = BlockFile(
                     self._fd, block.length, listed.page_size, places
                 )
-        self._listed = replace(listed, offset=offset, blocks=tuple(blocks))
         for place, piece in list_pieces(self._listed):
-            self._put(self._start + place, piece)
-        os.ftruncate(self._fd, at)
-        self._at = at
-
-    def _lay_out(self, block: events.RamBlock, page_size: int, at: int) -> mapped_ram.MappedRam:
-        nowhere = mapped_ram.MappedRam(page_size, 0, 0)
-        if block.mapped is not None and not block.mapped.present:
-            return nowhere
-        if block.may_be_absent:
-            message = f"with {IGNORE_SHARED}, only a mapped-ram file says which RAM is left out"
-            raise MappedError(f"{message}: an ordinary stream of it cannot become one")
-        entry = block_entry(replace(block, page_size=None, mapped=nowhere))
-        return mapped_ram.lay_out(block.length, page_size, at + len(entry))
+            write_at(self._fd, piece, self._start + place)
+        os.ftruncate(self._fd, self._at)
 
     def _write_bitmap(self, mapped: mapped_ram.MappedRam, file: BlockFile) -> None:
         for start in range(0, len(file.written), _STEP):
