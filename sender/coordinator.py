@@ -8,7 +8,7 @@ If anything fails before the destination has the whole guest, the guest runs on 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..guest.base import Guest
 from ..guest.errors import GuestError, MigrationCancelledError, MigrationError
@@ -29,7 +29,6 @@ from .errors import UnconfirmedError
 from .figures import Figures
 from .handover import failure, lead, say_hello
 from .limits import Limits
-from .multifd.plan import check_uri
 from .parameters import SendParameters
 from .precopy import Precopy
 from .processes import Processes
@@ -84,7 +83,7 @@ class Sender:
         )
         self._on_progress: Callable[[Figures], None] = lambda _: None
         self._channel: Channel | None = None
-        self._channels: list[Channel] = []
+        self._channels: Sequence[Channel] = ()
         self._peer = Peer.STOCK
         self._paused_here = False
 
@@ -128,26 +127,23 @@ class Sender:
         if blockers:
             raise MigrationError(f"the guest cannot migrate: {'; '.join(blockers)}")
         uri = parse_uri(self._uri)
-        if self._topology.channels:
-            check_uri(uri)
+        path = self._topology.path
+        path.check_uri(uri)
         if self._guest.running:
             self._processes.begin_tracking(self._parameters.tracker)
         self.states.to(MigrationStatus.SETUP)
-        # A QEMU before 8.0 takes the first connection for the main channel.
         self._channel = self._connect(uri)
-        for number in range(self._topology.channels):
-            self._channels.append(self._connect_further(uri, number))
+        self._channels = path.connect(self._channel, lambda: self._connect(uri))
         return_path = self._parameters.return_path and self._channel.bidirectional
         # Section ids, names and what is sent before RAM do not change while the guest runs.
         state = self._guest.save_devices()
+        opening = path.begin(self._channel, self._guest, state, return_path=return_path)
         self._processes.start(
             state.ram_section_id, self._channel, self._channels, return_path=return_path
         )
         self._report.meter.begin("total")
         self._report.meter.begin("setup")
         self._crew.on_tick = self._tick
-        flush = self._topology.multifd is not None and self._topology.multifd.flush
-        opening = stream.opening(self._guest, state, return_path=return_path, flush=flush)
         self._processes.write(opening)
         # Workers have their own rings: their first slot must not overtake this.
         self._processes.flush()
@@ -169,17 +165,6 @@ class Sender:
             connecting.abandon()
             raise
         return connecting.result()
-
-    def _connect_further(self, uri: Uri, number: int) -> Channel:
-        """Connect the channel of multifd with this number. Raises MigrationError."""
-        try:
-            return self._connect(uri)
-        except ChannelError as error:
-            count = self._topology.channels
-            raise MigrationError(
-                f"multifd channel {number} of {count}: {error}; the destination must expect"
-                f" {count} channels"
-            ) from error
 
     def _send_ram(self, return_path: bool) -> None:
         """Send rounds while the guest runs, then the last round of the paused guest."""
@@ -210,12 +195,14 @@ class Sender:
     def _hand_over(self, return_path: bool) -> None:
         """Send the device state, then the end of the stream, which passes the guest on."""
         state = self._guest.save_devices(running=self._paused_here)
+        path = self._topology.path
+        path.finish()
         self._processes.write(stream.ram_end(state))
         self._processes.write(stream.devices(state))
         self._processes.flush()
         assert self._channel is not None
         job = SourceJob(
-            closing=self._processes.framed(stream.closing(state)),
+            closing=self._processes.framed(path.closing(state)),
             peer=self._peer,
             return_path=return_path,
             resume=self._paused_here,

@@ -50,6 +50,10 @@ class SendParameters:
     """Level of `MultifdCompression.ZSTD`."""
     zero_page_detection: ZeroPageDetection = settings.ZERO_PAGE_DETECTION.default
     """How multifd finds and sends zero pages; AUTO: as the version of the machine asks for."""
+    mapped_ram: bool = False
+    """Write a mapped-ram file, in which each page has its place, from several workers at once."""
+    direct_io: bool = settings.DIRECT_IO.default
+    """Write pages past the page cache; needs `mapped_ram`."""
     pause_before_switchover: bool = False
     """Wait for `Sender.proceed` once the guest is paused."""
 
@@ -68,6 +72,10 @@ class SendParameters:
         settings.MULTIFD_ZSTD_LEVEL.check(self.multifd_zstd_level)
         if self.multifd_channels is not None:
             self._check_with_channels(self.multifd_channels)
+        if self.mapped_ram:
+            self._check_with_places()
+        elif self.direct_io:
+            raise ParameterError("direct_io: only pages of a mapped_ram file are written so")
 
     def _check_with_channels(self, channels: int) -> None:
         """Raise ParameterError for what cannot be had together with multifd."""
@@ -77,3 +85,16 @@ class SendParameters:
             raise ParameterError("compress: use multifd_compression with multifd_channels")
         if self.workers not in (None, channels):
             raise ParameterError(f"workers: there is one for each of {channels} multifd channels")
+
+    def _check_with_places(self) -> None:
+        """Raise ParameterError for what cannot be had together with mapped-ram."""
+        if self.xbzrle:
+            raise ParameterError("xbzrle: a mapped_ram file has no differences; leave one out")
+        if self.compress != settings.COMPRESS.default:
+            raise ParameterError("compress: pages of a mapped_ram file have a fixed size")
+        if self.multifd_channels is not None:
+            raise ParameterError(
+                "multifd_channels: several workers write a mapped_ram file anyway; use workers"
+            )
+        if self.workers == 0:
+            raise ParameterError("workers: a mapped_ram file is written by at least one")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..guest.base import Guest, block_layout
 from ..protocol.formats.zstd import compressed_bound
 from ..protocol.handover import Peer, Word
-from ..protocol.wire.stream import section_part
 from ..protocol.words import ping, word_on_wire
 from ..transport.channel import Channel
 from ..transport.counters import Counters
@@ -21,12 +22,10 @@ from ..transport.ring import Ring, RingWriter
 from ..transport.settings import TrackerKind
 from .compression import Compression, Framer
 from .exchange import Flushed, Greeted, LetGo, Released, RoundSent
-from .multifd.process import run_channel_worker
 from .outlet import OUTLET_COUNTERS
 from .record_writer import slot_size
-from .scanners import WorkerSetup, run_worker
+from .scanners import WorkerSetup
 from .sinks import SLOT_FLUSHED, SLOT_PIECE
-from .stream import part_tail
 from .topology import Topology
 from .tracking import Tracking, begin_tracking
 from .transport import TransportSetup, run_transport
@@ -62,6 +61,8 @@ class Processes:
         self._scanners: list[Child] = []
         self._transport: Child | None = None
         self._workers: list[Child] = []
+        self._feeders: list[Child] = []
+        """The workers with a channel of their own."""
         self._section_id = 0
         self.limits = limits
         """The limits that the processes read; closed with what else is shared with them."""
@@ -86,11 +87,11 @@ class Processes:
         return None if self._tracking is None else self._tracking.dirty_bytes()
 
     def start(
-        self, section_id: int, channel: Channel, channels: list[Channel], *, return_path: bool
+        self, section_id: int, channel: Channel, channels: Sequence[Channel], *, return_path: bool
     ) -> None:
         """Start all processes, and wait until each one has mapped what it needs.
 
-        `channels` are those of multifd, in the order of their numbers.
+        `channels` are those of the workers, if they do not send over the main one.
         """
         self._section_id = section_id
         tracking = self._tracking or Tracking(self._guest)
@@ -115,7 +116,8 @@ class Processes:
         for _ in {transport, *self._workers}:
             self._crew.wait_for(str)
         send_channel(transport.connection, channel)
-        for worker, own in zip(self._workers, channels, strict=False):
+        self._feeders = self._workers[: len(channels)]
+        for worker, own in zip(self._feeders, channels, strict=True):
             send_channel(worker.connection, own)
 
     def _worker_setups(self, section_id: int, tracking: Tracking) -> list[WorkerSetup]:
@@ -136,10 +138,8 @@ class Processes:
         ]
 
     def _start_worker(self, setup: WorkerSetup, ring: Ring) -> Child:
-        name, plan = f"vmferry-worker-{setup.share.index}", self._topology.multifd
-        if plan is None:
-            return self._crew.start(name, run_worker, (setup, ring))
-        return self._crew.start(name, run_channel_worker, (setup, ring, plan))
+        run, more = self._topology.path.worker()
+        return self._crew.start(f"vmferry-worker-{setup.share.index}", run, (setup, ring, *more))
 
     def run_round(self, command: StartRound) -> None:
         """Make a pass over all RAM; everything of it was handed to the channels afterwards.
@@ -148,16 +148,15 @@ class Processes:
         """
         if self._tracking is not None:
             self._tracking.begin_round()
-        plan = self._topology.multifd
-        if plan is not None:
+        path = self._topology.path
+        if head := path.round_head(self._section_id):
             # The workers' records must not overtake the head of the piece that they are in.
-            self.write(section_part(self._section_id))
+            self.write(head)
             self.flush()
         for child in self._scanners:
             send_message(child.connection, command)
         self._crew.wait_for(RoundSent)
-        if plan is not None:
-            self.write(part_tail(self._section_id, flush=plan.flush))
+        self.write(path.round_tail(self._section_id))
 
     def command_transport(self, command: object) -> None:
         """Send a command to the transport process."""
@@ -202,9 +201,8 @@ class Processes:
         self.command_transport(LetGo())
         answers = self._crew.wait_for(Released).answers
         self._crew.retire()
-        if self._topology.multifd is not None:
-            for worker in self._workers:
-                send_message(worker.connection, LetGo())
+        for worker in self._feeders:
+            send_message(worker.connection, LetGo())
         return answers
 
     def flush(self) -> None:
@@ -226,7 +224,7 @@ class Processes:
         """
         own = sum(counters[name] for counters in self._scanned)
         if name == "busy_ns":
-            own //= max(self._topology.channels, 1)
+            own //= max(len(self._feeders), 1)
         return self._sent[name] + own
 
     def scanned(self, name: str) -> int:
@@ -246,3 +244,4 @@ class Processes:
             ring.close()
         for counters in (*self._scanned, self._sent, self.limits):
             counters.close()
+        self._topology.path.close()

@@ -174,7 +174,7 @@ class Report:
             status=status,
             total=self._total,
             transferred=transferred,
-            multifd_bytes=self._processes.scanned("transferred"),
+            multifd_bytes=self._multifd_bytes(),
             precopy_bytes=transferred if self._precopy_bytes is None else self._precopy_bytes,
             pages_per_second=round(self.meter.pages_per_second),
             remaining=self._remaining(status),
@@ -196,6 +196,12 @@ class Report:
             compression=self._compression_figures(),
             tracker=self._processes.tracker,
         )
+
+    def _multifd_bytes(self) -> int:
+        """Return the bytes that workers sent over channels of multifd."""
+        if self._parameters.multifd_channels is None:
+            return 0
+        return self._processes.scanned("transferred")
 
     def _remaining(self, status: MigrationStatus) -> int:
         """Return the bytes of this round still to send: exact in round 0, later a forecast."""

@@ -46,6 +46,11 @@ class WorkerSetup:
         """Return the bytes of a slot before it is compressed."""
         return slot_size(self.layout[0]["page_size"])
 
+    def share_of_bandwidth(self) -> int | None:
+        """Return the bandwidth that a worker may use who sends on a channel of its own."""
+        limit = self.limits["max_bandwidth"]
+        return max(1, limit // self.share.count) if limit else None
+
     def map_blocks(self, connection: Connection) -> list[MappedBlock]:
         """Map all RAM, whose descriptors arrive over `connection`."""
         return map_blocks(connection, self.layout, self.tracking)

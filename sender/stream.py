@@ -6,6 +6,7 @@ import json
 
 from ..guest.base import DeviceSection, DeviceState, Guest
 from ..protocol import events
+from ..protocol.devices.description import with_capabilities
 from ..protocol.wire.marks import CommandType, SectionType
 from ..protocol.writer import StreamWriter
 
@@ -18,6 +19,23 @@ def opening(guest: Guest, state: DeviceState, *, return_path: bool, flush: bool)
 
     `flush`: the channels of multifd sync at MULTIFD_FLUSH records, of which the list has the first.
     """
+    return b"".join(
+        [
+            head(guest, state, guest.machine.capabilities, return_path=return_path),
+            StreamWriter().write(block_list(guest)),
+            part_tail(state.ram_section_id, flush=flush),
+        ]
+    )
+
+
+def head(
+    guest: Guest,
+    state: DeviceState,
+    capabilities: tuple[str, ...] | None,
+    *,
+    return_path: bool,
+) -> bytes:
+    """Return what stands before the list of RAM blocks; the configuration has `capabilities`."""
     machine = guest.machine
     write = StreamWriter().write
     pieces = [
@@ -27,7 +45,7 @@ def opening(guest: Guest, state: DeviceState, *, return_path: bool, flush: bool)
                 offset=0,
                 machine=machine.name,
                 page_size=machine.page_size if machine.page_bits_sent else None,
-                capabilities=machine.capabilities,
+                capabilities=capabilities,
                 uuid=machine.uuid,
             )
         ),
@@ -36,13 +54,6 @@ def opening(guest: Guest, state: DeviceState, *, return_path: bool, flush: bool)
         command = int(CommandType.OPEN_RETURN_PATH)
         pieces.append(write(events.Command(offset=0, command=command, data=b"")))
     pieces += [_device(section) for section in state.early]
-    pieces.append(_ram_start(guest, state, flush))
-    return b"".join(pieces)
-
-
-def _ram_start(guest: Guest, state: DeviceState, flush: bool) -> bytes:
-    write = StreamWriter().write
-    blocks = tuple(events.RamBlock(name=b.name, length=b.length) for b in guest.blocks)
     section = events.RamSection(
         offset=0,
         kind=SectionType.START,
@@ -51,14 +62,14 @@ def _ram_start(guest: Guest, state: DeviceState, flush: bool) -> bytes:
         instance_id=0,
         version=RAM_VERSION,
     )
+    return b"".join([*pieces, write(section)])
+
+
+def block_list(guest: Guest) -> events.RamBlocks:
+    """Return the list of RAM blocks."""
+    blocks = tuple(events.RamBlock(name=b.name, length=b.length) for b in guest.blocks)
     total = sum(block.length for block in blocks)
-    return b"".join(
-        [
-            write(section),
-            write(events.RamBlocks(offset=0, total=total, blocks=blocks)),
-            part_tail(state.ram_section_id, flush=flush),
-        ]
-    )
+    return events.RamBlocks(offset=0, total=total, blocks=blocks, page_size=guest.machine.page_size)
 
 
 def part_tail(section_id: int, *, flush: bool) -> bytes:
@@ -92,13 +103,19 @@ def devices(state: DeviceState) -> bytes:
     return b"".join(_device(section) for section in state.sections)
 
 
-def closing(state: DeviceState) -> bytes:
-    """Return the end of the stream, which lets the destination start, and the description."""
+def closing(state: DeviceState, capabilities: tuple[str, ...] | None = None) -> bytes:
+    """Return the end of the stream, which lets the destination start, and the description.
+
+    `capabilities` are those of the configuration, if they are not the machine's own.
+    """
     write = StreamWriter().write
     pieces = [write(events.EndOfStream(offset=0))]
     if state.description is not None:
-        text = state.description
-        pieces.append(write(events.Description(offset=0, text=text, json=json.loads(text))))
+        text, found = state.description, json.loads(state.description)
+        if capabilities is not None:
+            found = with_capabilities(found, capabilities)
+            text = json.dumps(found).encode()
+        pieces.append(write(events.Description(offset=0, text=text, json=found)))
     return b"".join(pieces)
 
 

@@ -1,13 +1,17 @@
-"""Decide how many processes, threads and channels an outgoing migration has."""
+"""Decide how many processes and threads an outgoing migration has, and how its pages travel."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..guest.base import Machine
 from ..transport.process import default_workers, processors
+from ..transport.settings import WORKERS
 from .compression import Compression
-from .multifd.plan import ChannelPlan, plan_channels
+from .mapped_ram.path import MappedPath
+from .multifd.path import MultifdPath
+from .multifd.plan import plan_channels
+from .page_path import MainPath, PagePath
 from .parameters import SendParameters
 from .worker import Share
 
@@ -17,21 +21,15 @@ ENOUGH_FOR_THREADS = 4
 
 @dataclass(frozen=True)
 class Topology:
-    """The processes, threads and channels of one outgoing migration.
+    """The processes and threads of one outgoing migration, and the way that pages take.
 
     `workers` is the number of processes that scan and encode besides the transport process; with 0
-    that does it itself, and has `threads` to compress. `multifd` describes the channels besides the
-    main one, each fed by a worker of its own; None if there are none.
+    that does it itself, and has `threads` to compress.
     """
 
     workers: int
     threads: int = 1
-    multifd: ChannelPlan | None = None
-
-    @property
-    def channels(self) -> int:
-        """Return the number of channels besides the main one."""
-        return 0 if self.multifd is None else self.multifd.channels
+    path: PagePath = field(default_factory=MainPath)
 
     @property
     def shares(self) -> list[Share]:
@@ -48,8 +46,11 @@ def plan(parameters: SendParameters, compression: Compression | None, machine: M
     """
     channels = parameters.multifd_channels
     if channels is not None:
-        return Topology(channels, multifd=plan_channels(channels, parameters, machine))
+        return Topology(channels, path=MultifdPath(plan_channels(channels, parameters, machine)))
     workers = parameters.workers
+    if parameters.mapped_ram:
+        count = min(processors(), WORKERS.most) if workers is None else workers
+        return Topology(count, path=MappedPath(count, machine, direct_io=parameters.direct_io))
     if workers is None and compression is not None:
         workers = processors() if processors() > ENOUGH_FOR_THREADS else 0
     elif workers is None:

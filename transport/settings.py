@@ -89,7 +89,16 @@ class Text:
     help: str = ""
 
 
-Setting = Number[Any] | Choice[Any] | Text
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """A setting that is on or off. `help` describes it to users."""
+
+    name: str
+    default: bool = False
+    help: str = ""
+
+
+Setting = Number[Any] | Choice[Any] | Text | Flag
 
 
 class OnStall(Enum):
@@ -237,6 +246,10 @@ ZERO_PAGE_DETECTION = Choice(
     default=ZeroPageDetection.AUTO,
     help="where multifd sends zero pages: in packets (multifd), on the main connection (legacy, for"
     " QEMU before 9.0), or like all others (none); auto: as the guest's machine version asks for",
+)
+DIRECT_IO = Flag(
+    name="direct-io",
+    help="write and read the pages of a mapped-ram file past the page cache (O_DIRECT)",
 )
 MAX_DEVICE_STATE = Number(
     name="max-device-state",

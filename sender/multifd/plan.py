@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...guest.base import Machine
-from ...guest.errors import MigrationError
 from ...protocol.wire.multifd import Compression
 from ...protocol.wire.multifd_machines import syncs_at_flush, zero_pages_in_packets
 from ...transport.settings import MultifdCompression, ZeroPageDetection
-from ...transport.uri import Tcp, Unix, Uri
 from ..parameters import SendParameters
 
 NO_UUID = bytes(16)
@@ -61,9 +59,3 @@ def _zero_pages(wanted: ZeroPageDetection, machine: Machine) -> ZeroPageDetectio
         return wanted
     in_packets = zero_pages_in_packets(machine.name)
     return ZeroPageDetection.MULTIFD if in_packets else ZeroPageDetection.LEGACY
-
-
-def check_uri(uri: Uri) -> None:
-    """Raise MigrationError unless several connections can be made to this URI."""
-    if not isinstance(uri, (Tcp, Unix)):
-        raise MigrationError(f"{uri}: multifd needs several connections: send to tcp: or unix:")

@@ -38,7 +38,9 @@ class ChannelWorker:
         Raises ChannelError, and EOFError if the coordinator is gone.
         """
         share, plan = self._setup.share, self._plan
-        outlet = Outlet(channel, self._connection.fileno(), self._setup.counters, self._limit)
+        outlet = Outlet(
+            channel, self._connection.fileno(), self._setup.counters, self._setup.share_of_bandwidth
+        )
         writer = PacketWriter(
             outlet,
             RecordWriter(RingSink(self._ring, self._connection), None),
@@ -56,11 +58,6 @@ class ChannelWorker:
             worker.run_round(command)
         # What was sent still arrives; an abort would discard it.
         channel.drop()
-
-    def _limit(self) -> int | None:
-        """Return this channel's share of the bandwidth."""
-        limit = self._setup.limits["max_bandwidth"]
-        return max(1, limit // self._setup.share.count) if limit else None
 
 
 def run_channel_worker(

@@ -67,6 +67,7 @@ def _parameters(values: dict[str, Any], *, auto_converge: bool) -> SendParameter
         "send tcp:127.0.0.1:7002 --guest dir:saved",
         "send tcp:host:7001 --guest synthetic:512M --compress adaptive --max-bandwidth 100M",
         "send tcp:host:7001 --guest dir:saved --multifd-channels 4 --multifd-compression zstd",
+        "send file:guest.save --guest dir:saved --mapped-ram --workers 4",
     )
 )
 @click.argument("uri")
@@ -93,6 +94,12 @@ def _parameters(values: dict[str, Any], *, auto_converge: bool) -> SendParameter
 @setting_option(settings.MULTIFD_ZLIB_LEVEL)
 @setting_option(settings.MULTIFD_ZSTD_LEVEL)
 @setting_option(settings.ZERO_PAGE_DETECTION)
+@click.option(
+    "--mapped-ram",
+    is_flag=True,
+    help="write a file in which each page has its place, from several workers at once (file: only)",
+)
+@setting_option(settings.DIRECT_IO)
 @log_option
 @click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
 def send(uri: str, guest_text: str, auto_converge: bool, as_json: bool, **values: Any) -> None:
@@ -100,6 +107,7 @@ def send(uri: str, guest_text: str, auto_converge: bool, as_json: bool, **values
     _check_needs("auto_converge", *_THROTTLE_OPTIONS)
     _check_needs("xbzrle", "xbzrle_cache_size")
     _check_needs("multifd_channels", *_MULTIFD_OPTIONS)
+    _check_needs("mapped_ram", "direct_io")
     parameters = _parameters(values, auto_converge=auto_converge)
     try:
         guest = open_guest(guest_text)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...guest.sizes import parse_size
-from ...transport.settings import Choice, Number, Setting, Unit
+from ...transport.settings import Choice, Flag, Number, Setting, Unit
 
 if TYPE_CHECKING:
     _IntegerType = click.ParamType[int]
@@ -81,6 +81,8 @@ def setting_option(setting: Setting, **changes: Any) -> Callable[[Any], Any]:
     if isinstance(setting, Number):
         default = None if setting.default is None else _in_units(setting)
         arguments |= {"type": NumberType(setting), "default": default}
+    elif isinstance(setting, Flag):
+        arguments |= {"is_flag": True, "default": setting.default, "show_default": False}
     elif isinstance(setting, Choice):
         arguments |= {"type": MemberType(setting), "default": setting.default.value}
     else:

@@ -1,0 +1,30 @@
+"""Open the file of a channel once more, also past the page cache (direct I/O)."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from .channel import Channel, ChannelError
+
+DIRECT_ALIGNMENT = 4096
+"""Alignment in bytes, of memory, offset and length, that direct I/O takes on every usual disk."""
+
+
+def reopen(channel: Channel, flags: int, *, direct_io: bool) -> Channel:
+    """Return a channel with an offset of its own to the same file, opened with these flags.
+
+    Raises ChannelError, also where the file system takes no direct I/O but that is wanted.
+    """
+    flags |= os.O_CLOEXEC | (os.O_DIRECT if direct_io else 0)
+    try:
+        return Channel(os.open(f"/proc/self/fd/{channel.fileno()}", flags), channel.name)
+    except OSError as error:
+        raise ChannelError(f"{channel.name}: {why_not(error)}") from error
+
+
+def why_not(error: OSError) -> str:
+    """Return the reason why a file could not be opened for direct I/O, or be opened at all."""
+    if error.errno == errno.EINVAL:
+        return "its file system takes no direct I/O (O_DIRECT): leave out --direct-io"
+    return error.strerror or str(error)
