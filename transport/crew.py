@@ -52,10 +52,6 @@ class DeathError(CrewError):
     """A child that died without a report of its own."""
 
 
-class _Nothing:
-    """Type of a report that is never sent."""
-
-
 class Crew:
     """Starts children, waits for their reports, and ends them.
 
@@ -143,7 +139,11 @@ class Crew:
         try:
             yield
         except ConnectionError:
-            self.wait_for(_Nothing, _LAST_WORD)
+            deadline = time.monotonic() + _LAST_WORD
+            while time.monotonic() < deadline:
+                # Other children may still report what they have done.
+                self.next_report((), deadline)
+            raise SilenceError("no answer from the other side") from None
 
     def retire(self) -> None:
         """Stop watching the children: their work is done, and their deaths are not reported."""
