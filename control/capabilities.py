@@ -32,11 +32,20 @@ CAPABILITIES: dict[str, str | None] = {
     "background-snapshot": "writes of the guest are not seen one by one",
     "zero-copy-send": "pages are copied before they are sent",
     "postcopy-preempt": _NO_POSTCOPY,
+    "mapped-ram": None,
 }
-"""The capabilities of QEMU 7.2, in its order, each with the reason if it cannot be switched on.
+"""The capabilities of QEMU 7.2, in its order, each with the reason if it cannot be switched on; and
+`mapped-ram` of QEMU 9.0.
 
 `zero-blocks` only concerns the disks that QEMU used to move; it is accepted, as in QEMU.
 """
+
+
+_NOT_TOGETHER = (
+    ("multifd", "sends no differences", "xbzrle"),
+    ("mapped-ram", "has no differences", "xbzrle"),
+    ("mapped-ram", "has several workers by itself", "multifd"),
+)
 
 
 class Capabilities:
@@ -56,8 +65,10 @@ class Capabilities:
             if state and reason is not None:
                 raise QmpError(f"Capability '{name}' cannot be switched on: {reason}")
         on = self._on | {name for name, state in wanted if state}
-        if {"multifd", "xbzrle"} <= on - {name for name, state in wanted if not state}:
-            raise QmpError("Capability 'multifd' sends no differences: switch 'xbzrle' off first")
+        on -= {name for name, state in wanted if not state}
+        for one, what, other in _NOT_TOGETHER:
+            if {one, other} <= on:
+                raise QmpError(f"Capability '{one}' {what}: switch '{other}' off first")
         for name, state in wanted:
             (self._on.add if state else self._on.discard)(name)
 

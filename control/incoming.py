@@ -12,10 +12,12 @@ from ..guest.errors import MigrationError
 from ..protocol.states import MigrationStatus
 from ..receiver.coordinator import ReceiveParameters, Receiver
 from ..receiver.errors import KeptError
+from ..transport.settings import DIRECT_IO
 from ..transport.uri import Tcp, Unix, UriError, parse_uri
 from .descriptors import Descriptors
 from .errors import QmpError
 from .migration_events import MigrationEvents
+from .parameters import Parameters
 from .run_state import RunControl
 
 _S = MigrationStatus
@@ -34,8 +36,10 @@ class Incoming:
         run: RunControl,
         descriptors: Descriptors,
         events: MigrationEvents,
+        parameters: Parameters,
     ) -> None:
         self._guest = guest
+        self._parameters = parameters
         self._run = run
         self._descriptors = descriptors
         self._events = events
@@ -74,7 +78,11 @@ class Incoming:
     async def _listen(self, uri: str) -> str:
         loop = asyncio.get_running_loop()
         listening: asyncio.Future[str] = loop.create_future()
-        parameters = ReceiveParameters(paused=not self._run.autostart)
+        parameters = ReceiveParameters(
+            paused=not self._run.autostart,
+            # Only pages of a file are read so; other incoming guests do without, as in QEMU.
+            direct_io=self._parameters[DIRECT_IO.name] and uri.startswith("file:"),
+        )
         receiver = self._receiver = Receiver(self._guest, uri, parameters)
         receiver.states.add_listener(self._changed)
         receiver.on_refused = self.on_refused

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..transport import settings
-from ..transport.settings import Choice, Number
+from ..transport.settings import Choice, Flag, Number
 from . import extensions
 from .arguments import Argument, Type, boolean, choice, integer, string, unsigned
 from .errors import QmpError
@@ -47,6 +47,10 @@ def _choice(setting: Choice[Any]) -> Parameter:
     return Parameter(setting.name, choice(setting.words), setting.default.value)
 
 
+def _flag(setting: Flag) -> Parameter:
+    return Parameter(setting.name, boolean, setting.default)
+
+
 def _fixed(name: str, type_: Type, default: Any) -> Parameter:
     return Parameter(name, type_, default, fixed=True)
 
@@ -81,6 +85,7 @@ PARAMETERS = {
         _number(settings.MULTIFD_ZLIB_LEVEL, _u8),
         _number(settings.MULTIFD_ZSTD_LEVEL, _u8),
         _choice(settings.ZERO_PAGE_DETECTION),
+        _flag(settings.DIRECT_IO),
         _fixed("max-postcopy-bandwidth", _size, 0),
         Parameter(extensions.COMPRESS, extensions.compress, settings.COMPRESS.default),
         Parameter(extensions.ON_STALL, extensions.on_stall, settings.ON_STALL.default.value),
@@ -88,8 +93,8 @@ PARAMETERS = {
         Parameter(extensions.WORKERS, extensions.workers, extensions.AUTO),
     )
 }
-"""The parameters of QEMU 7.2 by name, `avail-switchover-bandwidth` of QEMU 8.2 and
-`zero-page-detection` of QEMU 9.0; then vmferry's own.
+"""The parameters of QEMU 7.2 by name, and of later ones `avail-switchover-bandwidth` (8.2),
+`zero-page-detection` (9.0) and `direct-io` (9.1); then vmferry's own.
 
 The defaults are those of QEMU, except `max-bandwidth`.
 """

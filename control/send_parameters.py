@@ -38,6 +38,8 @@ def send_parameters(guest: Guest, value: Parameters, on: Capabilities) -> SendPa
         multifd_zlib_level=value[settings.MULTIFD_ZLIB_LEVEL.name],
         multifd_zstd_level=value[settings.MULTIFD_ZSTD_LEVEL.name],
         zero_page_detection=ZeroPageDetection(value[settings.ZERO_PAGE_DETECTION.name]),
+        mapped_ram=on["mapped-ram"],
+        direct_io=on["mapped-ram"] and value[settings.DIRECT_IO.name],
         pause_before_switchover=on["pause-before-switchover"],
     )
 

@@ -71,7 +71,13 @@ class Service:
         guest.add_listener(lambda event: self.events.emit(event.upper()))
 
     def _new_incoming(self) -> Incoming:
-        incoming = Incoming(self.guest, self.run_control, self.descriptors, self._migration_events)
+        incoming = Incoming(
+            self.guest,
+            self.run_control,
+            self.descriptors,
+            self._migration_events,
+            self.parameters,
+        )
         incoming.on_failure = self.fail
         incoming.on_arrival = self._arrived
         return incoming

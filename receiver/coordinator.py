@@ -27,13 +27,14 @@ from ..transport.channel import Channel, ChannelError, Listener, listen
 from ..transport.crew import Crew, CrewError
 from ..transport.meter import Meter
 from ..transport.process import default_workers
-from ..transport.settings import MAX_DEVICE_STATE, MULTIFD_CHANNELS, WORKERS
+from ..transport.settings import DIRECT_IO, MAX_DEVICE_STATE, MULTIFD_CHANNELS, WORKERS
 from ..transport.spill import SpillFile
-from ..transport.uri import UriError, parse_uri
+from ..transport.uri import Fd, File, UriError, parse_uri
 from .errors import KeptError
 from .exchange import Arrived, Complete, Spilled
 from .figures import Figures
 from .handover import lead
+from .mapped_ram.restore import Restore
 from .multifd.gathering import Gathering
 from .processes import Processes
 from .stream import Incoming
@@ -60,6 +61,8 @@ class ReceiveParameters:
     """Number of connections that pages travel over, besides the main one, as at the source; None:
     no multifd. Each is read by a process of its own, so None means no `workers` then.
     """
+    direct_io: bool = DIRECT_IO.default
+    """Read the pages of a mapped-ram file past the page cache."""
 
     def __post_init__(self) -> None:
         """Check all values, because a wrong one would otherwise fail in another process."""
@@ -87,6 +90,9 @@ class Receiver:
             self._parameters.multifd_channels or 0,
             self._crew,
             self._parameters.max_device_state,
+        )
+        self._restore = Restore(
+            self._crew, self._parameters.workers, direct_io=self._parameters.direct_io
         )
         self.on_refused: Callable[[str], None] = lambda _: None
         """Called with one line for each connection that is refused because no source made it."""
@@ -141,6 +147,8 @@ class Receiver:
 
     def _receive(self, on_listening: Callable[[str], None]) -> None:
         uri = parse_uri(self._uri)
+        if self._parameters.direct_io and not isinstance(uri, (File, Fd)):
+            raise MigrationError(f"{uri}: only a file can be read past the page cache (direct-io)")
         self._guest.check_incoming()
         self.states.to(MigrationStatus.SETUP)
         self._listener = listen(uri)
@@ -151,6 +159,7 @@ class Receiver:
             self._listener, self._crew.wait_fd, self.on_refused
         )
         self._listener.close()
+        self._restore.open(self._channel)
         self._crew.on_tick = self._tick
         self._meter.begin("total")
         self._processes.attach(self._channel, channels)
@@ -182,6 +191,11 @@ class Receiver:
         self._prepared = True
         self._processes.stand_by(self._guest.remover())
         self._processes.map_blocks(self._guest.blocks)
+        listed = self._incoming.blocks
+        assert listed is not None
+        if any(block.mapped for block in listed.blocks):
+            self._restore.read(listed, self._guest.blocks)
+        self._processes.go_on()
 
     def _hand_over(self, complete: Complete) -> None:
         """Load the devices, then take over the guest, whose pages are all in place."""
@@ -249,6 +263,7 @@ class Receiver:
         if self._channel is not None:
             self._channel.close()
         self._processes.close()
+        self._restore.close()
         self._requests.close()
 
     def _tick(self) -> None:
@@ -257,15 +272,20 @@ class Receiver:
 
     def figures(self) -> Figures:
         """Return the present figures."""
-        blocks, processes = self._incoming.blocks, self._processes
+        blocks, processes, restore = self._incoming.blocks, self._processes, self._restore
         multifd_bytes = processes.over_channels("bytes")
+        beside = multifd_bytes + restore.total("transferred")
+
+        def pages(kind: str) -> int:
+            return processes.applied(kind) + processes.over_channels(kind) + restore.total(kind)
+
         return Figures(
             status=self.states.state,
             total=blocks.total if blocks else 0,
-            transferred=processes.received("transferred") + multifd_bytes,
+            transferred=processes.received("transferred") + beside,
             multifd_bytes=multifd_bytes,
-            duplicate=processes.applied("duplicate") + processes.over_channels("duplicate"),
-            normal=processes.applied("normal") + processes.over_channels("normal"),
+            duplicate=pages("duplicate"),
+            normal=pages("normal"),
             xbzrle=self._processes.applied("xbzrle"),
             page_size=self._incoming.page_size,
             mbps=self._meter.mbps,

@@ -10,13 +10,14 @@ import numpy.typing as npt
 
 from ..protocol import events
 from ..protocol.reader import StreamReader
+from ..protocol.reading.configuration import MAPPED_RAM
 from ..protocol.wire.kept import Part
 from ..protocol.wire.marks import SectionType
 from ..transport.process import send_fd, send_message
 from ..transport.spill import SentFile, Spill
 from .answers import Answers
 from .exchange import Arrived, Commands, Continue, Spilled
-from .refusal import refuse
+from .refusal import refuse, refuse_left_out, refuse_places
 from .slots import TABLE_RUNS, Run, Slots
 from .worker import Applier, MapBlocks
 
@@ -43,8 +44,10 @@ class Delivery:
         self._slots = slots
         self._applier = applier
         self._spills: list[Spill] = []
+        self.seekable = False
+        """True if pages can be read at their places in the channel, as mapped-ram has them."""
         self.any_pages = False
-        """True once any page of RAM has arrived."""
+        """True once any page of RAM has arrived, or is known to be at its place in the file."""
 
     def deliver(
         self, found: list[events.Event], slot: npt.NDArray[np.uint8], start: int, end: int
@@ -60,11 +63,20 @@ class Delivery:
                 self.any_pages = True
                 runs.append(event)
             else:
-                refuse(event)
+                self._check(event)
                 others.append(event)
         self.report(others)
         for first in range(0, len(runs), TABLE_RUNS):
             self._slots.publish(runs[first : first + TABLE_RUNS], slot, start, end)
+
+    def _check(self, event: events.Event) -> None:
+        refuse(event)
+        if not self.seekable:
+            refuse_places(event)
+        if isinstance(event, events.Configuration):
+            self.any_pages = MAPPED_RAM in (event.capabilities or ())
+        elif isinstance(event, events.RamBlocks):
+            refuse_left_out(event)
 
     def report(self, found: list[events.Event]) -> None:
         """Report events that are not pages; obey those that are commands of the source."""

@@ -35,6 +35,10 @@ class FreshPages:
             size = block.page_size
             self._fresh[(start - first) // size : -(-(end - first) // size)] = False
 
+    def existing(self, numbers: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Return those of some pages that were written."""
+        return numbers[~self._fresh[numbers]]
+
     def all_fresh(self, first: int, count: int) -> bool:
         """Return whether none of `count` pages from page `first` on was ever written."""
         return bool(self._fresh[first : first + count].all())
@@ -44,12 +48,12 @@ class FreshPages:
         self._fresh[target] = False
 
     def write(self, first: int, pages: list[memoryview]) -> bool:
-        """Write whole pages from page `first` on; return False if the file takes no writes.
+        """Write pieces of whole pages from page `first` on; False if the file takes no writes.
 
         Raises FileError, for example where the disk is full.
         """
-        place = self._block.file_offset + first * self._block.page_size
-        left = pages
+        size, left = self._block.page_size, pages
+        start = place = self._block.file_offset + first * size
         try:
             while left:
                 count = os.pwritev(self._block.fd, left[:PIECES], place)
@@ -61,12 +65,12 @@ class FreshPages:
                 self._fresh[:] = False
                 return False
             raise FileError(error.errno, error.strerror, f"RAM block {self._block.name}") from error
-        self.written(slice(first, first + len(pages)))
+        self.written(slice(first, first + (place - start) // size))
         return True
 
 
 def _behind(pieces: list[memoryview], count: int) -> list[memoryview]:
-    """Return what is left of equally long pieces, but perhaps the first, behind `count` bytes."""
+    """Return what is left of pieces behind their first `count` bytes."""
     done = 0
     while done < len(pieces) and count >= len(pieces[done]):
         count -= len(pieces[done])

@@ -81,7 +81,7 @@ class Processes:
             channel.drop()
 
     def map_blocks(self, blocks: tuple[RamBlock, ...]) -> None:
-        """Make every process that writes pages map RAM, then let pages flow."""
+        """Make every process that writes pages map RAM; they flow after `go_on`."""
         assert self._transport is not None
         appliers = [*(self._workers or [self._transport]), *self._channels]
         for child in appliers:
@@ -90,6 +90,9 @@ class Processes:
                 send_fd(child.connection, block.fd)
         for _ in appliers:
             self._crew.wait_for(str)
+
+    def go_on(self) -> None:
+        """Let the stream behind the list of RAM blocks flow."""
         self.command_transport(Continue())
 
     def stand_by(self, remover: Callable[[], None] | None) -> None:

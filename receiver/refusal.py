@@ -8,7 +8,6 @@ from ..protocol.reading.configuration import IGNORE_SHARED, MAPPED_RAM
 from ..protocol.wire.marks import CommandType
 from ..protocol.wire.ram import SECTION_NAME
 
-_CAPABILITIES = frozenset({IGNORE_SHARED, MAPPED_RAM})
 _COMMANDS = frozenset(
     {
         CommandType.POSTCOPY_LISTEN,
@@ -23,8 +22,8 @@ def refuse(event: events.Event) -> None:
     """Raise UnsupportedError if the event has to be refused."""
     what, section = None, None
     if isinstance(event, events.Configuration):
-        refused = [name for name in event.capabilities or () if name in _CAPABILITIES]
-        what, section = (f"capability {refused[0]} is" if refused else None), "configuration"
+        refused = IGNORE_SHARED in (event.capabilities or ())
+        what, section = (f"capability {IGNORE_SHARED} is" if refused else None), "configuration"
     elif isinstance(event, events.IterativeSection):
         known = isinstance(event, events.RamSection)
         what, section = (None if known else "this kind of iterative section is"), event.name
@@ -38,3 +37,21 @@ def refuse(event: events.Event) -> None:
         what = f"command {CommandType(event.command).name} is"
     if what is not None:
         raise UnsupportedError(f"{what} not supported", offset=event.offset, section=section)
+
+
+def refuse_places(event: events.Event) -> None:
+    """Raise UnsupportedError if the event begins a mapped-ram stream.
+
+    Its pages are read at their places, so it has to come from a file, as it is.
+    """
+    if isinstance(event, events.Configuration) and MAPPED_RAM in (event.capabilities or ()):
+        message = "a mapped-ram stream is received from a file: neither compressed, nor from a pipe"
+        raise UnsupportedError(message, offset=event.offset, section="configuration")
+
+
+def refuse_left_out(event: events.RamBlocks) -> None:
+    """Raise UnsupportedError if a mapped-ram file leaves out a block."""
+    for block in event.blocks:
+        if block.mapped is not None and not block.mapped.present:
+            message = f"block {block.name}, which is left out, is not supported"
+            raise UnsupportedError(message, offset=event.offset, section=SECTION_NAME)

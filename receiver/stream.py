@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 from ..guest.base import BlockLayout, DeviceSection, DeviceState, Machine
 from ..guest.errors import MigrationError
 from ..protocol import events
+from ..protocol.devices.description import with_capabilities
+from ..protocol.reading.configuration import MAPPED_RAM
 from ..protocol.wire.kept import Part, Payload
 from ..transport.spill import SentFile, SpillFile
 
@@ -60,10 +64,34 @@ class Incoming:
         return Machine(
             name=self.configuration.machine,
             page_size=page_size or self.page_size,
-            capabilities=self.configuration.capabilities,
+            capabilities=self._capabilities(),
             uuid=self.configuration.uuid,
             page_bits_sent=page_size is not None,
         )
+
+    def _capabilities(self) -> tuple[str, ...] | None:
+        """Return the capabilities without that of the file, which the guest does not keep."""
+        assert self.configuration is not None
+        found = self.configuration.capabilities
+        if found is None or MAPPED_RAM not in found:
+            return found
+        return tuple(name for name in found if name != MAPPED_RAM) or None
+
+    def _described(self) -> bytes | None:
+        """Return the description of a stream with the capabilities that the guest keeps.
+
+        Raises MigrationError.
+        """
+        text, configuration = self.description, self.configuration
+        if text is None or configuration is None:
+            return text
+        if MAPPED_RAM not in (configuration.capabilities or ()):
+            return text
+        try:
+            changed = with_capabilities(json.loads(text), self._capabilities() or ())
+            return json.dumps(changed).encode()
+        except (ValueError, RecursionError) as error:
+            raise MigrationError(f"the description makes no sense: {error}") from error
 
     def layout(self) -> list[BlockLayout]:
         """Return the RAM blocks that the stream brings."""
@@ -78,6 +106,6 @@ class Incoming:
         return DeviceState(
             early=tuple(self.early),
             sections=tuple(self.sections),
-            description=self.description,
+            description=self._described(),
             ram_section_id=self.ram_section_id,
         )

@@ -7,6 +7,7 @@ coordinator.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -21,6 +22,7 @@ from ..protocol.reader import StreamReader
 from ..transport.channel import Channel, ChannelError
 from ..transport.counters import Counters
 from ..transport.crew import Failed
+from ..transport.direct import position
 from ..transport.process import receive_channel, send_message
 from ..transport.ring import Ring
 from ..transport.shared import SharedFd
@@ -91,6 +93,7 @@ class Transport:
         slot = self._slots.acquire()
         used = self._input.fill(slot.data[DATA_START:], HEAD_BYTES)
         framed = is_compressed(slot.data[DATA_START : DATA_START + used])
+        self._delivery.seekable = not framed and position(self._channel) is not None
         if framed:
             self._take_compressed(slot.data[DATA_START : DATA_START + used])
         else:
@@ -107,8 +110,15 @@ class Transport:
     def _take_plain(self, slot: npt.NDArray[np.uint8], used: int) -> None:
         while used:
             self._take(slot, used)
+            self._pass_pages()
             slot = self._slots.acquire()
             used = self._input.fill(slot.data[DATA_START:])
+
+    def _pass_pages(self) -> None:
+        """Pass by the pages of a mapped-ram file, which others read at their places."""
+        if self._reader.to_skip:
+            os.lseek(self._channel.fileno(), self._reader.to_skip, os.SEEK_CUR)
+            self._reader.skip(self._reader.to_skip)
 
     def _take_compressed(self, head: memoryview) -> None:
         inflater = Inflater(len(self._setup.rings), self._take)

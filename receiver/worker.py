@@ -128,6 +128,22 @@ class BlockWriter:
             raise xbzrle.bad_encoding(error, where) from None
         xbzrle.apply(self._ram, numbers, data, runs)
 
+    def put(self, first: int, pages: npt.NDArray[np.uint8]) -> None:
+        """Put neighbouring pages (n, page_size) into RAM, from page `first` on."""
+        count = len(pages)
+        if self._fresh.all_fresh(first, count) and self._fresh.write(
+            first, [pages.reshape(-1).data]
+        ):
+            return
+        self._fresh.written(slice(first, first + count))
+        self._ram[first : first + count] = pages
+
+    def clear(self, numbers: npt.NDArray[np.intp]) -> None:
+        """Make pages zero that only this writer writes; those never written are zero."""
+        existing = self._fresh.existing(numbers)
+        for first in range(0, len(existing), FILL_PAGES):
+            self.fill(existing[first : first + FILL_PAGES], 0)
+
     def fill(self, target: slice | npt.NDArray[np.intp], fill: int) -> None:
         """Fill pages with one byte value, except those that have it already.
 

@@ -23,6 +23,14 @@ def reopen(channel: Channel, flags: int, *, direct_io: bool) -> Channel:
         raise ChannelError(f"{channel.name}: {why_not(error)}") from error
 
 
+def position(channel: Channel) -> int | None:
+    """Return the offset in its file that a channel is at; None if it is not a file."""
+    try:
+        return os.lseek(channel.fileno(), 0, os.SEEK_CUR)
+    except OSError:
+        return None
+
+
 def why_not(error: OSError) -> str:
     """Return the reason why a file could not be opened for direct I/O, or be opened at all."""
     if error.errno == errno.EINVAL:

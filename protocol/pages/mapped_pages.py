@@ -6,6 +6,7 @@ Memory is bounded whatever the file says; data past the end of the file is notic
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,22 @@ _BITMAP_BYTES = 1 << 16
 """Bytes of a bitmap that are read at once: 2 GiB of RAM with pages of 4096 bytes."""
 _WINDOW = 1 << 20
 """Bytes of pages that are read at once; a multiple of any page size."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which of `count` pages of a block, from page `first` on, are in the file: `numbers`, (n,).
+
+    `place` is the position in the stream of the block's page 0.
+    """
+
+    block: RamBlock
+    index: int
+    page_size: int
+    place: int
+    first: int
+    count: int
+    numbers: npt.NDArray[np.intp]
 
 
 def list_pieces(listed: RamBlocks) -> list[tuple[int, bytes]]:
@@ -65,76 +82,78 @@ def read_pages(
     requested. `on_missing`: instead receives the pages past the end of the file, and those whose
     bitmap is past it.
     """
+    for part in read_parts(listed, read_at, on_missing):
+        windows = part.numbers // (_WINDOW // part.page_size)
+        for some in np.split(part.numbers, np.flatnonzero(np.diff(windows)) + 1):
+            if len(some):
+                yield from _read_run(part, some, read_at, on_missing)
+
+
+def read_parts(
+    listed: RamBlocks, read_at: ReadAt, on_missing: OnMissing | None = None
+) -> Iterator[Part]:
+    """Yield which pages the file has, as its bitmaps say.
+
+    Raises StreamError if it ends before them. `on_missing` is as for `read_pages`.
+    """
     base = _lay_out(listed)[1]
     for index, block in enumerate(listed.blocks):
         if block.mapped is not None and block.mapped.present:
-            yield from _read_block(block, index, base, read_at, on_missing)
+            yield from _read_bitmap(block, index, base, read_at, on_missing)
 
 
-def _read_block(
+def _read_bitmap(
     block: RamBlock, index: int, base: int, read_at: ReadAt, on_missing: OnMissing | None
-) -> Iterator[MappedRun]:
+) -> Iterator[Part]:
     mapped = block.mapped
     assert mapped is not None
     size, count = mapped.page_size, block.length // mapped.page_size
     start = mapped.bitmap_offset - base
     for at in range(0, bitmap_size(block.length, size), _BITMAP_BYTES):
         wanted = min(_BITMAP_BYTES, bitmap_size(block.length, size) - at)
-        bits = _read_bitmap(read_at, start + at, wanted, block.name, partly=on_missing is not None)
-        if on_missing is not None and len(bits) < wanted:
-            on_missing(index, slice((at + len(bits)) * 8, count))
-        numbers = at * 8 + np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+        data = read_at(start + at, wanted)
+        if len(data) < wanted:
+            if on_missing is None:
+                raise past_the_end(f"the bitmap of block {block.name}", start + at)
+            on_missing(index, slice((at + len(data)) * 8, count))
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+        numbers = at * 8 + np.flatnonzero(bits)
         if on_missing is not None:
             numbers = numbers[numbers < count]
         if len(numbers) and numbers[-1] >= count:
             message = f"the bitmap of block {block.name} has a page {numbers[-1]} of {count}"
             raise StreamError(message, offset=start + at, section=SECTION_NAME)
-        windows = numbers // (_WINDOW // size)
-        for some in np.split(numbers, np.flatnonzero(np.diff(windows)) + 1):
-            if len(some):
-                yield from _read_run(
-                    block, index, some, mapped.pages_offset - base, read_at, on_missing
-                )
-        if len(bits) < wanted:
+        here = min(len(bits), count - at * 8)
+        yield Part(block, index, size, mapped.pages_offset - base, at * 8, here, numbers)
+        if len(data) < wanted:
             return
 
 
 def _read_run(
-    block: RamBlock,
-    index: int,
+    part: Part,
     numbers: npt.NDArray[np.intp],
-    start: int,
     read_at: ReadAt,
     on_missing: OnMissing | None,
 ) -> Iterator[MappedRun]:
     """Yield the pages `numbers`, which are near each other, with one read from first to last."""
-    assert block.mapped is not None
-    size = block.mapped.page_size
+    block, size = part.block, part.page_size
     first, last = int(numbers[0]), int(numbers[-1])
-    place, wanted = start + first * size, (last - first + 1) * size
+    place, wanted = part.place + first * size, (last - first + 1) * size
     raw = read_at(place, wanted)
     if len(raw) < wanted:
         if on_missing is None:
-            raise _past_the_end(f"a page of block {block.name}", place)
+            raise past_the_end(f"a page of block {block.name}", place)
         here = numbers < first + len(raw) // size
-        on_missing(index, numbers[~here])
+        on_missing(part.index, numbers[~here])
         numbers = numbers[here]
         if not len(numbers):
             return
     data = np.frombuffer(raw[: len(raw) // size * size], np.uint8).reshape(-1, size)
     pages = data if len(data) == len(numbers) else data[numbers - first]
-    yield MappedRun(place, block, index, numbers.astype(np.uint64) * np.uint64(size), pages)
+    yield MappedRun(place, block, part.index, numbers.astype(np.uint64) * np.uint64(size), pages)
 
 
-def _read_bitmap(
-    read_at: ReadAt, place: int, wanted: int, name: str, *, partly: bool
-) -> npt.NDArray[np.uint8]:
-    data = read_at(place, wanted)
-    if len(data) < wanted and not partly:
-        raise _past_the_end(f"the bitmap of block {name}", place)
-    return np.frombuffer(data, np.uint8)
-
-
-def _past_the_end(what: str, place: int) -> StreamError:
+def past_the_end(what: str, place: int) -> StreamError:
+    """Return the error for what the file should have at a position in the stream, and has not."""
     message = f"{what} lies past the end of the file"
     return StreamError(message, offset=place, section=SECTION_NAME)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
 
 import numpy as np
 
+from ...protocol.pages.runs import runs
 from ...transport.channel import Channel, ChannelError
 from ...transport.sparse import write_at
 from ..chunks import CHUNK_PAGES, Chunk
@@ -48,7 +48,7 @@ class FileWriter:
             np.take(block.ram, numbers, axis=0, out=source, mode="clip")
         place = self._plan.blocks[block.block.name].place.pages_offset
         with self._pace.sending(len(indexes) * block.page_size):
-            for start, end in _runs(numbers):
+            for start, end in runs(numbers):
                 pages = source[rows[start] : rows[start] + end - start]
                 self._write(pages, place + int(numbers[start]) * block.page_size)
         self._mark(chunk, indexes, there=True)
@@ -72,9 +72,3 @@ class FileWriter:
         bits = np.unpackbits(owned, bitorder="little")
         bits[indexes] = there
         owned[:] = np.packbits(bits, bitorder="little")
-
-
-def _runs(numbers: Numbers) -> Iterator[tuple[int, int]]:
-    """Yield first and last index (exclusive) of each run of neighbouring page numbers."""
-    breaks = (np.flatnonzero(np.diff(numbers) != 1) + 1).tolist()
-    yield from zip([0, *breaks], [*breaks, len(numbers)], strict=True)

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from ...guest.base import DeviceState, Guest, Machine
 from ...guest.errors import MigrationError
+from ...protocol.devices.description import DescriptionError
 from ...protocol.pages.mapped_layout import place_blocks
 from ...protocol.pages.mapped_pages import list_pieces
 from ...protocol.reading.configuration import MAPPED_RAM
@@ -104,8 +105,14 @@ class MappedPath:
             write_at(channel.fileno(), _MAGIC, self._start)
 
     def closing(self, state: DeviceState) -> bytes:
-        """Return the end of the stream, whose description names the capability."""
-        return stream.closing(state, self._capabilities)
+        """Return the end of the stream, whose description names the capability.
+
+        Raises MigrationError.
+        """
+        try:
+            return stream.closing(state, self._capabilities)
+        except DescriptionError as error:
+            raise MigrationError(f"the guest's description makes no sense: {error}") from error
 
     def close(self) -> None:
         """Release the bitmaps."""

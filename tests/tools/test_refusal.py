@@ -11,7 +11,7 @@ from vmferry.protocol.errors import UnsupportedError
 from vmferry.receiver.refusal import refuse
 
 from tests.protocol.conftest import small_stream, to_bytes
-from tests.protocol.kinds import KINDS, mapped
+from tests.protocol.kinds import KINDS
 
 REFUSED = {
     "block": "(section 'block'): this kind of iterative section is",
@@ -21,7 +21,6 @@ REFUSED = {
     "opaque": "(section 'vfio'): this kind of iterative section is",
     "pages": "(section 'ram'): COMPRESS_PAGE records are",
     "shared": "(section 'configuration'): capability x-ignore-shared is",
-    "mapped-ram": "(section 'configuration'): capability mapped-ram is",
     "postcopy": ": command POSTCOPY_RAM_DISCARD is",
     "no-footers": ": sections without footers (very old machine types) are",
     "nothing-told": ": sections without footers (very old machine types) are",
@@ -29,7 +28,6 @@ REFUSED = {
 
 
 STREAMS = {kind: to_bytes(made) for kind, made in KINDS.items()}
-STREAMS["mapped-ram"] = mapped({"ram": [1]})[0]
 
 
 @pytest.mark.parametrize("kind", STREAMS)

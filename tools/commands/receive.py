@@ -26,6 +26,7 @@ from ..console.setting_options import setting_option
     epilog=examples(
         "receive tcp:127.0.0.1:7001 --guest dir:saved",
         "receive tcp::7001 --guest dir:saved --multifd-channels 4",
+        "receive file:guest.save --guest dir:saved",
         "receive --resume --guest dir:saved",
     )
 )
@@ -33,6 +34,7 @@ from ..console.setting_options import setting_option
 @guest_option(incoming=True)
 @setting_option(settings.WORKERS)
 @setting_option(settings.MULTIFD_CHANNELS, default=None, show_default=False)
+@setting_option(settings.DIRECT_IO)
 @setting_option(settings.MAX_DEVICE_STATE)
 @paused_option
 @click.option(
@@ -49,6 +51,7 @@ def receive(
     guest_text: str,
     workers: int | None,
     multifd_channels: int | None,
+    direct_io: bool,
     max_device_state: int,
     paused: bool,
     taking_up: bool,
@@ -68,6 +71,7 @@ def receive(
             parameters = ReceiveParameters(
                 workers=workers,
                 multifd_channels=multifd_channels,
+                direct_io=direct_io,
                 paused=paused,
                 max_device_state=max_device_state,
             )
