@@ -53,13 +53,10 @@ class Live:
 
 @dataclass(frozen=True)
 class Arrived:
-    """What the destination tells at its end: the CPU time in seconds of its setup and of the rest,
-    and a digest of the memory (of a synthetic guest).
-    """
+    """What the destination tells: the CPU time in seconds of its setup, and of the rest."""
 
     setup_cpu: float
     cpu: float
-    digest: str
 
 
 def _written(guest: Guest) -> int:
@@ -67,8 +64,10 @@ def _written(guest: Guest) -> int:
     return guest.counter() if isinstance(guest, SyntheticGuest) else 0
 
 
-def _digest(guest: Guest) -> str:
-    return guest.digest() if isinstance(guest, SyntheticGuest) else ""
+def _tell_digest(connection: Connection, guest: Guest) -> None:
+    """Tell the digest of a synthetic guest's memory, when asked: it takes memory of its own."""
+    connection.recv()
+    send_message(connection, guest.digest() if isinstance(guest, SyntheticGuest) else "")
 
 
 def _pid(guest: Guest) -> int:
@@ -79,9 +78,8 @@ def _pid(guest: Guest) -> int:
 def send(
     connection: Connection, uri: str, source: Still | Live, parameters: SendParameters
 ) -> None:
-    """Send the guest; tell when it is there, and at the end a Run and the digest of its memory.
-
-    In between wait for a message, so that both begin at once.
+    """Send the guest: tell when it is there, and after an answer send it; tell the Run, and after
+    another answer the digest of its memory.
     """
     guest = source.make()
     meter = CpuMeter(lambda: _pid(guest))
@@ -89,7 +87,8 @@ def send(
         send_message(connection, "ready")
         connection.recv()
         with meter.running():
-            send_message(connection, (_send(guest, uri, parameters, meter), _digest(guest)))
+            send_message(connection, _send(guest, uri, parameters, meter))
+        _tell_digest(connection, guest)
     finally:
         guest.close()
 
@@ -121,7 +120,7 @@ def _send(guest: Guest, uri: str, parameters: SendParameters, meter: CpuMeter) -
 def receive(connection: Connection, destination: Still | Live, channels: int | None) -> None:
     """Receive the guest, which stays paused, over `channels` of multifd beside the main one.
 
-    Tell where it is expected, and at the end Arrived.
+    Tell where it is expected, then Arrived, and after an answer the digest of its memory.
     """
     started = time.monotonic()
     guest = destination.make()
@@ -144,6 +143,7 @@ def receive(connection: Connection, destination: Still | Live, channels: int | N
         with meter.running():
             receiver.run(on_listening=listening)
             cpu = meter.spent() - spent[1]
-        send_message(connection, Arrived(spent[1] - spent[0], cpu, _digest(guest)))
+        send_message(connection, Arrived(spent[1] - spent[0], cpu))
+        _tell_digest(connection, guest)
     finally:
         guest.close()

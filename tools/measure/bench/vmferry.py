@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
-from ....transport.process import start_child, stop_children
+from ....transport.process import Child, send_message, start_child, stop_children
 from ..children import ChildError, next_message
 from .cases import BenchError, Case
 from .ends import Arrived, Live, Still, receive, send
@@ -55,19 +55,28 @@ def _run(
         try:
             next_message(sender)
             with _watching(sampler, sender.pid, receiver.pid):
-                sender.connection.send("go")
-                run: Run
-                run, digest = next_message(sender)
+                _answer(sender)
+                run: Run = next_message(sender)
                 arrived: Arrived = next_message(receiver)
+            for child in (sender, receiver):
+                _answer(child)
+            if next_message(sender) != next_message(receiver):
+                raise BenchError(f"the memories differ: {case}")
         finally:
             stop_children([sender])
     except ChildError as error:
         raise BenchError(str(error)) from None
     finally:
         stop_children([receiver])
-    if digest != arrived.digest:
-        raise BenchError(f"the memories differ: {case}")
     return run.and_of(arrived.cpu, waited, arrived.setup_cpu)
+
+
+def _answer(child: Child) -> None:
+    """Let a child go on. Raises ChildError if it is dead."""
+    try:
+        send_message(child.connection, "go on")
+    except OSError:
+        raise ChildError(child.death()) from None
 
 
 def _watching(
