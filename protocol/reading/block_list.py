@@ -52,11 +52,11 @@ class BlockListReader:
         """Begin the list after MEM_SIZE at `offset` in the stream, with `total` bytes of RAM."""
         if self._start is not None:
             raise _error("a second list of blocks", offset)
-        if total == 0:
-            raise _error("a list of no blocks", offset)
         if total > self._max_total:
             raise _error(f"{total} bytes of RAM, the limit is {self._max_total}", offset)
         self._start = (offset, total)
+        # A machine may have no RAM of its own.
+        self.complete = total == 0
 
     def read(self, cursor: Cursor) -> events.RamBlocks | None:
         """Read the next entry, and return the event if it was the last one."""

@@ -117,7 +117,7 @@ class RamReader:
             raise self._error(message, offset)
         cursor.take(ram.RecordHeader)
         self.block_list.begin(offset, value - flags)
-        return []
+        return [self.block_list.so_far()] if self.block_list.complete else []
 
     def _pass_gap(self, cursor: Cursor) -> None:
         """Skip pages at fixed places (mapped-ram), as far as they have arrived."""

@@ -36,6 +36,19 @@ def test_events_and_bytes_are_the_same_thing(make: Any) -> None:
         assert one == other
 
 
+@pytest.mark.parametrize("size", [1, 7, 1 << 20])
+def test_no_ram_at_all(make: Any, size: int) -> None:
+    """Broken: the stream of a machine without RAM of its own (x-remote) would be refused."""
+    started = make.ram_piece(SectionType.START, events.RamBlocks(0, 0, ()))
+    data = make.to_bytes([events.Header(0), *started, *make.closing()])
+    reader, found = StreamReader(), []
+    for start in range(0, len(data), size):
+        found += reader.feed(data[start : start + size])
+    found += reader.close()
+    assert make.to_bytes(found) == data
+    assert [event.blocks for event in found if isinstance(event, events.RamBlocks)] == [()]
+
+
 def test_offsets_are_true(make: Any) -> None:
     """If it failed, reports and errors would point at the wrong place in the stream."""
     data = make.to_bytes(make.small_stream())
