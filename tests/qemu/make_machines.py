@@ -266,6 +266,19 @@ def windows_of(memory: str, layouts: list[Layout]) -> list[list[int | None]] | N
     return found or None
 
 
+def known_windows(memory: str, layouts: list[Layout]) -> list[list[int | None]] | None:
+    """As `windows_of`; where larger sizes are elsewhere, as behind devices: up to these sizes."""
+    ordered = sorted(layouts, key=lambda layout: layout.blocks.get(memory, 0))
+    for count in range(len(ordered), 0, -1):
+        found = windows_of(memory, ordered[:count])
+        if found is not None and count < len(ordered):
+            known = ordered[count - 1].blocks.get(memory, 0)
+            found[-1][1] = known - sum(length or 0 for _, length in found)
+        if found is not None:
+            return found
+    return None
+
+
 def survey(program: Program, blob: str) -> dict[str, dict[str, Any]]:
     """Of each machine of a program, an entry."""
     with started(program, "-machine", "none") as guest:
@@ -283,7 +296,7 @@ def survey(program: Program, blob: str) -> dict[str, dict[str, Any]]:
             return
         memory = memory_of(machine.get("default-ram-id"), layouts)
         others = sorted({name for layout in layouts for name in layout.blocks} - {*memory})
-        windows = windows_of(memory[0], layouts) if len(memory) == 1 else None
+        windows = known_windows(memory[0], layouts) if len(memory) == 1 else None
         entry = {"memory": memory, "others": [name for name in others if "/" not in name]}
         found[name] = entry if program.target in PC else {**entry, "ram": windows}
 

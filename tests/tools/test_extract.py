@@ -189,6 +189,11 @@ def test_other_layouts() -> None:
     memory = [events.RamBlock("mine", 8 * GIB)]
     assert regions(Guest("virt-10.0", "aarch64"), memory) == [Region(0, 8 * GIB, GIB)]
     assert regions(Guest("pseries-7.2"), memory) == [Region(0, 8 * GIB, 0)]
+    assert regions(Guest("virt", "riscv32"), memory) == [Region(0, 8 * GIB, 2 * GIB)]
+    some = [events.RamBlock("petalogix_ml605.ram", GIB // 4)]
+    assert regions(Guest("petalogix-ml605"), some) == [Region(0, GIB // 4, 0x5000_0000)]
+    with pytest.raises(LayoutError, match="more memory than 768"):
+        regions(Guest("petalogix-ml605"), memory)
     with pytest.raises(LayoutError, match="layout of machine nonsense is not known"):
         regions(Guest("nonsense"), memory)
     with pytest.raises(LayoutError, match="machine without a name is not known: say its --machine"):

@@ -95,8 +95,10 @@ def choose(blocks: Sequence[RamBlock], machines: Sequence[Machine] = ()) -> Choi
         best = max(fitting, key=lambda each: sum(found[name].length for name in each))
         main = [found[name] for name in best]
         return Choice(main, [block for block in possible if block not in main])
+    if not found:
+        raise LayoutError("the stream has no RAM blocks")
     if not possible:
-        listed = ", ".join(found) or "none"
+        listed = ", ".join(found)
         raise LayoutError(
             f"none of the RAM blocks is the guest's memory: {listed}; name it by --block"
         )
@@ -210,6 +212,13 @@ def _layout(guest: Guest, length: int) -> list[Region]:
             f"where machine {guest.machine} has its memory is not known: say --base ADDRESS, or "
             "extract it as raw"
         )
+    if None not in (room for _, room in windows):
+        known = sum(room or 0 for _, room in windows)
+        if length > known:
+            raise LayoutError(
+                f"where machine {guest.machine} has more memory than {format_size(known)} is not "
+                "known: say --base ADDRESS, or extract it as raw"
+            )
     return _fill(windows, length)
 
 

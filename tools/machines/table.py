@@ -84,7 +84,8 @@ class Machine:
 
     `memory` names the RAM blocks that are the main memory, unless a memory backend has another
     name; `others` names blocks that are not. `windows` has the address ranges that memory fills one
-    after another, each with a length in bytes (None: the last); None: unknown, or split as on a PC.
+    after another, each with a length in bytes (the last may have None, for any); None: unknown, or
+    split as on a PC.
     """
 
     names: frozenset[str]
