@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..guest.base import RamBlock
+from ..transport.pieces import drop_front
 from ..transport.sparse import data_parts
 from ..transport.spill import FileError
 
@@ -58,7 +59,7 @@ class FreshPages:
             while left:
                 count = os.pwritev(self._block.fd, left[:PIECES], place)
                 place += count
-                left = _behind(left, count)
+                drop_front(left, count)
         except OSError as error:
             if error.errno == errno.EINVAL:
                 # Memory in huge pages can only be mapped.
@@ -67,15 +68,3 @@ class FreshPages:
             raise FileError(error.errno, error.strerror, f"RAM block {self._block.name}") from error
         self.written(slice(first, first + (place - start) // size))
         return True
-
-
-def _behind(pieces: list[memoryview], count: int) -> list[memoryview]:
-    """Return what is left of pieces behind their first `count` bytes."""
-    done = 0
-    while done < len(pieces) and count >= len(pieces[done]):
-        count -= len(pieces[done])
-        done += 1
-    rest = pieces[done:]
-    if count:
-        rest[0] = rest[0][count:]
-    return rest

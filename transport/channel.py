@@ -12,6 +12,7 @@ import struct
 import subprocess
 
 from ..protocol.errors import VmferryError
+from .pieces import drop_front
 from .silence import silence
 from .unix_socket import UnixListener
 from .uri import Exec, Fd, Tcp, Unix, Uri
@@ -79,7 +80,7 @@ class Channel:
         rest = [piece for piece in pieces if piece]
         while rest:
             try:
-                _drop(rest, self._send_some(rest, stop_fd))
+                drop_front(rest, self._send_some(rest, stop_fd))
             except BlockingIOError:
                 self._wait_writable(stop_fd)
             except OSError as error:
@@ -165,17 +166,6 @@ class Channel:
             self._socket.close()
         elif fd >= 0:
             os.close(fd)
-
-
-def _drop(pieces: list[memoryview], count: int) -> None:
-    """Remove the first `count` bytes from `pieces`."""
-    while count:
-        first = pieces[0]
-        if count < len(first):
-            pieces[0] = first[count:]
-            return
-        count -= len(first)
-        del pieces[0]
 
 
 def _tuned(fd: int) -> socket.socket:

@@ -21,6 +21,7 @@ from ...protocol.wire.multifd import Compression
 from ...transport.channel import Channel, ChannelError
 from ...transport.counters import Counters
 from ...transport.crew import reporting
+from ...transport.pieces import drop_front
 from ...transport.process import receive_channel, send_message
 from ...transport.shared import Readiness, SharedFd
 from ..worker import MapBlocks
@@ -136,7 +137,7 @@ class ChannelInput:
             if not count:
                 raise self._cut()
             left -= count
-            _drop(pieces, count)
+            drop_front(pieces, count)
         self._used = -left
 
     def _receive(self, pieces: list[memoryview], *, until_finish: bool) -> int:
@@ -165,17 +166,6 @@ class ChannelInput:
 
 def _page_size(blocks: tuple[RamBlock, ...]) -> int:
     return blocks[0].page_size if blocks else PAGE_SIZES[0]
-
-
-def _drop(pieces: list[memoryview], count: int) -> None:
-    """Remove the first `count` bytes from `pieces`."""
-    done = 0
-    while done < len(pieces) and count >= len(pieces[done]):
-        count -= len(pieces[done])
-        done += 1
-    del pieces[:done]
-    if count:
-        pieces[0] = pieces[0][count:]
 
 
 def run_channel(connection: Connection, setup: ChannelSetup) -> None:
