@@ -21,6 +21,8 @@ def main() -> None:
     # Threads of numpy's BLAS would spin in each process, and nothing here multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
+        if "_VMFERRY_COMPLETE" in os.environ:
+            from .console import completion  # noqa: F401, PLC0415 - for shells alone
         from .cli import main as command  # noqa: PLC0415
 
         command(prog_name="vmferry", obj=interruption.begin)

@@ -11,21 +11,25 @@ import io
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 COMMANDS = {
-    "bench": "Measure migrations over loopback TCP, in turns with QEMU's own.",
-    "convert": "Put the stream IN (as in dump) into another container, OUT (- for stdout).",
-    "ctl": "Give the QMP command COMMAND to a QEMU, or to a service, and print the answer.",
-    "demo": "Migrate a busy guest between two real process groups over TCP; watch and verify it.",
-    "diff": "Show what differs between the streams A and B (as in dump).",
-    "dump": "Show what STREAM holds: a file, - for standard input, or DISK.qcow2#SNAPSHOT.",
-    "extract": "Take a guest's RAM out of STREAM (as in dump): an image, sparse where it is zero.",
-    "receive": "Take a guest in, from URI.",
-    "send": "Move a guest out, to URI.",
-    "serve": "Keep a guest, and send or receive it when a QMP client says so.",
-    "verify": "Check that STREAM (as in dump) is whole, and rebuilds this RAM.",
+    "bench": "Measure migrations over loopback TCP, in turns with those of a QEMU.",
+    "convert": "Write the stream IN into another container, OUT (- for standard output).",
+    "ctl": "Send a QMP command to a QEMU or to `vmferry serve`, and print the answer.",
+    "demo": "Migrate a busy guest between two groups of processes over TCP, and verify its memory.",
+    "diff": "Show how the guests in the streams A and B differ.",
+    "dump": "Show what a stream holds: its machine, RAM, rounds and devices.",
+    "extract": "Extract a guest's RAM, devices and disks from a stream.",
+    "receive": "Receive a guest from URI, and let it run.",
+    "send": "Send a guest to URI, while it runs.",
+    "serve": "Keep a guest running, and send or receive it when a QMP client says so.",
+    "verify": "Check that a stream is complete and valid, and compare its RAM.",
 }
 """The subcommands, each in the module of `commands` with its name, and the job of each in a line.
 
@@ -52,6 +56,17 @@ class Commands(click.Group):
         command: click.Command = getattr(module, cmd_name)
         return command
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the subcommands and options that begin so, without importing any module."""
+        from click.shell_completion import CompletionItem  # noqa: PLC0415 - for shells alone
+
+        found = [
+            CompletionItem(name, help=job)
+            for name, job in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return found or click.Command.shell_complete(self, ctx, incomplete)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -75,7 +90,13 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+_EPILOG = """\b
+Completion by the shell, in ~/.bashrc (for zsh and fish: zsh_source, fish_source):
+  eval "$(_VMFERRY_COMPLETE=bash_source vmferry)"
+"""
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.version_option(None, "-V", "--version", package_name="vmferry")
 @click.pass_obj
 def main(begin: Callable[[], None] | None) -> None:

@@ -392,7 +392,9 @@ def test_several_dimms(version: str, tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     check_same(read_core(folder / "dump"), read_core(core), places)
     over = ("--block", "b@0x100000000", "--block", "mem1@0x100000000")
-    ran = vmferry("extract", str(folder / "stream"), "-o", str(core), "--format", "elf", *over)
+    ran = vmferry(
+        "extract", "-f", str(folder / "stream"), "-o", str(core), "--format", "elf", *over
+    )
     assert "two RAM blocks would be at 0x100000000" in ran.stderr
     # Where blocks carry addresses, nothing is left to be said.
     for option in ("share=on,id=mem1", "share=on,id=b"):

@@ -102,7 +102,7 @@ def test_multifd(name: str, tmp_path: Path) -> None:
     # What a stock QEMU makes of the stream of one channel, and sends again.
     assert vmferry("convert", str(main), str(plain), "--to", "plain", *options).returncode == 0
     check_loads(row, plain, truth, tmp_path)
-    alone = vmferry("extract", str(main), "-o", str(out))
+    alone = vmferry("extract", "-f", str(main), "-o", str(out))
     assert (alone.returncode, "--channel" in alone.stderr) == (1, True)
 
 

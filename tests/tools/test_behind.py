@@ -55,13 +55,13 @@ def _checked(vmferry: Any, path: str, same: bytes) -> list[Any]:
         ran = vmferry.call(command, "--json", path)
         assert ran.exit_code == 0, ran.output
         found.append(json.loads(ran.stdout)["behind"])
-    ran = vmferry.call("extract", "--json", path, "-o", str(vmferry.folder / "ram"))
+    ran = vmferry.call("extract", "-f", "--json", path, "-o", str(vmferry.folder / "ram"))
     found.append(json.loads(ran.stdout)["behind"])
     ran = vmferry.call("diff", "--json", path, path)
     found += json.loads(ran.stdout)["behind"]
     for container in ("plain", "mapped-ram"):
         out = vmferry.folder / "out"
-        ran = vmferry.call("convert", path, str(out), "--to", container)
+        ran = vmferry.call("convert", "-f", path, str(out), "--to", container)
         assert ran.exit_code == 0, ran.output
         assert ("were not looked at, and not copied" in ran.stderr) == (found[0] is not None)
         assert container != "plain" or out.read_bytes() == same
@@ -75,7 +75,7 @@ def test_plain_stream_in_a_volume(vmferry: Any, streams: Any, pad: bytes) -> Non
     said = {"bytes": len(pad), "exact": True, "layer": None, "warning": None}
     assert _checked(vmferry, path, streams.whole) == [said] * 5
     line = f"{len(pad)} bytes behind the end of the stream were not looked at"
-    for command in (("dump",), ("verify",), ("extract", "-o", str(vmferry.folder / "ram"))):
+    for command in (("dump",), ("verify",), ("extract", "-f", "-o", str(vmferry.folder / "ram"))):
         assert line in vmferry.call(*command, path).stdout
 
 
@@ -165,7 +165,7 @@ def test_containers_in_volumes(vmferry: Any, streams: Any) -> None:
 def test_mapped_ram_in_a_volume(vmferry: Any, streams: Any) -> None:
     """Broken: padding behind a mapped-ram file would be refused, compressed or not."""
     plain, mapped = vmferry.write("plain", streams.whole), vmferry.folder / "mapped"
-    assert vmferry.call("convert", plain, str(mapped), "--to", "mapped-ram").exit_code == 0
+    assert vmferry.call("convert", "-f", plain, str(mapped), "--to", "mapped-ram").exit_code == 0
     data = mapped.read_bytes()
     for volume, layer in (
         (data + OLD, None),
@@ -178,7 +178,7 @@ def test_mapped_ram_in_a_volume(vmferry: Any, streams: Any) -> None:
         said = {"bytes": len(OLD), "exact": True, "layer": layer, "warning": None}
         assert json.loads(ran.stdout)["behind"] == said
         out = vmferry.folder / "out"
-        assert vmferry.call("convert", path, str(out), "--to", "mapped-ram").exit_code == 0
+        assert vmferry.call("convert", "-f", path, str(out), "--to", "mapped-ram").exit_code == 0
         assert out.read_bytes() == data
 
 
@@ -200,7 +200,7 @@ def test_a_guess_is_told(vmferry: Any, streams: Any) -> None:
         assert warning in vmferry.call(command, path).stderr
     assert vmferry.call("diff", path, path).stderr.count(warning) == 2
     out = ("-o", str(vmferry.folder / "ram"))
-    assert warning in vmferry.call("extract", path, *out).stderr
+    assert warning in vmferry.call("extract", "-f", path, *out).stderr
     ran = vmferry.call("receive", f"file:{path}", "--guest", f"dir:{vmferry.folder / 'guest'}")
     assert ran.exit_code == 1
     assert "nothing tells where the stream ends" in ran.stderr
@@ -220,7 +220,7 @@ def test_length(vmferry: Any, streams: Any) -> None:
         ran = vmferry.call(*command, *place)
         assert (ran.exit_code, ran.stderr) == (0, "")
         assert json.loads(ran.stdout)["behind"] is None
-    assert vmferry.call("convert", path, str(out), "--to", "plain", *place).exit_code == 0
+    assert vmferry.call("convert", "-f", path, str(out), "--to", "plain", *place).exit_code == 0
     assert out.read_bytes() == bare
     ran = vmferry.call("verify", path, *place[:3], "0x10000000")
     assert "give a smaller --length" in ran.stderr

@@ -260,11 +260,11 @@ def test_damaged_xml_is_refused_alone(
         assert (ran.exit_code, ran.stderr.count("\n")) == (0, 1), ran.output
         assert re.search(f"offset 0x[0-9a-f]+: {said}", ran.stderr)
     assert said in vmferry.run("dump", "--xml", path).error
-    refused = vmferry.run("convert", path, str(out), "--to", "libvirt").error
+    refused = vmferry.run("convert", "-f", path, str(out), "--to", "libvirt").error
     assert said in refused
     assert "--xml FILE" in refused
     xml = vmferry.write("xml", XML.encode())
-    converted = vmferry.call("convert", path, str(out), "--to", "libvirt", "--xml", xml)
+    converted = vmferry.call("convert", "-f", path, str(out), "--to", "libvirt", "--xml", xml)
     assert converted.exit_code == 0, converted.output
 
 

@@ -54,9 +54,9 @@ def test_sizes_are_reported(vmferry: Any, streams: Any) -> None:
     written, whole = out.stat().st_size, len(streams.whole)
     sizes = f"{format_size(written)} for {format_size(whole)} of stream, {written / whole:.1%}"
     assert ran.output == f"{out}: {sizes}\n"
-    ran = vmferry.call("convert", stream, str(out), "--to", "plain")
+    ran = vmferry.call("convert", stream, str(out), "--to", "plain", "-f")
     assert ran.output == f"{out}: {format_size(whole)}\n"
-    assert vmferry.call("convert", stream, str(out), "--to", "plain", "-q").output == ""
+    assert vmferry.call("convert", stream, str(out), "--to", "plain", "-f", "-q").output == ""
 
 
 def test_terminal(vmferry: Any, streams: Any) -> None:

@@ -321,7 +321,7 @@ def test_failure_leaves_nothing(vmferry: Any, streams: Any) -> None:
     folder = vmferry.folder / "out"
     folder.mkdir()
     (folder / "ram").write_bytes(b"older")
-    arguments = ("extract", "-", "-o", str(folder / "ram"), "--devices", str(folder / "devices"))
+    arguments = ("extract", "-", "-f", "-o", str(folder / "ram"), "--devices", f"{folder}/devices")
     cut = streams.whole[: len(streams.whole) // 2]
     assert "offset" in vmferry.run(*arguments, feed=cut).error
     assert os.listdir(folder) == ["ram"]

@@ -86,6 +86,21 @@ def test_full_disk(vmferry: Any, streams: Any, monkeypatch: pytest.MonkeyPatch) 
     assert os.listdir(folder) == []
 
 
+@pytest.mark.parametrize(
+    "arguments", [["extract", "-", "-o", "{out}"], ["convert", "-", "{out}", "--to", "plain"]]
+)
+def test_nothing_is_overwritten(vmferry: Any, streams: Any, arguments: list[str]) -> None:
+    """Broken: a mistyped name would cost the user a file."""
+    out = Path(vmferry.write("out", b"older"))
+    words = [word.format(out=out) for word in arguments]
+    ran = vmferry.call(*words, feed=streams.whole)
+    assert ran.exit_code == 2
+    assert ran.output.endswith(f"{out} exists already: name another one, or overwrite it with -f\n")
+    assert out.read_bytes() == b"older"
+    assert vmferry.call(*words, "-f", feed=streams.whole).exit_code == 0
+    assert out.stat().st_size > len(b"older")
+
+
 @pytest.mark.parametrize("command", ["verify", "diff"])
 def test_memory_too_small(vmferry: Any, streams: Any, command: str) -> None:
     """Broken: what is wrong with our own memory would be told of the stream."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ...guest.errors import GuestError, MigrationError
 from ...transport import settings
-from ..console.examples import examples
+from ..console.command import command
 from ..console.failure import describe, fail
 from ..console.setting_options import setting_option
-from ..console.sizes import size
+from ..console.types import Size
 from ..measure.bench.cases import CONTENTS, DESTINATIONS, BenchError, Case, Variant, default_hot
 from ..measure.bench.comparison import compare
 from ..measure.bench.plot import check_plot, draw
@@ -29,35 +30,43 @@ _QUICK = (
 """Content, writes and variant of what `--quick` measures."""
 
 
-def rate(text: str) -> int | str:
-    """Return `still`, or the bytes a second of a rate such as `20M`. Raises BadParameter."""
-    return text if text == "still" else size(text)
+class _Rate(Size):
+    """A number of bytes per second, or None for `still`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the rate. Raises BadParameter."""
+        return None if value in (None, "still") else super().convert(value, param, ctx)
 
 
-@click.command(
-    epilog=examples(
-        "bench --quick --qemu qemu-system-x86_64",
-        "bench --size 8G --writes 100M --variant plain --variant xbzrle --plot bench.svg",
-        "bench --writes still --content zero --destination warm --json",
-    )
+@command(
+    "bench --quick --qemu qemu-system-x86_64",
+    "bench --size 8G --writes 100M --variant plain --variant xbzrle --plot bench.svg",
+    "bench --writes still --content zero --destination warm --json",
 )
 @click.option(
     "--size",
     "sizes",
-    type=size,
+    type=Size(),
     multiple=True,
     default=("2G",),
     show_default=True,
-    help="RAM of the guest",
+    help="RAM of the guest; repeat this option, or those after --runs, for more cases",
 )
-@click.option("--runs", type=click.IntRange(1), help="of each program [default: 5; quick: 1]")
+@click.option(
+    "--runs",
+    type=click.IntRange(1),
+    metavar="NUMBER",
+    help="number of migrations of each case by each program, of which the median counts"
+    " (default: 5; with --quick, 1)",
+)
 @click.option(
     "--writes",
     multiple=True,
-    type=rate,
+    type=_Rate(),
+    metavar="SIZE|still",
     default=("20M",),
     show_default=True,
-    help="bytes a second that the running guest writes into its hot set; still: it is paused",
+    help="number of bytes that the guest writes per second; still: the guest is paused",
 )
 @click.option(
     "--content",
@@ -66,7 +75,7 @@ def rate(text: str) -> int | str:
     type=click.Choice(CONTENTS),
     default=("random",),
     show_default=True,
-    help="what RAM holds",
+    help="what the guest's RAM holds",
 )
 @click.option(
     "--destination",
@@ -75,7 +84,7 @@ def rate(text: str) -> int | str:
     type=click.Choice(DESTINATIONS),
     default=("cold",),
     show_default=True,
-    help="whether the destination's memory is made as pages arrive, or before",
+    help="cold: the destination's memory is allocated as pages arrive; warm: before that",
 )
 @click.option(
     "--variant",
@@ -83,21 +92,29 @@ def rate(text: str) -> int | str:
     multiple=True,
     default=("plain",),
     show_default=True,
-    help="plain; xbzrle; zstd[:LEVEL] or adaptive: the link (QEMU: multifd-zstd); multifd or"
-    " multifd-zstd[:LEVEL]: over two channels",
+    metavar="METHOD",
+    help="how pages are encoded: plain or xbzrle; zstd[:LEVEL] or adaptive, which compress the link"
+    " (in QEMU, multifd-zstd); multifd or multifd-zstd[:LEVEL], over two channels",
 )
-@click.option("--hot", type=size, help="bytes that the guest writes again and again [default: 64M]")
-@setting_option(settings.MAX_BANDWIDTH)
-@click.option("--qemu", metavar="COMMAND", help="a QEMU to compare with, with what it needs")
-@click.option("--quick", is_flag=True, help="four cases of 256 MiB, in less than a minute")
 @click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FILE", help="draw a .png or .svg, too"
+    "--hot", type=Size(), help="memory that the guest writes over and over (default: 64M)"
 )
-@click.option("--json", "as_json", is_flag=True, help="print medians and single runs as JSON")
+@setting_option(settings.MAX_BANDWIDTH)
+@click.option("--qemu", metavar="COMMAND", help="command line of a QEMU to compare with")
+@click.option("--quick", is_flag=True, help="measure four cases of 256 MiB, within a minute")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="also draw the results, into a .png or .svg file",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="print medians and single runs as JSON, for programs"
+)
 def bench(
     sizes: tuple[int, ...],
     runs: int | None,
-    writes: tuple[int | str, ...],
+    writes: tuple[int | None, ...],
     contents: tuple[str, ...],
     destinations: tuple[str, ...],
     variants: tuple[str, ...],
@@ -108,12 +125,11 @@ def bench(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure migrations over loopback TCP, in turns with QEMU's own."""
-    rates = [None if each == "still" else int(each) for each in writes]
+    """Measure migrations over loopback TCP, in turns with those of a QEMU."""
     rows = [
         (ram, content, each, destination, variant)
         for ram in sizes
-        for each in rates
+        for each in writes
         for content in contents
         for destination in destinations
         for variant in variants

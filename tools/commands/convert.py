@@ -10,10 +10,11 @@ from typing import BinaryIO, TextIO
 import click
 
 from ...guest.sizes import format_size
-from ..console.examples import examples
+from ..console.command import command
 from ..console.failure import note
-from ..console.outputs import check_output, note_missing
-from ..console.sizes import (
+from ..console.logs import quiet_option
+from ..console.outputs import check_output, force_option, note_missing
+from ..console.stream_options import (
     channel_option,
     length_option,
     max_device_state_option,
@@ -28,19 +29,26 @@ from ..sources.opening import note_guess, opened_stream
 from ..sources.stream_events import How
 
 
-@click.command(
-    epilog=examples(
-        "convert guest.save guest.stream --to plain",
-        "convert guest.stream guest.save --to libvirt:gzip --xml guest.xml",
-    )
+@command(
+    "convert guest.save guest.stream --to plain",
+    "convert guest.stream guest.save --to libvirt:gzip --xml guest.xml",
 )
-@click.argument("stream", metavar="IN")
+@click.argument("stream", metavar="IN", type=click.Path())
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 @click.option(
-    "--to", "container", type=click.Choice(list(convert_command.CONTAINERS)), required=True
+    "--to",
+    "container",
+    type=click.Choice(list(convert_command.CONTAINERS)),
+    required=True,
+    help="container of the output",
 )
-@click.option("--xml", type=click.File(encoding="utf-8"), help="libvirt: the domain's XML")
-@click.option("-q", "--quiet", is_flag=True, help="no progress bar, and no line with the sizes")
+@click.option(
+    "--xml",
+    type=click.File(encoding="utf-8"),
+    help="file with the domain XML for a libvirt image (default: that of IN, if it has one)",
+)
+@force_option
+@quiet_option
 @channel_option
 @offset_option
 @length_option
@@ -51,6 +59,7 @@ def convert(
     out: Path,
     container: str,
     xml: TextIO | None,
+    force: bool,
     quiet: bool,
     offset: int,
     length: int | None,
@@ -58,17 +67,19 @@ def convert(
     max_device_state: int | None,
     channels: tuple[str, ...],
 ) -> None:
-    """Put the stream IN (as in dump) into another container, OUT (- for stdout).
+    """Write the stream IN into another container, OUT (- for standard output).
 
-    What comes out is for QEMU (-incoming; compressed: by way of zstd -dc, gzip -dc ...), a libvirt
-    image for virsh restore (libvirt 9 does not know libvirt:zstd). It keeps the domain's XML of a
-    libvirt image. A mapped-ram file is for QEMU's capability of that name (9.0 on), and -incoming
-    file:OUT; libvirt:sparse (libvirt 11 on) is such a file with libvirt's header, and was tried
-    with QEMU alone. A multifd migration becomes a stream of one channel.
+    IN may be whatever `dump` reads. A multifd migration becomes a stream with one channel.
+
+    QEMU loads a plain stream by -incoming, and a compressed one by way of `zstd -dc`, `gzip -dc`
+    and so on. `virsh restore` loads a libvirt image, which keeps the domain XML of IN (libvirt 9
+    cannot load libvirt:zstd). QEMU 9.0 and newer load mapped-ram by -incoming file:OUT, with the
+    capability of that name. libvirt:sparse is a mapped-ram file with the header of libvirt 11 and
+    newer; only QEMU has been tried with it.
     """
     if xml is not None and not container.startswith("libvirt"):
         raise click.UsageError("--xml is for --to libvirt")
-    check_output(source_file(stream), out)
+    check_output(source_file(stream), out, force=force)
     text = None if xml is None else _xml_text(xml)
     with opened_stream(stream, offset, channels=channels, length=length) as opened:
         how = How(page_size, max_device_state)

@@ -10,8 +10,10 @@ import click
 
 from ..compare import streams as diff_command
 from ..compare.opened import opened_guest
-from ..console.examples import examples
-from ..console.sizes import (
+from ..console.command import command
+from ..console.logs import quiet_option
+from ..console.options import json_option
+from ..console.stream_options import (
     channel_option,
     length_option,
     max_device_state_option,
@@ -25,12 +27,11 @@ from ..sources.opening import note_guess
 from ..sources.stream_events import How
 
 
-@click.command(
-    epilog=examples("diff guest.stream later.stream", "diff guest.stream later.stream --json")
-)
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
-@click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
+@command("diff guest.stream later.stream", "diff guest.stream later.stream --json")
+@click.argument("first", metavar="A", type=click.Path())
+@click.argument("second", metavar="B", type=click.Path())
+@json_option
+@quiet_option
 @channel_option
 @other_channel_option
 @offset_option
@@ -43,6 +44,7 @@ def diff(
     first: str,
     second: str,
     as_json: bool,
+    quiet: bool,
     offset: int,
     length: int | None,
     other_offset: int | None,
@@ -52,12 +54,12 @@ def diff(
     channels: tuple[str, ...],
     other_channels: tuple[str, ...],
 ) -> None:
-    """Show what differs between the streams A and B (as in dump).
+    """Show how the guests in the streams A and B differ.
 
-    RAM blocks and their pages, as both streams build them in the end; devices and their fields.
-    The options --offset, --length and --channel are about A, those with --other- about B.
-    Exit status: 0 equal, 1 different, or pages of either never arrived. The RAM of both is held in
-    memory, zero pages apart.
+    Compares RAM blocks and their pages, as they are at the end of each stream, and devices with
+    their fields. A and B may be whatever `dump` reads. --offset, --length and --channel are for A,
+    and the options with --other- for B. Both guests are held in memory, except for pages that are
+    zero. Exit status: 0 if they are equal, 1 if they differ or if pages never arrived.
     """
     how = How(page_size, max_device_state)
     with ExitStack() as stack:
@@ -77,7 +79,7 @@ def diff(
         note_guess(name, behind)
     if as_json:
         click.echo(json.dumps(difference.as_json(), indent=2))
-    else:
+    elif not quiet:
         difference.print()
     if not (difference.equal and difference.whole):
         sys.exit(1)

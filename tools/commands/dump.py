@@ -13,8 +13,9 @@ import os
 import click
 
 from ...protocol.fast.outline import PAGE_SIZE, NotOrdinary, outline
-from ..console.examples import examples
-from ..console.sizes import (
+from ..console.command import command
+from ..console.options import json_option
+from ..console.stream_options import (
     channel_option,
     length_option,
     max_device_state_option,
@@ -25,28 +26,27 @@ from ..dump import overview
 from ..dump.summary import Summary, from_outline
 
 
-@click.command(
-    epilog=examples(
-        "dump guest.save", "dump guest.save --devices serial", "dump disk.qcow2#before --json"
-    )
+@command("dump guest.save", "dump guest.save --devices serial", "dump disk.qcow2#before --json")
+@click.argument("stream", metavar="STREAM", required=False, type=click.Path())
+@json_option
+@click.option(
+    "--pages", is_flag=True, help="list the runs of pages; with --json, one object per line"
 )
-@click.argument("stream", metavar="STREAM", required=False)
-@click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
-@click.option("--pages", is_flag=True, help="list the runs of pages; as JSON: an object a line")
 @click.option(
     "--devices",
     is_flag=False,
     flag_value="",
     metavar="[NAME]",
-    help="list the device sections; or all fields of the device NAME, with or without its path "
-    "(NAME#INSTANCE, if there are several), with their places in the stream; with --json: the "
-    "fields of all, or of that one",
+    help="list the device sections; or all fields of the device NAME (with or without its path; or"
+    " NAME#INSTANCE) and their positions in the stream. --json prints the fields of all devices, or"
+    " of that one",
 )
-@click.option("--xml", is_flag=True, help="print the domain XML of a libvirt image, and no more")
+@click.option("--xml", is_flag=True, help="print only the domain XML of a libvirt image")
 @click.option(
     "--command",
+    "qemu_command",
     is_flag=True,
-    help="print a QEMU command line that would take STREAM, with comments on what it does not tell",
+    help="print a QEMU command line that loads STREAM, with comments on what it cannot know",
 )
 @channel_option
 @offset_option
@@ -59,24 +59,25 @@ def dump(
     pages: bool,
     devices: str | None,
     xml: bool,
-    command: bool,
+    qemu_command: bool,
     offset: int,
     length: int | None,
     page_size: int | None,
     max_device_state: int | None,
     channels: tuple[str, ...],
 ) -> None:
-    """Show what STREAM holds: a file, - for standard input, or DISK.qcow2#SNAPSHOT.
+    """Show what a stream holds: its machine, RAM, rounds and devices.
 
-    It may be a libvirt save image, and compressed (zstd, gzip, bzip2, xz, lzop, lz4, lzma). Of a
-    qcow2 image without #SNAPSHOT, its snapshots are listed.
+    STREAM is a file, - for standard input, or DISK.qcow2#SNAPSHOT for an internal snapshot; a qcow2
+    image alone lists its snapshots. A file may be a stream, a libvirt save image or a mapped-ram
+    file; it may be compressed by zstd, gzip, bzip2, xz, lzop, lz4 or lzma.
     """
     if stream is None:
         # click takes the argument after --devices as its NAME, even if it is the only argument.
         stream, devices = devices, ""
     if not stream:
         raise click.UsageError("Missing argument 'STREAM'.")
-    if command:
+    if qemu_command:
         if pages or devices is not None or xml:
             raise click.UsageError("--command prints nothing else: no --pages, --devices, --xml")
         from ..dump.command import print_command  # noqa: PLC0415 - only where it is needed

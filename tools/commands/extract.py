@@ -10,17 +10,20 @@ from pathlib import Path
 import click
 
 from ...guest.sizes import format_size
-from ..console.examples import examples
+from ..console.command import command
 from ..console.failure import describe, fail
-from ..console.outputs import check_output, note_missing
-from ..console.sizes import (
+from ..console.logs import quiet_option
+from ..console.options import json_option
+from ..console.outputs import check_output, force_option, note_missing
+from ..console.stream_options import (
     channel_option,
     length_option,
     max_device_state_option,
     offset_option,
     page_size_option,
-    size_option,
+    stream_argument,
 )
+from ..console.types import Size
 from ..extract import guest as extract_command
 from ..extract.guest import Report
 from ..extract.memory_file import FORMATS
@@ -69,7 +72,7 @@ def _address_option(_: click.Context, __: click.Parameter, text: str | None) -> 
     except ValueError:
         value = -1
     if not 0 <= value < 1 << 64:
-        raise click.BadParameter(f"{text!r} is no address, such as 0x40000000")
+        raise click.BadParameter(f"{text!r} is not an address such as 0x40000000")
     return value
 
 
@@ -94,35 +97,49 @@ def _check_usage(
     if several:
         raise click.UsageError("--all extracts raw images of every block")
     if str(output) == "-":
-        raise click.UsageError("an image is written at any place: -o needs a file")
+        raise click.UsageError("-o needs a file: images are not written from start to end")
 
 
-@click.command(
-    epilog=examples(
-        "extract guest.save -o guest.core --format elf", "extract --partial damaged.stream -o ram"
-    )
+@command("extract guest.save -o guest.core --format elf", "extract --partial damaged.stream -o ram")
+@stream_argument
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="file for the guest's RAM; with --all, a folder for all RAM blocks",
 )
-@click.argument("stream", metavar="STREAM")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="of the RAM; --all: a folder")
 @click.option(
     "--block",
     "blocks",
     multiple=True,
     metavar="NAME[@ADDRESS]",
-    help="this RAM block; may be repeated. With the address at which the guest sees it: beside the "
-    "guest's memory (elf, lime)",
+    help="extract this RAM block; may be repeated. With the address at which the guest sees it (elf"
+    " and lime only), it is added to the guest's memory",
 )
-@click.option("--all", "everything", is_flag=True, help="every RAM block, each in a file")
-@click.option("--format", "kind", type=click.Choice(FORMATS), default="raw")
-@click.option("--devices", type=click.Path(path_type=Path), help="a folder for devices' state")
-@click.option("--disks", type=click.Path(path_type=Path), help="a folder for disks (`block`)")
+@click.option("--all", "everything", is_flag=True, help="extract every RAM block into its own file")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(FORMATS),
+    default="raw",
+    show_default=True,
+    help="format of the memory image",
+)
+@click.option(
+    "--devices", type=click.Path(path_type=Path), help="folder for the state of the devices"
+)
+@click.option(
+    "--disks", type=click.Path(path_type=Path), help="folder for the disks of a block migration"
+)
 @click.option(
     "--max-ram-below-4g",
     "max_below_4g",
-    callback=size_option,
-    help="elf, lime: as the machine had",
+    type=Size(),
+    help="the machine's option of this name, if it had one (elf and lime only)",
 )
-@click.option("--machine", metavar="NAME", help="QEMU's name of the machine, if STREAM has none")
+@click.option(
+    "--machine", metavar="NAME", help="QEMU's name of the machine type, if STREAM does not tell it"
+)
 @click.option(
     "--arch",
     type=click.Choice(sorted(TARGETS)),
@@ -133,19 +150,21 @@ def _check_usage(
     "--base",
     callback=_address_option,
     metavar="ADDRESS",
-    help="elf, lime: where memory begins, if the machine is not known",
+    help="guest address where memory begins, if the machine is not known (elf and lime only)",
 )
 @channel_option
 @click.option(
     "--partial",
     is_flag=True,
-    help="of a damaged stream, keep what is sound, before and behind the damage",
+    help="if the stream is damaged, keep what is sound before and after the damage",
 )
 @offset_option
 @length_option
 @page_size_option
 @max_device_state_option
-@click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
+@json_option
+@force_option
+@quiet_option
 def extract(
     stream: str,
     output: Path | None,
@@ -164,29 +183,33 @@ def extract(
     page_size: int | None,
     max_device_state: int | None,
     as_json: bool,
+    force: bool,
+    quiet: bool,
     channels: tuple[str, ...],
 ) -> None:
-    """Take a guest's RAM out of STREAM (as in dump): an image, sparse where it is zero.
+    """Extract a guest's RAM, devices and disks from a stream.
 
-    The guest's memory is the block with the name that its machine gives it (pc.ram, mach-virt.ram
-    ...), else the one that is neither firmware nor of a device. Of a guest with NUMA nodes, it is
-    several: in the order of libvirt's names (ram-node0), or of the addresses that x-ignore-shared
-    brings; where neither tells, name them by --block, node by node.
+    STREAM may be whatever `dump` reads. RAM becomes a sparse file.
 
-    ELF cores and LiME tell where the guest sees it, around the PCI hole, and have what was plugged
-    in (DIMMs, virtio-mem) at its address; what has no certain address is left out, and named. An
-    ELF core also has the registers of x86, Arm, RISC-V, PowerPC and s390x processors.
+    The guest's RAM is the block with the name that its machine gives it (pc.ram, mach-virt.ram and
+    so on), or else the only one that belongs neither to firmware nor to a device. A guest with NUMA
+    nodes has several blocks, in the order of libvirt's names (ram-node0) or of the addresses that
+    x-ignore-shared adds to the stream. If neither is there, name the blocks by --block, in order.
 
-    Of disks (block migration) come raw images, sparse too. The stream has no word of a disk's
-    size: an image ends with the last block of 1 MiB, which may reach behind the disk's end.
+    ELF cores and LiME files contain guest addresses, with the PCI hole left out, and also what was
+    plugged in (DIMMs, virtio-mem). Memory whose address is uncertain is left out, with a message.
+    ELF cores have the registers of x86, Arm, RISC-V, PowerPC and s390x processors, too.
+
+    The disks of a block migration become sparse raw images. The stream does not contain a disk's
+    size, so an image ends with the last block of 1 MiB, which may extend beyond the disk's end.
     """
     plain, placed = _split_blocks(blocks)
     _check_usage(output, devices, disks, everything and (bool(blocks) or kind != "raw"))
     if len({*plain, *dict(placed)}) < len(blocks):
-        raise click.UsageError("--block: a block comes twice")
+        raise click.UsageError("--block: the same block is given twice")
     if placed and kind == "raw":
         raise click.UsageError("--block NAME@ADDRESS is for --format elf or lime")
-    check_output(source_file(stream), output)
+    check_output(source_file(stream), output, force=force)
     with opened_stream(stream, offset, channels=channels, length=length) as opened:
         wanted = extract_command.Wanted(
             out=output,
@@ -208,7 +231,7 @@ def extract(
     note_guess(stream, report.behind)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
-    else:
+    elif not quiet:
         _report_extracted(report)
     if report.survival is not None:
         if report.damage or not report.survival.whole:

@@ -13,25 +13,24 @@ from ...protocol.states import MigrationStatus
 from ...receiver.coordinator import ReceiveParameters, Receiver
 from ...receiver.figures import Figures
 from ...transport import settings
-from ..console.examples import examples
+from ..console.command import command
 from ..console.failure import describe, fail
 from ..console.interruption import on_signals
-from ..console.logs import log_option
+from ..console.logs import log_options, quiet_option
 from ..console.options import announce_option, guest_option, paused_option
 from ..console.progress import Progress
 from ..console.setting_options import setting_option
+from ..console.types import Uri
 
 
-@click.command(
-    epilog=examples(
-        "receive tcp:127.0.0.1:7001 --guest dir:saved",
-        "receive tcp::7001 --guest dir:saved --multifd-channels 4",
-        "receive file:guest.save --guest dir:saved",
-        "receive --resume --guest dir:saved",
-    )
+@command(
+    "receive tcp:127.0.0.1:7001 --guest dir:saved",
+    "receive tcp::7001 --guest dir:saved --multifd-channels 4",
+    "receive file:guest.save --guest dir:saved",
+    "receive --resume --guest dir:saved",
 )
-@click.argument("uri", required=False)
-@guest_option(incoming=True)
+@click.argument("uri", type=Uri(), required=False)
+@guest_option
 @setting_option(settings.WORKERS)
 @setting_option(settings.MULTIFD_CHANNELS, default=None, show_default=False)
 @setting_option(settings.DIRECT_IO)
@@ -41,10 +40,12 @@ from ..console.setting_options import setting_option
     "--resume",
     "taking_up",
     is_flag=True,
-    help="receive nothing; complete the guest that an earlier receive kept, as it said",
+    help="receive nothing: start the guest that an earlier `receive` kept because it could not know"
+    " whether the source runs it",
 )
 @announce_option
-@log_option
+@log_options
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
 def receive(
     uri: str | None,
@@ -56,9 +57,14 @@ def receive(
     paused: bool,
     taking_up: bool,
     interfaces: tuple[Interface, ...],
+    quiet: bool,
     as_json: bool,
 ) -> None:
-    """Take a guest in, from URI."""
+    """Receive a guest from URI, and let it run.
+
+    URI is tcp:HOST:PORT or unix:PATH to listen at, exec:COMMAND, fd:NUMBER or
+    file:PATH[,offset=SIZE]. The source is a `vmferry send`, or a QEMU.
+    """
     if taking_up:
         _take_up(uri, guest_text)
         return
@@ -75,7 +81,8 @@ def receive(
                 paused=paused,
                 max_device_state=max_device_state,
             )
-            figures = _receive(uri, guest_text, parameters, announcer)
+            progress = Progress("receiving", quiet=quiet)
+            figures = _receive(uri, guest_text, parameters, announcer, progress)
             for line in announcer.finish():
                 # A failed announcement is no failure: the guest has arrived.
                 Progress.say(f"receiving: {line}")
@@ -101,7 +108,11 @@ def _take_up(uri: str | None, guest_text: str) -> None:
 
 
 def _receive(
-    uri: str, guest_text: str, parameters: ReceiveParameters, announcer: Announcer
+    uri: str,
+    guest_text: str,
+    parameters: ReceiveParameters,
+    announcer: Announcer,
+    progress: Progress,
 ) -> Figures:
     def announce_if_completed(_: MigrationStatus, new: MigrationStatus) -> None:
         if new is MigrationStatus.COMPLETED:
@@ -112,8 +123,8 @@ def _receive(
         receiver = Receiver(guest, uri, parameters)
         receiver.states.add_listener(announce_if_completed)
         on_signals(lambda _: receiver.leave())
-        with Progress("receiving") as progress:
+        with progress:
             receiver.on_refused = lambda line: progress.say(f"receiving: {line}")
-            return receiver.run(progress.update, lambda at: progress.say(f"listening on {at}"))
+            return receiver.run(progress.update, progress.listening)
     finally:
         guest.close()

@@ -16,14 +16,15 @@ from ...sender.page_cache import CacheSizeError
 from ...sender.parameters import SendParameters
 from ...sender.throttle import ThrottleParameters
 from ...transport import settings
-from ..console.examples import examples
+from ..console.command import command
 from ..console.failure import describe, fail
 from ..console.interruption import on_signals
-from ..console.logs import log_option
+from ..console.logs import log_options, quiet_option
 from ..console.options import compression, guest_option
 from ..console.progress import Progress
 from ..console.setting_options import setting_option
 from ..console.summary import summary
+from ..console.types import Uri
 
 _THROTTLE_OPTIONS = (
     "cpu_throttle_initial",
@@ -62,27 +63,36 @@ def _parameters(values: dict[str, Any], *, auto_converge: bool) -> SendParameter
         raise click.UsageError(str(error)) from None
 
 
-@click.command(
-    epilog=examples(
-        "send tcp:127.0.0.1:7002 --guest dir:saved",
-        "send tcp:host:7001 --guest synthetic:512M --compress adaptive --max-bandwidth 100M",
-        "send tcp:host:7001 --guest dir:saved --multifd-channels 4 --multifd-compression zstd",
-        "send file:guest.save --guest dir:saved --mapped-ram --workers 4",
-    )
+@command(
+    "send tcp:127.0.0.1:7002 --guest dir:saved",
+    "send tcp:host:7001 --guest synthetic:512M --compress adaptive --max-bandwidth 100M",
+    "send tcp:host:7001 --guest dir:saved --multifd-channels 4 --multifd-compression zstd",
+    "send file:guest.save --guest dir:saved --mapped-ram --workers 4",
 )
-@click.argument("uri")
-@guest_option()
+@click.argument("uri", type=Uri())
+@guest_option
 @setting_option(settings.MAX_BANDWIDTH)
 @setting_option(settings.AVAIL_SWITCHOVER_BANDWIDTH)
 @setting_option(settings.DOWNTIME_LIMIT)
 @setting_option(settings.WORKERS)
 @click.option(
-    "--return-path/--no-return-path", default=True, help="let the destination answer (sockets)"
+    "--return-path/--no-return-path",
+    default=True,
+    show_default=True,
+    help="ask the destination to confirm that it has the guest; channels of one direction cannot",
 )
-@click.option("--xbzrle", is_flag=True, help="send pages that changed a little as differences")
+@click.option(
+    "--xbzrle",
+    is_flag=True,
+    help="send a page that changed a little as its difference to what was sent before",
+)
 @setting_option(settings.XBZRLE_CACHE_SIZE, default=None)
 @setting_option(settings.COMPRESS)
-@click.option("--auto-converge", is_flag=True, help="slow the guest down while it outruns the link")
+@click.option(
+    "--auto-converge",
+    is_flag=True,
+    help="slow the guest down, step by step, while it writes faster than the link sends",
+)
 @setting_option(settings.CPU_THROTTLE_INITIAL)
 @setting_option(settings.CPU_THROTTLE_INCREMENT)
 @setting_option(settings.MAX_CPU_THROTTLE)
@@ -100,10 +110,17 @@ def _parameters(values: dict[str, Any], *, auto_converge: bool) -> SendParameter
     help="write a file in which each page has its place, from several workers at once (file: only)",
 )
 @setting_option(settings.DIRECT_IO)
-@log_option
+@log_options
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
-def send(uri: str, guest_text: str, auto_converge: bool, as_json: bool, **values: Any) -> None:
-    """Move a guest out, to URI."""
+def send(
+    uri: str, guest_text: str, auto_converge: bool, quiet: bool, as_json: bool, **values: Any
+) -> None:
+    """Send a guest to URI, while it runs.
+
+    URI is tcp:HOST:PORT, unix:PATH, exec:COMMAND, fd:NUMBER or file:PATH[,offset=SIZE]. The
+    destination is a `vmferry receive`, or a QEMU that was started with -incoming.
+    """
     _check_needs("auto_converge", *_THROTTLE_OPTIONS)
     _check_needs("xbzrle", "xbzrle_cache_size")
     _check_needs("multifd_channels", *_MULTIFD_OPTIONS)
@@ -114,9 +131,9 @@ def send(uri: str, guest_text: str, auto_converge: bool, as_json: bool, **values
         try:
             sender = Sender(guest, uri, parameters)
             on_signals(lambda _: sender.leave())
-            with Progress("sending") as progress:
+            with Progress("sending", quiet=quiet) as progress:
                 figures = sender.run(progress.update)
-                for line in () if as_json else summary(figures):
+                for line in () if as_json or quiet else summary(figures):
                     progress.say(line)
         except Exception:
             # The guest still runs here, and must run on when this process has ended (law 5).

@@ -13,33 +13,38 @@ from ...guest.base import Guest
 from ...guest.errors import GuestError
 from ...guest.open import open_guest
 from ...transport.process import start_early
-from ..console.examples import examples
+from ..console.command import command
 from ..console.failure import describe, fail
 from ..console.interruption import signals_in
-from ..console.logs import log_option
+from ..console.logs import log_options
 from ..console.options import announce_option, guest_option, paused_option
 from ..console.progress import Progress
+from ..console.types import Address, Uri
 
 
-@click.command(
-    epilog=examples(
-        "serve --guest synthetic:512M --qmp unix:a.sock",
-        "serve --guest synthetic: --qmp unix:b.sock --incoming tcp:127.0.0.1:7001",
-    )
+@command(
+    "serve --guest synthetic:512M --qmp unix:a.sock",
+    "serve --guest synthetic: --qmp unix:b.sock --incoming tcp:127.0.0.1:7001",
 )
-@guest_option()
+@guest_option
 @click.option(
     "--qmp",
     "addresses",
     required=True,
     multiple=True,
+    type=Address(),
     metavar="unix:PATH|tcp:HOST:PORT",
-    help="where clients connect; again for more",
+    help="socket for QMP clients; repeat for more",
 )
-@click.option("--incoming", metavar="URI|defer", help="the guest comes from there, or when told")
+@click.option(
+    "--incoming",
+    type=Uri(),
+    metavar="URI|defer",
+    help="receive the guest from URI first; with `defer`, from where a client says",
+)
 @paused_option
 @announce_option
-@log_option
+@log_options
 def serve(
     guest_text: str,
     addresses: tuple[str, ...],
@@ -47,7 +52,7 @@ def serve(
     paused: bool,
     interfaces: tuple[Interface, ...],
 ) -> None:
-    """Keep a guest, and send or receive it when a QMP client says so."""
+    """Keep a guest running, and send or receive it when a QMP client says so."""
     try:
         guest = open_guest(guest_text, incoming=incoming is not None)
         try:

@@ -12,8 +12,11 @@ import click
 from ...protocol.errors import StreamError
 from ..compare import verify as verify_command
 from ..compare.opened import opened_guest
-from ..console.examples import examples
-from ..console.sizes import (
+from ..compare.verify import Report
+from ..console.command import command
+from ..console.logs import quiet_option
+from ..console.options import json_option
+from ..console.stream_options import (
     channel_option,
     length_option,
     max_device_state_option,
@@ -22,21 +25,32 @@ from ..console.sizes import (
     other_length_option,
     other_offset_option,
     page_size_option,
+    stream_argument,
 )
 from ..sources.opening import explain_damage, note_guess, opened_stream
 from ..sources.stream_events import How
 
 
-@click.command(
-    epilog=examples(
-        "verify guest.stream --ram pc.ram=saved/ram/000-pc.ram",
-        "verify guest.stream --against later.stream",
-    )
+@command(
+    "verify guest.stream --ram pc.ram=saved/ram/000-pc.ram",
+    "verify guest.stream --against later.stream",
 )
-@click.argument("stream", metavar="STREAM")
-@click.option("--ram", "ram", multiple=True, metavar="BLOCK=FILE", help="compare this RAM block")
-@click.option("--against", metavar="STREAM", help="compare RAM with what another stream rebuilds")
-@click.option("--json", "as_json", is_flag=True, help="stable keys, for programs")
+@stream_argument
+@click.option(
+    "--ram",
+    "ram",
+    multiple=True,
+    metavar="BLOCK=FILE",
+    help="compare this RAM block with a raw image; repeat for more",
+)
+@click.option(
+    "--against",
+    metavar="STREAM",
+    type=click.Path(),
+    help="compare RAM with that of another stream",
+)
+@json_option
+@quiet_option
 @channel_option
 @other_channel_option
 @offset_option
@@ -50,6 +64,7 @@ def verify(
     ram: tuple[str, ...],
     against: str | None,
     as_json: bool,
+    quiet: bool,
     offset: int,
     length: int | None,
     other_offset: int | None,
@@ -59,10 +74,11 @@ def verify(
     channels: tuple[str, ...],
     other_channels: tuple[str, ...],
 ) -> None:
-    """Check that STREAM (as in dump) is whole, and rebuilds this RAM.
+    """Check that a stream is complete and valid, and compare its RAM.
 
-    Whole: every structure is in order, devices are as the description says, and each page of each
-    RAM block arrives at least once, unless a virtio-mem device says that it is unplugged.
+    STREAM may be whatever `dump` reads. It is complete and valid if every structure is in order, if
+    the devices agree with the description in the stream, and if each page of each RAM block arrives
+    at least once, apart from those that a virtio-mem device has unplugged.
     """
     how, files = How(page_size, max_device_state), _ram_files(ram)
     if against is None:
@@ -91,13 +107,8 @@ def verify(
     note_guess(stream, report.behind)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
-    else:
-        for line in report.describe():
-            click.echo(line)
-        if report.good:
-            click.echo(f"{click.format_filename(stream)}: {report.summary()}")
-        for line in report.unchecked:
-            click.echo(f"not checked: {line}")
+    elif not quiet:
+        _print(stream, report)
     if not report.good:
         sys.exit(1)
 
@@ -109,14 +120,23 @@ def _refuse(**given: object) -> None:
             raise click.UsageError(f"--other-{name} is for --against")
 
 
+def _print(stream: str, report: Report) -> None:
+    for line in report.describe():
+        click.echo(line)
+    if report.good:
+        click.echo(f"{click.format_filename(stream)}: {report.summary()}")
+    for line in report.unchecked:
+        click.echo(f"not checked: {line}")
+
+
 def _ram_files(pairs: Iterable[str]) -> dict[str, str]:
     files: dict[str, str] = {}
     for pair in pairs:
         # Block names do not contain "=", but paths may.
         block, _, path = pair.partition("=")
         if not block or not path:
-            raise click.UsageError(f"--ram {pair}: not BLOCK=FILE")
+            raise click.UsageError(f"--ram {pair}: write BLOCK=FILE")
         if block in files:
-            raise click.UsageError(f"--ram {pair}: this block comes twice")
+            raise click.UsageError(f"--ram {pair}: the same block is given twice")
         files[block] = path
     return files

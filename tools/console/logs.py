@@ -1,4 +1,4 @@
-"""Defines the option `--log-level`, which logs events to standard error, one line each."""
+"""Defines the options that say how much a command reports: `-q`, `-v` and `--log-level`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,36 @@ def _set_up(_context: click.Context, _option: click.Parameter, level: str | None
         logging.basicConfig(level=level.upper(), format=FORMAT)
 
 
-log_option = click.option(
+def _more(context: click.Context, option: click.Parameter, times: int) -> None:
+    _set_up(context, option, ("info", "debug")[min(times, 2) - 1] if times else None)
+
+
+_level_option = click.option(
     "--log-level",
     type=click.Choice(LEVELS),
     expose_value=False,
     callback=_set_up,
-    help="log to standard error: states, connections and QMP commands from info on, the tracebacks "
-    "of child processes with debug",
+    help="log to standard error, one line per event: info reports changes of state, connections and"
+    " QMP commands; debug adds the tracebacks of child processes",
 )
-"""An option for commands that run for long; without it nothing is logged."""
+_verbose_option = click.option(
+    "-v",
+    "--verbose",
+    count=True,
+    expose_value=False,
+    callback=_more,
+    help="the same as --log-level info; -vv is the same as --log-level debug",
+)
+
+
+def log_options(function: click.decorators.FC) -> click.decorators.FC:
+    """Add `-v` and `--log-level` to a command that runs for long; by default nothing is logged."""
+    return _verbose_option(_level_option(function))
+
+
+quiet_option = click.option(
+    "-q",
+    "--quiet",
+    is_flag=True,
+    help="print no progress and no result, only errors; see the exit status",
+)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import click
 
 from ...control.announce import AnnounceError, Interface, parse_interface
 from ...sender.compression import CompressionError, parse_compression
+from .types import GuestText
 
 
 def interface(text: str) -> Interface:
@@ -28,23 +26,27 @@ def compression(text: str) -> str:
     return text
 
 
-_Command = Callable[..., Any]
-
-
-def guest_option(*, incoming: bool = False) -> Callable[[_Command], _Command]:
-    """Return the option `--guest`, with the parameter name `guest_text`."""
-    size = "[SIZE][,...]" if incoming else "SIZE[,...]"
-    return click.option(
-        "--guest", "guest_text", required=True, help=f"dir:PATH or synthetic:{size}"
-    )
-
-
-paused_option = click.option("--paused", is_flag=True, help="do not let the guest run")
+guest_option = click.option(
+    "--guest",
+    "guest_text",
+    required=True,
+    type=GuestText(),
+    help="dir:PATH, a guest kept in a folder; or synthetic:SIZE[,OPTION=VALUE]..., a process that"
+    " writes its own memory, such as synthetic:512M,dirty-rate=50M (SIZE may be left out where the"
+    " guest is to arrive)",
+)
+paused_option = click.option(
+    "--paused", is_flag=True, help="leave the guest stopped when it has arrived"
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="print JSON with stable keys, for programs"
+)
 announce_option = click.option(
     "--announce",
     "interfaces",
     multiple=True,
     type=interface,
     metavar="IFACE[=MAC]",
-    help="where to tell that a guest which came runs here now (RARP); again for more",
+    help="network interface on which to announce, by RARP frames, that the guest now runs here;"
+    " repeat for more",
 )

@@ -30,15 +30,19 @@ class Figures(Protocol):
 
 
 class Progress:
-    """A context manager that shows the progress of a migration; `update` takes the figures."""
+    """A context manager that shows the progress of a migration; `update` takes the figures.
 
-    def __init__(self, title: str) -> None:
+    If `quiet`, it shows nothing.
+    """
+
+    def __init__(self, title: str, *, quiet: bool = False) -> None:
         self._title = title
         self._bar: Bar | None = None
         self._rate = Rate(time.monotonic)
         self._last = 0.0
         self._told = False
-        if sys.stderr.isatty():
+        self._quiet = quiet
+        if sys.stderr.isatty() and not quiet:
             from .bar import Bar  # noqa: PLC0415
 
             self._bar = Bar(title)
@@ -59,6 +63,8 @@ class Progress:
 
     def update(self, figures: Figures) -> None:
         """Show these figures, at most once per second without a terminal."""
+        if self._quiet:
+            return
         self._rate.note(figures.transferred)
         completed = figures.status == MigrationStatus.COMPLETED
         # A watcher that joins at the end has seen no transfer, so it has no rate to show.
@@ -70,6 +76,11 @@ class Progress:
         elif completed or time.monotonic() - self._last >= 1:
             self._last = time.monotonic()
             self.say(f"{self._title}: {', '.join([head, *details])}")
+
+    def listening(self, address: str) -> None:
+        """Show where the source has to connect."""
+        if not self._quiet:
+            self.say(f"listening on {address}")
 
     def _tell_stall(self, stall: Stall | Explanation | None) -> None:
         """Print the reason and the advice when a stall begins for the first time."""

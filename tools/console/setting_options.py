@@ -7,42 +7,37 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...guest.sizes import parse_size
 from ...transport.settings import Choice, Flag, Number, Setting, Unit
+from .types import Size
 
 if TYPE_CHECKING:
-    _IntegerType = click.ParamType[int]
     _ChoiceType = click.Choice[str]
 else:
     # Older versions of click have no generic types.
-    _IntegerType = click.ParamType
     _ChoiceType = click.Choice
 
-_METAVARS = {
-    Unit.COUNT: "NUMBER",
-    Unit.BYTES: "SIZE",
-    Unit.RATE: "SIZE",
-    Unit.MILLISECONDS: "MILLISECONDS",
-    Unit.PERCENT: "PERCENT",
+_NAMES = {
+    Unit.COUNT: "number",
+    Unit.BYTES: Size.name,
+    Unit.RATE: Size.name,
+    Unit.MILLISECONDS: "milliseconds",
+    Unit.PERCENT: "percent",
 }
 _SIZES = (Unit.BYTES, Unit.RATE)
 
 
-class NumberType(_IntegerType):
+class NumberType(Size):
     """The value of a setting that is a number: a size such as `512M`, or a whole number."""
 
     def __init__(self, setting: Number[Any]) -> None:
         self._setting = setting
-        self.name = _METAVARS[setting.unit]
+        self.name = _NAMES[setting.unit]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number. Raises BadParameter if the setting cannot have it."""
         setting = self._setting
         if setting.unit in _SIZES:
-            try:
-                number = parse_size(str(value))
-            except ValueError as error:
-                self.fail(str(error), param, ctx)
+            number = super().convert(value, param, ctx)
         elif str(value).lstrip("-").isdecimal():
             number = int(value)
         else:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...guest.errors import GuestError, MigrationError
 from ...guest.open import open_guest
-from ...guest.sizes import parse_size
+from ...guest.sizes import format_size
 from ...guest.synthetic import SyntheticGuest
 from ...protocol.errors import VmferryError
 from ...receiver.coordinator import ReceiveParameters, Receiver
@@ -22,6 +22,8 @@ from ..console.summary import summary
 from ..console.text import echo
 from .children import ChildError, next_message
 
+HOT = 32 << 20
+"""The number of bytes that the guest writes over and over."""
 RUN_ON = 1.0
 """The time in seconds for which the guest is observed at the destination."""
 
@@ -30,15 +32,15 @@ class DemoError(VmferryError):
     """Raised if the destination failed; the message is one line."""
 
 
-def run(size: str, dirty_rate: str, max_bandwidth: int) -> bool:
+def run(size: int, dirty_rate: int, max_bandwidth: int) -> bool:
     """Run the demonstration; return whether the memories were equal and the guest stayed intact."""
     destination = start_child("vmferry-demo", _destination, (), parent=True)
-    hot = "32M"
-    source = open_guest(f"synthetic:{size},dirty-rate={dirty_rate},hot={hot}")
+    source = open_guest(f"synthetic:{size},dirty-rate={dirty_rate},hot={HOT}")
     assert isinstance(source, SyntheticGuest)
     try:
         address = _next(destination)
-        echo(f"a guest of {size} writes {dirty_rate}/s to its hot {hot}; it goes to {address}")
+        guest, rate, hot = (format_size(number) for number in (size, dirty_rate, HOT))
+        echo(f"a guest of {guest} writes {rate}/s to the same {hot}; it goes to {address}")
         sender = Sender(source, address, SendParameters(max_bandwidth=max_bandwidth))
         with Progress("migrating") as progress:
             figures = sender.run(progress.update)
@@ -48,7 +50,7 @@ def run(size: str, dirty_rate: str, max_bandwidth: int) -> bool:
         source.close()
         stop_children([destination])
     _summary(figures, equal, len(bad), after - before, len(bad_later))
-    if after == before and parse_size(dirty_rate):
+    if after == before and dirty_rate:
         raise DemoError("the guest did not run on at the destination")
     return equal and not bad and not bad_later
 
