@@ -39,7 +39,7 @@ class Counter(ProgramGuest):
         return self.greeting.encode()
 
     def load(self, state: bytes) -> None:
-        """Take the state over."""
+        """Take over the state that `save` returned at the source."""
         self.greeting = state.decode()
 
     @property

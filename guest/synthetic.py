@@ -373,7 +373,7 @@ class SyntheticGuest(Guest):
         self._forget()
 
     def close(self) -> None:
-        """End the process."""
+        """End the guest's process."""
         if self._connection is not None:
             try:
                 send_message(self._connection, (0, "quit"))

@@ -45,7 +45,7 @@ class IllegalTransitionError(Exception):
 
 
 class StateMachine:
-    """Holds the state of one migration and reports each change to listeners, once, in order."""
+    """The state of one migration, which reports each change to listeners once, in order."""
 
     def __init__(self) -> None:
         self._state = MigrationStatus.NONE

@@ -144,7 +144,7 @@ class Inflater:
             self._walker.close()
 
     def stop(self) -> None:
-        """End the threads."""
+        """End the threads that decompress."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 

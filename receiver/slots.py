@@ -83,7 +83,7 @@ class DirectSlots:
         self._page_size = 4096
 
     def set_blocks(self, blocks: tuple[RamBlock, ...], page_size: int) -> None:  # noqa: ARG002
-        """Set the page size."""
+        """Record the RAM blocks, of which only the page size matters here."""
         self._page_size = page_size
 
     def acquire(self) -> npt.NDArray[np.uint8]:

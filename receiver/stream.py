@@ -28,7 +28,7 @@ class Incoming:
         """The files of large payloads, in the order in which they arrived."""
 
     def take(self, event: events.Event) -> None:
-        """Record one event."""
+        """Record one event of the stream."""
         if isinstance(event, events.Configuration):
             self.configuration = event
         elif isinstance(event, events.RamSection):

@@ -71,7 +71,7 @@ class Convergence:
         self._before: Round | None = None
 
     def round_done(self, done: Round) -> None:
-        """Record a finished round.
+        """Record the results of a finished round.
 
         Round 0 says nothing about the guest's writes, so all of RAM is still expected after it,
         unless the tracker can count.

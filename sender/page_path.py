@@ -62,7 +62,7 @@ class MainPath:
     """The main channel: pages are records in the slots of the workers' rings."""
 
     def check_uri(self, uri: Uri) -> None:
-        """Take any URI."""
+        """Accept every URI; other paths refuse some."""
 
     def connect(self, main: Channel, connect: Callable[[], Channel]) -> Sequence[Channel]:
         """Return no channel: pages go over the main one."""

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WorkerTracking:
-    """What a worker needs to know of the way in which dirty pages are found."""
+    """The way in which dirty pages are found, as far as a worker needs to know it."""
 
     kind: TrackerKind
     addresses: tuple[int, ...] = ()

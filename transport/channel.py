@@ -46,7 +46,7 @@ class ChannelError(VmferryError, OSError):
 
 
 class Channel:
-    """One open channel.
+    """An open channel to the other end of a migration.
 
     Each process that holds a duplicate may use it, but only one at a time.
     """
@@ -69,7 +69,7 @@ class Channel:
         return self._socket is not None
 
     def fileno(self) -> int:
-        """Return the descriptor."""
+        """Return the descriptor to wait for."""
         return self._fd
 
     def send(self, *pieces: memoryview, stop_fd: int | None = None) -> None:

@@ -145,7 +145,7 @@ def _fork(fd: int) -> None:
 
 @dataclass(frozen=True)
 class Child:
-    """A running child.
+    """A running child process, as its parent sees it.
 
     `last_words`: the descriptor of the record of the fault that killed it, if any did.
     `connection`: the parent's end.

@@ -23,7 +23,7 @@ Member = TypeVar("Member", bound=Enum)
 
 
 class Unit(Enum):
-    """What a number counts; the value completes a sentence."""
+    """The unit of a number; the value ends a sentence about the number."""
 
     COUNT = ""
     BYTES = " bytes"

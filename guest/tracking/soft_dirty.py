@@ -119,7 +119,7 @@ class SoftDirtyBits:
 
 
 class SoftDirtyMarks:
-    """What a guest wrote, collected before each round into a table that workers take from."""
+    """The pages that a guest wrote, in a table that is filled before each round."""
 
     def __init__(
         self, bits: SoftDirtyBits, addresses: Sequence[int], blocks: Sequence[RamBlock]

@@ -145,7 +145,7 @@ def wrong_page_size(described: object, read: int) -> str:
 
 
 class LastCandidate:
-    """Finds the candidate that ends where the kept bytes end, as more of them arrive.
+    """A search for the candidate that ends where the kept bytes end, while more arrive.
 
     However often it is called, each byte is examined once, except for the text of a candidate.
     """

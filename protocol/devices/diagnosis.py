@@ -24,7 +24,7 @@ class EarlyMismatchError(MismatchError):
 
 
 class Worst:
-    """Keeps the mismatch to report among the candidates that do not fit: that of the best fit."""
+    """The mismatch to report among candidates that do not fit: that of the best one."""
 
     def __init__(self) -> None:
         self.found: MismatchError | None = None

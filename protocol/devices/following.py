@@ -157,7 +157,7 @@ class Search:
 
 @dataclass
 class Follower:
-    """Follows the devices `listed` by a candidate, from the first kept byte on.
+    """A reader of the devices `listed` by a candidate, from the first kept byte on.
 
     `ids`: section ids that occurred before and may not occur again. `footers`: whether sections
     have footers; without them, every length must be as described.

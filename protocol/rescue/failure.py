@@ -37,7 +37,7 @@ class Progress:
         self._last: events.Event | None = None
 
     def take(self, event: events.Event) -> None:
-        """Note the next event."""
+        """Record the next event of the stream."""
         self._last = event
         if isinstance(event, events.MappedRun):
             return

@@ -84,12 +84,12 @@ def mem_size(total: int) -> bytes:
 
 
 def end_of_ram() -> bytes:
-    """Return the EOS record."""
+    """Return the record that ends a piece of the RAM section."""
     data: bytes = RecordHeader.build(int(RamFlag.EOS))
     return data
 
 
 def multifd_flush() -> bytes:
-    """Return the MULTIFD_FLUSH record."""
+    """Return the record that tells the receiver to wait for all channels of multifd."""
     data: bytes = RecordHeader.build(int(RamFlag.MULTIFD_FLUSH))
     return data

@@ -38,7 +38,7 @@ CHANNEL_COUNTERS = (
 
 @dataclass(frozen=True)
 class Signals:
-    """What the channels and the main channel's reader tell each other, by eventfds.
+    """The eventfds by which the channels and the main channel's reader signal each other.
 
     `reached`: 1 more for each channel that has come to a SYNC; `ended`: a channel has ended;
     `finish`: the main channel has ended; `drained`: 1 more for each channel that has, too.
@@ -63,7 +63,7 @@ class Signals:
 
 @dataclass(frozen=True)
 class Steps:
-    """What the main channel's reader has of all channels: `go` and `counters`, one each."""
+    """The signals and counters of all channels, as the main channel's reader sees them."""
 
     signals: Signals
     go: tuple[SharedFd, ...]

@@ -16,7 +16,7 @@ NO_UUID = bytes(16)
 
 @dataclass(frozen=True)
 class ChannelPlan:
-    """What the channels of a migration have in common.
+    """The parameters that all channels of a migration have in common.
 
     `flush`: MULTIFD_FLUSH records are the sync points, otherwise the ends of pieces of `ram` are.
     """

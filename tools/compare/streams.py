@@ -29,7 +29,7 @@ class BlockDifference:
     pages: PageRanges | None = None
 
     def describe(self) -> str:
-        """Return a one-line description."""
+        """Return a description for users, in one line."""
         one, other = self.lengths
         if self.pages is not None:
             differ = "page differs" if self.pages.count == 1 else "pages differ"

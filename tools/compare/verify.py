@@ -42,7 +42,7 @@ class Comparison:
         return self.count == 0
 
     def describe(self) -> str:
-        """Return a one-line description."""
+        """Return a description for users, in one line."""
         where = ", ".join(f"{offset:#x}" for offset in self.first)
         more = ", ..." if self.count > len(self.first) else ""
         pages = "page differs" if self.count == 1 else "pages differ"

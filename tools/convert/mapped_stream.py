@@ -39,7 +39,7 @@ class MappedError(CommandError):
 
 
 class MappedFile:
-    """Writes the events of a stream to a mapped-ram file, given by its descriptor.
+    """A writer of a stream's events to a mapped-ram file, given by its descriptor.
 
     `head` has the bytes before the stream. The file must be empty.
     """

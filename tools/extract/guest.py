@@ -187,7 +187,7 @@ def _extract_around_damage(
 
 
 class _Extraction:
-    """Processes the events of one stream."""
+    """The extraction from one stream, which takes its events one after the other."""
 
     def __init__(
         self, wanted: Wanted, staged: Staged, stack: ExitStack, survey: Survey | None = None
@@ -214,7 +214,7 @@ class _Extraction:
         self.report = Report()
 
     def take(self, event: Found) -> None:
-        """Process the next event."""
+        """Process the next event of the stream."""
         self._arrivals.take(event)
         if isinstance(event, events.Configuration):
             self._machine = self._wanted.machine or event.machine

@@ -1,4 +1,4 @@
-"""What the child processes of a measurement report, or that they died."""
+"""Receives the reports of a measurement's child processes, or their deaths."""
 
 from __future__ import annotations
 

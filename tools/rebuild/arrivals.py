@@ -36,7 +36,7 @@ class MissingPages:
     hint: str = ""
 
     def describe(self) -> str:
-        """Return a one-line description."""
+        """Return a description for users, in one line."""
         count, where = self.ranges.count, self.ranges.describe()
         return f"{self.block}: {count} of {self.total} pages never arrived, first at {where}"
 
@@ -48,7 +48,7 @@ class MissingPages:
 
 
 class Arrivals:
-    """Processes the events of one stream, and lists the missing pages at its end.
+    """The record of which pages arrived in one stream; at its end, it lists the missing ones.
 
     Memory use is one bit for each page of RAM, plus the state of virtio-mem devices.
     """

@@ -18,7 +18,7 @@ from .survey import Survey
 
 
 class Salvager:
-    """Reads a stream that may be damaged; at the end, `survey` has the fate of its pages and
+    """A reader of a stream that may be damaged; at the end, `survey` has the fate of its pages and
     devices.
 
     `error` is the first error, or None.

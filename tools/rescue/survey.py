@@ -27,7 +27,7 @@ _MAX_ALONE = 256
 
 
 class Survey:
-    """Records the events of a damaged stream, and returns the fate of each page at the end."""
+    """The record of a damaged stream's events, which yields the fate of each page at the end."""
 
     def __init__(self) -> None:
         self.result = Survival()

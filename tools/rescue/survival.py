@@ -80,7 +80,7 @@ class Piece:
     message: str
 
     def describe(self) -> str:
-        """Return a one-line description."""
+        """Return a description for users, in one line."""
         if self.end <= self.offset:
             return f"damaged at {self.offset:#x}: {self.message}"
         size = format_size(self.end - self.offset)

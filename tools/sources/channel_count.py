@@ -1,4 +1,4 @@
-"""What arrived over one channel of a captured multifd migration, counted."""
+"""Counts what arrived over one channel of a captured multifd migration."""
 
 from __future__ import annotations
 

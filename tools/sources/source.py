@@ -42,7 +42,7 @@ class Left:
     guessed: bool = False
 
     def describe(self) -> str:
-        """Return a one-line description."""
+        """Return a description for users, in one line."""
         count = "1 byte" if self.count == 1 else f"{self.count} bytes"
         least = "" if self.exact else "at least "
         what = "stream" if self.layer is None else f"{self.layer} data"

@@ -1,4 +1,4 @@
-"""What is measured: the cases of a benchmark, and the ways in which a guest is sent."""
+"""The cases of a benchmark, and the ways in which a guest is sent."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Variant:
         return CHANNELS if self.method.startswith("multifd") else None
 
     def parameters(self, max_bandwidth: int) -> SendParameters:
-        """Return vmferry's parameters."""
+        """Return the parameters of vmferry's sender for this variant."""
         compression = MultifdCompression.NONE
         if self.method == "multifd-zstd":
             compression = MultifdCompression.ZSTD
@@ -103,7 +103,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Case:
-    """A guest that migrates.
+    """One case of the benchmark: a guest, what it writes, and how it is sent.
 
     `size` of its RAM and the `hot` set in bytes; `writes` in bytes a second, or None for a guest
     that is paused. `max_bandwidth` in bytes a second is 0 for no limit. `content` is one of

@@ -36,7 +36,7 @@ class CpuMeter:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Look regularly meanwhile."""
+        """Sample the CPU time regularly while the block runs."""
         thread = threading.Thread(target=self._look_again, daemon=True)
         thread.start()
         try:

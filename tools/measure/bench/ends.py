@@ -32,7 +32,7 @@ class Still:
     size: int
 
     def make(self) -> Guest:
-        """Return the guest."""
+        """Return the guest that is to be sent."""
         return StillGuest(self.memory.fileno(), self.size)
 
 
@@ -53,7 +53,7 @@ class Live:
 
 @dataclass(frozen=True)
 class Arrived:
-    """What the destination tells: the CPU time in seconds of its setup, and of the rest."""
+    """The report of the destination: the CPU time in seconds of its setup, and of the rest."""
 
     setup_cpu: float
     cpu: float

@@ -96,7 +96,7 @@ table:
 
 @dataclass(frozen=True)
 class Beats:
-    """What the guest has counted: how often it woke up, and the pages that it wrote."""
+    """The counters of the guest: how often it woke up, and the pages that it wrote."""
 
     beats: int
     written: int

@@ -58,7 +58,7 @@ def _of_process(process: psutil.Process) -> int:
 
 
 class Sampler:
-    """Keeps the largest samples of both ends in `beyond`."""
+    """The largest samples of both ends, which `watch` keeps in `beyond`."""
 
     def __init__(self) -> None:
         self.beyond = Beyond(0, 0)
