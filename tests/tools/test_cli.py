@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -48,6 +49,16 @@ def test_help_imports_no_command() -> None:
     names = f"[name for name in sys.modules if 'commands' in name or name in {heavy}]"
     for option in ("--help", "nonsense"):
         assert after(option, code=names) == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_every_option_once(name: str, vmferry: Any) -> None:
+    """Broken: an option that is in a group of its own would be missing, or be there twice."""
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    shown = vmferry.call(name, "--help").stdout.partition("\nOptions:")[2]
+    for option in (param for param in command.params if isinstance(param, click.Option)):
+        assert len(re.findall(rf"^  (-\w, )?{option.opts[-1]}\b(?!-)", shown, re.MULTILINE)) == 1
 
 
 @pytest.mark.parametrize("name", COMMANDS)

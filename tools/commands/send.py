@@ -42,6 +42,18 @@ _MULTIFD_OPTIONS = (
 )
 
 
+_GROUPS = {
+    "Encoding": ("compress", "xbzrle", "xbzrle_cache_size"),
+    "Several connections": ("multifd_channels", *_MULTIFD_OPTIONS),
+    "Files": ("mapped_ram", "direct_io"),
+    "Guests that write faster than the link sends": (
+        "auto_converge",
+        *_THROTTLE_OPTIONS,
+        "on_stall",
+    ),
+}
+
+
 def _check_needs(needed: str, *options: str) -> None:
     """Raise UsageError if the user gave one of the options without the `needed` one."""
     context = click.get_current_context()
@@ -68,6 +80,7 @@ def _parameters(values: dict[str, Any], *, auto_converge: bool) -> SendParameter
     "send tcp:host:7001 --guest synthetic:512M --compress adaptive --max-bandwidth 100M",
     "send tcp:host:7001 --guest dir:saved --multifd-channels 4 --multifd-compression zstd",
     "send file:guest.save --guest dir:saved --mapped-ram --workers 4",
+    groups=_GROUPS,
 )
 @click.argument("uri", type=Uri())
 @guest_option
