@@ -388,12 +388,14 @@ def test_several_dimms(version: str, tmp_path: Path) -> None:
     assert "begins at 0x100000000; --block b@ADDRESS places it" in told["left_out"][0]["why"]
     said = ("--block", "b@0x100000000", "--block", "mem1@0x110000000")
     core = folder / "core"
-    ran = vmferry("extract", str(folder / "stream"), "-o", str(core), "--format", "elf", *said)
+    ran = vmferry(
+        "extract", str(folder / "stream"), "-o", str(core), "-f", "--format", "elf", *said
+    )
     assert ran.returncode == 0, ran.stderr
     check_same(read_core(folder / "dump"), read_core(core), places)
     over = ("--block", "b@0x100000000", "--block", "mem1@0x100000000")
     ran = vmferry(
-        "extract", "-f", str(folder / "stream"), "-o", str(core), "--format", "elf", *over
+        "extract", "-f", str(folder / "stream"), "-o", str(core), "-f", "--format", "elf", *over
     )
     assert "two RAM blocks would be at 0x100000000" in ran.stderr
     # Where blocks carry addresses, nothing is left to be said.
@@ -409,7 +411,7 @@ def test_several_dimms(version: str, tmp_path: Path) -> None:
         guest.migrate(f"exec:cat > {stream}")
     finally:
         guest.stop()
-    ran = vmferry("extract", str(stream), "-o", str(core), "--format", "elf")
+    ran = vmferry("extract", str(stream), "-o", str(core), "-f", "--format", "elf")
     assert ran.returncode == 0, ran.stderr
     assert (
         ran.stdout.count("is left out: the stream does not bring it") + (version == "10") * 2 == 2
