@@ -64,13 +64,13 @@ class Capabilities:
             reason = CAPABILITIES[name]
             if state and reason is not None:
                 raise QmpError(f"Capability '{name}' cannot be switched on: {reason}")
-        on = self._on | {name for name, state in wanted if state}
-        on -= {name for name, state in wanted if not state}
+        on = set(self._on)
+        for name, state in wanted:
+            (on.add if state else on.discard)(name)
         for one, what, other in _NOT_TOGETHER:
             if {one, other} <= on:
                 raise QmpError(f"Capability '{one}' {what}: switch '{other}' off first")
-        for name, state in wanted:
-            (self._on.add if state else self._on.discard)(name)
+        self._on = on
 
     def as_qmp(self) -> list[dict[str, Any]]:
         """Return all capabilities as `query-migrate-capabilities` lays them out."""

@@ -47,8 +47,8 @@ class ReceiveParameters:
     """The parameters of an incoming migration. Raises ParameterError for an unusable value."""
 
     workers: int | None = None
-    """Number of processes that apply pages. With 0, the transport process does that itself; with
-    None, the machine decides.
+    """Number of processes that apply pages. With 0, the transport process does that itself (a
+    mapped-ram file is read by at least one); with None, the machine decides.
     """
     paused: bool = False
     """Leave the guest paused at the end."""

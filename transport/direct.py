@@ -32,7 +32,7 @@ def position(channel: Channel) -> int | None:
 
 
 def why_not(error: OSError) -> str:
-    """Return the reason why a file could not be opened for direct I/O, or be opened at all."""
+    """Return the reason why a file could not be opened, read or written, perhaps by direct I/O."""
     if error.errno == errno.EINVAL:
-        return "its file system takes no direct I/O (O_DIRECT): leave out --direct-io"
+        return "direct I/O (O_DIRECT) is not possible there: leave out --direct-io"
     return error.strerror or str(error)

@@ -16,7 +16,7 @@ from ...protocol.pages.mapped_pages import Part, past_the_end, read_parts
 from ...protocol.pages.runs import runs
 from ...transport.channel import Channel, ChannelError
 from ...transport.counters import Counters
-from ...transport.direct import DIRECT_ALIGNMENT
+from ...transport.direct import DIRECT_ALIGNMENT, why_not
 from ..worker import BlockWriter
 
 Numbers = npt.NDArray[np.intp]
@@ -55,7 +55,7 @@ class SavedFile:
                 if not count or done % DIRECT_ALIGNMENT:
                     break
         except OSError as error:
-            raise ChannelError(f"{self.pages.name}: {error.strerror}") from error
+            raise ChannelError(f"{self.pages.name}: {why_not(error)}") from error
         return done
 
 

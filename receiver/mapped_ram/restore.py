@@ -23,12 +23,12 @@ preload("vmferry.receiver.mapped_ram.process")
 class Restore:
     """The readers of the file of one incoming migration, if it comes from a mapped-ram file.
 
-    `workers` is their number; None or 0: one for each processor.
+    `workers` is their number, at least one; None: one for each processor.
     """
 
     def __init__(self, crew: Crew, workers: int | None, *, direct_io: bool) -> None:
         self._crew = crew
-        self._count = workers or min(processors(), WORKERS.most)
+        self._count = min(processors(), WORKERS.most) if workers is None else max(workers, 1)
         self._direct_io = direct_io
         self._counters: list[Counters] = []
         self._channel: Channel | None = None

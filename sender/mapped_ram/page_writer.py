@@ -8,6 +8,7 @@ import numpy as np
 
 from ...protocol.pages.runs import runs
 from ...transport.channel import Channel, ChannelError
+from ...transport.direct import why_not
 from ...transport.sparse import write_at
 from ..chunks import CHUNK_PAGES, Chunk
 from ..outlet import Pace
@@ -63,7 +64,7 @@ class FileWriter:
         try:
             write_at(self._file.fileno(), pages.reshape(-1).data, place)
         except OSError as error:
-            raise ChannelError(f"{self._file.name}: {error.strerror}") from error
+            raise ChannelError(f"{self._file.name}: {why_not(error)}") from error
 
     def _mark(self, chunk: Chunk, indexes: Numbers, *, there: bool) -> None:
         """Set or clear the bits of these pages; the bytes they are in belong to this worker."""

@@ -75,6 +75,22 @@ def test_back_and_forth(serve: Serve, tmp_path: Path) -> None:
     assert back.ask("query-migrate") == {"status": "completed"}
 
 
+def test_through_a_file(serve: Serve, tmp_path: Path) -> None:
+    """Broken: a client could not save a guest as a mapped-ram file, or start one from it."""
+    source = serve("synthetic:16M,dirty-rate=4M")
+    source.set(mapped_ram=True)
+    source.ask("migrate", uri=f"unix:{tmp_path}/socket")
+    assert "send to file:" in source.wait_for("failed")["error-desc"]
+    source.ask("migrate-set-parameters", direct_io=True)
+    source.ask("migrate", uri=f"file:{tmp_path}/saved")
+    assert source.wait_until_over() == "completed"
+    target = serve("synthetic:", "--incoming", "defer")
+    target.ask("migrate-set-parameters", direct_io=True)
+    target.ask("migrate-incoming", uri=f"file:{tmp_path}/saved")
+    target.wait_for("completed")
+    assert target.run_state() == "running"
+
+
 def test_limits_change_while_it_runs(serve: Serve) -> None:
     """Broken: a speed or downtime that is set would only hold for the next migration."""
     source = serve("synthetic:64M,dirty-rate=1M")

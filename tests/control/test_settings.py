@@ -55,12 +55,18 @@ def test_right_arguments() -> None:
 def test_capabilities_are_set_together() -> None:
     """Broken: a list that is refused would be done in part."""
     capabilities = Capabilities()
-    with pytest.raises(QmpError, match=r"'multifd' cannot be switched on: \w"):
+    with pytest.raises(QmpError, match="switch 'xbzrle' off first"):
         capabilities.set([("xbzrle", True), ("multifd", True)])
     assert not capabilities["xbzrle"]
     capabilities.set([("xbzrle", True), ("multifd", False)])
     assert [item["capability"] for item in capabilities.as_qmp()] == list(CAPABILITIES)
     assert [item["capability"] for item in capabilities.as_qmp() if item["state"]] == ["xbzrle"]
+    for together in ("xbzrle", "multifd"):
+        only = [("xbzrle", False), (together, True), ("mapped-ram", True)]
+        with pytest.raises(QmpError, match=f"'mapped-ram' has .*: switch '{together}' off first"):
+            capabilities.set(only)
+    capabilities.set([("xbzrle", False), ("mapped-ram", True)])
+    assert capabilities["mapped-ram"]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
