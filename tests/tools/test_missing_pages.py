@@ -25,7 +25,7 @@ ROM = "/rom@etc/acpi: 6 of 8 pages never arrived, first at 0x0, 0x2000, 0x4000-0
 def test_extract(streams: Any, vmferry: Any, kind: str) -> None:
     """Broken: zeros would be given out for a guest's memory without a word."""
     path, out = vmferry.write("stream", streams.small), vmferry.folder / "out"
-    ran = vmferry.run("extract", path, "-o", str(out), "--format", kind)
+    ran = vmferry.run("extract", "-f", path, "-o", str(out), "--format", kind)
     assert ran.status == 1
     assert ran.error == f"{path}: {LINE}; {out} has zeros in their place"
     assert "pc.ram  1.0 MiB" in ran.out
@@ -35,7 +35,7 @@ def test_extract(streams: Any, vmferry: Any, kind: str) -> None:
 def test_extract_all(streams: Any, vmferry: Any) -> None:
     """Broken: a program, or a person who extracts every block, would not learn of it."""
     path, out = vmferry.write("stream", streams.small), vmferry.folder / "out"
-    result = vmferry.call("extract", path, "--all", "-o", str(out), "--json")
+    result = vmferry.call("extract", "-f", path, "--all", "-o", str(out), "--json")
     assert result.exit_code == 1
     missing = json.loads(result.stdout)["missing"]
     assert [(block["block"], block["pages"], block["total"]) for block in missing] == [
@@ -51,14 +51,14 @@ def test_only_what_is_asked_for(streams: Any, vmferry: Any) -> None:
     """Broken: devices could not be taken out of a stream whose pages are elsewhere."""
     path = vmferry.write("stream", streams.small)
     folder = str(vmferry.folder / "devices")
-    assert vmferry.call("extract", path, "--devices", folder).exit_code == 0
+    assert vmferry.call("extract", "-f", path, "--devices", folder).exit_code == 0
 
 
 @pytest.mark.parametrize("container", ["plain", "zstd", "mapped-ram"])
 def test_convert(streams: Any, vmferry: Any, container: str) -> None:
     """Broken: half a guest would be put away as if it were a whole one."""
     path, out = vmferry.write("stream", streams.small), vmferry.folder / "out"
-    ran = vmferry.run("convert", path, str(out), "--to", container)
+    ran = vmferry.run("convert", "-f", path, str(out), "--to", container)
     assert ran.status == 1
     (sizes,) = ran.out.splitlines()
     assert sizes.startswith(f"{out}: {format_size(out.stat().st_size)}")

@@ -238,7 +238,7 @@ def test_damage_behind_pages_of_no_known_block(vmferry: Any) -> None:
     harmless("partial", data)
     path = vmferry.write("damaged", data)
     out = str(vmferry.folder / "ram")
-    told = vmferry.run("extract", "--partial", path, "-o", out, "--block", "c")
+    told = vmferry.run("extract", "-f", "--partial", path, "-o", out, "--block", "c")
     assert told.status == 1
     assert "c: lost:" in told.out
 
@@ -318,7 +318,7 @@ def test_mapped_ram_cut_in_half(vmferry: Any, tmp_path: Path) -> None:
     assert place is not None
     cut = place.pages_offset + 300 * PAGE + 100
     path, out = vmferry.write("cut", data[:cut]), tmp_path / "ram"
-    ran = vmferry.call("extract", path, "--partial", "--json", "-o", str(out))
+    ran = vmferry.call("extract", "-f", path, "--partial", "--json", "-o", str(out))
     assert ran.exit_code == 1
     report = json.loads(ran.stdout)["survival"]
     assert out.read_bytes()[: 300 * PAGE] == ram["pc.ram"][: 300 * PAGE]
@@ -327,7 +327,7 @@ def test_mapped_ram_cut_in_half(vmferry: Any, tmp_path: Path) -> None:
     assert "kept: 312 of 512 pages" in ran.stderr
     # The bitmap itself is cut: what it does not tell of is lost.
     data = data[: place.bitmap_offset + 8]
-    ran = vmferry.call("extract", vmferry.write("cut", data), "--partial", "-o", str(out))
+    ran = vmferry.call("extract", "-f", vmferry.write("cut", data), "--partial", "-o", str(out))
     assert "pc.ram: lost: 448 pages, at 0x40000-0x200000" in ran.stdout
 
 
@@ -340,7 +340,7 @@ def test_shifted_mapped_ram(vmferry: Any, tmp_path: Path) -> None:
     data, _ = mapped({"pc.ram": list(range(512)), "rom": [3]}, count=512)
     half = len(data) // 3
     path = vmferry.write("shifted", data[:half] + data[half + 100 :])
-    ran = vmferry.call("extract", path, "--partial", "-o", str(tmp_path / "ram"))
+    ran = vmferry.call("extract", "-f", path, "--partial", "-o", str(tmp_path / "ram"))
     assert ran.exit_code == 1
     assert "pc.ram: may belong elsewhere: 512 pages" in ran.stdout
 
@@ -350,11 +350,11 @@ def test_in_containers(pack: Any, sound: Sound, vmferry: Any, tmp_path: Path) ->
     """Broken: damage in what a stream stands in, or behind it, would cost what comes before it."""
     out = tmp_path / "ram"
     inner = pack(_hole(sound, _record(sound, 50) + 100, PAGE).data)
-    ran = vmferry.call("extract", vmferry.write("inner", inner), "--partial", "-o", str(out))
+    ran = vmferry.call("extract", "-f", vmferry.write("inner", inner), "--partial", "-o", str(out))
     assert "pc.ram: lost: 2 pages, at 0x32000-0x34000" in ran.stdout
     packed = pack(sound.data)
     cut = vmferry.write("cut", packed[: len(packed) * 2 // 3])
-    ran = vmferry.call("extract", cut, "--partial", "-o", str(out))
+    ran = vmferry.call("extract", "-f", cut, "--partial", "-o", str(out))
     assert (ran.exit_code, ran.stderr.count("\n")) == (1, 1)
     found = np.fromfile(out, np.uint8).reshape(-1, PAGE)
     assert np.array_equal(found[40:60], sound.ram["pc.ram"][40:60])
@@ -365,7 +365,7 @@ def test_what_is_said(sound: Sound, vmferry: Any, tmp_path: Path) -> None:
     """Broken: the command would end well though something was lost, or not say what."""
     damaged = _hole(sound, _record(sound, 50) + 100, PAGE)
     path, out = vmferry.write("bad", damaged.data), str(tmp_path / "ram")
-    ran = vmferry.call("extract", path, "--partial", "-o", out)
+    ran = vmferry.call("extract", "-f", path, "--partial", "-o", out)
     assert ran.exit_code == 1
     assert ran.stdout.splitlines()[1:] == [
         f"lost 4.0 KiB of the stream, at {_record(sound, 51):#x}-{_record(sound, 52):#x}: "
@@ -374,12 +374,12 @@ def test_what_is_said(sound: Sound, vmferry: Any, tmp_path: Path) -> None:
     ]
     assert ran.stderr.endswith("; kept: 254 of 256 pages, 4 of 4 devices\n")
     assert ran.stderr.startswith(f"vmferry: {path}: offset {_record(sound, 51):#x} ")
-    ran = vmferry.call("extract", path, "--partial", "--json", "-o", out)
+    ran = vmferry.call("extract", "-f", path, "--partial", "--json", "-o", out)
     found = json.loads(ran.stdout)["survival"]
     assert found["blocks"][0]["lost"] == {"pages": 2, "ranges": [[50 * PAGE, 52 * PAGE]]}
     assert [one["name"] for one in found["devices"]["kept"]][:2] == ["timer", "cpu"]
     whole = vmferry.write("whole", sound.data)
-    ran = vmferry.call("extract", whole, "--partial", "-o", out)
+    ran = vmferry.call("extract", "-f", whole, "--partial", "-o", out)
     assert (ran.exit_code, ran.stderr) == (0, "")
 
 

@@ -80,7 +80,7 @@ def test_named_in_one_line(vmferry: Any, streams: Any, kind: str) -> None:
     make, said = KINDS[kind]
     path = vmferry.write("file", make(streams.small))
     errors = []
-    for command, *options in (["dump"], ["verify"], ["convert", f"{path}.out", "--to", "plain"]):
+    for command, *options in (["dump"], ["verify"], ["convert", "-f", f"{path}.out", "--to=plain"]):
         ran = vmferry.call(command, path, *options)
         assert ran.exit_code == 1
         errors.append(ran.stderr)
@@ -149,7 +149,7 @@ def test_offset_of_every_command(vmferry: Any, streams: Any) -> None:
     assert found == {**same, "behind": behind}
     out = vmferry.folder / "out"
     for container in ("plain", "mapped-ram"):
-        ran = vmferry.call("convert", path, str(out), "--to", container, "--offset", "5000")
+        ran = vmferry.call("convert", "-f", path, str(out), "--to", container, "--offset", "5000")
         assert ran.exit_code == 0
     mapped = vmferry.write("mapped", NOISE[:4096] + out.read_bytes())
     assert vmferry.call("verify", mapped, "--offset", "4K").exit_code == 0
@@ -161,7 +161,7 @@ def test_offset_of_every_command(vmferry: Any, streams: Any) -> None:
     assert vmferry.call("verify", plain, *other).exit_code == 0
     images = [vmferry.folder / name for name in ("a", "b")]
     for image, arguments in zip(images, ((plain,), (path, "--offset", "5000")), strict=True):
-        assert vmferry.call("extract", *arguments, "-o", str(image)).exit_code == 0
+        assert vmferry.call("extract", "-f", *arguments, "-o", str(image)).exit_code == 0
     assert images[0].read_bytes() == images[1].read_bytes()
     ran = vmferry.call("verify", "-", "--offset", "5000", feed=NOISE[:5000] + streams.whole)
     assert ran.exit_code == 0

@@ -47,11 +47,11 @@ def test_compressed_mapped_ram(vmferry: Any, copies: Path, name: str, image: boo
         assert ran.exit_code == 0, ran.output
     for command in (["dump", path], ["diff", path, plain], ["dump", path, "--devices"]):
         assert vmferry.call(*command).exit_code == 0
-    ran = vmferry.call("extract", path, "-o", str(out))
+    ran = vmferry.call("extract", "-f", path, "-o", str(out))
     assert ran.exit_code == 0, ran.output
     assert out.read_bytes() == ram["pc.ram"]
     for container in ("plain", "mapped-ram"):
-        assert vmferry.call("convert", path, str(out), "--to", container).exit_code == 0
+        assert vmferry.call("convert", "-f", path, str(out), "--to", container).exit_code == 0
         assert vmferry.call("verify", str(out), *pairs).exit_code == 0
     assert os.listdir(copies) == []
 

@@ -152,7 +152,7 @@ def test_half_a_pair(pair: str, stream: str, vmferry: Any) -> None:
     """Broken: wrong usage would look like a failed comparison."""
     result = vmferry.call("verify", stream, "--ram", pair)
     assert result.exit_code == 2
-    assert "not BLOCK=FILE" in result.stderr
+    assert "write BLOCK=FILE" in result.stderr
 
 
 def test_block_twice(stream: str, vmferry: Any) -> None:
