@@ -51,7 +51,7 @@ def test_volumes(version: str, tmp_path: Path) -> None:
         said = {"bytes": len(tail), "exact": True, "layer": None, "warning": None}
         assert _verify(volume, *ram)["behind"] == said
         out = tmp_path / "out"
-        assert vmferry("convert", str(volume), str(out), "--to", "plain").returncode == 0
+        assert vmferry("convert", str(volume), str(out), "--to", "plain", "-f").returncode == 0
         assert out.read_bytes() == data
     for compress, tail in zip(COMPRESS, cycle((bytes(70_000), OLD)), strict=False):
         volume.write_bytes(compress(data) + tail)
