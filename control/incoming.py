@@ -12,8 +12,9 @@ from ..guest.errors import MigrationError
 from ..protocol.states import MigrationStatus
 from ..receiver.coordinator import ReceiveParameters, Receiver
 from ..receiver.errors import KeptError
-from ..transport.settings import DIRECT_IO
+from ..transport.settings import DIRECT_IO, MULTIFD_CHANNELS
 from ..transport.uri import Tcp, Unix, UriError, parse_uri
+from .capabilities import Capabilities
 from .descriptors import Descriptors
 from .errors import QmpError
 from .migration_events import MigrationEvents
@@ -34,12 +35,12 @@ class Incoming:
         self,
         guest: Guest,
         run: RunControl,
+        settings: tuple[Capabilities, Parameters],
         descriptors: Descriptors,
         events: MigrationEvents,
-        parameters: Parameters,
     ) -> None:
         self._guest = guest
-        self._parameters = parameters
+        self._capabilities, self._parameters = settings
         self._run = run
         self._descriptors = descriptors
         self._events = events
@@ -78,7 +79,9 @@ class Incoming:
     async def _listen(self, uri: str) -> str:
         loop = asyncio.get_running_loop()
         listening: asyncio.Future[str] = loop.create_future()
+        channels = self._parameters[MULTIFD_CHANNELS.name]
         parameters = ReceiveParameters(
+            multifd_channels=channels if self._capabilities["multifd"] else None,
             paused=not self._run.autostart,
             # Only pages of a file are read so; other incoming guests do without, as in QEMU.
             direct_io=self._parameters[DIRECT_IO.name] and uri.startswith("file:"),

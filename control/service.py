@@ -74,9 +74,9 @@ class Service:
         incoming = Incoming(
             self.guest,
             self.run_control,
+            (self.capabilities, self.parameters),
             self.descriptors,
             self._migration_events,
-            self.parameters,
         )
         incoming.on_failure = self.fail
         incoming.on_arrival = self._arrived
