@@ -35,7 +35,7 @@ from .exchange import Arrived, Complete, Spilled
 from .figures import Figures
 from .handover import lead
 from .mapped_ram.restore import Restore
-from .multifd.gathering import Gathering
+from .multifd.gathering import Gathering, check_uri
 from .processes import Processes
 from .stream import Incoming
 
@@ -149,6 +149,8 @@ class Receiver:
         uri = parse_uri(self._uri)
         if self._parameters.direct_io and not isinstance(uri, (File, Fd)):
             raise MigrationError(f"{uri}: only a file can be read past the page cache (direct-io)")
+        if self._parameters.multifd_channels:
+            check_uri(uri)
         self._guest.check_incoming()
         self.states.to(MigrationStatus.SETUP)
         self._listener = listen(uri)

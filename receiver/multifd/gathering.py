@@ -12,6 +12,7 @@ from ...protocol.reading.multifd_reader import ChannelReader, Greeting
 from ...protocol.wire import multifd
 from ...transport.channel import Channel, ChannelError, Listener
 from ...transport.lobby import Lobby, UnwelcomeError
+from ...transport.uri import Tcp, Unix, Uri
 from ..beginning import begins_stream
 
 PATIENCE = 60.0
@@ -51,7 +52,6 @@ class Gathering:
         lobby = self._lobby = Lobby(listener, self._begins, on_refused, 1 + self._count)
         if not self._count:
             return lobby.wait(wait_fd), []
-        check_listens(listener)
         try:
             with closing(lobby.admit(wait_fd)) as admitted:
                 while self._main is None or len(self._channels) < self._count:
@@ -120,11 +120,10 @@ class Gathering:
         self._channels[hello.channel], self.uuid = channel, hello.uuid
 
 
-def check_listens(listener: Listener) -> None:
-    """Raise ChannelError unless several connections can be made to the listener."""
-    if not listener.listens:
-        where = listener.address
-        raise ChannelError(f"{where}: multifd takes several connections: listen on tcp: or unix:")
+def check_uri(uri: Uri) -> None:
+    """Raise MigrationError unless several connections can be made to this URI."""
+    if not isinstance(uri, (Tcp, Unix)):
+        raise MigrationError(f"{uri}: multifd takes several connections: listen on tcp: or unix:")
 
 
 def _greeting(head: bytes) -> Greeting:

@@ -153,8 +153,8 @@ def run(count: int, seed: int = 0) -> Counter[str]:
                     error = receive(data, memory)
                 memory.check()
                 assert error.isprintable()
-            except BaseException as error:
-                raise AssertionError(f"variant {number} of seed {seed}: {kind}") from error
+            except BaseException as fault:
+                raise AssertionError(f"variant {number} of seed {seed}: {kind}") from fault
             refused[kind] += bool(error)
     finally:
         os.close(memory.fd)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from vmferry.guest.directory import DirectoryGuest
+from vmferry.guest.errors import MigrationError
 from vmferry.protocol import events
 from vmferry.protocol.wire import multifd
 from vmferry.protocol.wire.marks import SectionType
 from vmferry.protocol.wire.multifd import Compression
+from vmferry.receiver.coordinator import ReceiveParameters, Receiver
 from vmferry.receiver.multifd import gathering
 
 from tests.protocol.channels import UUID, Channel, migration, page
@@ -232,9 +236,17 @@ def test_others_are_refused(receive: Start) -> None:
     assert by_file(arriving.arrives()) == by_file(made.ram)
 
 
-def test_channel_where_none_is_expected(tmp_path: object, receive: Start) -> None:
+def test_one_connection_is_too_few(tmp_path: Path) -> None:
+    """Broken: a receiver would wait for connections that cannot come."""
+    guest = DirectoryGuest(str(tmp_path / "guest"))
+    receiver = Receiver(guest, "exec:sleep 9", ReceiveParameters(multifd_channels=2))
+    with pytest.raises(MigrationError, match="listen on tcp: or unix:"):
+        receiver.run()
+    guest.close()
+
+
+def test_channel_where_none_is_expected(receive: Start) -> None:
     """Broken: nobody would see that this end has to be told of the channels."""
-    del tmp_path
     arriving = receive(None)
     arriving.source.connect(bytes(channel(0).data))
     arriving.until_refused(1)
