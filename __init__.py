@@ -9,7 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .protocol.lazy import exported
+# By its full name: tests load this file under the name of its folder, whatever that is.
+from vmferry.protocol.lazy import exported
 
 if TYPE_CHECKING:
     from .guest import Guest, GuestError, MigrationError, ProgramGuest, open_guest

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,3 +95,14 @@ def test_one_root_of_errors() -> None:
                 and not issubclass(value, VmferryError)
             ]
     assert strange == []
+
+
+def test_folder_of_any_name() -> None:
+    """Broken: no test would run in the folder of an unpacked release, such as vmferry-0.1.0."""
+    path = Path(__file__).parent.parent / "__init__.py"
+    spec = importlib.util.spec_from_file_location("vmferry-0.1.0", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.__version__ == vmferry.__version__
