@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ...guest.base import RamBlock, populate
 from ...guest.errors import GuestError
+from ...transport.spill import FileError
 from ..worker import BlockWriter
 
 Offsets = npt.NDArray[np.uint64]
@@ -26,26 +27,25 @@ def merged(offsets: Offsets, page_size: int) -> list[tuple[int, int]]:
 
 
 class Memory:
-    """The RAM blocks of the guest; offsets of pages have been checked before they come here."""
+    """The RAM blocks of the guest; offsets of pages have been checked before they come here.
+
+    Its methods raise GuestError if there is no memory for a page.
+    """
 
     def __init__(self, blocks: Sequence[RamBlock]) -> None:
         self._blocks = [_Block(block) for block in blocks]
 
-    def places(self, index: int, offsets: Offsets) -> list[memoryview]:
+    def places(self, index: int, offsets: Offsets) -> list[memoryview] | None:
         """Return the memory of these pages of a block, in order, to receive their content into.
 
-        Memory that does not exist yet is made: a run at once, as a fault for each page takes
-        longer. Raises GuestError if it cannot be made.
+        Return None if none of them exists yet: then `put` is faster, as the kernel need not fill
+        them with zeros first.
         """
         return self._blocks[index].places(offsets)
 
     def put(self, index: int, offsets: Offsets, pages: Pages) -> None:
         """Copy pages (n, page size) into a block."""
-        done = 0
-        for place in self.places(index, offsets):
-            content = pages.reshape(-1)[done : done + len(place)]
-            np.frombuffer(place, np.uint8)[:] = content
-            done += len(place)
+        self._blocks[index].put(offsets, pages)
 
     def clear(self, index: int, offsets: Offsets) -> None:
         """Make these pages zero, but write none that is zero already."""
@@ -58,25 +58,44 @@ class _Block:
         self._writer = BlockWriter(block)
         self._flat = self._writer.flat
         self._view = self._flat.data
-        self._made = np.zeros(block.length // block.page_size, np.bool_)
+        self._mapped = np.zeros(block.length // block.page_size, np.bool_)
 
-    def places(self, offsets: Offsets) -> list[memoryview]:
+    def places(self, offsets: Offsets) -> list[memoryview] | None:
         runs = merged(offsets, self._page_size)
+        if all(self._writer.is_fresh(*self._pages(*run)) for run in runs):
+            return None
         for start, end in runs:
-            pages = slice(start // self._page_size, end // self._page_size)
-            if not self._made[pages].all():
-                self._make(start, end)
-                self._made[pages] = True
+            first, count = self._pages(start, end)
+            if not self._mapped[first : first + count].all():
+                # At once: a fault for each page takes longer.
+                self._map(start, end)
+                self._mapped[first : first + count] = True
+            self._writer.note_written(first, count)
         return [self._view[start:end] for start, end in runs]
 
-    def _make(self, start: int, end: int) -> None:
+    def put(self, offsets: Offsets, pages: Pages) -> None:
+        done = 0
+        for run in merged(offsets, self._page_size):
+            first, count = self._pages(*run)
+            try:
+                self._writer.put(first, pages[done : done + count])
+            except FileError as error:
+                raise GuestError(error.told) from error
+            done += count
+
+    def clear(self, offsets: Offsets) -> None:
+        for run in merged(offsets, self._page_size):
+            first, count = self._pages(*run)
+            self._writer.fill(slice(first, first + count), 0)
+
+    def _pages(self, start: int, end: int) -> tuple[int, int]:
+        """Return the number of the first page of a run, and how many there are."""
+        return start // self._page_size, (end - start) // self._page_size
+
+    def _map(self, start: int, end: int) -> None:
         try:
             populate(self._flat, True, start, end)
         except OSError as error:
             where = f"bytes {start:#x} to {end:#x} of block {self._name}"
             message = f"no memory for {where} (disk full?): {error.strerror}"
             raise GuestError(message) from error
-
-    def clear(self, offsets: Offsets) -> None:
-        for start, end in merged(offsets, self._page_size):
-            self._writer.fill(slice(start // self._page_size, end // self._page_size), 0)
