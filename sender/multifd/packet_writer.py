@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -31,8 +30,8 @@ class Sends(Protocol):
 class PacketWriter:
     """A writer of packets to one channel; zero pages may go to `records`, on the main channel.
 
-    `numbers` are those of its packets, which no other channel has. `last_syncs` is the number of
-    further sync points after the last round.
+    `numbers` returns the numbers of this many packets, which no other channel has. `last_syncs` is
+    the number of further sync points after the last round.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class PacketWriter:
         zero_pages: ZeroPageDetection,
         compression: Compression,
         deflater: Deflater | None,
-        numbers: itertools.count[int],
+        numbers: Callable[[int], Sequence[int]],
         last_syncs: int,
     ) -> None:
         self._outlet = outlet
@@ -61,7 +60,7 @@ class PacketWriter:
 
     def sync(self) -> None:
         """Write a sync point."""
-        self._outlet.send(memoryview(packets.sync_packet(self._page_size, next(self._numbers))))
+        self._outlet.send(memoryview(packets.sync_packet(self._page_size, *self._numbers(1))))
 
     def zero(self, chunk: Chunk, indexes: Numbers) -> None:
         """Write these pages of the chunk as zero, in packets or on the main channel."""
@@ -97,7 +96,7 @@ class PacketWriter:
         self._records.end_round(number, last=last)
 
     def _number(self, heads: Heads) -> None:
-        heads["header"]["number"] = list(itertools.islice(self._numbers, len(heads)))
+        heads["header"]["number"] = self._numbers(len(heads))
 
     def _send(self, heads: Heads, ram: Pages, numbers: Numbers) -> None:
         """Send packets with these heads, of the pages `ram[numbers]`."""

@@ -11,6 +11,7 @@ from ...transport.channel import Channel, ChannelError
 from ...transport.uri import Tcp, Unix, Uri
 from .. import stream
 from ..page_path import WorkerEntry
+from .numbers import PacketNumbers
 from .plan import ChannelPlan
 from .process import run_channel_worker
 
@@ -20,6 +21,7 @@ class MultifdPath:
 
     def __init__(self, plan: ChannelPlan) -> None:
         self._plan = plan
+        self._numbers = PacketNumbers.memory()
 
     def check_uri(self, uri: Uri) -> None:
         """Raise MigrationError unless several connections can be made to this URI."""
@@ -53,7 +55,7 @@ class MultifdPath:
 
     def worker(self) -> WorkerEntry:
         """Return the entry of a worker that feeds its channel."""
-        return run_channel_worker, (self._plan,)
+        return run_channel_worker, (self._plan, self._numbers)
 
     def round_head(self, section_id: int) -> bytes:
         """Return the head of the piece that the workers' records are in."""
@@ -71,4 +73,5 @@ class MultifdPath:
         return stream.closing(state)
 
     def close(self) -> None:
-        """Do nothing: nothing was shared."""
+        """Release the counter of packets."""
+        self._numbers.close()

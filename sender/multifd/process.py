@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from multiprocessing.connection import Connection
 
 from ...guest.tracking.errors import TrackingError
@@ -11,12 +10,14 @@ from ...transport.channel import Channel, ChannelError
 from ...transport.crew import reporting
 from ...transport.process import receive_channel, send_message
 from ...transport.ring import Ring
+from ...transport.shared import SharedFd
 from ..chunks import MappedBlock
 from ..outlet import Outlet
 from ..record_writer import RecordWriter
 from ..scanners import WorkerSetup
 from ..sinks import RingSink
 from ..worker import StartRound, Worker
+from .numbers import PacketNumbers
 from .packet_writer import PacketWriter
 from .plan import ChannelPlan
 
@@ -25,9 +26,15 @@ class ChannelWorker:
     """The sender of one channel, which is numbered as its worker is."""
 
     def __init__(
-        self, connection: Connection, setup: WorkerSetup, ring: Ring, plan: ChannelPlan
+        self,
+        connection: Connection,
+        setup: WorkerSetup,
+        ring: Ring,
+        plan: ChannelPlan,
+        numbers: SharedFd,
     ) -> None:
         self._connection = connection
+        self._numbers = numbers
         self._setup = setup
         self._ring = ring
         self._plan = plan
@@ -48,7 +55,7 @@ class ChannelWorker:
             zero_pages=plan.zero_pages,
             compression=plan.compression,
             deflater=packets.deflater(plan.compression, plan.level),
-            numbers=itertools.count(share.index, share.count),
+            numbers=PacketNumbers(self._numbers).take,
             last_syncs=plan.last_syncs,
         )
         outlet.send(memoryview(packets.hello(plan.uuid, share.index)))
@@ -61,9 +68,12 @@ class ChannelWorker:
 
 
 def run_channel_worker(
-    connection: Connection, setup: WorkerSetup, ring: Ring, plan: ChannelPlan
+    connection: Connection, setup: WorkerSetup, ring: Ring, plan: ChannelPlan, numbers: SharedFd
 ) -> None:
-    """Map RAM, answer "ready", take the channel and feed it; entry point of the process."""
+    """Map RAM, answer "ready", take the channel and feed it; entry point of the process.
+
+    `numbers` is the memory of PacketNumbers.
+    """
     blocks = setup.map_blocks(connection)
     send_message(connection, "ready")
     channel = receive_channel(connection)
@@ -74,6 +84,6 @@ def run_channel_worker(
             reporting(connection, TrackingError),
             reporting(connection, ChannelError, prefix=prefix),
         ):
-            ChannelWorker(connection, setup, ring, plan).run(blocks, channel)
+            ChannelWorker(connection, setup, ring, plan, numbers).run(blocks, channel)
     finally:
         channel.abort()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.qemu.capture import Capture
 from tests.qemu.machine import MANY_PAGES, Machine, vmferry
 from tests.qemu.test_every_stream import MIB
 
@@ -63,13 +64,15 @@ def listening(version: str, machine: str, folder: Path, channels: int, compressi
 def test_qemu_takes_the_guest(
     version: str, machine: str, channels: int, compression: str, zero: str, tmp_path: Path
 ) -> None:
-    """Broken: a stock QEMU would refuse our channels, or build other memory of them."""
+    """Broken: a stock QEMU would refuse our channels, or build other memory of them; or whoever
+    kept the channels could not read them."""
     saved, truth = kept(version, machine, tmp_path)
     target = listening(version, machine, tmp_path, channels, compression)
+    capture = Capture(tmp_path / "relay", tmp_path / "in", tmp_path / "channels")
     try:
         sent = vmferry(
             "send",
-            f"unix:{tmp_path}/in",
+            f"unix:{tmp_path}/relay",
             "--guest",
             f"dir:{saved}",
             f"--multifd-channels={channels}",
@@ -84,6 +87,11 @@ def test_qemu_takes_the_guest(
         target.wait_for_beats()
     finally:
         target.stop()
+    main, others = capture.close()
+    options = [f"--channel={file}" for file in others]
+    ran = vmferry("extract", str(main), *options, "-o", str(tmp_path / "ram"))
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert subprocess.run(["cmp", tmp_path / "ram", truth], check=False).returncode == 0
 
 
 def test_destination_without_multifd(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from vmferry.protocol.wire.marks import RamFlag
 from vmferry.protocol.wire.multifd import Compression
 from vmferry.protocol.wire.ram import RECORD_HEADER_SIZE
 from vmferry.sender.chunks import MappedBlock
+from vmferry.sender.multifd.numbers import PacketNumbers
 from vmferry.sender.multifd.packet_writer import MAX_RUNS, PacketWriter
 from vmferry.sender.record_writer import RecordWriter, slot_size
 from vmferry.sender.worker import WORKER_COUNTERS, Share, StartRound, Worker
@@ -119,6 +119,8 @@ class Source:
         stack.callback(self.counters.close)
         stack.callback(limits.close)
         self.destination = Destination()
+        memory = PacketNumbers.memory()
+        stack.callback(memory.close)
         writer = PacketWriter(
             self.destination,
             RecordWriter(self.destination, None),
@@ -126,7 +128,7 @@ class Source:
             zero_pages=zero_pages,
             compression=compression,
             deflater=packets.deflater(compression, 1),
-            numbers=itertools.count(),
+            numbers=PacketNumbers(memory).take,
             last_syncs=last_syncs,
         )
         self._worker = Worker(Share(0, 1), [mapped], writer, self.counters, limits)
