@@ -196,10 +196,10 @@ class Sender:
         """Send the device state, then the end of the stream, which passes the guest on."""
         state = self._guest.save_devices(running=self._paused_here)
         path = self._topology.path
-        path.finish()
         self._processes.write(stream.ram_end(state))
         self._processes.write(stream.devices(state))
         self._processes.flush()
+        path.finish()
         assert self._channel is not None
         job = SourceJob(
             closing=self._processes.framed(path.closing(state)),

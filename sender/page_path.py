@@ -46,7 +46,7 @@ class PagePath(Protocol):
         """Return what the main channel carries behind a round."""
 
     def finish(self) -> None:
-        """Complete what was written beside the main channel, after the last round.
+        """Complete what was written beside the main channel, once all but its end was sent.
 
         Raises ChannelError.
         """

@@ -5,5 +5,6 @@
 
 A round carries nothing on the main channel: a page that is sent again is overwritten, one that has
 become zero loses its bit. The bitmaps, and then the stream's first bytes, are written when all
-pages are there, so what a failed save leaves behind is no stream.
+pages and devices are there, so what a failed save leaves behind is no stream, not even over an
+older one.
 """

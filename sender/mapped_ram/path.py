@@ -74,7 +74,7 @@ class MappedPath:
             listed = replace(stream.block_list(guest), offset=len(head))
             placed, end = place_blocks(listed, self._start)
             self._plan = plan_file(placed)
-            # The first bytes stay away until all pages are there.
+            # The first bytes stay away until all is there but the end.
             pieces = [(0, bytes(len(_MAGIC)) + head[len(_MAGIC) :]), *list_pieces(placed)]
             for place, piece in pieces:
                 write_at(channel.fileno(), piece, self._start + place)

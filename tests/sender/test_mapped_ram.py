@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vmferry.guest.base import RamBlock, map_block
+from vmferry.guest.base import DeviceState, RamBlock, map_block
 from vmferry.guest.errors import MigrationCancelledError, MigrationError
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.tracking.digests import DigestTracker
@@ -22,6 +22,7 @@ from vmferry.guest.tracking.tracker import Tracker
 from vmferry.protocol import events
 from vmferry.protocol.errors import ParameterError
 from vmferry.protocol.pages.mapped_layout import place_blocks
+from vmferry.sender import stream
 from vmferry.sender.chunks import CHUNK_PAGES, MappedBlock
 from vmferry.sender.coordinator import Sender
 from vmferry.sender.figures import Figures
@@ -309,8 +310,11 @@ def test_full_disk(guest: SyntheticGuest, tmp_path: Path) -> None:
         subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
 
-def test_cancelled_over_an_older_save(guest: SyntheticGuest, tmp_path: Path) -> None:
-    """Broken: half of the new pages and half of the old ones would look like one saved guest."""
+@pytest.mark.parametrize("late", [False, True])
+def test_failed_over_an_older_save(
+    late: bool, guest: SyntheticGuest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken: new pages, with old ones or old devices, would look like one saved guest."""
     file = tmp_path / "file"
     file.write_bytes(b"mine")
     uri = f"file:{file},offset=4096"
@@ -320,9 +324,15 @@ def test_cancelled_over_an_older_save(guest: SyntheticGuest, tmp_path: Path) -> 
     finally:
         whole.close()
     assert file.read_bytes()[4096:4100] == b"QEVM"
-    sender = Sender(guest, uri, _mapped(max_bandwidth=4 << 20, workers=1))
+    sender = Sender(guest, uri, _mapped(max_bandwidth=0 if late else 4 << 20, workers=1))
+
+    def fail(_: DeviceState) -> bytes:
+        raise MigrationCancelledError("the devices cannot be saved")
+
+    if late:
+        monkeypatch.setattr(stream, "devices", fail)
     with pytest.raises(MigrationCancelledError):
-        sender.run(lambda figures: sender.cancel() if figures.transferred else None)
+        sender.run(lambda figures: sender.cancel() if figures.transferred and not late else None)
     assert guest.running
     data = file.read_bytes()
     assert data[:4] == b"mine"
