@@ -30,23 +30,24 @@ class FreshPages:
 
     def __init__(self, block: RamBlock) -> None:
         self._block = block
-        self._fresh = np.ones(-(-block.length // block.page_size), np.bool_)
+        # Zeros take no memory until they are looked at, however much RAM a stream claims to have.
+        self._written = np.zeros(-(-block.length // block.page_size), np.bool_)
         first = block.file_offset
         for start, end in data_parts(block.fd, first, first + block.length):
             size = block.page_size
-            self._fresh[(start - first) // size : -(-(end - first) // size)] = False
+            self._written[(start - first) // size : -(-(end - first) // size)] = True
 
     def existing(self, numbers: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         """Return those of some pages that were written."""
-        return numbers[~self._fresh[numbers]]
+        return numbers[self._written[numbers]]
 
     def all_fresh(self, first: int, count: int) -> bool:
         """Return whether none of `count` pages from page `first` on was ever written."""
-        return bool(self._fresh[first : first + count].all())
+        return not self._written[first : first + count].any()
 
     def written(self, target: slice | npt.NDArray[np.intp]) -> None:
         """Record that these pages, by their numbers, were written in another way."""
-        self._fresh[target] = False
+        self._written[target] = True
 
     def write(self, first: int, pages: list[memoryview]) -> bool:
         """Write pieces of whole pages from page `first` on; False if the file takes no writes.
@@ -63,7 +64,7 @@ class FreshPages:
         except OSError as error:
             if error.errno == errno.EINVAL:
                 # Memory in huge pages can only be mapped.
-                self._fresh[:] = False
+                self._written[:] = True
                 return False
             raise FileError(error.errno, error.strerror, f"RAM block {self._block.name}") from error
         self.written(slice(first, first + (place - start) // size))

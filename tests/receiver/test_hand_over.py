@@ -18,7 +18,7 @@ from vmferry.guest.errors import MigrationError
 from vmferry.guest.line import LINGER
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol import events
-from vmferry.protocol.formats.zstd import stored_size
+from vmferry.protocol.formats.zstd import MAX_BLOCK, stored_size
 from vmferry.protocol.handover import Word
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.return_path import Pong, ReturnPathReader, Shut
@@ -106,8 +106,10 @@ def test_last_frame_that_only_begins_like_a_stored_one(stream: bytes, workers: i
 
     The frame begins with raw blocks, as a stored one does; its last block is compressed.
     """
-    first, last = zstandard.compress(stream[:-400_000]), zstandard.compress(stream[-400_000:])
-    assert stored_size(memoryview(last)) == 400_000 > len(last)
+    # The last block holds the description, and little else.
+    size = 3 * MAX_BLOCK + 300
+    first, last = zstandard.compress(stream[:-size]), zstandard.compress(stream[-size:])
+    assert stored_size(memoryview(last)) == size > len(last)
 
     def source(connection: socket.socket) -> None:
         connection.sendall(first + last[:500])

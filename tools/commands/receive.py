@@ -17,7 +17,7 @@ from ..console.command import command
 from ..console.failure import describe, fail
 from ..console.interruption import on_signals
 from ..console.logs import log_options, quiet_option
-from ..console.options import announce_option, guest_option, paused_option
+from ..console.migration_options import announce_option, guest_option, paused_option
 from ..console.progress import Progress
 from ..console.setting_options import setting_option
 from ..console.types import Uri

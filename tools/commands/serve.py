@@ -17,7 +17,7 @@ from ..console.command import command
 from ..console.failure import describe, fail
 from ..console.interruption import signals_in
 from ..console.logs import log_options
-from ..console.options import announce_option, guest_option, paused_option
+from ..console.migration_options import announce_option, guest_option, paused_option
 from ..console.progress import Progress
 from ..console.types import Address, Uri
 

@@ -1,52 +1,9 @@
-"""Defines the options that several commands share, and converts their text to values."""
+"""Defines the options that commands of every kind share; it imports nothing slow."""
 
 from __future__ import annotations
 
 import click
 
-from ...control.announce import AnnounceError, Interface, parse_interface
-from ...sender.compression import CompressionError, parse_compression
-from .types import GuestText
-
-
-def interface(text: str) -> Interface:
-    """Return the interface in `IFACE[=MAC]`. Raises BadParameter."""
-    try:
-        return parse_interface(text)
-    except AnnounceError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-def compression(text: str) -> str:
-    """Return the text if it is a valid compression method. Raises BadParameter."""
-    try:
-        parse_compression(text)
-    except CompressionError as error:
-        raise click.BadParameter(str(error), param_hint="--compress") from None
-    return text
-
-
-guest_option = click.option(
-    "--guest",
-    "guest_text",
-    required=True,
-    type=GuestText(),
-    help="dir:PATH, a guest kept in a folder; or synthetic:SIZE[,OPTION=VALUE]..., a process that"
-    " writes its own memory, such as synthetic:512M,dirty-rate=50M (SIZE may be left out where the"
-    " guest is to arrive)",
-)
-paused_option = click.option(
-    "--paused", is_flag=True, help="leave the guest stopped when it has arrived"
-)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="print JSON with stable keys, for programs"
-)
-announce_option = click.option(
-    "--announce",
-    "interfaces",
-    multiple=True,
-    type=interface,
-    metavar="IFACE[=MAC]",
-    help="network interface on which to announce, by RARP frames, that the guest now runs here;"
-    " repeat for more",
 )
