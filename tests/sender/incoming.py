@@ -36,7 +36,7 @@ class Incoming:
 
     def join(self) -> None:
         """Wait until the migration is over."""
-        self._thread.join(20)
+        self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 from vmferry.guest.errors import MigrationError
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_memory import ROM_SIZE
-from vmferry.guest.tracking import soft_dirty
+from vmferry.guest.tracking import process_memory, soft_dirty
 from vmferry.guest.tracking.errors import TrackingError
 from vmferry.guest.tracking.marks import WriteMarks
 from vmferry.guest.tracking.pagemap import MarkReader
@@ -66,6 +66,7 @@ class ByUserfaultfd(SoftDirtyBits):
 def soft_dirty_kernel(source: SyntheticGuest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that has soft-dirty bits, as far as the guest `source` can tell."""
     monkeypatch.setattr(soft_dirty, "kernel_has_soft_dirty", lambda: True)
+    monkeypatch.setattr(process_memory, "_swap_is_on", lambda: False)
     monkeypatch.setattr(soft_dirty, "SoftDirtyBits", lambda _: ByUserfaultfd(source))
 
 

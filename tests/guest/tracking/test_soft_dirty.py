@@ -1,6 +1,6 @@
 """Soft-dirty bits: law 1 for a kernel that cannot read and remove a mark in one step.
 
-The kernel here is a fake one. `tests/linux` has the same with a real one, in a virtual machine.
+The kernel here is a fake one. `tests/linux` has a real one, in a virtual machine.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ from tests.guest.tracking.soft_dirty_process import BusyGuest, FakeBits, FakePro
 from tests.patience import PATIENCE
 
 COUNT = 8
+
+
+@pytest.fixture(autouse=True)
+def no_swap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the machine has that these tests run on."""
+    monkeypatch.setattr(process_memory, "_swap_is_on", lambda: False)
 
 
 @pytest.fixture
