@@ -128,10 +128,6 @@ class BlockWriter:
             raise xbzrle.bad_encoding(error, where) from None
         xbzrle.apply(self._ram, numbers, data, runs)
 
-    def is_fresh(self, first: int, count: int) -> bool:
-        """Return whether `put` writes these pages to the file, as none of them exists yet."""
-        return self._fresh.all_fresh(first, count)
-
     def note_written(self, first: int, count: int) -> None:
         """Record that pages were written through the mapping by somebody else."""
         self._fresh.written(slice(first, first + count))

@@ -1,8 +1,8 @@
 """Run the process of one multifd channel: read its packets, and put their pages into guest memory.
 
-Pages that are not compressed are received straight to their places if those exist already, together
-with the head of the next packet, so that a packet takes few system calls. Nothing is written before
-the packet's head was checked: block, offsets, counts and sizes.
+Pages that are not compressed are received straight to their places, together with the head of the
+next packet, so that a packet takes few system calls. Nothing is written before the packet's head
+was checked: block, offsets, counts and sizes.
 """
 
 from __future__ import annotations
@@ -108,11 +108,9 @@ class ChannelInput:
     def _take_payload(self, packet: Packet) -> None:
         self._counters.set("compression", packet.compression + 1)
         if packet.compression == Compression.NONE:
-            places = self._memory.places(packet.block_index, packet.normal)
-            if places is not None:
-                self._read_payload(places)
-                self._reader.passed()
-                return
+            self._read_payload(self._memory.places(packet.block_index, packet.normal))
+            self._reader.passed()
+            return
         if not self._payload:
             self._payload = memoryview(bytearray(multifd.MAX_PAYLOAD))
         payload = self._payload[: packet.payload_size]

@@ -35,11 +35,12 @@ class Memory:
     def __init__(self, blocks: Sequence[RamBlock]) -> None:
         self._blocks = [_Block(block) for block in blocks]
 
-    def places(self, index: int, offsets: Offsets) -> list[memoryview] | None:
+    def places(self, index: int, offsets: Offsets) -> list[memoryview]:
         """Return the memory of these pages of a block, in order, to receive their content into.
 
-        Return None if none of them exists yet: then `put` is faster, as the kernel need not fill
-        them with zeros first.
+        Pages that do not exist yet are made here. To write them to the block's file would take less
+        time in one process, but the channels' processes would wait for each other: the kernel locks
+        the file for each write.
         """
         return self._blocks[index].places(offsets)
 
@@ -60,10 +61,8 @@ class _Block:
         self._view = self._flat.data
         self._mapped = np.zeros(block.length // block.page_size, np.bool_)
 
-    def places(self, offsets: Offsets) -> list[memoryview] | None:
+    def places(self, offsets: Offsets) -> list[memoryview]:
         runs = merged(offsets, self._page_size)
-        if all(self._writer.is_fresh(*self._pages(*run)) for run in runs):
-            return None
         for start, end in runs:
             first, count = self._pages(start, end)
             if not self._mapped[first : first + count].all():
