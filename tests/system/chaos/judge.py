@@ -155,6 +155,9 @@ class Judge:
             return "the source's command and guest were killed"
         return None
 
+    def _link_broke(self) -> bool:
+        return any(self._is_break(done) for done in self._record.done)
+
     @staticmethod
     def _is_break(done: Done) -> bool:
         return (
@@ -193,7 +196,7 @@ class Judge:
             "the destination's guest was killed, and nobody could say so": any(
                 done.time >= marks.get("before shut", NEVER) for done in destination
             )
-            and bool(self._killed("destination", "command") or self._window()),
+            and bool(self._killed("destination", "command") or self._link_broke()),
             "no answer was asked for": (
                 not self._plan.return_path
                 and any(done.pid for done in self._record.done)
