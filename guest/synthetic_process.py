@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
+import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from enum import Enum, auto
 from multiprocessing.connection import Connection
 from typing import Any
@@ -79,6 +82,10 @@ class Process:
         self._handing = False
         self._orphan = False
         self._door: Door | None = None
+        self._link: socket.socket | None = None
+        """The connection to the source while a handover from there is under way."""
+        self._wanted = False
+        """True once a user has asked for the guest that waited for a word."""
         self._bad: list[BadPage] = []
         self._dies_at: float | None = None
         self._wrote_until = 0.0
@@ -142,18 +149,36 @@ class Process:
     def _settle(self) -> None:
         """Let an orphan run if it belongs here alone; end it once nobody can need it any more."""
         if self._handing:
+            self._let_a_user_decide()
             return
         if self._hold is Hold.OURS and not self._running:
             self.resume()
         if self._hold is Hold.KEPT and self._door is None:
             self._door = Door()
-        if self._door is not None and self._door.knocked():
+        kept = self._hold in (Hold.KEPT, Hold.OURS)
+        if self._door is not None and kept and (self._wanted or self._door.knocked()):
             self.resume()
             self._door.open()
             self._door, self._dies_at = None, None
         if self._dies_at is None:
             needed = self._hold in (Hold.OURS, Hold.KEPT)
             self._dies_at = time.monotonic() + (self._options.orphan if needed else 0)
+
+    def _let_a_user_decide(self) -> None:
+        """Let a user end the wait for a word, which nobody else can end any more.
+
+        The link is broken first, so the word cannot arrive later, and the source learns of it.
+        """
+        link = self._link
+        if link is None:
+            return
+        if self._door is None:
+            self._door = Door()
+        if self._door.knocked():
+            self._wanted = True
+            # It may have ended by itself meanwhile.
+            with suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
 
     def _pause(self) -> None:
         self._running = False
@@ -179,8 +204,10 @@ class Process:
 
     def _hand_in(self, job: DestinationJob) -> None:
         def take_over(fd: int, control: Connection) -> None:
-            if hand_in(fd, job, self, control).state is Destination.KEPT:
-                self._hold = Hold.KEPT
+            with _shared_link(fd) as self._link:
+                if hand_in(fd, job, self, control).state is Destination.KEPT:
+                    self._hold = Hold.KEPT
+            self._link = None
 
         self._begin(take_over)
 
@@ -261,6 +288,16 @@ class Process:
         except OSError:
             # Whoever watched has removed the folder; the guest must not die of that.
             return
+
+
+@contextmanager
+def _shared_link(fd: int) -> Iterator[socket.socket | None]:
+    """Share the connection behind `fd` for a while; None if it is a pipe or a file."""
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        yield None
+        return
+    with socket.socket(fileno=os.dup(fd)) as link:
+        yield link
 
 
 def run(connection: Connection, descriptors: list[int]) -> None:
