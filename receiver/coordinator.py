@@ -26,7 +26,6 @@ from ..protocol.words import word_on_wire
 from ..transport.channel import Channel, ChannelError, Listener, listen
 from ..transport.crew import Crew, CrewError
 from ..transport.meter import Meter
-from ..transport.process import default_workers
 from ..transport.settings import DIRECT_IO, MAX_DEVICE_STATE, MULTIFD_CHANNELS, WORKERS
 from ..transport.spill import SpillFile
 from ..transport.uri import Fd, File, UriError, parse_uri
@@ -38,6 +37,7 @@ from .mapped_ram.restore import Restore
 from .multifd.gathering import Gathering, check_uri
 from .processes import Processes
 from .stream import Incoming
+from .topology import plan
 
 _log = logging.getLogger(__name__)
 
@@ -84,16 +84,10 @@ class Receiver:
         """If true, the guest is not resumed at the end; it may change until then."""
         self._requests = Requests()
         self._crew = Crew(self._requests.fileno(), self._requests.check)
-        self._gathering = Gathering(self._parameters.multifd_channels or 0)
-        self._processes = Processes(
-            self._workers(),
-            self._parameters.multifd_channels or 0,
-            self._crew,
-            self._parameters.max_device_state,
-        )
-        self._restore = Restore(
-            self._crew, self._parameters.workers, direct_io=self._parameters.direct_io
-        )
+        topology = plan(self._parameters.workers, self._parameters.multifd_channels)
+        self._gathering = Gathering(topology.channels)
+        self._processes = Processes(topology, self._crew, self._parameters.max_device_state)
+        self._restore = Restore(self._crew, topology.readers, direct_io=self._parameters.direct_io)
         self.on_refused: Callable[[str], None] = lambda _: None
         """Called with one line for each connection that is refused because no source made it."""
         self._listener: Listener | None = None
@@ -102,12 +96,6 @@ class Receiver:
         self._incoming = Incoming()
         self._prepared = False
         self._meter = Meter()
-
-    def _workers(self) -> int:
-        """Return the number of processes that apply the pages of the main channel."""
-        if self._parameters.workers is not None:
-            return self._parameters.workers
-        return 0 if self._parameters.multifd_channels else default_workers()
 
     def cancel(self) -> None:
         """Stop the migration as soon as possible; callable from any thread or signal handler.

@@ -20,6 +20,7 @@ from .exchange import Continue, Dismissed, LetGo, Promised, Released, StandBy
 from .multifd.channel import ChannelSetup, run_channel
 from .multifd.sync import Steps
 from .slots import SLOT_SIZE
+from .topology import Topology
 from .transport import TRANSPORT_COUNTERS, TransportSetup, run_transport
 from .worker import WORKER_COUNTERS, MapBlocks, WorkerSetup, run_worker
 
@@ -31,21 +32,20 @@ preload("vmferry.receiver.transport", "vmferry.receiver.worker", "vmferry.receiv
 class Processes:
     """The processes of one incoming migration: it starts, commands and stops them.
 
-    `count` is the number of workers; with 0 the transport process also applies pages. `channels`
-    is the number of multifd channels.
+    Without workers the transport process also applies pages.
     """
 
-    def __init__(self, count: int, channels: int, crew: Crew, max_device_state: int | None) -> None:
+    def __init__(self, topology: Topology, crew: Crew, max_device_state: int | None) -> None:
         self._max_device_state = max_device_state
         self._crew = crew
         self._workers: list[Child] = []
         self._channels: list[Child] = []
         self._transport: Child | None = None
-        self._steps = Steps.create(channels) if channels else None
+        self._steps = Steps.create(topology.channels) if topology.channels else None
         self._progress_fd = SharedFd.event()
         self._received = Counters.create(TRANSPORT_COUNTERS)
-        self._applied = tuple(Counters.create(WORKER_COUNTERS) for _ in range(max(count, 1)))
-        self._rings = tuple(Ring.create(RING_SLOTS, SLOT_SIZE) for _ in range(count))
+        self._applied = tuple(Counters.create(WORKER_COUNTERS) for _ in range(topology.appliers))
+        self._rings = tuple(Ring.create(RING_SLOTS, SLOT_SIZE) for _ in range(topology.workers))
 
     def start(self) -> None:
         """Start all processes."""

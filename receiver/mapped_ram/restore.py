@@ -11,8 +11,7 @@ from ...transport.channel import Channel
 from ...transport.counters import Counters
 from ...transport.crew import Crew
 from ...transport.direct import position, reopen
-from ...transport.process import preload, processors, send_channel, send_fd
-from ...transport.settings import WORKERS
+from ...transport.process import preload, send_channel, send_fd
 from ..worker import MapBlocks
 from .memory import READER_COUNTERS
 from .process import PagesRead, ReaderSetup, run_reader
@@ -23,12 +22,12 @@ preload("vmferry.receiver.mapped_ram.process")
 class Restore:
     """The readers of the file of one incoming migration, if it comes from a mapped-ram file.
 
-    `workers` is their number, at least one; None: one for each processor.
+    `count` is their number.
     """
 
-    def __init__(self, crew: Crew, workers: int | None, *, direct_io: bool) -> None:
+    def __init__(self, crew: Crew, count: int, *, direct_io: bool) -> None:
         self._crew = crew
-        self._count = min(processors(), WORKERS.most) if workers is None else max(workers, 1)
+        self._count = count
         self._direct_io = direct_io
         self._counters: list[Counters] = []
         self._channel: Channel | None = None
