@@ -10,9 +10,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
-import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,7 +30,6 @@ from .base import (
     Machine,
     RamBlock,
     map_block,
-    populate,
     populate_present,
 )
 from .errors import GuestError
@@ -42,6 +39,7 @@ from .handing_out import SourceJob
 from .one_section import one_section, payload_of
 from .sizes import format_size
 from .synthetic_door import knock
+from .synthetic_launch import launch, make_memory
 from .synthetic_memory import PAGE_SIZE, RAM_NAME, ROM_NAME, ROM_SIZE, BadPage
 from .synthetic_options import Options, parse_options
 from .tracking.digests import page_digests
@@ -50,7 +48,6 @@ from .tracking.process_memory import ProcessMemory
 
 DEVICE_NAME = "synthetic"
 VERSION = 1
-_PROGRAM = f"{__package__}.synthetic_process"
 _QUIT_TIMEOUT = 5.0
 _released: list[subprocess.Popen[bytes]] = []
 """Processes of guests that outlive this process."""
@@ -78,7 +75,7 @@ class SyntheticGuest(Guest):
         # A migration and a command that stops the guest may call at the same time.
         self._lock = threading.RLock()
         if options.prealloc and self._expected:
-            self._beforehand = self._make_memory(self._expected)
+            self._beforehand = make_memory(self._expected, existing=True)
         if options.size and not incoming:
             self._start(options.size, incoming=False)
             self._command("resume")
@@ -89,43 +86,18 @@ class SyntheticGuest(Guest):
         """Return the guest for the text behind `synthetic:`. Raises GuestError."""
         return cls(parse_options(text), incoming=incoming)
 
-    def _make_memory(self, size: int) -> tuple[RamBlock, ...]:
-        """Return RAM and ROM that hold nothing yet. Raises OSError, leaving nothing behind."""
-        made: list[RamBlock] = []
-        try:
-            for name, length in ((RAM_NAME, size), (ROM_NAME, ROM_SIZE)):
-                made.append(RamBlock(name, length, PAGE_SIZE, os.memfd_create(name)))
-                os.ftruncate(made[-1].fd, length)
-                if self._options.prealloc:
-                    populate(map_block(made[-1]), write=True)
-        except OSError:
-            for block in made:
-                os.close(block.fd)
-            raise
-        return tuple(made)
+    def _memory(self, size: int) -> tuple[RamBlock, ...]:
+        return make_memory(size, existing=self._options.prealloc)
 
     def _start(self, size: int, *, incoming: bool) -> None:
         """Create memory and the process, paused. Raises GuestError, leaving nothing behind."""
         # A controller that ends in order leaves no guest behind.
         atexit.register(self.close)
         try:
-            self._blocks, self._beforehand = self._beforehand or self._make_memory(size), ()
+            self._blocks, self._beforehand = self._beforehand or self._memory(size), ()
             self._connection, theirs = Pipe()
-            # Not multiprocessing, which waits at exit for children, and this one may outlive us.
-            descriptors = (theirs.fileno(), *(block.fd for block in self._blocks))
-            # The process will ignore SIGINT; until then the signal stays blocked.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", _PROGRAM, *map(str, descriptors)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    # A signal to the controller's terminal or group must not end the guest.
-                    start_new_session=True,
-                    pass_fds=descriptors,
-                )
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            fds = (theirs.fileno(), *(block.fd for block in self._blocks))
+            self._process = launch(fds)
             self._pidfd = os.pidfd_open(self._process.pid)
             theirs.close()
             send_message(self._connection, (0, "begin", self._options, incoming))
