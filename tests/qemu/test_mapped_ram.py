@@ -49,6 +49,12 @@ def same(one: Path, other: Path) -> bool:
     return subprocess.run(["cmp", one, other], check=False).returncode == 0
 
 
+def expecting(folder: Path) -> Machine:
+    """Start a QEMU that waits to be told where its guest comes from."""
+    options = (*MEMORY, "-S", "-incoming", "defer")
+    return Machine("10", folder, *options, machine=MACHINE, code=MANY_PAGES)
+
+
 @pytest.mark.parametrize("capabilities", [(), ("multifd",)], ids=["alone", "multifd"])
 def test_there_and_back(capabilities: tuple[str, ...], tmp_path: Path) -> None:
     """Broken: a guest that QEMU saved would be another here, or QEMU refuse what we save."""
@@ -58,13 +64,7 @@ def test_there_and_back(capabilities: tuple[str, ...], tmp_path: Path) -> None:
     (ram,) = (saved / "ram").glob("*pc.ram")
     assert same(ram, truth)
     done("send", f"file:{again}", "--guest", f"dir:{saved}", "--mapped-ram", "--workers=2")
-    target = Machine(
-        "10",
-        tmp_path / "target",
-        *(*MEMORY, "-S", "-incoming", "defer"),
-        machine=MACHINE,
-        code=MANY_PAGES,
-    )
+    target = expecting(tmp_path / "target")
     try:
         target.enable("mapped-ram", *capabilities)
         if capabilities:
@@ -92,13 +92,7 @@ def test_an_offset_and_the_tools(tmp_path: Path) -> None:
     done("verify", str(again), *at, f"--ram=pc.ram={truth}")
     done("extract", str(again), *at, "-o", str(tmp_path / "out"), "--block", "pc.ram")
     assert same(tmp_path / "out", truth)
-    target = Machine(
-        "10",
-        tmp_path / "target",
-        *(*MEMORY, "-S", "-incoming", "defer"),
-        machine=MACHINE,
-        code=MANY_PAGES,
-    )
+    target = expecting(tmp_path / "target")
     try:
         target.enable("mapped-ram")
         target.ask("migrate-incoming", uri=uri)

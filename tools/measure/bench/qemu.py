@@ -7,7 +7,8 @@ import shlex
 import socket
 import tempfile
 import time
-from contextlib import ExitStack, closing, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from typing import Any
 
 import psutil
@@ -123,15 +124,24 @@ class Qemu:
         self._qmp.close()
 
 
+@contextmanager
+def _made(case: Case) -> Iterator[tuple[Memory, str]]:
+    """Make the guest's memory, and a file with its firmware, for a while. Raises BenchError."""
+    with (
+        closing(Memory.create(case)) as memory,
+        tempfile.NamedTemporaryFile(prefix="vmferry-bench-") as file,
+    ):
+        file.write(firmware(case.hot, case.writes or 0))
+        file.flush()
+        yield memory, file.name
+
+
 def run_qemu(command: str, case: Case, sampler: Sampler | None = None) -> Run:
     """Run one migration; with a sampler, watch the memory of both ends. Raises BenchError."""
     with ExitStack() as held:
-        memory = held.enter_context(closing(Memory.create(case)))
-        file = held.enter_context(tempfile.NamedTemporaryFile(prefix="vmferry-bench-"))
-        file.write(firmware(case.hot, case.writes or 0))
-        file.flush()
-        source = held.enter_context(closing(_source(command, case, memory, file.name)))
-        destination = held.enter_context(closing(_destination(command, case, memory, file.name)))
+        memory, image = held.enter_context(_made(case))
+        source = held.enter_context(closing(_source(command, case, memory, image)))
+        destination = held.enter_context(closing(_destination(command, case, memory, image)))
         if case.live:
             source.wait_running()
         run = _migrate(source, destination, case, sampler)
@@ -181,11 +191,8 @@ def _migrate(source: Qemu, destination: Qemu, case: Case, sampler: Sampler | Non
 def first_byte_of_qemu(command: str, case: Case) -> float:
     """Return the seconds from the command `migrate` to the first byte on the wire."""
     with ExitStack() as held:
-        memory = held.enter_context(closing(Memory.create(case)))
-        file = held.enter_context(tempfile.NamedTemporaryFile(prefix="vmferry-bench-"))
-        file.write(firmware(case.hot, case.writes or 0))
-        file.flush()
-        source = held.enter_context(closing(_source(command, case, memory, file.name)))
+        memory, image = held.enter_context(_made(case))
+        source = held.enter_context(closing(_source(command, case, memory, image)))
         server = held.enter_context(socket.create_server(("127.0.0.1", 0)))
         source.wait_running()
         started = time.monotonic()
