@@ -135,13 +135,13 @@ class ZeroPageDetection(Enum):
     """How multifd finds and sends zero pages."""
 
     AUTO = "auto"
-    """As QEMU does for the version of the guest's machine."""
+    """The version of the guest's machine decides between the two below, as in QEMU."""
     NONE = "none"
-    """They are not looked for, and sent like all others."""
+    """Zero pages are not looked for, and are sent like all others."""
     LEGACY = "legacy"
-    """They are records of the main channel."""
+    """Zero pages are records of the main channel."""
     MULTIFD = "multifd"
-    """They are in packets; QEMU before 9.0 ignores that, and leaves the pages as they were."""
+    """Zero pages are listed in packets; QEMU before 9.0 ignores that, and keeps the old pages."""
 
 
 def _percentage(name: str, default: int, text: str, most: int = 99) -> Number[int]:

@@ -53,13 +53,13 @@ if TYPE_CHECKING:
     from ..base import Guest, RamBlock
 
 _ENTRY = np.dtype("=u8")
-"""What pagemap has for each page of the system."""
+"""Type of an entry in the file pagemap, which has one for each page of the system."""
 _SOFT_DIRTY = 1 << 55
-"""Bit of an entry: the page was written since the bits were removed."""
+"""Bit of an entry that is set if the page was written since the bits were removed."""
 _CLEAR_SOFT_DIRTY = b"4"
-"""What removes the bits when it is written to clear_refs."""
+"""Text that removes the bits of all pages when it is written to the file clear_refs."""
 _PIECE = 1 << 16
-"""Entries that are read at once."""
+"""Number of entries that are read at once."""
 
 
 class SoftDirtyBits:
