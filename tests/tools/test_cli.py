@@ -193,6 +193,10 @@ GUEST = ("--guest", "synthetic:8M")
             ["send", "tcp:h:1", *GUEST, "--xbzrle-cache-size", "8M"],
             "--xbzrle-cache-size needs --xbzrle",
         ),
+        (
+            ["send", "tcp:h:1", *GUEST, "--multifd-channels", "2", "--compress", "zstd"],
+            "use multifd-compression with multifd-channels",
+        ),
     ],
 )
 def test_what_to_write_instead(arguments: list[str], told: str, vmferry: Any) -> None:

@@ -72,7 +72,8 @@ def _parameters(values: dict[str, Any], *, auto_converge: bool) -> SendParameter
         values["compress"] = compression(values["compress"])
         return SendParameters(**values)
     except ParameterError as error:
-        raise click.UsageError(str(error)) from None
+        # Options are spelled with hyphens.
+        raise click.UsageError(str(error).replace("_", "-")) from None
 
 
 @command(
