@@ -71,7 +71,8 @@ class Memory:
         self._rom = rom.reshape(-1, PAGE_SIZE)
         self.table = np.zeros(len(self._words), np.uint32)
         self._random = np.random.default_rng(seed)
-        self._pool = np.empty((_POOL_PAGES, _WORDS), np.uint64)
+        self._pool: npt.NDArray[np.uint64] | None = None
+        self._seed = seed
         self.pattern = ""
         self._zero_every = 0
         self.use(pattern, seed)
@@ -80,10 +81,16 @@ class Memory:
         """Write by this pattern from now on; the same seed gives the same words."""
         self.pattern = pattern
         self._zero_every = 2 if pattern == "zeroing" else 16
-        random = np.random.default_rng(seed)
-        self._pool[:] = random.integers(0, 1 << 63, self._pool.shape, np.uint64)
-        if pattern in _TEXT:
-            self._pool[:] = _text(random, self._pool.shape)
+        # It takes up to 0.2 s to make, for which a guest that arrives must not stand still.
+        self._seed, self._pool = seed, None
+
+    def _content(self) -> npt.NDArray[np.uint64]:
+        """Return the pages (n, words) that writes take their words from."""
+        if self._pool is None:
+            random, shape = np.random.default_rng(self._seed), (_POOL_PAGES, _WORDS)
+            words = random.integers(0, 1 << 63, shape, np.uint64)
+            self._pool = _text(random, shape) if self.pattern in _TEXT else words
+        return self._pool
 
     def fill(self, zero: float) -> None:
         """Write ROM, and every page of RAM once, except a fraction `zero` that stays zero."""
@@ -97,10 +104,10 @@ class Memory:
         """Write these pages again; a number must not occur twice."""
         sequence = self.table[numbers] + np.uint32(1)
         if self.pattern in _FEW_CHANGES:
-            pages = self._pool[numbers % _POOL_PAGES]
+            pages = self._content()[numbers % _POOL_PAGES]
             pages[np.arange(len(numbers)), 2 + sequence % (_WORDS - 3)] = sequence
         else:
-            pages = self._pool[(numbers + sequence) % _POOL_PAGES]
+            pages = self._content()[(numbers + sequence) % _POOL_PAGES]
         pages[:, 0] = numbers + 1
         pages[:, 1] = sequence
         pages[:, -1] = _checksums(pages)
