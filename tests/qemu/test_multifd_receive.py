@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,9 +54,10 @@ def start_source(row: Row, folder: Path) -> Machine:
     return source
 
 
-def start_receiving(folder: Path, channels: int) -> subprocess.Popen[str]:
-    """Return a command that listens at `folder`/in."""
-    receiving = subprocess.Popen(
+@contextmanager
+def receiving(folder: Path, channels: int) -> Iterator[subprocess.Popen[str]]:
+    """Run a command that listens at `folder`/in."""
+    command = subprocess.Popen(
         [
             *(*VMFERRY, "receive", f"unix:{folder}/in", "--guest", f"dir:{folder}/saved"),
             *("--multifd-channels", str(channels), "--json"),
@@ -63,9 +66,13 @@ def start_receiving(folder: Path, channels: int) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert receiving.stderr is not None
-    assert "listening" in receiving.stderr.readline()
-    return receiving
+    with command:
+        try:
+            assert command.stderr is not None
+            assert "listening" in command.stderr.readline()
+            yield command
+        finally:
+            command.kill()
 
 
 def main_memory(saved: Path) -> Path:
@@ -80,15 +87,16 @@ def test_guest_arrives_and_runs_on(name: str, tmp_path: Path) -> None:
     """Broken: memory would differ from what QEMU builds of the same channels, or the guest stand
     still where it goes next."""
     row, saved = TABLE[name], tmp_path / "saved"
-    receiving = start_receiving(tmp_path, row.channels)
+    # First, because without this QEMU the test ends here.
     source = start_source(row, tmp_path)
     try:
-        capture = Capture(tmp_path / "relay", tmp_path / "in", tmp_path / "channels")
-        limit = 16 * MIB if row.compression == "none" else MIB // 2
-        relay = f"unix:{tmp_path}/relay"
-        send_until(source, relay, lambda told: told["ram"]["dirty-sync-count"] > 3, limit)
-        output, errors = receiving.communicate(timeout=PATIENCE)
-        assert receiving.returncode == 0, errors
+        with receiving(tmp_path, row.channels) as command:
+            capture = Capture(tmp_path / "relay", tmp_path / "in", tmp_path / "channels")
+            limit = 16 * MIB if row.compression == "none" else MIB // 2
+            relay = f"unix:{tmp_path}/relay"
+            send_until(source, relay, lambda told: told["ram"]["dirty-sync-count"] > 3, limit)
+            output, errors = command.communicate(timeout=PATIENCE)
+            assert command.returncode == 0, errors
     finally:
         source.stop()
     main, others = capture.close()
