@@ -157,7 +157,7 @@ def run_transport(connection: Connection, setup: TransportSetup) -> None:
         except (StreamError, ChannelError) as error:
             send_message(connection, Failed(str(error)))
         except FileError as error:
-            send_message(connection, Failed(error.told))
+            send_message(connection, Failed(error.line))
         finally:
             channel.abort()
     commands.remove_unfinished()

@@ -201,7 +201,7 @@ def run_worker(connection: Connection, setup: WorkerSetup) -> None:
                 send_message(connection, Failed(str(error)))
                 return
             except FileError as error:
-                send_message(connection, Failed(error.told))
+                send_message(connection, Failed(error.line))
                 return
             ring.release()
             os.eventfd_write(setup.progress_fd.fileno(), 1)

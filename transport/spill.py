@@ -21,7 +21,7 @@ class FileError(VmferryError, OSError):
     """A file that cannot be made or written; `filename` says which one, or what is in it."""
 
     @property
-    def told(self) -> str:
+    def line(self) -> str:
         """Return the error as one line."""
         return f"{self.filename}: {self.strerror}"
 

@@ -60,7 +60,7 @@ def run_reader(connection: Connection, setup: ReaderSetup) -> None:
         try:
             reader.read(setup.listed)
         except FileError as error:
-            send_message(connection, Failed(error.told))
+            send_message(connection, Failed(error.line))
         else:
             send_message(connection, PagesRead())
     commands.ready()

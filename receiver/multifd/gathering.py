@@ -16,11 +16,13 @@ from ...transport.uri import Tcp, Unix, Uri
 from ..beginning import begins_stream
 
 PATIENCE = 60.0
-"""Seconds after the main channel in which all the others have to come: a source that uses fewer
-waits for an answer as long as it is let."""
+"""Limit in seconds, after the main channel is connected, for the arrival of all other channels.
+
+A source with fewer channels would otherwise wait for an answer for ever.
+"""
 
 ENDED_PATIENCE = 2.0
-"""Seconds in which all connections have to come once one of them has ended."""
+"""Limit in seconds for the arrival of all connections once one of them has ended."""
 
 _MAGIC = multifd.MAGIC.to_bytes(4, "big")
 
@@ -36,7 +38,7 @@ class Gathering:
         self._main: Channel | None = None
         self._channels: dict[int, Channel] = {}
         self._lobby: Lobby | None = None
-        self._came = self._ended = 0.0
+        self._main_since = self._ended = 0.0
         self.uuid = bytes(16)
 
     def gather(
@@ -45,7 +47,7 @@ class Gathering:
         wait_fd: Callable[[int], None],
         on_refused: Callable[[str], None],
     ) -> tuple[Channel, list[Channel]]:
-        """Return the main channel and the others, by number, once all have come.
+        """Return the main channel and the others, by number, once all have arrived.
 
         Raises ChannelError, and what `wait_fd` raises.
         """
@@ -62,24 +64,24 @@ class Gathering:
         return self._main, [self._channels[number] for number in range(self._count)]
 
     def abort(self) -> None:
-        """Break all that came, for the source to notice."""
+        """Break all connections that have arrived, so that the source notices."""
         for channel in (self._main, *self._channels.values()):
             if channel is not None:
                 channel.abort()
 
     def check_patience(self) -> None:
-        """Raise ChannelError if connections are missing that should have come by now."""
-        now, came = time.monotonic(), len(self._channels)
+        """Raise ChannelError if connections are missing that should have arrived by now."""
+        now, arrived = time.monotonic(), len(self._channels)
         if self._lobby is not None and self._lobby.ended:
             # The source may have sent all, and so closed one, before another was let in here.
             self._ended = self._ended or now
             if now > self._ended + ENDED_PATIENCE:
                 raise ChannelError("the source closed a connection before it had opened all")
-        if self._main is None or now < self._came + PATIENCE:
+        if self._main is None or now < self._main_since + PATIENCE:
             return
         raise ChannelError(
-            f"{came} of {self._count} multifd channels came within {PATIENCE:.0f} s of the main "
-            "channel: does the source use multifd, with as many channels (multifd-channels)?"
+            f"{arrived} of {self._count} multifd channels arrived within {PATIENCE:.0f} s of the "
+            "main channel: does the source use multifd, with as many channels (multifd-channels)?"
         )
 
     def check_uuid(self, uuid: bytes | None) -> None:
@@ -114,7 +116,7 @@ class Gathering:
 
     def _enter(self, channel: Channel, head: bytes) -> None:
         if not head.startswith(_MAGIC):
-            self._main, self._came = channel, time.monotonic()
+            self._main, self._main_since = channel, time.monotonic()
             return
         hello = _greeting(head)
         self._channels[hello.channel], self.uuid = channel, hello.uuid

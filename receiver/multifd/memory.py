@@ -27,7 +27,7 @@ def merged(offsets: Offsets, page_size: int) -> list[tuple[int, int]]:
 
 
 class Memory:
-    """The RAM blocks of the guest; offsets of pages have been checked before they come here.
+    """The RAM blocks of the guest; offsets of pages have been checked by the caller.
 
     Its methods raise GuestError if there is no memory for a page.
     """
@@ -79,7 +79,7 @@ class _Block:
             try:
                 self._writer.put(first, pages[done : done + count])
             except FileError as error:
-                raise GuestError(error.told) from error
+                raise GuestError(error.line) from error
             done += count
 
     def clear(self, offsets: Offsets) -> None:

@@ -1,6 +1,6 @@
 """Keep the channels in step with the main channel: nothing of a round overtakes the one before.
 
-At each sync point of the main channel its reader waits until every channel has come to its SYNC,
+At each sync point of the main channel its reader waits until every channel has reached its SYNC,
 and a channel waits there until the main channel's reader lets it go on. So whatever stands before
 the point, in any channel, is in guest memory before anything behind it is.
 
@@ -32,15 +32,17 @@ CHANNEL_COUNTERS = (
     "compression",
     "ended",
 )
-"""What a channel counts: bytes, pages and sync points that came. `compression`: the kind and 1, or
-0 while it is not known; `ended`: 1 at the end of the channel."""
+"""Counters of a channel: bytes, pages and sync points that arrived.
+
+`compression` is the kind plus 1, or 0 while it is not known; `ended` is 1 once the channel ended.
+"""
 
 
 @dataclass(frozen=True)
 class Signals:
     """The eventfds by which the channels and the main channel's reader signal each other.
 
-    `reached`: 1 more for each channel that has come to a SYNC; `ended`: a channel has ended;
+    `reached`: 1 more for each channel that has reached a SYNC; `ended`: a channel has ended;
     `finish`: the main channel has ended; `drained`: 1 more for each channel that has, too.
     """
 
@@ -135,7 +137,7 @@ class ChannelSteps:
             raise EOFError
 
     def drained(self) -> None:
-        """Tell that the channel has ended where the main channel did."""
+        """Signal that the channel has ended where the main channel did."""
         os.eventfd_write(self._signals.drained.fileno(), 1)
 
 
@@ -157,7 +159,7 @@ class SyncPoints:
     def deliver(
         self, found: list[events.Event], deliver: Callable[[list[events.Event]], None]
     ) -> None:
-        """Have the events delivered, those behind a sync point after all channels came to it.
+        """Have the events delivered, those behind a sync point after all channels have reached it.
 
         Raises StreamError if a channel has ended before it, and EOFError when the coordinator is
         gone.
@@ -213,7 +215,7 @@ class SyncPoints:
                 self._check_ended()
 
     def _check_ended(self) -> None:
-        """Raise StreamError if a channel that has ended did not come to the sync point."""
+        """Raise StreamError if a channel that has ended did not reach the sync point."""
         for channel, counters in enumerate(self._steps.counters):
             if counters["ended"] and counters["syncs"] <= self._met:
                 point = f"sync point {self._met} of the main channel"

@@ -97,5 +97,5 @@ def test_other_failures_are_named(block: RamBlock) -> None:
     fresh._block = closed
     with pytest.raises(FileError) as error:
         fresh.write(20, pieces(pages(5, PAGE)))
-    assert error.value.told == "RAM block ram: Bad file descriptor"
+    assert error.value.line == "RAM block ram: Bad file descriptor"
     os.close(closed.fd)

@@ -204,7 +204,7 @@ def test_missing_channel(receive: Start, monkeypatch: pytest.MonkeyPatch) -> Non
     arriving = receive()
     arriving.source.connect(bytes(channel(1).data))
     arriving.source.main(main())
-    assert "1 of 2 multifd channels came within" in arriving.fails()
+    assert "1 of 2 multifd channels arrived within" in arriving.fails()
 
 
 def test_source_that_leaves(receive: Start) -> None:
