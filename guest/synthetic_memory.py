@@ -41,7 +41,8 @@ PATTERNS = ("random", "text", "sparse", "zeroing", "edited")
 `sparse`: the words of the write before except a few. `zeroing`: by turns zeros and the same words
 again. `edited`: as `sparse`, in pages of text.
 """
-_TEXT = ("text", "edited")
+TEXT_PATTERNS = ("text", "edited")
+"""Patterns whose pages are text, so that they compress."""
 _FEW_CHANGES = ("sparse", "zeroing", "edited")
 
 
@@ -89,7 +90,7 @@ class Memory:
         if self._pool is None:
             random, shape = np.random.default_rng(self._seed), (_POOL_PAGES, _WORDS)
             words = random.integers(0, 1 << 63, shape, np.uint64)
-            self._pool = _text(random, shape) if self.pattern in _TEXT else words
+            self._pool = _text(random, shape) if self.pattern in TEXT_PATTERNS else words
         return self._pool
 
     def fill(self, zero: float) -> None:
