@@ -160,17 +160,18 @@ class StreamReader:
         assert count <= self.to_skip
         self._offset += count
 
-    def parse(self, view: memoryview) -> tuple[list[events.Event], int]:
+    def parse(self, view: memoryview, most: int | None = None) -> tuple[list[events.Event], int]:
         """Return the events in `view`, and how many of its bytes were used.
 
         The caller presents the rest again, followed by more bytes; it is short: part of one page
-        record, or of one structure. Page data of the events are views of `view`. A StreamError
+        record, or of one structure. With `most`, reading also stops once there are so many events;
+        the rest may be long then. Page data of the events are views of `view`. A StreamError
         carries the events before it, as `found`.
         """
         cursor = Cursor(view, self._offset)
         found: list[events.Event] = []
         try:
-            while not self.finished:
+            while not self.finished and (most is None or len(found) < most):
                 found += self._step(cursor)
                 cursor.commit()
         except Incomplete:

@@ -36,11 +36,17 @@ from .frames import take_frames
 from .handover import let_go
 from .input import Input
 from .multifd.sync import Steps, SyncPoints
-from .slots import DATA_START, DirectSlots, RingSlots, Slots
+from .slots import DATA_START, TABLE_RUNS, DirectSlots, RingSlots, Slots
 from .worker import Applier
 
 HEAD_BYTES = 4
 """Bytes at the start of a stream that show whether it is compressed."""
+
+MOST_EVENTS = 4 * TABLE_RUNS
+"""Events that are read before the coordinator's commands are looked at again.
+
+A slot can hold 200,000 pings, which take seconds.
+"""
 
 TRANSPORT_COUNTERS = ("transferred",)
 
@@ -129,12 +135,21 @@ class Transport:
 
     def _take(self, slot: npt.NDArray[np.uint8], used: int) -> bool:
         """Parse the next `used` bytes of the stream, from DATA_START on; return True to go on."""
-        self._commands.check()
         start, end = DATA_START - len(self._kept), DATA_START + used
         slot[start:DATA_START] = np.frombuffer(self._kept, np.uint8)
-        found, consumed = self._reader.parse(slot.data[start:end])
-        self._kept = bytes(slot.data[start + consumed : end])
+        more = True
+        while more:
+            self._commands.check()
+            found, consumed = self._reader.parse(slot.data[start:end], MOST_EVENTS)
+            self._deliver(found, slot, start, end)
+            start += consumed
+            more = len(found) >= MOST_EVENTS
+        self._kept = bytes(slot.data[start:end])
+        return True
 
+    def _deliver(
+        self, found: list[Event], slot: npt.NDArray[np.uint8], start: int, end: int
+    ) -> None:
         def deliver(part: list[Event]) -> None:
             self._delivery.deliver(part, slot, start, end)
 
@@ -142,7 +157,6 @@ class Transport:
             deliver(found)
         else:
             self._points.deliver(found, deliver)
-        return True
 
 
 def run_transport(connection: Connection, setup: TransportSetup) -> None:

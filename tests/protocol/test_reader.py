@@ -74,6 +74,20 @@ def test_any_cut_gives_the_same_events(make: Any, cuts: list[int]) -> None:
     assert found + make.plainly(reader.close()) == make.plainly(_read(data))
 
 
+@given(most=st.integers(1, 9))
+def test_reading_some_events_at_a_time_gives_the_same(make: Any, most: int) -> None:
+    """If it failed, a receiver would lose what follows many small parts, as 200,000 pings."""
+    data = memoryview(make.to_bytes(make.small_stream()))
+    reader, at, found = StreamReader(), 0, []
+    while True:
+        some, used = reader.parse(data[at:], most)
+        found += make.plainly(some)
+        at += used
+        if len(some) < most:
+            break
+    assert found + make.plainly(reader.close()) == make.plainly(_read(bytes(data)))
+
+
 def test_byte_by_byte(make: Any) -> None:
     """If it failed, some structure would be read before it is complete."""
     data = make.to_bytes(make.small_stream())
