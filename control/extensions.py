@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..sender.compression import CompressionError, parse_compression
 from ..sender.stall import Remedy, Stall
 from ..transport import settings
+from ..transport.compression import CompressionError, parse_compression
 from .arguments import Type, choice, string, unsigned
 from .errors import QmpError
 

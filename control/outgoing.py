@@ -10,12 +10,12 @@ from ..guest.base import Guest
 from ..guest.errors import GuestError, MigrationError
 from ..protocol.errors import ParameterError
 from ..protocol.states import MigrationStatus
-from ..sender.compression import CompressionError
 from ..sender.coordinator import Sender
 from ..sender.errors import UnconfirmedError
 from ..sender.figures import Figures
 from ..sender.page_cache import CacheSizeError
 from ..sender.stall import Stall
+from ..transport.compression import CompressionError
 from ..transport.uri import UnknownSchemeError, UriError, parse_uri
 from .capabilities import Capabilities
 from .descriptors import Descriptors

@@ -12,9 +12,9 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from ..transport.adaptive import NONE, Adaptive, SlotTimes
+from ..transport.compression import Framer, LinkMeter
 from ..transport.counters import Counters
-from .adaptive import NONE, Adaptive, SlotTimes
-from .compression import Framer, LinkMeter
 from .sinks import DirectSink, RingSink
 
 

@@ -17,12 +17,12 @@ from ..guest.requests import Requests
 from ..protocol.handover import Peer, Word
 from ..protocol.states import MigrationStatus, StateMachine
 from ..transport.channel import Channel, ChannelError
+from ..transport.compression import parse_compression
 from ..transport.connecting import Connecting
 from ..transport.crew import Crew, CrewError
 from ..transport.shared import Wakeup
 from ..transport.uri import Uri, UriError, parse_uri
 from . import stream
-from .compression import parse_compression
 from .convergence import Convergence
 from .destination import DestinationProgress, check_host
 from .errors import UnconfirmedError

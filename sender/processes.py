@@ -9,6 +9,7 @@ from ..protocol.formats.zstd import compressed_bound
 from ..protocol.handover import Peer, Word
 from ..protocol.words import ping, word_on_wire
 from ..transport.channel import Channel
+from ..transport.compression import Compression, Framer
 from ..transport.counters import Counters
 from ..transport.crew import Crew
 from ..transport.process import (
@@ -20,7 +21,6 @@ from ..transport.process import (
 )
 from ..transport.ring import Ring, RingWriter
 from ..transport.settings import TrackerKind
-from .compression import Compression, Framer
 from .exchange import Flushed, Greeted, LetGo, Released, RoundSent
 from .outlet import OUTLET_COUNTERS
 from .record_writer import slot_size

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..protocol.pages.xbzrle import Delta
+from ..transport.compression import Framer
 from ..transport.counters import Counters
-from .compression import Framer
 
 PAGES = 64
 """Number of pages kept at a time."""

@@ -9,14 +9,14 @@ from typing import Any
 
 from ..guest.tracking.errors import TrackingError
 from ..protocol.formats import zstd
+from ..transport import adaptive
+from ..transport.compression import Compression, LinkMeter
 from ..transport.counters import Counters
 from ..transport.crew import reporting
 from ..transport.process import send_message
 from ..transport.ring import Ring
-from . import adaptive
 from .chunks import MappedBlock, map_blocks
 from .compressed_sinks import Choice, FramedDirectSink, FramedRingSink
-from .compression import Compression, LinkMeter
 from .deltas import Deltas
 from .record_writer import RecordWriter, slot_size
 from .sampler import Sampler

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..guest.base import Machine
+from ..transport.compression import Compression
 from ..transport.process import default_workers, processors
 from ..transport.settings import WORKERS
-from .compression import Compression
 from .mapped_ram.path import MappedPath
 from .multifd.path import MultifdPath
 from .multifd.plan import plan_channels

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from ..guest.base import is_hole
 from ..guest.zero import zero_mask
+from ..transport.compression import COMPRESSION_COUNTERS
 from ..transport.counters import Counters
 from .chunks import CHUNK_PAGES, Chunk, MappedBlock
-from .compression import COMPRESSION_COUNTERS
 from .deltas import DELTA_COUNTERS, Deltas
 from .outlet import OUTLET_COUNTERS
 from .page_writer import Numbers, Pages, PageWriter

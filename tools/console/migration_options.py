@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ...control.announce import AnnounceError, Interface, parse_interface
-from ...sender.compression import CompressionError, parse_compression
+from ...transport.compression import CompressionError, parse_compression
 from .types import GuestText
 
 

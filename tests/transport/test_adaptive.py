@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vmferry.sender.adaptive import (
+from vmferry.transport.adaptive import (
     LEVELS,
     NONE,
     SHARE,

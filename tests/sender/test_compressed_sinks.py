@@ -10,23 +10,23 @@ from multiprocessing import Pipe
 import pytest
 import zstandard
 from vmferry.protocol.formats.zstd import compressed_bound
-from vmferry.sender import adaptive as pipelines
-from vmferry.sender.adaptive import NONE, Adaptive
 from vmferry.sender.compressed_sinks import Choice, FramedDirectSink, FramedRingSink
-from vmferry.sender.compression import (
-    COMPRESSION_COUNTERS,
-    Compression,
-    CompressionError,
-    Framer,
-    LinkMeter,
-    parse_compression,
-)
 from vmferry.sender.sinks import (
     SLOT_END_OF_ROUND,
     SLOT_STORED,
     DirectSink,
     RingSink,
     pieces_on_wire,
+)
+from vmferry.transport import adaptive as pipelines
+from vmferry.transport.adaptive import NONE, Adaptive
+from vmferry.transport.compression import (
+    COMPRESSION_COUNTERS,
+    Compression,
+    CompressionError,
+    Framer,
+    LinkMeter,
+    parse_compression,
 )
 from vmferry.transport.counters import Counters
 from vmferry.transport.ring import Ring, RingReader

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import zstandard
 
 from ..protocol.errors import VmferryError
-from ..transport.counters import Counters
 from .adaptive import LEVELS, Link
+from .counters import Counters
 
 MAX_LEVEL = zstandard.MAX_COMPRESSION_LEVEL
 
