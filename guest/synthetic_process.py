@@ -155,14 +155,18 @@ class Process:
             self.resume()
         if self._hold is Hold.KEPT and self._door is None:
             self._door = Door()
-        kept = self._hold in (Hold.KEPT, Hold.OURS)
-        if self._door is not None and kept and (self._wanted or self._door.knocked()):
+        if self._door is not None and self._may_open(self._door):
             self.resume()
             self._door.open()
             self._door, self._dies_at = None, None
         if self._dies_at is None:
             needed = self._hold in (Hold.OURS, Hold.KEPT)
             self._dies_at = time.monotonic() + (self._options.orphan if needed else 0)
+
+    def _may_open(self, door: Door) -> bool:
+        """Return whether the guest runs here, because of the source's word or a user's."""
+        wanted = self._wanted or door.knocked()
+        return self._hold is Hold.OURS or (self._hold is Hold.KEPT and wanted)
 
     def _let_a_user_decide(self) -> None:
         """Let a user end the wait for a word, which nobody else can end any more.

@@ -93,3 +93,13 @@ def test_guest_that_went_back_is_not_taken_up(waiting: Waiting) -> None:
     with pytest.raises(GuestError, match=r"keeps no guest|does not let its guest run"):
         knock(waiting.pid)
     assert not waiting.runs
+
+
+def test_guest_that_runs_waits_for_nobody(waiting: Waiting) -> None:
+    """Broken: a guest that runs would still offer to be taken up, as if it were paused."""
+    waiting.wait_door()
+    waiting.link.sendall(ping(Word.CONFIRM))
+    name, deadline = f"@vmferry-guest-{waiting.pid}\n", time.monotonic() + PATIENCE
+    while name in Path("/proc/net/unix").read_text(errors="replace") or not waiting.runs:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

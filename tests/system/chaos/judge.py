@@ -137,6 +137,8 @@ class Judge:
             return "kept without need"
         answered = "before shut" in self._record.marks
         ended_itself = self._plan.source == "send" and (self._record.status["source"] or 0) > 0
+        # A source that kept its guest, and lost it to a signal, knows of no copy.
+        ended_itself = ended_itself and not self._killed("source", "guest")
         if answered and ended_itself and not _HELD_THERE.search(self._record.stderr["source"]):
             self.faults.append("the source does not say that the destination holds the guest")
         return f"kept: {reason}"
