@@ -9,32 +9,19 @@ from pathlib import Path
 
 import psutil
 import pytest
-from vmferry.guest.synthetic import SyntheticGuest
-from vmferry.protocol.events import Command
 from vmferry.protocol.handover import Word
 from vmferry.protocol.return_path import Pong, ReturnPathReader, Shut
-from vmferry.protocol.wire.marks import CommandType
 from vmferry.protocol.words import ping
-from vmferry.protocol.writer import StreamWriter
-from vmferry.sender.coordinator import Sender
 
 from tests.control.serving import Serve, Serving
 from tests.patience import PATIENCE
+from tests.streams import before_ram, of_synthetic
 
 
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A synthetic guest on the wire, whose source wants an answer and confirms."""
-    path = tmp_path_factory.mktemp("stream") / "stream"
-    guest = SyntheticGuest.parse("1M")
-    try:
-        Sender(guest, f"file:{path}").run()
-    finally:
-        guest.close()
-    data = path.read_bytes()
-    command = Command(offset=0, command=int(CommandType.OPEN_RETURN_PATH), data=b"")
-    at = data.index(b"\x01\x00\x00\x00\x02\x03ram")
-    return data[:at] + StreamWriter().write(command) + ping(Word.HELLO) + data[at:]
+    return before_ram(of_synthetic("1M", tmp_path_factory.mktemp("stream")), ping(Word.HELLO))
 
 
 def arrive(address: Path, stream: bytes) -> socket.socket:

@@ -25,8 +25,8 @@ from vmferry.receiver.multifd.sync import ChannelSteps, Steps
 from vmferry.transport.channel import Channel
 
 from tests.fuzz.damaged import KINDS, SECONDS, HangError
-from tests.protocol.channels import migration
-from tests.protocol.conftest import BLOCKS, PAGE
+from tests.protocol.channels import BLOCKS, migration
+from tests.streams import PAGE
 
 GUARD = 0xA5
 """The byte that surrounds each block."""

@@ -11,8 +11,8 @@ import zstandard
 from vmferry.protocol.formats.libvirt import FORMATS
 
 from tests.fuzz.targets import PAGE
-from tests.protocol.conftest import to_bytes
 from tests.protocol.kinds import KINDS, closely, mapped
+from tests.streams import to_bytes
 from tests.tools.salvaging import small_pages
 from tests.tools.test_containers import ALONE, save_image
 from tests.tools.test_snapshots import Layout

@@ -11,12 +11,14 @@ import numpy as np
 import zstandard
 from vmferry.protocol import events
 from vmferry.protocol.wire import multifd
-from vmferry.protocol.wire.marks import SectionType
 from vmferry.protocol.wire.multifd import Compression, PacketFlag
 
-from tests.protocol.conftest import BLOCKS, PAGE, closing, opening, page_run, ram_piece, to_bytes
+from tests.streams import PAGE, closing, opening, page_run, ram_part, to_bytes
 
 UUID = bytes(range(16))
+
+BLOCKS = (events.RamBlock("pc.ram", 64 * PAGE), events.RamBlock("pc.rom", 4 * PAGE))
+"""The RAM of the guest that migrates: small, since all of it is sent several times."""
 
 
 def page(seed: int) -> bytes:
@@ -124,7 +126,7 @@ def migration(
         {block.name: bytearray(block.length) for block in BLOCKS},
     )
     mark = [events.MultifdFlush(0)] if at_flush else []
-    first = opening()
+    first = opening(BLOCKS, answers=True)
     # The flush record stands in the first piece, before its end.
     main: list[events.Event] = [*first[:-2], *mark, *first[-2:]]
     source.sync()
@@ -135,9 +137,10 @@ def migration(
         source.put(turn, "pc.rom", {at: page(9000 + turn + at) for at in range(4)}, [])
         zero = [*range(7, 64, 8), *([] if at_flush else range(6, 64, 8))]
         source.sync()
-        main += ram_piece(SectionType.PART, page_run(0, zero, 0, continued=turn > 0), *mark)
+        run = page_run(0, zero, 0, turn > 0, blocks=BLOCKS)
+        main += ram_part(run, *mark)
     # These were sent over channels before, as something else.
-    main += ram_piece(SectionType.PART, page_run(0, [0, 9], 0), *mark)
+    main += ram_part(page_run(0, [0, 9], 0, blocks=BLOCKS), *mark)
     source.sync()
     source.note("pc.ram", dict.fromkeys([0, 9], bytes(PAGE)))
     if not at_flush:

@@ -26,8 +26,7 @@ from vmferry.protocol.wire.mapped_ram import HEADER_SIZE, MappedRam, bitmap_size
 from vmferry.protocol.wire.marks import CommandType, SectionType
 from vmferry.protocol.wire.storage_attributes import AttributeFlag
 
-from tests.protocol.conftest import (
-    BLOCKS,
+from tests.streams import (
     PAGE,
     closing,
     compressed_run,
@@ -35,13 +34,15 @@ from tests.protocol.conftest import (
     device,
     opening,
     page_run,
+    ram_part,
     ram_piece,
+    ram_start,
     to_bytes,
     xbzrle_run,
+    zeros,
 )
 
 START, PART, END = SectionType.START, SectionType.PART, SectionType.END
-EVERY_PAGE = ram_piece(PART, page_run(0, range(64), 0), page_run(1, range(4), 0))
 DEVICES = (device(3, "timer", b"\x01" * 20), device(4, "cpu", bytes(range(256))))
 
 
@@ -54,9 +55,9 @@ def piece(
 
 def _with_section(*pieces: list[events.Event]) -> list[events.Event]:
     """The pieces of a section between those of `ram`."""
-    ram = [ram_piece(PART, page_run(0, [number])) for number in range(len(pieces))]
+    ram = [ram_part(page_run(0, [number])) for number in range(len(pieces))]
     between = [event for both in zip(pieces, ram, strict=True) for each in both for event in each]
-    return [*opening(), *EVERY_PAGE, *between, *closing(*DEVICES)]
+    return [*opening(answers=True), *zeros(), *between, *closing(DEVICES)]
 
 
 def _block() -> list[events.Event]:
@@ -142,28 +143,22 @@ def _opaque() -> list[events.Event]:
 def _pages() -> list[events.Event]:
     page = zlib.compress(bytes(PAGE))
     return [
-        *opening(),
-        *EVERY_PAGE,
-        *ram_piece(
-            PART,
+        *opening(answers=True),
+        *zeros(),
+        *ram_part(
             compressed_run(0, {3: page, 4: page}),
             xbzrle_run(0, {3: b"\x05\x01a", 4: b"\0\x01b"}, continued=True),
             page_run(1, [0], 7),
             compressed_run(1, {1: page}, continued=True),
         ),
-        *closing(*DEVICES),
+        *closing(DEVICES),
     ]
 
 
 def _shared() -> list[events.Event]:
     blocks = (events.RamBlock("ram", 8 * PAGE, address=0), events.RamBlock("rom", PAGE, address=1))
     head = events.Configuration(0, "pc", None, ("x-ignore-shared",))
-    return [
-        events.Header(0),
-        head,
-        *ram_piece(START, events.RamBlocks(0, 9 * PAGE, blocks)),
-        *closing(*DEVICES),
-    ]
+    return [events.Header(0), head, *ram_start(blocks), *closing(DEVICES, early=())]
 
 
 def _postcopy() -> list[events.Event]:
@@ -183,13 +178,13 @@ def _postcopy() -> list[events.Event]:
     return [
         *opening()[:2],
         events.Command(0, CommandType.POSTCOPY_ADVISE, stream.PostcopyAdvice.build(advice)),
-        *opening()[4:],
-        *EVERY_PAGE,
-        *ram_piece(PART, page_run(0, range(10))),
+        *ram_start(),
+        *zeros(),
+        *ram_part(page_run(0, range(10))),
         events.Command(0, CommandType.POSTCOPY_RAM_DISCARD, stream.RamDiscard.build(discard)),
         events.Command(0, CommandType.PACKAGED, stream.PackageLength.build(length)),
         *package,
-        *ram_piece(PART, page_run(0, [0, 8, 9])),
+        *ram_part(page_run(0, [0, 8, 9])),
         *ram_piece(END),
         events.EndOfStream(0),
     ]
@@ -199,11 +194,11 @@ def _no_footers() -> list[events.Event]:
     """As of a machine type before 2.4: no configuration either."""
     devices = [events.DeviceSection(**{**vars(each), "footer": False}) for each in DEVICES]
     ram = [
-        *ram_piece(START, events.RamBlocks(0, 68 * PAGE, BLOCKS))[:-1],
+        *ram_start()[:-1],
         events.NoFooters(0),
-        *EVERY_PAGE[:-1],
-        *ram_piece(PART, page_run(0, [1, 2]))[:-1],
-        *ram_piece(PART, page_run(1, [1], 0))[:-1],
+        *zeros()[:-1],
+        *ram_part(page_run(0, [1, 2]))[:-1],
+        *ram_part(page_run(1, [1], 0))[:-1],
         *ram_piece(END)[:-1],
     ]
     return [events.Header(0), *ram, *devices, events.EndOfStream(0), description(devices)]
@@ -265,7 +260,7 @@ def mapped(
     for start, piece_of_list in [*list_pieces(listed), *areas]:
         data += bytes(max(0, start + len(piece_of_list) - len(data)))
         data[start : start + len(piece_of_list)] = piece_of_list
-    rest = [*ram_piece(START)[1:], *ram_piece(PART), *ram_piece(END), *DEVICES]
+    rest = [*ram_piece(START)[1:], *ram_part(), *ram_piece(END), *DEVICES]
     described = description(DEVICES, page_size=page_size)
     return bytes(data + to_bytes([*rest, events.EndOfStream(0), described])), images
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tracemalloc
 import zlib
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,8 @@ from vmferry.protocol.errors import StreamError
 from vmferry.protocol.pages import zlib_pages
 from vmferry.protocol.wire import ram
 from vmferry.protocol.wire.marks import RamFlag
+
+from tests.streams import compressed_run
 
 PAGE = 4096
 
@@ -50,11 +51,11 @@ def test_a_record_that_is_not_whole_is_left(cut: int) -> None:
 
 
 @given(pages=st.lists(st.binary(max_size=300), min_size=1, max_size=9), level=st.integers(0, 9))
-def test_pages_come_back(make: Any, pages: list[bytes], level: int) -> None:
+def test_pages_come_back(pages: list[bytes], level: int) -> None:
     """If it failed, RAM would differ from the source's."""
     whole = [page.ljust(PAGE, page[:1] or b"\0") for page in pages]
     contents = {n: zlib.compress(page, level) for n, page in enumerate(whole)}
-    found = zlib_pages.decompress(make.compressed_run(0, contents), PAGE)
+    found = zlib_pages.decompress(compressed_run(0, contents), PAGE)
     assert found.tobytes() == b"".join(whole)
 
 
@@ -70,18 +71,18 @@ def test_pages_come_back(make: Any, pages: list[bytes], level: int) -> None:
         zlib.compress(bytes(PAGE))[:-1] + b"x",
     ],
 )
-def test_what_is_no_page_is_refused_where_it_stands(make: Any, data: bytes) -> None:
+def test_what_is_no_page_is_refused_where_it_stands(data: bytes) -> None:
     """If it failed, half a page would be taken for one, or an error would not say where."""
-    run = make.compressed_run(0, {0: zlib.compress(bytes(PAGE)), 1: data})
+    run = compressed_run(0, {0: zlib.compress(bytes(PAGE)), 1: data})
     with pytest.raises(StreamError, match="not the zlib data of 4096 bytes") as caught:
         zlib_pages.decompress(run, PAGE)
     assert caught.value.offset == run.encoding_offset(1)
 
 
-def test_a_bomb_costs_no_memory(make: Any) -> None:
+def test_a_bomb_costs_no_memory() -> None:
     """If it failed, a few kilobytes would take all memory."""
     bomb = zlib.compress(bytes(64 << 20), 9)
-    run = make.compressed_run(0, {0: bomb})
+    run = compressed_run(0, {0: bomb})
     tracemalloc.start()
     try:
         with pytest.raises(StreamError):

@@ -8,16 +8,11 @@ import pytest
 from vmferry.protocol import events
 from vmferry.protocol.devices.description import Length, described_lengths
 from vmferry.protocol.errors import StreamError
-from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.wire.stream import section_footer
 
+from tests.streams import closing, description, device, opening, read, to_bytes
+
 FOOTER = section_footer(3)
-
-
-def _read(stream: bytes, step: int) -> list[events.Event]:
-    reader = StreamReader()
-    found = [e for at in range(0, len(stream), step) for e in reader.feed(stream[at : at + step])]
-    return found + reader.close()
 
 
 @pytest.mark.parametrize("step", [1, 7, 1 << 20])
@@ -34,33 +29,33 @@ def _read(stream: bytes, step: int) -> list[events.Event]:
         b"\x7e\x00\x00\x00",
     ],
 )
-def test_a_footer_inside_a_payload_is_not_the_end(make: Any, payload: bytes, step: int) -> None:
+def test_a_footer_inside_a_payload_is_not_the_end(payload: bytes, step: int) -> None:
     """If it failed, a device whose state looks like a footer would be cut in two."""
-    devices = [make.device(3, "timer", payload + b"."), make.device(4, "cpu", payload)]
-    stream = make.to_bytes([*make.opening(), *make.closing(*devices)])
-    found = [e for e in _read(stream, step) if isinstance(e, events.DeviceSection)]
+    devices = [device(3, "timer", payload + b"."), device(4, "cpu", payload)]
+    stream = to_bytes([*opening(), *closing(devices)])
+    found = [e for e in read(stream, step) if isinstance(e, events.DeviceSection)]
     assert [e.payload for e in found[1:]] == [payload + b".", payload]
 
 
 @pytest.mark.parametrize("step", [1, 1 << 20])
-def test_the_description_corrects_the_search(make: Any, step: int) -> None:
+def test_the_description_corrects_the_search(step: int) -> None:
     """If it failed, a device state that holds a whole stream's pieces would be taken apart."""
-    inner = make.to_bytes([make.device(5, "inner", b"state")])
+    inner = to_bytes([device(5, "inner", b"state")])
     fake = b"before" + FOOTER + inner[: -len(FOOTER)]
-    devices = [make.device(3, "timer", fake), make.device(4, "cpu", b"registers")]
-    stream = make.to_bytes([*make.opening(), *make.closing(*devices)])
-    found = _read(stream, step)
+    devices = [device(3, "timer", fake), device(4, "cpu", b"registers")]
+    stream = to_bytes([*opening(), *closing(devices)])
+    found = read(stream, step)
     sections = [e for e in found if isinstance(e, events.DeviceSection)]
     assert [e.payload for e in sections[1:]] == [fake, b"registers"]
-    assert make.to_bytes(found) == stream
+    assert to_bytes(found) == stream
 
 
-def test_a_section_unlike_its_description_is_refused(make: Any) -> None:
+def test_a_section_unlike_its_description_is_refused() -> None:
     """If it failed, device state that lost or gained bytes would be loaded."""
-    told = make.description([make.device(3, "timer", b"12345")])
-    end = [*make.closing(make.device(3, "timer", b"1234"))[:-1], told]
+    told = description([device(3, "timer", b"12345")])
+    end = [*closing([device(3, "timer", b"1234")])[:-1], told]
     with pytest.raises(StreamError, match=r"section 'timer'.*has 4 bytes, its description 5"):
-        _read(make.to_bytes([*make.opening(), *end]), 1 << 20)
+        read(to_bytes([*opening(), *end]), 1 << 20)
 
 
 def test_described_lengths() -> None:
@@ -105,9 +100,9 @@ def _nested(levels: int) -> dict[str, Any]:
         _described(subsections=[_nested(200)]),
     ],
 )
-def test_senseless_descriptions_are_refused(make: Any, devices: object) -> None:
+def test_senseless_descriptions_are_refused(devices: object) -> None:
     """If it failed, a hostile description would end in a traceback."""
-    stream = make.to_bytes([*make.opening(), *make.closing()[:-1]])
-    stream += make.to_bytes([make.description([], devices=devices)])
+    stream = to_bytes([*opening(), *closing()[:-1]])
+    stream += to_bytes([description([], devices=devices)])
     with pytest.raises(StreamError):
-        _read(stream, 1 << 20)
+        read(stream, 1 << 20)

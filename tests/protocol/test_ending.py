@@ -18,22 +18,26 @@ from vmferry.protocol.wire.kept import KeptInMemory, whole
 from vmferry.protocol.wire.marks import SectionType
 from vmferry.protocol.wire.stream import section_footer
 
-from tests.protocol.conftest import closing, description, device, opening, ram_piece, to_bytes
+from tests.streams import (
+    EARLY,
+    closing,
+    description,
+    description_of,
+    device,
+    opening,
+    ram_piece,
+    ram_start,
+    read,
+    to_bytes,
+)
 
 TIMER, GPU, NVME, TPM = 3, 4, 5, 6
-EARLY = device(1, "early", b"virtio-mem")
 
 
 def _stream(*devices: events.DeviceSection, told: Any = None) -> bytes:
-    """A stream whose description lists all devices, the one before RAM first, as QEMU's does."""
-    *rest, _ = closing(*devices)
-    return to_bytes([*opening(), *rest, told or description([EARLY, *devices])])
-
-
-def _read(data: bytes, step: int = 1 << 20) -> list[events.Event]:
-    reader = StreamReader()
-    found = [e for at in range(0, len(data), step) for e in reader.feed(data[at : at + step])]
-    return found + reader.close()
+    """A stream with these devices; `told`: its description, if another than theirs."""
+    *rest, described = closing(devices)
+    return to_bytes([*opening(), *rest, told or described])
 
 
 def _payloads(found: list[events.Event]) -> list[bytes]:
@@ -69,7 +73,7 @@ def test_a_complete_description_inside_a_device(place: int, times: int, step: in
         payload += forged(before, held) + b"go on"
     devices[place + 1] = device(victim.section_id, victim.name, payload + bytes(9000))
     data = _stream(*devices)
-    found = _read(data, step)
+    found = read(data, step)
     assert _payloads(found)[1:] == [d.payload for d in devices]
     assert to_bytes(found) == data
 
@@ -128,9 +132,9 @@ def test_a_description_that_does_not_fit_confirms_nothing(change: Any) -> None:
     """Broken: an end would be believed though a section is not as described."""
     devices = [device(TIMER, "timer", b"12345678"), device(GPU, "gpu", b"pixel")]
     value = json.loads(description([EARLY, *devices]).text)
-    assert _read(_stream(*devices))
+    assert read(_stream(*devices))
     change(value)
-    told = events.Description(0, json.dumps(value).encode(), value)
+    told = description_of(value)
     data, reader = _stream(*devices, told=told), StreamReader()
     reader.feed(data)
     assert not reader.whole
@@ -166,7 +170,7 @@ def test_pieces_of_streams_in_every_device(parts: list[bytes]) -> None:
         device(number, name, part) for (number, name), part in zip(names, parts, strict=True)
     ]
     data = _stream(*devices)
-    found = _read(data)
+    found = read(data)
     assert _payloads(found)[1:] == parts
     assert to_bytes(found) == data
     reader = StreamReader()
@@ -188,15 +192,15 @@ def test_arrays_that_are_described_by_their_first_element() -> None:
     value = json.loads(description([EARLY, first, last]).text)
     value["devices"][1]["fields"] = [_array(1, 4)]
     value["devices"][2]["fields"] = [_array(1, 3)]
-    told = events.Description(0, json.dumps(value).encode(), value)
+    told = description_of(value)
     data = _stream(first, last, told=told)
-    assert _payloads(_read(data))[1:] == [first.payload, last.payload]
+    assert _payloads(read(data))[1:] == [first.payload, last.payload]
     # Where they may end at several places, nobody guesses.
     fake = section_footer(TIMER) + to_bytes([device(GPU, "last", b"")])[:-5]
     first, last = device(TIMER, "first", b"abc" + fake), device(GPU, "last", b"abc")
     data = _stream(device(TIMER, "first", b"abc" + fake), last, told=told)
     with pytest.raises(StreamError, match="may end at several places"):
-        _read(data)
+        read(data)
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -204,16 +208,16 @@ def test_a_version_that_is_a_date(told: bool) -> None:
     """Broken: the streams of guests with an i82551 would be refused, whose version is 20061113."""
     dated = replace(device(TIMER, "eeprom", b"12345"), version=20061113)
     devices = [dated, device(GPU, "gpu", b"pixels")]
-    data = _stream(*devices) if told else to_bytes([*opening(), *closing(*devices)[:-1]])
-    assert _payloads(_read(data))[-2:] == [b"12345", b"pixels"]
-    versions = [e.version for e in _read(data) if isinstance(e, events.DeviceSection)]
+    data = _stream(*devices) if told else to_bytes([*opening(), *closing(devices)[:-1]])
+    assert _payloads(read(data))[-2:] == [b"12345", b"pixels"]
+    versions = [e.version for e in read(data) if isinstance(e, events.DeviceSection)]
     assert versions[-2:] == [20061113, 1]
 
 
 def test_without_description() -> None:
     """Broken: devices that nothing tells apart would be told apart by guess."""
     devices = [device(TIMER, "timer", b"12345"), device(GPU, "gpu", b"pixels")]
-    data = to_bytes([*opening(), *closing(*devices)[:-1]])
+    data = to_bytes([*opening(), *closing(devices)[:-1]])
     for tail in (b"", bytes(5000)):
         reader = StreamReader()
         reader.feed(data + tail)
@@ -225,13 +229,11 @@ def test_without_description() -> None:
     first = device(TIMER, "timer", b"12" + section_footer(TIMER) + other)
     again = to_bytes([device(NVME, "again", b"")])[:-5]
     last = device(NVME, "nvme", b"q" + section_footer(9) + again)
-    alone, both = (
-        to_bytes([*opening(), *closing(*made)[:-1]]) for made in ([first], [first, last])
-    )
-    assert _payloads(_read(alone))[1:] == [first.payload]
-    (unsplit,) = [e for e in _read(both) if isinstance(e, events.UnsplitDevices)]
+    alone, both = (to_bytes([*opening(), *closing(made)[:-1]]) for made in ([first], [first, last]))
+    assert _payloads(read(alone))[1:] == [first.payload]
+    (unsplit,) = [e for e in read(both) if isinstance(e, events.UnsplitDevices)]
     assert unsplit.data == to_bytes([first, last])
-    assert to_bytes(_read(both)) == both
+    assert to_bytes(read(both)) == both
 
 
 OLD = b"old data of the volume\0" * 900 + b"old"
@@ -251,7 +253,7 @@ def _guess(data: bytes) -> tuple[StreamReader, list[events.Event]]:
 def test_old_data_behind_a_stream_without_description(tail: bytes) -> None:
     """Broken: a stream with suppress-vmdesc=on in a volume with old data could not be read."""
     devices = [device(TIMER, "timer", b"12345"), device(GPU, "gpu", b"pixels")]
-    data = to_bytes([*opening(), *closing(*devices)[:-1]])
+    data = to_bytes([*opening(), *closing(devices)[:-1]])
     reader, found = _guess(data + tail)
     assert _payloads(found)[1:] == [b"12345", b"pixels"]
     assert (reader.end, reader.behind) == (len(data), len(tail))
@@ -266,7 +268,7 @@ def test_ends_that_may_be_forged_where_old_data_follow(tail: bytes) -> None:
     devices behind it are lost."""
     held = b"12" + section_footer(TIMER) + b"\0" + bytes(30)
     devices = [device(TIMER, "timer", held), device(GPU, "gpu", b"pixels")]
-    data = to_bytes([*opening(), *closing(*devices)[:-1]])
+    data = to_bytes([*opening(), *closing(devices)[:-1]])
     reader, found = _guess(data + tail)
     (unsplit,) = [e for e in found if isinstance(e, events.UnsplitDevices)]
     assert whole(unsplit.data).startswith(to_bytes(devices))
@@ -280,13 +282,13 @@ def test_a_damaged_description_is_no_old_data() -> None:
     text = data.rindex(b'{"page_size')
     for at in range(text - 5, text + 2):
         with pytest.raises(StreamError):
-            _read(data[: at + 1])
+            read(data[: at + 1])
         with pytest.raises(StreamError):
-            _read(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
+            read(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
     broken = data.replace(b"12345", b"1234")
     for tail in (b"", OLD):
         with pytest.raises(StreamError, match="has 4 bytes, its description 5"):
-            _read(broken + tail)
+            read(broken + tail)
 
 
 def _alone(*devices: events.DeviceSection) -> bytes:
@@ -319,23 +321,23 @@ def test_devices_alone_without_footers() -> None:
         events.DeviceSection(0, GPU, "gpu", 0, 1, b"pixels", footer=False),
     ]
     data = _alone(*devices)
-    assert to_bytes(_read(data)) == data
+    assert to_bytes(read(data)) == data
     _, found = _guess(data + OLD)
     assert to_bytes(found).startswith(data[:-1])
     with pytest.raises(StreamError, match="give --length"):
-        _read(data.replace(section_footer(TIMER), b"five.") + OLD + b"\1")
+        read(data.replace(section_footer(TIMER), b"five.") + OLD + b"\1")
 
 
 @pytest.mark.parametrize("step", [1 << 20, 1000])
 def test_a_section_before_ram(step: int) -> None:
     """Broken: what a virtio-mem device holds could end the stream before its RAM."""
     end = forged([], device(GPU, "gpu", b""))
-    ram = to_bytes([*opening()[4:], *ram_piece(SectionType.END)])
+    ram = to_bytes([*ram_start(), *ram_piece(SectionType.END)])
     fake = section_footer(1) + ram + to_bytes([device(GPU, "gpu", b"")]) + end[5:]
     early = device(1, "early", b"bits" + fake + b"more")
     devices = [device(GPU, "gpu", b"pixels")]
-    made = [*opening()[:3], early, *opening()[4:], *closing(*devices)[:-1]]
-    data = to_bytes([*made, description([early, *devices])])
+    head = opening(answers=True)[:3]
+    data = to_bytes([*head, early, *ram_start(), *closing(devices, early=[early])])
     reader = StreamReader()
     for at in range(0, len(data), step):
         reader.feed(data[at : at + step])
@@ -384,7 +386,7 @@ def test_damage_at_the_end_is_an_error_in_one_line() -> None:
         data[at] ^= 1 << chance.randrange(8)
         caught, found = None, []
         try:
-            found = _read(bytes(data))
+            found = read(bytes(data))
         except StreamError as error:
             caught = error
         if caught is None:
@@ -394,4 +396,4 @@ def test_damage_at_the_end_is_an_error_in_one_line() -> None:
             assert start <= caught.offset <= len(data)
     for at in range(start, len(whole), 37):
         with pytest.raises(StreamError):
-            _read(whole[:at])
+            read(whole[:at])

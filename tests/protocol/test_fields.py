@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from hypothesis import strategies as st
 from vmferry.protocol import events
 from vmferry.protocol.devices.fields import Decoder, Field, Value, decode, leaves
 from vmferry.protocol.errors import StreamError
+
+from tests.streams import closing, description_of, opening, read, to_bytes
 
 START = 0x1000
 """Where in the stream the payloads stand."""
@@ -375,13 +376,13 @@ def test_another_subsection() -> None:
             decode(structure, payload, START, "device")
 
 
-def test_devices_of_a_stream(make: Any) -> None:
+def test_devices_of_a_stream() -> None:
     """Broken: a device would be shown by the description of another, or places be wrong."""
-    stream = make.to_bytes(make.small_stream())
-    read = make.read(stream)
-    (description,) = [event for event in read if isinstance(event, events.Description)]
+    stream = to_bytes([*opening(), *closing(early=())])
+    found = read(stream)
+    (description,) = [event for event in found if isinstance(event, events.Description)]
     decoder = Decoder(description)
-    for section in [event for event in read if isinstance(event, events.DeviceSection)]:
+    for section in [event for event in found if isinstance(event, events.DeviceSection)]:
         (field,) = decoder.decode(section)
         known = section.name != "early"
         assert (field.name, field.type) == (
@@ -409,7 +410,7 @@ def test_configuration() -> None:
         ],
     }
     value = {"devices": [], "configuration": described}
-    description = events.Description(0, json.dumps(value).encode(), value)
+    description = description_of(value)
     found = Decoder(description).decode_configuration(configuration)
     assert {path: field.value for path, field in leaves(found)} == {
         "len": 2,

@@ -12,60 +12,56 @@ from vmferry.protocol.errors import StreamError
 from vmferry.protocol.reader import StreamReader
 
 from tests.protocol.kinds import KINDS
+from tests.streams import plainly, read, to_bytes
 
 EACH = pytest.mark.parametrize("kind", KINDS)
 
 
-def _read(data: bytes, **options: Any) -> list[events.Event]:
-    reader = StreamReader(**options)
-    return reader.feed(data) + reader.close()
-
-
-def _placed(make: Any, found: list[events.Event]) -> list[Any]:
+def _placed(found: list[events.Event]) -> list[Any]:
     """Comparable, without the places, which only the reader knows."""
     places = ("offset", "payload_offset")
     return [
         (kind, {**rest[0], **dict.fromkeys(places, 0)} if isinstance(rest[0], dict) else rest)
-        for kind, *rest in make.plainly(found)
+        for kind, *rest in plainly(found)
     ]
 
 
 @EACH
-def test_events_and_bytes_are_the_same_thing(make: Any, kind: str) -> None:
+def test_events_and_bytes_are_the_same_thing(kind: str) -> None:
     """If it failed, a stream would lose something between reading and writing it."""
-    data = make.to_bytes(KINDS[kind])
-    found = _read(data)
-    assert _placed(make, found) == _placed(make, KINDS[kind])
-    assert make.to_bytes(found) == data
+    data = to_bytes(KINDS[kind])
+    found = read(data)
+    assert _placed(found) == _placed(KINDS[kind])
+    assert to_bytes(found) == data
     at = 0
     for event in found:
         assert event.offset == at
-        at += len(make.to_bytes([event]))
+        at += len(to_bytes([event]))
 
 
 @EACH
-def test_byte_by_byte(make: Any, kind: str) -> None:
+def test_byte_by_byte(kind: str) -> None:
     """If it failed, some structure would be read before it is complete."""
-    data = make.to_bytes(KINDS[kind])
+    data = to_bytes(KINDS[kind])
     step = 4099 if kind == "block" else 1
     reader, found = StreamReader(), []
     for at in range(0, len(data), step):
-        found += make.plainly(reader.feed(data[at : at + step]))
-    assert found + make.plainly(reader.close()) == make.plainly(_read(data))
+        found += plainly(reader.feed(data[at : at + step]))
+    assert found + plainly(reader.close()) == plainly(read(data))
 
 
 @settings(deadline=None, max_examples=10)
 @given(cuts=st.lists(st.integers(1, 3000), min_size=1))
 @EACH
-def test_any_cut_gives_the_same_events(make: Any, kind: str, cuts: list[int]) -> None:
+def test_any_cut_gives_the_same_events(kind: str, cuts: list[int]) -> None:
     """If it failed, what is read would depend on how the network cuts the stream."""
-    data = make.to_bytes(KINDS[kind])
+    data = to_bytes(KINDS[kind])
     reader, at, found = StreamReader(), 0, []
     while at < len(data):
         size = cuts[at % len(cuts)] * (20 if kind == "block" else 1)
-        found += make.plainly(reader.feed(data[at : at + size]))
+        found += plainly(reader.feed(data[at : at + size]))
         at += size
-    assert found + make.plainly(reader.close()) == make.plainly(_read(data))
+    assert found + plainly(reader.close()) == plainly(read(data))
 
 
 @settings(max_examples=60)
@@ -75,10 +71,10 @@ def test_any_cut_gives_the_same_events(make: Any, kind: str, cuts: list[int]) ->
 )
 @EACH
 def test_damage_never_ends_in_another_exception(
-    make: Any, kind: str, places: list[tuple[float, bytes]], cut: float
+    kind: str, places: list[tuple[float, bytes]], cut: float
 ) -> None:
     """If it failed, a hostile stream would end in a traceback, or be misread."""
-    data = bytearray(make.to_bytes(KINDS[kind]))
+    data = bytearray(to_bytes(KINDS[kind]))
     for place, new in places:
         at = int(place * len(data))
         data[at : at + len(new)] = new
@@ -86,21 +82,21 @@ def test_damage_never_ends_in_another_exception(
         del data[int(cut * 3 * len(data)) :]
     caught, found = None, []
     try:
-        found = _read(bytes(data), max_device_state=1 << 16)
+        found = read(bytes(data), max_device_state=1 << 16)
     except StreamError as error:
         caught = error
     if caught is not None:
         assert 0 <= caught.offset <= len(data)
         assert "\n" not in str(caught)
-    assert bytes(data).startswith(make.to_bytes(found))
+    assert bytes(data).startswith(to_bytes(found))
 
 
 @EACH
-def test_a_stream_that_ends_early_is_refused(make: Any, kind: str) -> None:
+def test_a_stream_that_ends_early_is_refused(kind: str) -> None:
     """If it failed, a destination would start half a guest."""
-    data = make.to_bytes(KINDS[kind])
-    end = max(e.offset for e in _read(data) if isinstance(e, events.EndOfStream))
+    data = to_bytes(KINDS[kind])
+    end = max(e.offset for e in read(data) if isinstance(e, events.EndOfStream))
     for at in {*range(0, end, max(1, end // 97)), end}:
         if kind != "nothing-told":
             with pytest.raises(StreamError):
-                _read(data[:at])
+                read(data[:at])

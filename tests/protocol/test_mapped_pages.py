@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,20 +14,15 @@ from vmferry.protocol.pages.mapped_pages import ReadAt, list_pieces, read_pages
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.wire import mapped_ram
 from vmferry.protocol.wire.mapped_ram import MappedRam
-from vmferry.protocol.wire.marks import SectionType
 
 from tests.protocol.kinds import mapped
+from tests.streams import closing, plainly, ram_start, read, to_bytes
 
 SPARSE = {"pc.ram": [0, 1, 2, 300, 301, 500, 699], "none": [], "rom": [*range(700)]}
 
 
-def _read(data: bytes) -> list[events.Event]:
-    reader = StreamReader()
-    return reader.feed(data) + reader.close()
-
-
 def _listed(data: bytes) -> events.RamBlocks:
-    (found,) = (event for event in _read(data) if isinstance(event, events.RamBlocks))
+    (found,) = (event for event in read(data) if isinstance(event, events.RamBlocks))
     return found
 
 
@@ -67,7 +61,7 @@ def test_any_pages(pages: set[int]) -> None:
     assert _images(data) == images
 
 
-def test_the_list_is_written_as_it_was(make: Any) -> None:
+def test_the_list_is_written_as_it_was() -> None:
     """If it failed, a mapped-ram file could not be written as it was read."""
     data, _ = mapped(SPARSE, file_offset=4096)
     pieces = list_pieces(_listed(data))
@@ -75,12 +69,12 @@ def test_the_list_is_written_as_it_was(make: Any) -> None:
     for at, piece in pieces:
         assert data[at : at + len(piece)] == piece
     with pytest.raises(ValueError, match="the list stands between pages"):
-        make.to_bytes([_listed(data)])
+        to_bytes([_listed(data)])
 
 
 @pytest.mark.parametrize("step", [1 << 20, 70_001])
 @pytest.mark.parametrize("skipped", [False, True])
-def test_pages_may_be_skipped(make: Any, step: int, skipped: bool) -> None:
+def test_pages_may_be_skipped(step: int, skipped: bool) -> None:
     """If it failed, a file would have to be read from end to end, or what follows be misplaced."""
     data, _ = mapped(SPARSE)
     reader, at, found, presented = StreamReader(), 0, [], 0
@@ -88,25 +82,23 @@ def test_pages_may_be_skipped(make: Any, step: int, skipped: bool) -> None:
         if skipped and reader.to_skip:
             at += reader.to_skip
             reader.skip(reader.to_skip)
-        found += make.plainly(reader.feed(data[at : at + step]))
+        found += plainly(reader.feed(data[at : at + step]))
         presented += len(data[at : at + step])
         at += step
-    assert found + make.plainly(reader.close()) == make.plainly(_read(data))
+    assert found + plainly(reader.close()) == plainly(read(data))
     assert (presented < len(data) // 2 or step > 1 << 19) if skipped else presented == len(data)
 
 
-def test_blocks_that_were_left_out(make: Any) -> None:
+def test_blocks_that_were_left_out() -> None:
     """If it failed, mapped-ram together with x-ignore-shared could not be read."""
     blocks = (
         events.RamBlock("shared", 1 << 20, address=0, mapped=MappedRam(4096, 0, 0)),
         events.RamBlock("other", 1 << 20, address=1 << 20, mapped=MappedRam(4096, 0, 0)),
     )
     head = events.Configuration(0, "pc", None, ("x-ignore-shared", "mapped-ram"))
-    listed = events.RamBlocks(0, 2 << 20, blocks)
-    start = make.ram_piece(SectionType.START, listed)
-    data = make.to_bytes([events.Header(0), head, *start, *make.closing()])
+    data = to_bytes([events.Header(0), head, *ram_start(blocks), *closing(early=())])
     assert _listed(data).blocks == blocks
-    assert make.to_bytes(_read(data)) == data
+    assert to_bytes(read(data)) == data
     assert list(read_pages(_listed(data), _at(data))) == []
 
 
@@ -137,7 +129,7 @@ def test_lies_about_places_are_refused(lies: dict[str, int], message: str) -> No
     """If it failed, pages would be read from headers or other pages, or wherever a stream likes."""
     data, at = _lying(**lies)
     with pytest.raises(StreamError, match=message) as caught:
-        _read(data)
+        read(data)
     assert caught.value.offset == at
     assert isinstance(caught.value, UnsupportedError) == ("version" in lies)
 
@@ -149,7 +141,7 @@ def test_a_bitmap_before_its_header_is_refused() -> None:
     header = mapped_ram.Header.parse(data[at:])
     lie = mapped_ram.Header.build({**header, "bitmap_offset": 3})
     with pytest.raises(StreamError, match="a bitmap at 0x3, before its header"):
-        _read(data[:at] + lie + data[at + len(lie) :])
+        read(data[:at] + lie + data[at + len(lie) :])
 
 
 @pytest.mark.parametrize("what", ["a page of block", "the bitmap of block"])

@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from vmferry.protocol.errors import StreamError, UnsupportedError
-from vmferry.protocol.events import RamBlocks
 from vmferry.protocol.reading.multifd_reader import ChannelReader, Packet
 from vmferry.protocol.wire import multifd
 from vmferry.protocol.wire.multifd import Compression
 
-from tests.protocol.channels import UUID, Channel, page
-from tests.protocol.conftest import BLOCKS, PAGE
+from tests.protocol.channels import BLOCKS, UUID, Channel, page
+from tests.streams import PAGE, listed
 
-LISTED = RamBlocks(0, sum(block.length for block in BLOCKS), BLOCKS, PAGE)
+LISTED = listed(BLOCKS)
 KINDS = [Compression.NONE, Compression.ZLIB, Compression.ZSTD]
 HEAD = multifd.HELLO_SIZE
 

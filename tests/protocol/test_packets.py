@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vmferry.protocol.events import RamBlock, RamBlocks
+from vmferry.protocol.events import RamBlock
 from vmferry.protocol.pages import packets
 from vmferry.protocol.reading.multifd_reader import ChannelReader
 from vmferry.protocol.wire import multifd
@@ -14,9 +14,11 @@ from vmferry.protocol.wire.layout import dtype_of
 from vmferry.protocol.wire.multifd import Compression
 from vmferry.protocol.wire.multifd_machines import syncs_at_flush, zero_pages_in_packets
 
+from tests.streams import listed
+
 PAGE = 4096
 COUNT = 1000
-LISTED = RamBlocks(0, COUNT * PAGE, (RamBlock("pc.ram", COUNT * PAGE),), page_size=PAGE)
+LISTED = listed([RamBlock("pc.ram", COUNT * PAGE)])
 OFFSETS = st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=400, unique=True)
 
 

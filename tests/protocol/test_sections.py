@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from typing import Any
 
 import pytest
 from vmferry.protocol import events
@@ -14,19 +13,25 @@ from vmferry.protocol.wire import stream
 from vmferry.protocol.wire.marks import CommandType, SectionType
 
 from tests.protocol.kinds import DEVICES, KINDS, piece
+from tests.streams import (
+    closing,
+    description,
+    device,
+    opening,
+    ram_part,
+    ram_piece,
+    ram_start,
+    read,
+    to_bytes,
+)
 
 START, PART, END = SectionType.START, SectionType.PART, SectionType.END
 
 
-def _read(data: bytes, **options: Any) -> list[events.Event]:
-    reader = StreamReader(**options)
-    return reader.feed(data) + reader.close()
-
-
-def _begun(make: Any, name: str, version: int = 1) -> bytes:
+def _begun(name: str, version: int = 1) -> bytes:
     """A stream up to the payload of this section's first piece."""
     section = events.IterativeSection(0, START, 9, name, 0, version)
-    return make.to_bytes([*make.opening(), section])  # type: ignore[no-any-return]
+    return to_bytes([*opening(), section])
 
 
 NAMES = b"\x05node0\x03bmp"
@@ -66,56 +71,56 @@ BEGUN = b"\x1c" + NAMES + b"\0\0\x10\0\x01"
     ],
 )
 def test_bad_records_are_refused_where_they_stand(
-    make: Any, name: str, before: bytes, record: bytes, message: str
+    name: str, before: bytes, record: bytes, message: str
 ) -> None:
     """If it failed, memory would be taken for what lies, or an error would not say where."""
-    data = _begun(make, name, 0 if name.startswith("s390") else 1) + before + record
+    data = _begun(name, 0 if name.startswith("s390") else 1) + before + record
     with pytest.raises(StreamError, match=message) as caught:
-        _read(data + bytes(40))
+        read(data + bytes(40))
     assert caught.value.offset == len(data) - len(record)
     assert caught.value.section == name
 
 
-def test_entries_outside_the_table(make: Any) -> None:
+def test_entries_outside_the_table() -> None:
     """If it failed, a reader would put page table entries outside their table."""
-    data = _begun(make, "spapr/htab") + b"\0\0\0\x12" + stream.section_footer(9)
+    data = _begun("spapr/htab") + b"\0\0\0\x12" + stream.section_footer(9)
     data += stream.SectionContinuation.build({"type": PART, "section_id": 9}) + bytes(4)
     assert _read_until_early_end(data + b"\0\0\x3f\xff\0\1\0\0") == "records"
     with pytest.raises(StreamError, match="entries from 16383 on, outside the table") as caught:
-        _read(data + b"\0\0\x3f\xff\0\1\0\1")
+        read(data + b"\0\0\x3f\xff\0\1\0\1")
     assert caught.value.offset == len(data)
 
 
 def _read_until_early_end(data: bytes) -> str:
     with pytest.raises(StreamError, match="the stream ends early, in: ") as caught:
-        _read(data)
+        read(data)
     return str(caught.value).rpartition(": ")[2]
 
 
-def test_names_in_force(make: Any) -> None:
+def test_names_in_force() -> None:
     """If it failed, bits would be taken for those of another bitmap."""
-    found = _read(make.to_bytes(KINDS["dirty-bitmap"]))
+    found = read(to_bytes(KINDS["dirty-bitmap"]))
     chunks = [event for event in found if isinstance(event, BitmapChunk)]
     names = ["backup", "other", "backup", "backup", "backup", "backup", "backup"]
     assert [chunk.bitmap for chunk in chunks] == names
     assert [chunk.node for chunk in chunks] == ["node0"] * 7
 
 
-def test_a_section_of_another_version_is_passed(make: Any) -> None:
+def test_a_section_of_another_version_is_passed() -> None:
     """If it failed, a section would be read by the rules of another version."""
     unknown = piece(START, "block", events.OpaquePiece(0, b"whatever"), version=7)
     ended = piece(END, "block", events.OpaquePiece(0, b""), version=7)
-    data = make.to_bytes([*make.opening(), *unknown, *ended, *make.closing(*DEVICES)])
-    found = _read(data)
+    data = to_bytes([*opening(), *unknown, *ended, *closing(DEVICES)])
+    found = read(data)
     assert [e.payload for e in found if isinstance(e, events.OpaquePiece)] == [b"whatever", b""]
-    assert make.to_bytes(found) == data
+    assert to_bytes(found) == data
 
 
-def test_an_unknown_section_is_bounded(make: Any) -> None:
+def test_an_unknown_section_is_bounded() -> None:
     """If it failed, a section that never ends would take all memory."""
-    data = _begun(make, "vfio") + bytes(1 << 20)
+    data = _begun("vfio") + bytes(1 << 20)
     with pytest.raises(StreamError, match="more than 65536 bytes of an unknown section") as caught:
-        _read(data, max_device_state=1 << 16)
+        read(data, max_device_state=1 << 16)
     assert caught.value.section == "vfio"
 
 
@@ -143,47 +148,47 @@ def _first_piece(kind: str) -> list[events.Event]:
         _first_piece("block"),
     ],
 )
-def test_a_section_that_only_begins(make: Any, begun: list[events.Event], step: int) -> None:
+def test_a_section_that_only_begins(begun: list[events.Event], step: int) -> None:
     """Broken: streams of Proxmox VE would be refused, as would others that stock QEMUs load."""
-    made = [*make.opening()[:4], *begun, *make.opening()[4:], *make.closing(*DEVICES)]
-    data, reader = make.to_bytes(made), StreamReader()
+    made = [*opening()[:3], *begun, *ram_start(), *closing(DEVICES)]
+    data, reader = to_bytes(made), StreamReader()
     found = [e for at in range(0, len(data), step) for e in reader.feed(data[at : at + step])]
-    assert make.to_bytes(found + reader.close()) == data
+    assert to_bytes(found + reader.close()) == data
 
 
-def test_ram_that_only_begins(make: Any) -> None:
+def test_ram_that_only_begins() -> None:
     """Broken: a stream without the last pages would be taken for whole."""
     with pytest.raises(StreamError, match="ends before its section 'ram' does"):
-        _read(make.to_bytes([*make.opening(), *make.closing()[3:]]))
+        read(to_bytes([*opening(), *closing()[3:]]))
 
 
-def test_an_unknown_section_without_footers_is_named(make: Any) -> None:
+def test_an_unknown_section_without_footers_is_named() -> None:
     """If it failed, what follows it would be misread."""
     unknown = events.IterativeSection(0, START, 9, "vfio")
-    data = make.to_bytes([*KINDS["no-footers"][:5], unknown]) + bytes(100)
+    data = to_bytes([*KINDS["no-footers"][:5], unknown]) + bytes(100)
     with pytest.raises(UnsupportedError, match=r"'vfio'\): this kind of section cannot be passed"):
-        _read(data)
+        read(data)
 
 
-def test_footers_are_everywhere_or_nowhere(make: Any) -> None:
+def test_footers_are_everywhere_or_nowhere() -> None:
     """If it failed, damage would pass for an old machine type's stream."""
-    some = [*make.opening(), *make.ram_piece(PART)[:-1], *make.ram_piece(END)]
+    some = [*opening(), *ram_part()[:-1], *ram_piece(END)]
     with pytest.raises(StreamError, match="byte 0x03 where a section's footer stands"):
-        _read(make.to_bytes(some))
+        read(to_bytes(some))
     with pytest.raises(StreamError, match="byte 0x7e where a section's footer stands"):
-        _read(make.to_bytes([*KINDS["no-footers"][:5], *make.ram_piece(PART)]))
+        read(to_bytes([*KINDS["no-footers"][:5], *ram_part()]))
 
 
-def test_devices_that_no_description_fits_stay_whole(make: Any) -> None:
+def test_devices_that_no_description_fits_stay_whole() -> None:
     """If it failed, devices of an old machine type would be cut at wrong places, or refused."""
     *before, first, second, eof, _ = KINDS["no-footers"]
-    wrong = make.description([make.device(3, "timer", b"1234")])
-    data = make.to_bytes([*before, first, second, eof, wrong])
-    unsplit = [e for e in _read(data) if isinstance(e, events.UnsplitDevices)]
-    assert [e.data for e in unsplit] == [make.to_bytes([first, second])]
+    wrong = description([device(3, "timer", b"1234")])
+    data = to_bytes([*before, first, second, eof, wrong])
+    unsplit = [e for e in read(data) if isinstance(e, events.UnsplitDevices)]
+    assert [e.data for e in unsplit] == [to_bytes([first, second])]
 
 
-def test_devices_behind_a_package(make: Any) -> None:
+def test_devices_behind_a_package() -> None:
     """If it failed, a section could reach out of its package, and what follows be read twice."""
     made = KINDS["postcopy"]
     at = next(n for n, e in enumerate(made) if isinstance(e, events.Command) and e.command == 7)
@@ -198,9 +203,9 @@ def test_devices_behind_a_package(make: Any) -> None:
         (true, [again], "a package within a package"),
     ]:
         package = events.Command(0, CommandType.PACKAGED, length.to_bytes(4, "big"))
-        data = make.to_bytes([*made[:at], package, *more, *made[at + 1 :]])
+        data = to_bytes([*made[:at], package, *more, *made[at + 1 :]])
         with pytest.raises(StreamError, match=message):
-            _read(data)
+            read(data)
 
 
 @pytest.mark.parametrize(
@@ -224,20 +229,20 @@ def test_devices_behind_a_package(make: Any) -> None:
         (99, b"", "unknown command 99"),
     ],
 )
-def test_bad_commands_are_refused(make: Any, command: int, data: bytes, message: str) -> None:
+def test_bad_commands_are_refused(command: int, data: bytes, message: str) -> None:
     """If it failed, a command that makes no sense would be obeyed."""
-    before = make.to_bytes(make.opening())
+    before = to_bytes(opening())
     with pytest.raises(StreamError, match=message) as caught:
-        _read(before + make.to_bytes([events.Command(0, command, data)]))
+        read(before + to_bytes([events.Command(0, command, data)]))
     assert caught.value.offset == len(before)
 
 
-def test_disks_take_constant_memory(make: Any) -> None:
+def test_disks_take_constant_memory() -> None:
     """If it failed, a stream with disks would need as much memory as these are large."""
     begin = piece(START, "block")[:1]
     blocks = [e for e in KINDS["block"] if type(e).__name__ == "DiskBlock"][:1]
-    reader, block = StreamReader(), make.to_bytes(blocks)
-    reader.feed(make.to_bytes([*make.opening(), *begin]))
+    reader, block = StreamReader(), to_bytes(blocks)
+    reader.feed(to_bytes([*opening(), *begin]))
     tracemalloc.start()
     try:
         for _ in range(40):

@@ -9,7 +9,7 @@ import pytest
 from vmferry.protocol import events
 from vmferry.protocol.rescue.tail import Tail, find_description, find_tail
 
-from tests.protocol.conftest import description, device, to_bytes
+from tests.streams import description, device, to_bytes
 
 DEVICES = [device(3, "timer", bytes(range(90))), device(4, "cpu", b"c" * 300)]
 DEVICES += [device(5, "screen", b"s" * 500), device(6, "disk", b"d" * 40)]

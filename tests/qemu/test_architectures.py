@@ -9,25 +9,16 @@ from pathlib import Path
 
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.section_events import HtabChunk, HtabHeader, StorageAttributes
 from vmferry.protocol.wire.storage_attributes import AttributeFlag
-from vmferry.protocol.writer import StreamWriter
 
 from tests.qemu.machine import BareMachine, qemu_command, vmferry
+from tests.streams import read_file, to_bytes
 
 
 def start(version: str, target: str, folder: Path, *options: str) -> BareMachine:
     command, environment = qemu_command(version, target)
     return BareMachine(command, folder, *options, environment=environment)
-
-
-def read(stream: Path, page_size: int = 4096) -> list[events.Event]:
-    """Its events, which make its bytes again."""
-    data, reader = stream.read_bytes(), StreamReader(page_size=page_size)
-    found = reader.feed(data) + reader.close()
-    assert b"".join(map(StreamWriter().write, found)) == data
-    return found
 
 
 def call(*arguments: str) -> str:
@@ -67,7 +58,7 @@ def test_page_sizes(
         guest.ask("pmemsave", val=address, size=8 * page_size, filename=f"{tmp_path}/memory")
     finally:
         guest.stop()
-    read(stream, page_size)
+    read_file(stream, page_size=page_size)
     size = ("--page-size", str(page_size))
     assert call("verify", str(stream), *size) == f"{stream}: valid\n"
     assert json.loads(call("dump", "--json", str(stream), *size))["page_size"] == page_size
@@ -97,7 +88,7 @@ def test_sections_of_their_own(
         source.migrate(f"exec:cat > {stream}")
     finally:
         source.stop()
-    sections = {event.name for event in read(stream) if type(event) is events.IterativeSection}
+    sections = {event.name for event in read_file(stream) if type(event) is events.IterativeSection}
     assert sections == {section}
     assert call("verify", str(stream)).startswith(f"{stream}: valid\n")
 
@@ -114,18 +105,18 @@ def test_storage_attributes(tmp_path: Path) -> None:
         source.stop()
     more = StorageAttributes(0, AttributeFlag.MORE, 5 * 4096, bytes(range(100)))
     with_values: list[events.Event] = []
-    for event in read(stream):
+    for event in read_file(stream):
         if isinstance(event, StorageAttributes) and event.flag == AttributeFlag.DONE:
             with_values += [more, replace(more, address=1 << 20, values=b"\7" * 5000)]
         with_values.append(event)
-    changed.write_bytes(b"".join(map(StreamWriter().write, with_values)))
+    changed.write_bytes(to_bytes(with_values))
     destination = start("7.2", "s390x", tmp_path / "destination", *options, "-incoming", "defer")
     try:
         destination.ask("migrate-incoming", uri=f"exec:cat {changed}")
         destination.wait_for("completed")
     finally:
         destination.stop()
-    assert read(changed) != read(stream)
+    assert read_file(changed) != read_file(stream)
     call("verify", str(changed), "--against", str(stream))
 
 
@@ -150,7 +141,7 @@ def test_page_table_entries(tmp_path: Path) -> None:
         source.migrate(f"exec:cat > {stream}")
     finally:
         source.stop()
-    found = read(stream)
+    found = read_file(stream)
     chunks = [event for event in found if isinstance(event, HtabChunk) and event.entries]
     assert [chunk.first for chunk in chunks] == list(range(0, 800, 8))
     assert all(int.from_bytes(chunk.entries[:8], "big") & 1 for chunk in chunks)

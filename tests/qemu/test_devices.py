@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from vmferry.protocol import events
 from vmferry.protocol.devices.fields import Decoder, Field, leaves
-from vmferry.protocol.reader import StreamReader
 
 from tests.qemu.machine import Machine, vmferry
+from tests.streams import read_file
 
 UUID = "00112233-4455-6677-8899-aabbccddeeff"
 DISK = ("-blockdev", "null-co,node-name=disk,size=1048576,read-zeroes=on")
@@ -50,11 +50,6 @@ def registers(machine: Machine) -> dict[str, int]:
     return {name: int(value, 16) for name, value in re.findall(r"(E[A-Z]+)=([0-9a-f]{8})", told)}
 
 
-def read(stream: Path) -> list[events.Event]:
-    reader = StreamReader()
-    return reader.feed(stream.read_bytes()) + reader.close()
-
-
 def flat(fields: tuple[Field, ...]) -> dict[str, Any]:
     return {path: field.value for path, field in leaves(fields)}
 
@@ -75,7 +70,7 @@ def test_every_device(version: str, machine: str, stopped: bool, tmp_path: Path)
         source.stop()
     checked = vmferry("verify", str(stream))
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    found = read(stream)
+    found = read_file(stream)
     (description,) = [event for event in found if isinstance(event, events.Description)]
     devices = [event for event in found if isinstance(event, events.DeviceSection)]
     decoder = Decoder(description)

@@ -20,10 +20,9 @@ from click.testing import CliRunner
 from vmferry.protocol import events
 from vmferry.protocol.devices.fields import Decoder
 from vmferry.protocol.pages.mapped_pages import list_pieces
-from vmferry.protocol.reader import StreamReader
-from vmferry.protocol.writer import StreamWriter
 from vmferry.tools.cli import main
 
+from tests import streams
 from tests.patience import PATIENCE
 from tests.qemu import evidence
 from tests.qemu.evidence import BLOB, LARGE, Shows
@@ -242,16 +241,16 @@ def _memory(row: Row, folder: Path, *, source: bool) -> str:
 
 def read(stream: Path) -> list[events.Event]:
     """Its events, which make its bytes again; of a mapped-ram file, those beside the pages."""
-    data, reader = stream.read_bytes(), StreamReader()
-    found = reader.feed(data) + reader.close()
+    data = stream.read_bytes()
+    found = streams.read(data)
     listed = next(event for event in found if isinstance(event, events.RamBlocks))
     areas = [block.mapped for block in listed.blocks if block.mapped is not None]
     if not areas:
-        assert b"".join(map(StreamWriter().write, found)) == data
+        assert streams.to_bytes(found) == data
         return found
     # The list of blocks stands between bitmaps and pages, which have places of their own.
     beside = [event for event in found if event is not listed]
-    pieces = [(event.offset, StreamWriter().write(event)) for event in beside]
+    pieces = [(event.offset, streams.to_bytes([event])) for event in beside]
     pieces += list_pieces(listed)
     for at, piece in pieces:
         assert data[at : at + len(piece)] == piece

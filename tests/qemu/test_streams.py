@@ -13,16 +13,15 @@ from typing import Any
 
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.section_events import DiskBlock
 from vmferry.protocol.wire.marks import CommandType
-from vmferry.protocol.writer import StreamWriter
 from vmferry.tools.compare.streams import compare_blocks
 from vmferry.tools.rebuild.guest import RebuiltGuest, rebuild
 from vmferry.tools.sources.stream_events import read_events
 
 from tests.qemu.machine import MANY_PAGES, Machine, rebuilt_stream, stock_ram, vmferry
 from tests.qemu.sink import Sink, replay
+from tests.streams import read_file
 
 Source = Callable[[Machine, Path], None]
 
@@ -41,14 +40,6 @@ def made(version: str, folder: Path, *options: str, **more: Any) -> Path:
 
 def _send(source: Machine, stream: Path) -> None:
     source.migrate(f"exec:cat > {stream}")
-
-
-def read(stream: Path) -> list[events.Event]:
-    """Its events, which make its bytes again."""
-    data, reader = stream.read_bytes(), StreamReader()
-    found = reader.feed(data) + reader.close()
-    assert b"".join(map(StreamWriter().write, found)) == data
-    return found
 
 
 def check(stream: Path, *options: str) -> str:
@@ -77,7 +68,7 @@ def test_disk_that_ends_within_a_block(tmp_path: Path) -> None:
         source.wait_for("completed")
 
     stream = made("7.2", tmp_path, *drive, "-device", "virtio-blk,drive=disk0", send=send)
-    found = [event for event in read(stream) if isinstance(event, DiskBlock)]
+    found = [event for event in read_file(stream) if isinstance(event, DiskBlock)]
     blocks = {block.sector: block.data for block in found if block.device == "disk0"}
     assert b"".join(blocks[at] or b"" for at in sorted(blocks)).startswith(disk.read_bytes())
     assert dumped(stream)["sections"][0]["name"] == "block"
@@ -100,7 +91,7 @@ def test_postcopy(version: str, tmp_path: Path) -> None:
         sink.close()
 
     stream = made(version, tmp_path, send=send, code=MANY_PAGES)
-    found = read(stream)
+    found = read_file(stream)
     commands = {event.command for event in found if isinstance(event, events.Command)}
     for command in (CommandType.POSTCOPY_ADVISE, CommandType.POSTCOPY_RUN, CommandType.PACKAGED):
         assert command in commands
@@ -126,7 +117,7 @@ def test_old_machine_types(machine: str, tmp_path: Path) -> None:
     then cannot be known."""
     options = ("-machine", machine)
     stream = made("7.2", tmp_path, *options)
-    found = read(stream)
+    found = read_file(stream)
     assert any(isinstance(event, events.NoFooters) for event in found)
     assert not any(isinstance(event, events.Configuration) for event in found)
     told = any(isinstance(event, events.Description) for event in found)
@@ -150,7 +141,7 @@ def test_suppressed_description(version: str, tmp_path: Path) -> None:
     cannot check."""
     options = ("-machine", "suppress-vmdesc=on")
     stream = made(version, tmp_path, *options)
-    assert not any(isinstance(event, events.Description) for event in read(stream))
+    assert not any(isinstance(event, events.Description) for event in read_file(stream))
     again = rebuilt_stream(version, tmp_path, stream, *options)
     said = check(stream, *stock_ram(again, tmp_path))
     assert "devices: the stream has no description of them" in said

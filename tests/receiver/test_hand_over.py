@@ -23,14 +23,12 @@ from vmferry.protocol.handover import Word
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.return_path import Pong, ReturnPathReader, Shut
 from vmferry.protocol.states import MigrationStatus
-from vmferry.protocol.wire.marks import CommandType
 from vmferry.protocol.words import ping, word_on_wire
-from vmferry.protocol.writer import StreamWriter
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
 from vmferry.receiver.errors import KeptError
-from vmferry.sender.coordinator import Sender
 
 from tests.patience import PATIENCE
+from tests.streams import before_ram, of_synthetic
 
 RESET = struct.pack("ii", 1, 0)
 
@@ -38,17 +36,7 @@ RESET = struct.pack("ii", 1, 0)
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A synthetic guest on the wire, with the wish for an answer."""
-    path = tmp_path_factory.mktemp("stream") / "stream"
-    guest = SyntheticGuest.parse("1M")
-    try:
-        Sender(guest, f"file:{path}").run()
-    finally:
-        guest.close()
-    data = path.read_bytes()
-    command = int(CommandType.OPEN_RETURN_PATH)
-    wish = StreamWriter().write(events.Command(offset=0, command=command, data=b""))
-    at = data.index(b"\x01\x00\x00\x00\x02\x03ram")
-    return data[:at] + wish + data[at:]
+    return of_synthetic("1M", tmp_path_factory.mktemp("stream"))
 
 
 def receive(
@@ -143,10 +131,10 @@ def test_source_that_breaks_the_connection(stream: bytes) -> None:
 
 def test_confirming_source(stream: bytes) -> None:
     """Broken: a guest would start before its source has given it up, or never."""
-    at = stream.index(b"\x01\x00\x00\x00\x02\x03ram")
+    confirming = before_ram(stream, ping(Word.HELLO))
 
     def source(connection: socket.socket) -> None:
-        connection.sendall(stream[:at] + ping(Word.HELLO) + stream[at:])
+        connection.sendall(confirming)
         reader = ReturnPathReader()
         answers: list[object] = []
         while Shut(0) not in answers:
@@ -177,10 +165,10 @@ def test_confirming_source_that_does_not_confirm(
     stream: bytes, word: bytes, error: type[MigrationError], message: str
 ) -> None:
     """Broken: the guest would run at both ends; or the only copy would be thrown away."""
-    at = stream.index(b"\x01\x00\x00\x00\x02\x03ram")
+    confirming = before_ram(stream, ping(Word.HELLO))
 
     def source(connection: socket.socket) -> None:
-        connection.sendall(stream[:at] + ping(Word.HELLO) + stream[at:])
+        connection.sendall(confirming)
         reader = ReturnPathReader()
         while Shut(0) not in reader.feed(connection.recv(100)):
             continue
@@ -194,8 +182,7 @@ def test_confirming_source_that_does_not_confirm(
 @pytest.mark.parametrize("framed", [False, True], ids=["plain", "compressed"])
 def test_source_that_takes_back_at_once(stream: bytes, framed: bool) -> None:
     """Broken: a word that arrives together with the end of the stream would be lost."""
-    at = stream.index(b"\x01\x00\x00\x00\x02\x03ram")
-    whole = stream[:at] + ping(Word.HELLO) + stream[at:]
+    whole = before_ram(stream, ping(Word.HELLO))
     if framed:
         whole = zstandard.compress(whole[:-1000]) + zstandard.compress(whole[-1000:])
 
@@ -213,11 +200,11 @@ def test_source_that_takes_back_at_once(stream: bytes, framed: bool) -> None:
 
 def test_guest_that_dies_behind_the_promise(stream: bytes, tmp_path: Path) -> None:
     """Broken: a source that confirms late would be reset before it hears that it has the guest."""
-    at = stream.index(b"\x01\x00\x00\x00\x02\x03ram")
+    confirming = before_ram(stream, ping(Word.HELLO))
     heart, heard = tmp_path / "heart", []
 
     def source(connection: socket.socket) -> None:
-        connection.sendall(stream[:at] + ping(Word.HELLO) + stream[at:])
+        connection.sendall(confirming)
         reader = ReturnPathReader()
         while Shut(0) not in reader.feed(connection.recv(100)):
             continue

@@ -11,9 +11,9 @@ from vmferry.guest.open import open_guest
 from vmferry.protocol import events
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
 
-from tests.protocol.conftest import small_stream, to_bytes
+from tests.streams import every_event, to_bytes
 
-STREAM = to_bytes([event for event in small_stream() if not isinstance(event, events.Command)])
+STREAM = to_bytes([event for event in every_event() if not isinstance(event, events.Command)])
 CHANNEL = struct.pack(">II", 0x11223344, 1) + bytes(56)
 
 

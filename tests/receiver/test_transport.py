@@ -7,9 +7,8 @@ from multiprocessing import Pipe
 
 import numpy as np
 import pytest
-from vmferry.protocol.events import Command, Header
+from vmferry.protocol.events import Command
 from vmferry.protocol.words import ping
-from vmferry.protocol.writer import StreamWriter
 from vmferry.receiver.answers import Answers
 from vmferry.receiver.exchange import Commands, Continue
 from vmferry.receiver.slots import DATA_START, SLOT_SIZE
@@ -18,6 +17,8 @@ from vmferry.receiver.worker import WORKER_COUNTERS
 from vmferry.transport.channel import Channel
 from vmferry.transport.counters import Counters
 from vmferry.transport.shared import SharedFd
+
+from tests.streams import opening, to_bytes
 
 
 def test_pings_do_not_delay_a_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +40,7 @@ def test_pings_do_not_delay_a_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
     setup = TransportSetup((), (applied,), counters, progress, None)
     transport = Transport(connection, setup, channel, Commands(connection))
     slot = np.zeros(SLOT_SIZE, np.uint8)
-    stream = StreamWriter().write(Header(0)) + ping(7) * (10 * MOST_EVENTS)
+    stream = to_bytes(opening()[:1]) + ping(7) * (10 * MOST_EVENTS)
     slot[DATA_START : DATA_START + len(stream)] = np.frombuffer(stream, np.uint8)
     with pytest.raises(EOFError):
         transport._take(slot, len(stream))

@@ -29,9 +29,11 @@ from vmferry.sender.worker import WORKER_COUNTERS, Share, StartRound, Worker
 from vmferry.transport.counters import Counters
 from vmferry.transport.settings import ZeroPageDetection
 
+from tests.streams import listed
+
 PAGE = 4096
 COUNT = 700
-LISTED = events.RamBlocks(0, COUNT * PAGE, (events.RamBlock("ram", COUNT * PAGE),), page_size=PAGE)
+LISTED = listed([events.RamBlock("ram", COUNT * PAGE)])
 
 
 class Destination:

@@ -17,8 +17,6 @@ from vmferry.protocol import events
 from vmferry.protocol.pages import records, xbzrle
 from vmferry.protocol.pages.records import Buffer
 from vmferry.protocol.reader import StreamReader
-from vmferry.protocol.wire.marks import SectionType
-from vmferry.protocol.writer import StreamWriter
 from vmferry.sender.chunks import MappedBlock
 from vmferry.sender.deltas import Deltas
 from vmferry.sender.page_cache import LIFETIME, CacheSizeError, PageCache, cache_pages
@@ -26,10 +24,11 @@ from vmferry.sender.record_writer import RecordWriter, slot_size
 from vmferry.sender.worker import WORKER_COUNTERS, Share, StartRound, Worker
 from vmferry.transport.counters import Counters
 
+from tests.streams import RAM_ID, opening, to_bytes
+
 PAGE = 4096
 COUNT = 12
 """Pages of RAM."""
-SECTION = 2
 
 
 @pytest.mark.parametrize(
@@ -108,16 +107,7 @@ class Destination:
         self._buffer = memoryview(bytearray(slot_size(PAGE)))
         self._reader = StreamReader()
         self.ram = np.zeros((COUNT, PAGE), np.uint8)
-        block = events.RamBlock("ram", COUNT * PAGE)
-        opening: list[events.Event] = [
-            events.Header(0),
-            events.Configuration(0, "test", PAGE),
-            events.RamSection(0, SectionType.START, SECTION),
-            events.RamBlocks(0, block.length, (block,)),
-            events.EndOfRam(0),
-            events.Footer(0, SECTION),
-        ]
-        self._reader.feed(b"".join(map(StreamWriter().write, opening)))
+        self._reader.feed(to_bytes(opening([events.RamBlock("ram", COUNT * PAGE)])))
 
     def acquire(self) -> memoryview:
         return self._buffer
@@ -153,7 +143,7 @@ class Source:
         self.limits = Counters.create(("xbzrle_cache",))
         self.limits.set("xbzrle_cache", lines)
         mapped = MappedBlock(block, b"ram", PAGE, self.ram, DigestTracker(COUNT, PAGE))
-        writer = RecordWriter(self.destination, SECTION)
+        writer = RecordWriter(self.destination, RAM_ID)
         deltas = Deltas(writer, PAGE, self.counters)
         self._worker = Worker(Share(0, 1), [mapped], writer, self.counters, self.limits, deltas)
         self._round = 0

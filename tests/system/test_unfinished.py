@@ -14,14 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from vmferry.guest.synthetic import SyntheticGuest
-from vmferry.protocol import events
 from vmferry.protocol.handover import Word
 from vmferry.protocol.return_path import Pong, ReturnPathReader, Shut
-from vmferry.protocol.wire.marks import CommandType
 from vmferry.protocol.words import ping, word_on_wire
-from vmferry.protocol.writer import StreamWriter
-from vmferry.sender.coordinator import Sender
+
+from tests.streams import before_ram, of_synthetic
 
 WITHIN = 5.0
 """Seconds from the death of the command to the end of all that was its own."""
@@ -30,17 +27,7 @@ WITHIN = 5.0
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A synthetic guest on the wire, whose source waits for an answer and confirms."""
-    path = tmp_path_factory.mktemp("stream") / "stream"
-    guest = SyntheticGuest.parse("4M")
-    try:
-        Sender(guest, f"file:{path}").run()
-    finally:
-        guest.close()
-    data = path.read_bytes()
-    command = int(CommandType.OPEN_RETURN_PATH)
-    wish = StreamWriter().write(events.Command(offset=0, command=command, data=b""))
-    at = data.index(b"\x01\x00\x00\x00\x02\x03ram")
-    return data[:at] + wish + ping(Word.HELLO) + data[at:]
+    return before_ram(of_synthetic("4M", tmp_path_factory.mktemp("stream")), ping(Word.HELLO))
 
 
 class Receiving:

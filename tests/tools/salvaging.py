@@ -6,6 +6,7 @@ The judge knows the sound stream, and so which records the damage touched.
 from __future__ import annotations
 
 import io
+import itertools
 import random
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -20,9 +21,17 @@ from vmferry.tools.rebuild.guest import rebuild
 from vmferry.tools.rescue.survival import Survival
 from vmferry.tools.sources.stream_events import read_events
 
-from tests.protocol.conftest import description, device, ram_piece, to_bytes
+from tests.streams import (
+    PAGE,
+    description,
+    device,
+    page_run,
+    ram_part,
+    ram_piece,
+    ram_start,
+    to_bytes,
+)
 
-PAGE = 4096
 SIZES = (1, 7, 100, 5000, 70_000)
 """Bytes that are missing, or too many."""
 
@@ -30,25 +39,23 @@ SIZES = (1, 7, 100, 5000, 70_000)
 def small_pages() -> bytes:
     """A stream of pages of 256 bytes, so that a short one has chains that are long enough."""
     size, blocks = 256, (events.RamBlock("ram", 512 * 256), events.RamBlock("rom", 512 * 256))
-    rng = np.random.default_rng(3)
+    seeds = itertools.count()
 
-    def run(index: int, numbers: Iterable[int], *, zero: bool = False) -> events.PageRun:
-        offsets = np.array([*numbers], np.uint64) * np.uint64(size)
-        data = None if zero else rng.integers(0, 256, (len(offsets), size), np.uint8)
-        return events.PageRun(0, blocks[index], index, offsets, data)
+    def run(index: int, numbers: Iterable[int], fill: int | None = None) -> events.PageRun:
+        return page_run(index, numbers, fill, blocks=blocks, page_size=size, seed=next(seeds))
 
     rounds = [
-        [run(0, range(64)), run(0, range(64, 512), zero=True), run(1, range(512), zero=True)],
+        [run(0, range(64)), run(0, range(64, 512), 0), run(1, range(512), 0)],
         [run(1, range(20)), run(0, [*range(3, 40), 90])],
-        [run(0, range(5, 30)), run(0, range(200, 300), zero=True)],
+        [run(0, range(5, 30)), run(0, range(200, 300), 0)],
     ]
     devices = [device(3, "timer", bytes(range(99))), device(4, "cpu", b"\x7e\0\0\0\x04\0\6" * 30)]
     return to_bytes(
         [
             events.Header(0),
             events.Configuration(0, "pc", size),
-            *ram_piece(SectionType.START, events.RamBlocks(0, 1024 * size, blocks)),
-            *(event for runs in rounds for event in ram_piece(SectionType.PART, *runs)),
+            *ram_start(blocks, size),
+            *(event for runs in rounds for event in ram_part(*runs)),
             *ram_piece(SectionType.END),
             *devices,
             events.EndOfStream(0),

@@ -19,6 +19,7 @@ from vmferry.tools.sources import compressed
 from vmferry.tools.sources.stream_events import PIECE
 from vmferry.transport.shared import wait_readable
 
+from tests import streams
 from tests.tools.test_containers import lzop, save_image
 from tests.tools.test_snapshots import Layout
 
@@ -69,29 +70,29 @@ def _checked(vmferry: Any, path: str, same: bytes) -> list[Any]:
 
 
 @pytest.mark.parametrize("pad", [bytes(5000), OLD, b"QEVM" + OLD], ids=["zeros", "old", "QEVM"])
-def test_plain_stream_in_a_volume(vmferry: Any, streams: Any, pad: bytes) -> None:
+def test_plain_stream_in_a_volume(vmferry: Any, pad: bytes) -> None:
     """Broken: a volume that is larger than its stream would be refused, or copied with it."""
-    path = vmferry.write("volume", streams.whole + pad)
+    path = vmferry.write("volume", streams.WHOLE + pad)
     said = {"bytes": len(pad), "exact": True, "layer": None, "warning": None}
-    assert _checked(vmferry, path, streams.whole) == [said] * 5
+    assert _checked(vmferry, path, streams.WHOLE) == [said] * 5
     line = f"{len(pad)} bytes behind the end of the stream were not looked at"
     for command in (("dump",), ("verify",), ("extract", "-f", "-o", str(vmferry.folder / "ram"))):
         assert line in vmferry.call(*command, path).stdout
 
 
-def test_nothing_behind_is_not_mentioned(vmferry: Any, streams: Any) -> None:
+def test_nothing_behind_is_not_mentioned(vmferry: Any) -> None:
     """Broken: every stream would be said to have something behind it."""
-    for data in (streams.whole, *(compress(streams.whole) for compress in COMPRESS.values())):
+    for data in (streams.WHOLE, *(compress(streams.WHOLE) for compress in COMPRESS.values())):
         path = vmferry.write("stream", data)
-        assert _checked(vmferry, path, streams.whole) == [None] * 5
+        assert _checked(vmferry, path, streams.WHOLE) == [None] * 5
         assert "not looked at" not in vmferry.call("verify", path).output
 
 
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("name", COMPRESS)
-def test_compressed_stream_in_a_volume(vmferry: Any, streams: Any, name: str, tail: str) -> None:
+def test_compressed_stream_in_a_volume(vmferry: Any, name: str, tail: str) -> None:
     """Broken: `exec:zstd > /dev/vg/lv` could not be read, though the stream was complete."""
-    path = vmferry.write("volume", COMPRESS[name](streams.whole) + TAILS[tail])
+    path = vmferry.write("volume", COMPRESS[name](streams.WHOLE) + TAILS[tail])
     ran = vmferry.call("verify", "--json", path)
     assert ran.exit_code == 0, ran.output
     said = {"bytes": len(TAILS[tail]), "exact": True, "layer": name, "warning": None}
@@ -99,20 +100,20 @@ def test_compressed_stream_in_a_volume(vmferry: Any, streams: Any, name: str, ta
 
 
 @pytest.mark.parametrize("name", COMPRESS)
-def test_padding_that_was_compressed_too(vmferry: Any, streams: Any, name: str) -> None:
+def test_padding_that_was_compressed_too(vmferry: Any, name: str) -> None:
     """Broken: a whole volume that was compressed would have its padding copied, or not counted."""
-    path = vmferry.write("volume", COMPRESS[name](streams.whole + bytes(1 << 20)))
+    path = vmferry.write("volume", COMPRESS[name](streams.WHOLE + bytes(1 << 20)))
     said = {"bytes": 1 << 20, "exact": True, "layer": None, "warning": None}
-    assert _checked(vmferry, path, streams.whole) == [said] * 5
+    assert _checked(vmferry, path, streams.WHOLE) == [said] * 5
 
 
 @pytest.mark.parametrize("name", ["gzip", "bzip2", "xz", "zstd", "lz4"])
-def test_old_frames_behind(vmferry: Any, streams: Any, name: str) -> None:
+def test_old_frames_behind(vmferry: Any, name: str) -> None:
     """Broken: what is left of an older file behind this one would make this one unreadable."""
-    one, other = COMPRESS[name](streams.whole), COMPRESS[name](streams.small)
+    one, other = COMPRESS[name](streams.WHOLE), COMPRESS[name](streams.SMALL)
     path = vmferry.write("both", one + other)
-    said = {"bytes": len(streams.small), "exact": True, "layer": None, "warning": None}
-    assert _checked(vmferry, path, streams.whole)[0] == said
+    said = {"bytes": len(streams.SMALL), "exact": True, "layer": None, "warning": None}
+    assert _checked(vmferry, path, streams.WHOLE)[0] == said
     damaged = bytearray(other)
     damaged[len(other) // 2 :] = OLD
     for rest in (other[: len(other) // 2], bytes(damaged)):
@@ -123,7 +124,7 @@ def test_old_frames_behind(vmferry: Any, streams: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gzip", "xz", "zstd", "lz4"])
-def test_checksum_behind_the_stream(vmferry: Any, streams: Any, name: str) -> None:
+def test_checksum_behind_the_stream(vmferry: Any, name: str) -> None:
     """Broken: damage that only the checksum at the end shows would be taken for a sound stream."""
     compress = COMPRESS[name]
     if name == "zstd":
@@ -134,24 +135,24 @@ def test_checksum_behind_the_stream(vmferry: Any, streams: Any, name: str) -> No
             whole: bytes = lz4.frame.compress(content, content_checksum=True)
             return whole
 
-    data = bytearray(compress(streams.whole + bytes(8 << 20)))
+    data = bytearray(compress(streams.WHOLE + bytes(8 << 20)))
     place = {"gzip": -6, "xz": -32, "zstd": -2, "lz4": -2}[name]
     data[place] ^= 0x10
     error = vmferry.run("verify", vmferry.write("damaged", bytes(data) + OLD)).error
     assert "of the compressed stream: bad" in error
 
 
-def test_containers_in_volumes(vmferry: Any, streams: Any) -> None:
+def test_containers_in_volumes(vmferry: Any) -> None:
     """Broken: a save image on a block device, or in another layer, would not be read."""
-    image = save_image(streams.whole)
-    packed = save_image(gzip.compress(streams.whole), format=1)
+    image = save_image(streams.WHOLE)
+    packed = save_image(gzip.compress(streams.WHOLE), format=1)
     cases = [
         (image + OLD, len(OLD), None),
         (packed + OLD, len(OLD), "gzip"),
         (zstandard.compress(packed + OLD), len(OLD), "gzip"),
         (zstandard.compress(packed + OLD) + b"abc", len(OLD), "gzip"),
         (zstandard.compress(packed) + b"abc", 3, "zstd"),
-        (Layout(streams.whole + bytes(5000)).build(), 5000, None),
+        (Layout(streams.WHOLE + bytes(5000)).build(), 5000, None),
     ]
     for data, count, layer in cases:
         path = vmferry.write("volume", data)
@@ -162,9 +163,9 @@ def test_containers_in_volumes(vmferry: Any, streams: Any) -> None:
         assert json.loads(ran.stdout)["behind"] == said
 
 
-def test_mapped_ram_in_a_volume(vmferry: Any, streams: Any) -> None:
+def test_mapped_ram_in_a_volume(vmferry: Any) -> None:
     """Broken: padding behind a mapped-ram file would be refused, compressed or not."""
-    plain, mapped = vmferry.write("plain", streams.whole), vmferry.folder / "mapped"
+    plain, mapped = vmferry.write("plain", streams.WHOLE), vmferry.folder / "mapped"
     assert vmferry.call("convert", "-f", plain, str(mapped), "--to", "mapped-ram").exit_code == 0
     data = mapped.read_bytes()
     for volume, layer in (
@@ -182,14 +183,14 @@ def test_mapped_ram_in_a_volume(vmferry: Any, streams: Any) -> None:
         assert out.read_bytes() == data
 
 
-def _undescribed(streams: Any) -> bytes:
-    whole: bytes = streams.whole
+def _undescribed() -> bytes:
+    whole: bytes = streams.WHOLE
     return whole[: whole.rindex(b"\0\6") + 1]
 
 
-def test_a_guess_is_told(vmferry: Any, streams: Any) -> None:
+def test_a_guess_is_told(vmferry: Any) -> None:
     """Broken: an end that nothing confirms would pass for a certain one, or be refused."""
-    bare = _undescribed(streams)
+    bare = _undescribed()
     path = vmferry.write("volume", bare + OLD)
     behind = _checked(vmferry, path, bare)
     assert behind[0]["bytes"] == len(OLD)
@@ -206,9 +207,9 @@ def test_a_guess_is_told(vmferry: Any, streams: Any) -> None:
     assert "nothing tells where the stream ends" in ran.stderr
 
 
-def test_length(vmferry: Any, streams: Any) -> None:
+def test_length(vmferry: Any) -> None:
     """Broken: whoever knows how long a stream is could not say so."""
-    bare = _undescribed(streams)
+    bare = _undescribed()
     path = vmferry.write("volume", OLD[:77] + bare + OLD)
     place = ("--offset", "77", "--length", str(len(bare)))
     out = vmferry.folder / "out"
@@ -235,9 +236,9 @@ def test_length(vmferry: Any, streams: Any) -> None:
         assert json.loads(ran.stdout)["behind"] is None
 
 
-def test_lengths_of_two_streams(vmferry: Any, streams: Any) -> None:
+def test_lengths_of_two_streams(vmferry: Any) -> None:
     """Broken: two streams of known lengths could not be compared without a guess at their ends."""
-    bare = _undescribed(streams)
+    bare = _undescribed()
     one = vmferry.write("one", OLD[:77] + bare + OLD)
     two = vmferry.write("two", bare + OLD)
     place = ("--offset", "77", "--length", str(len(bare)))
@@ -253,18 +254,18 @@ def test_lengths_of_two_streams(vmferry: Any, streams: Any) -> None:
     assert vmferry.call("diff", two, one, *swapped).exit_code == 0
 
 
-def test_much_behind_takes_no_time(vmferry: Any, streams: Any, monkeypatch: Any) -> None:
+def test_much_behind_takes_no_time(vmferry: Any, monkeypatch: Any) -> None:
     """Broken: a stream before terabytes of compressed zeros would take hours, or fill the disk."""
     monkeypatch.setattr("vmferry.tools.sources.stream_events.MAX_DEVICE_STATE", 1 << 20)
     monkeypatch.setattr("vmferry.tools.sources.source.MAX_COUNTED", 1 << 20)
-    path = vmferry.write("volume", gzip.compress(streams.whole + bytes(20 << 20)))
+    path = vmferry.write("volume", gzip.compress(streams.WHOLE + bytes(20 << 20)))
     behind = json.loads(vmferry.call("verify", "--json", path).stdout)["behind"]
     assert behind["exact"] is False
     assert 1 << 20 <= behind["bytes"] < 20 << 20
     assert "at least" in vmferry.call("verify", path).stdout
 
 
-def test_pipe_that_stays_open(streams: Any) -> None:
+def test_pipe_that_stays_open() -> None:
     """Broken: a stream from a pipe would be shown before its writer ends, though a guest can forge
     an end in front of the true one."""
     command = [sys.executable, "-m", "vmferry.tools.cli", "verify", "-"]
@@ -273,18 +274,18 @@ def test_pipe_that_stays_open(streams: Any) -> None:
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(streams.whole.ljust(PIECE, b"x"))
+        process.stdin.write(streams.WHOLE.ljust(PIECE, b"x"))
         process.stdin.flush()
         assert not wait_readable([process.stdout.fileno()], 1)
         process.stdin.close()
         assert process.stdout.readline() == b"-: valid\n"
 
 
-def test_long_window(vmferry: Any, streams: Any, monkeypatch: Any) -> None:
+def test_long_window(vmferry: Any, monkeypatch: Any) -> None:
     """Broken: `zstd --long=31` would be refused though there is memory for it, or break the host
     where there is none."""
     # A frame of `zstd --long=31`: its descriptor says a window of 2 GiB.
-    whole = bytearray(zstandard.ZstdCompressor(write_content_size=False).compress(streams.whole))
+    whole = bytearray(zstandard.ZstdCompressor(write_content_size=False).compress(streams.WHOLE))
     assert whole[4] & 0x20 == 0
     whole[5] = 21 << 3
     path = vmferry.write("long", bytes(whole))

@@ -13,6 +13,7 @@ import pytest
 from vmferry.protocol.wire import multifd
 from vmferry.protocol.wire.multifd import Compression
 
+from tests import streams
 from tests.protocol.channels import Channel, Migration, migration
 
 PAGE = 4096
@@ -209,10 +210,10 @@ def test_another_machine(vmferry: Any) -> None:
     assert ran.error.startswith(f"{files.channels[0]}: ")
 
 
-def test_channels_of_an_ordinary_stream(streams: Any, vmferry: Any) -> None:
+def test_channels_of_an_ordinary_stream(vmferry: Any) -> None:
     """Broken: pages of another migration would be put over those of a whole stream."""
     files = written(vmferry, migration())
-    ran = vmferry.run("verify", vmferry.write("plain", streams.whole), *files.options())
+    ran = vmferry.run("verify", vmferry.write("plain", streams.WHOLE), *files.options())
     assert ran.status == 1
     assert ran.error.startswith(files.channels[0])
 

@@ -21,6 +21,7 @@ import pytest
 from vmferry.tools.cli import COMMANDS, main
 from vmferry.tools.console.types import Size
 
+from tests import streams
 from tests.patience import PATIENCE
 
 COMMAND = [sys.executable, "-m", "vmferry.tools.cli"]
@@ -114,9 +115,9 @@ def test_version(vmferry: Any) -> None:
         assert version("vmferry") in ran.out
 
 
-def test_quiet_and_verbose(vmferry: Any, streams: Any) -> None:
+def test_quiet_and_verbose(vmferry: Any) -> None:
     """Broken: a script would get lines that it has no use for, or a person none that explain."""
-    whole, small = vmferry.write("whole", streams.whole), vmferry.write("small", streams.small)
+    whole, small = vmferry.write("whole", streams.WHOLE), vmferry.write("small", streams.SMALL)
     assert vmferry.call("verify", "-q", whole).output == ""
     assert vmferry.call("extract", "-q", whole, "-o", f"{vmferry.folder}/ram").output == ""
     ran = vmferry.call("diff", "-q", whole, small)
@@ -290,16 +291,16 @@ def test_channel_that_fails(command: str, uri: str, told: str, vmferry: Any) -> 
 
 
 @pytest.fixture
-def guest(streams: Any, vmferry: Any) -> Path:
+def guest(vmferry: Any) -> Path:
     """A guest at rest, received from a stream."""
     path: Path = vmferry.folder / "guest"
-    stream = vmferry.write("first", streams.small)
+    stream = vmferry.write("first", streams.SMALL)
     ran = vmferry.run("receive", f"file:{stream}", "--guest", f"dir:{path}")
     assert ran.status == 0, ran.err
     return path
 
 
-def test_there_and_back(guest: Path, streams: Any, vmferry: Any) -> None:
+def test_there_and_back(guest: Path, vmferry: Any) -> None:
     """Broken: a guest that is saved, sent and received again would not be the guest it was."""
     folder = vmferry.folder
     sent = vmferry.run("send", f"file:{folder}/second", "--guest", f"dir:{guest}")
@@ -307,7 +308,7 @@ def test_there_and_back(guest: Path, streams: Any, vmferry: Any) -> None:
     received = vmferry.run("receive", f"file:{folder}/second", "--guest", f"dir:{folder}/other")
     assert received.status == 0, received.err
     names = ("000-pc.ram", "001-%2From%40etc%2Facpi")
-    for name, image in zip(names, streams.ram.values(), strict=True):
+    for name, image in zip(names, streams.RAM.values(), strict=True):
         assert (guest / "ram" / name).read_bytes() == image
         assert (folder / "other" / "ram" / name).read_bytes() == image
     devices = {path.name: path.read_bytes() for path in (guest / "devices").iterdir()}
@@ -334,10 +335,10 @@ def test_figures_as_json(guest: Path, vmferry: Any) -> None:
     assert os.path.getsize(f"{vmferry.folder}/second") == received["ram"]["transferred"]
 
 
-def test_guest_stands_in_the_way(guest: Path, streams: Any, vmferry: Any) -> None:
+def test_guest_stands_in_the_way(guest: Path, vmferry: Any) -> None:
     """Broken: receiving would overwrite the guest that is there."""
     before = {path: path.read_bytes() for path in guest.rglob("*") if path.is_file()}
-    stream = vmferry.write("stream", streams.small)
+    stream = vmferry.write("stream", streams.SMALL)
     ran = vmferry.run("receive", f"file:{stream}", "--guest", f"dir:{guest}")
     assert ran.status == 1
     assert f"{guest}: holds a guest already" in ran.error

@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.wire.marks import SectionType
 from vmferry.tools.machines.command_line import command_for
 from vmferry.tools.machines.device_table import table
 from vmferry.tools.machines.draft import Told
+
+from tests import streams
 
 MIB = 1 << 20
 
 
 def section(name: str, instance_id: int = 0, payload: bytes = b"") -> events.DeviceSection:
-    """A device's section."""
-    return events.DeviceSection(0, 1, name, instance_id, 1, payload)
+    """Return a device's section."""
+    return streams.device(1, name, payload, instance_id)
 
 
 def told(machine: str, blocks: dict[str, int], *names: str) -> Told:
@@ -152,10 +153,10 @@ def test_names_are_no_options() -> None:
 
 
 @pytest.mark.parametrize("option", [[], ["--json"]])
-def test_as_it_is_called(vmferry: Any, streams: Any, option: list[str]) -> None:
+def test_as_it_is_called(vmferry: Any, option: list[str]) -> None:
     """Broken: the command would end in a traceback for a stream that tells little."""
-    made = [*streams.opening(), *streams.zeros(), *streams.piece(SectionType.END)]
-    stream = vmferry.write("stream", streams.to_bytes([*made, events.EndOfStream(0)]))
+    made = [*streams.opening(), *streams.zeros(), *streams.closing([])[:-1]]
+    stream = vmferry.write("stream", streams.to_bytes(made))
     ran = vmferry.call("dump", "--command", *option, stream)
     assert ran.exit_code == 0, ran.output
     if option:

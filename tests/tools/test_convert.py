@@ -14,17 +14,15 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import numpy as np
 import pytest
 from vmferry.guest.sizes import format_size
 from vmferry.protocol import events
 from vmferry.protocol.formats import libvirt
-from vmferry.protocol.wire.marks import SectionType
 from vmferry.tools.convert.streams import CONTAINERS, convert
 from vmferry.tools.sources.containers import Opened, unpack
 from vmferry.tools.sources.stream_events import read_events
 
-from tests.protocol.conftest import to_bytes
+from tests import streams
 from tests.protocol.kinds import KINDS, mapped
 from tests.tools.conversions import MAPPED, XML, check_conversion
 
@@ -34,24 +32,24 @@ def _unpacked(data: bytes) -> Opened:
 
 
 @pytest.mark.parametrize("container", [name for name in CONTAINERS if name not in MAPPED])
-def test_comes_back(vmferry: Any, streams: Any, container: str) -> None:
+def test_comes_back(vmferry: Any, container: str) -> None:
     """Broken: a stream would differ, or not be found, behind a container that we made."""
-    stream = vmferry.write("stream", streams.whole)
+    stream = vmferry.write("stream", streams.WHOLE)
     xml = ("--xml", vmferry.write("xml", XML.encode())) if "libvirt" in container else ()
     out, back = vmferry.folder / "out", vmferry.folder / "back"
     ran = vmferry.call("convert", stream, str(out), "--to", container, *xml)
     assert ran.exit_code == 0, ran.output
     ran = vmferry.call("convert", str(out), str(back), "--to", "plain")
     assert ran.exit_code == 0, ran.output
-    assert back.read_bytes() == streams.whole
-    assert _unpacked(out.read_bytes()).stream.read() == streams.whole
+    assert back.read_bytes() == streams.WHOLE
+    assert _unpacked(out.read_bytes()).stream.read() == streams.WHOLE
 
 
-def test_sizes_are_reported(vmferry: Any, streams: Any) -> None:
+def test_sizes_are_reported(vmferry: Any) -> None:
     """Broken: nobody would learn what a compression was worth, or -q would not silence it."""
-    stream, out = vmferry.write("stream", streams.whole), vmferry.folder / "out"
+    stream, out = vmferry.write("stream", streams.WHOLE), vmferry.folder / "out"
     ran = vmferry.call("convert", stream, str(out), "--to", "xz")
-    written, whole = out.stat().st_size, len(streams.whole)
+    written, whole = out.stat().st_size, len(streams.WHOLE)
     sizes = f"{format_size(written)} for {format_size(whole)} of stream, {written / whole:.1%}"
     assert ran.output == f"{out}: {sizes}\n"
     ran = vmferry.call("convert", stream, str(out), "--to", "plain", "-f")
@@ -59,10 +57,10 @@ def test_sizes_are_reported(vmferry: Any, streams: Any) -> None:
     assert vmferry.call("convert", stream, str(out), "--to", "plain", "-f", "-q").output == ""
 
 
-def test_terminal(vmferry: Any, streams: Any) -> None:
+def test_terminal(vmferry: Any) -> None:
     """Broken: binary data would make the user's terminal unusable, or minutes pass in silence."""
     master, terminal = os.openpty()
-    stream = vmferry.write("stream", streams.whole)
+    stream = vmferry.write("stream", streams.WHOLE)
     command = [sys.executable, "-m", "vmferry.tools", "convert", stream]
     plain = [*command, "-", "--to", "plain"]
     ran = subprocess.run(plain, check=False, stdout=terminal, stderr=subprocess.PIPE, text=True)
@@ -78,7 +76,7 @@ def test_terminal(vmferry: Any, streams: Any) -> None:
     assert "/s" in shown
 
 
-def test_what_libvirt_said_is_kept(vmferry: Any, streams: Any) -> None:
+def test_what_libvirt_said_is_kept(vmferry: Any) -> None:
     """Broken: the XML, the cookie, or whether the guest ran, would be lost on the way."""
     header = {
         "magic": libvirt.MAGIC,
@@ -94,7 +92,7 @@ def test_what_libvirt_said_is_kept(vmferry: Any, streams: Any) -> None:
         + XML.encode().ljust(300, b"\0")
         + b"<c/>".ljust(100, b"\0")
     )
-    path = vmferry.write("image", data + streams.whole)
+    path = vmferry.write("image", data + streams.WHOLE)
     for container in ("libvirt:zstd", "libvirt"):
         out = vmferry.folder / container
         ran = vmferry.call("convert", path, str(out), "--to", container)
@@ -114,7 +112,7 @@ def test_what_libvirt_said_is_kept(vmferry: Any, streams: Any) -> None:
 
 
 @pytest.mark.parametrize("command", ["zstd", "gzip"])
-def test_other_programs_read_it(vmferry: Any, streams: Any, command: str) -> None:
+def test_other_programs_read_it(vmferry: Any, command: str) -> None:
     """Broken: `zstd -dc` or `gzip -dc`, by which QEMU takes it, would refuse what we compressed."""
     if shutil.which(command) is None:
         pytest.skip(f"{command} is not installed")
@@ -122,7 +120,7 @@ def test_other_programs_read_it(vmferry: Any, streams: Any, command: str) -> Non
         [
             *streams.opening(),
             *streams.zeros(),
-            *(e for _ in range(5) for e in streams.piece(2, streams.pages(0, range(256)))),
+            *(e for _ in range(5) for e in streams.ram_part(streams.page_run(0, range(256)))),
             *streams.closing(),
         ]
     )
@@ -134,44 +132,44 @@ def test_other_programs_read_it(vmferry: Any, streams: Any, command: str) -> Non
     assert unpacked.stdout == big
 
 
-def test_to_standard_output(vmferry: Any, streams: Any) -> None:
+def test_to_standard_output(vmferry: Any) -> None:
     """Broken: `-incoming exec:vmferry convert ... -` would not work, or what is behind a stream
     would come along."""
-    feed = gzip.compress(streams.whole + b"behind it")
+    feed = gzip.compress(streams.WHOLE + b"behind it")
     ran = vmferry.run("convert", "-", "-", "--to", "plain", feed=feed)
     assert ran.status == 0
-    assert (vmferry.folder / "standard" / "out").read_bytes() == streams.whole
+    assert (vmferry.folder / "standard" / "out").read_bytes() == streams.WHOLE
 
 
-def test_damaged_stream_is_not_converted(vmferry: Any, streams: Any) -> None:
+def test_damaged_stream_is_not_converted(vmferry: Any) -> None:
     """Broken: a file would be there that no QEMU takes."""
     out = vmferry.folder / "folder"
     out.mkdir()
-    cut = streams.whole[: len(streams.whole) // 2]
+    cut = streams.WHOLE[: len(streams.WHOLE) // 2]
     assert (
         "ends early" in vmferry.run("convert", "-", str(out / "x"), "--to", "zstd", feed=cut).error
     )
     assert os.listdir(out) == []
 
 
-def test_libvirt_needs_xml(vmferry: Any, streams: Any) -> None:
+def test_libvirt_needs_xml(vmferry: Any) -> None:
     """Broken: an image would come out that libvirt refuses."""
     out = str(vmferry.folder / "x")
-    ran = vmferry.run("convert", "-", out, "--to", "libvirt", feed=streams.whole)
+    ran = vmferry.run("convert", "-", out, "--to", "libvirt", feed=streams.WHOLE)
     assert "--xml" in ran.error
     bad = vmferry.write("xml", b"nothing of the kind")
-    ran = vmferry.run("convert", "-", out, "--to", "libvirt", "--xml", bad, feed=streams.whole)
+    ran = vmferry.run("convert", "-", out, "--to", "libvirt", "--xml", bad, feed=streams.WHOLE)
     assert "not the XML" in ran.error
-    ran = vmferry.call("convert", "-", out, "--to", "zstd", "--xml", bad, feed=streams.whole)
+    ran = vmferry.call("convert", "-", out, "--to", "zstd", "--xml", bad, feed=streams.WHOLE)
     assert ran.exit_code == 2
 
 
-def test_small_pieces(streams: Any, tmp_path: Any) -> None:
+def test_small_pieces(tmp_path: Any) -> None:
     """Broken: a stream that comes in small pieces would lose bytes between them."""
 
     class Slow(io.RawIOBase):
         def __init__(self) -> None:
-            self._left = memoryview(streams.whole)
+            self._left = memoryview(streams.WHOLE)
 
         def readinto(self, target: Any, /) -> int:
             count = min(len(target), len(self._left), 777)
@@ -180,18 +178,18 @@ def test_small_pieces(streams: Any, tmp_path: Any) -> None:
             return count
 
     out = tmp_path / "out"
-    assert convert(Opened(Slow()), out, "plain").size == len(streams.whole)  # type: ignore[arg-type]
-    assert out.read_bytes() == streams.whole
+    assert convert(Opened(Slow()), out, "plain").size == len(streams.WHOLE)  # type: ignore[arg-type]
+    assert out.read_bytes() == streams.WHOLE
 
 
-def test_to_mapped_ram_and_back(vmferry: Any, streams: Any) -> None:
+def test_to_mapped_ram_and_back(vmferry: Any) -> None:
     """Broken: RAM or devices would be others in a mapped-ram file, or not come back from one."""
-    stream, there, back = vmferry.write("a", streams.whole), *(vmferry.folder / n for n in "bc")
+    stream, there, back = vmferry.write("a", streams.WHOLE), *(vmferry.folder / n for n in "bc")
     assert vmferry.call("convert", stream, str(there), "--to", "mapped-ram").exit_code == 0
     assert vmferry.call("convert", str(there), str(back), "--to", "plain").exit_code == 0
     pairs = [
         f"--ram={block}={vmferry.write(str(number), bytes(image))}"
-        for number, (block, image) in enumerate(streams.ram.items())
+        for number, (block, image) in enumerate(streams.RAM.items())
     ]
     for path in (there, back):
         result = vmferry.call("verify", str(path), *pairs)
@@ -223,13 +221,11 @@ def test_a_described_configuration(vmferry: Any) -> None:
     block = events.RamBlock("ram", 8192)
     made: list[events.Event] = [
         *(events.Header(0), events.Configuration(0, "pc")),
-        *(events.RamSection(0, SectionType.START, 1), events.RamBlocks(0, 8192, (block,))),
-        events.PageRun(0, block, 0, np.array([0, 4096], np.uint64), None),
-        *(events.EndOfRam(0), events.Footer(0, 1)),
-        *(events.RamSection(0, SectionType.END, 1), events.EndOfRam(0), events.Footer(0, 1)),
-        *(events.EndOfStream(0), events.Description(0, json.dumps(value).encode(), value)),
+        *(*streams.ram_start([block]), *streams.zeros([block])),
+        *(*streams.closing([])[:-1], streams.description_of(value)),
     ]
-    stream, there, back = vmferry.write("a", to_bytes(made)), *(vmferry.folder / n for n in "bc")
+    stream = vmferry.write("a", streams.to_bytes(made))
+    there, back = (vmferry.folder / name for name in "bc")
     assert vmferry.call("convert", stream, str(there), "--to", "mapped-ram").exit_code == 0
     assert vmferry.call("verify", str(there)).exit_code == 0
     assert vmferry.call("convert", str(there), str(back), "--to", "plain").exit_code == 0
@@ -238,7 +234,7 @@ def test_a_described_configuration(vmferry: Any) -> None:
     assert "mapped-ram" in result.stdout
 
 
-STREAMS = {kind: to_bytes(made) for kind, made in KINDS.items()}
+STREAMS = {kind: streams.to_bytes(made) for kind, made in KINDS.items()}
 STREAMS["mapped-ram"] = mapped({"ram": [1, 5], "rom": []})[0]
 STREAMS["mapped-ram, shared"] = mapped({"rom": [7]}, shared="ram")[0]
 STREAMS["large pages"] = mapped({"ram": [1, 5]}, page_size=65536)[0]
@@ -267,10 +263,10 @@ def test_every_kind_into_every_container(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
-def test_from_every_container(pack: Any, streams: Any, tmp_path: Path) -> None:
+def test_from_every_container(pack: Any, tmp_path: Path) -> None:
     """Broken: what was compressed, or stood in a libvirt image, could not become anything else."""
     source, first = tmp_path / "stream", tmp_path / "first"
-    source.write_bytes(pack(streams.whole))
+    source.write_bytes(pack(streams.WHOLE))
     for one in ("plain", "libvirt:zstd", "libvirt:sparse"):
         assert check_conversion(source, one, first) is None
         for container in CONTAINERS:

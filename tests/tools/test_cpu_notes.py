@@ -12,7 +12,8 @@ import pytest
 from vmferry.protocol import events
 from vmferry.protocol.formats.core_notes import Note, PrStatus, QemuState
 from vmferry.protocol.formats.memory_image import ElfHeader, ProgramHeader
-from vmferry.protocol.wire.marks import SectionType
+
+from tests import streams
 
 
 def program_headers(data: bytes) -> list[Any]:
@@ -47,27 +48,26 @@ def _processor() -> tuple[events.DeviceSection, list[dict[str, Any]]]:
         fields.append({"name": name, "type": "struct", "size": 20, "struct": inner})
     fields += entries({f"env.cr[{number}]": (8, 1) for number in (0, 2, 3, 4)})
     fields += entries({"env.kernelgsbase": (8, 1)})
-    return events.DeviceSection(0, 3, "cpu", 0, 1, payload), fields
+    return streams.device(3, "cpu", payload), fields
 
 
 def _core_of(
-    vmferry: Any, streams: Any, cpu: events.DeviceSection, fields: list[dict[str, Any]]
+    vmferry: Any, cpu: events.DeviceSection, fields: list[dict[str, Any]]
 ) -> tuple[bytes, int]:
     """The ELF core of a guest with this processor; of how many registers are told."""
     device = {"name": "cpu", "instance_id": 0, "vmsd_name": "cpu", "version": 1, "fields": fields}
-    value = {"page_size": 4096, "devices": [device]}
-    described = events.Description(0, json.dumps(value).encode(), value)
-    made = [*streams.opening(), *streams.zeros(), *streams.piece(SectionType.END), cpu]
-    feed = streams.to_bytes([*made, events.EndOfStream(0), described])
+    described = streams.description_of({"page_size": 4096, "devices": [device]})
+    made = [*streams.opening(), *streams.zeros(), *streams.closing([cpu])[:-1], described]
+    feed = streams.to_bytes(made)
     out = vmferry.folder / "core"
     ran = vmferry.call("extract", "-", "-o", str(out), "--format", "elf", "--json", feed=feed)
     assert ran.exit_code == 0, ran.output
     return out.read_bytes(), json.loads(ran.stdout)["processors"]
 
 
-def test_registers(vmferry: Any, streams: Any) -> None:
+def test_registers(vmferry: Any) -> None:
     """Broken: a debugger would show a register's value as that of another."""
-    data, count = _core_of(vmferry, streams, *_processor())
+    data, count = _core_of(vmferry, *_processor())
     assert count == 1
     note = program_headers(data)[0]
     raw = io.BytesIO(data[note.offset : note.offset + note.file_size])
@@ -91,10 +91,10 @@ def test_registers(vmferry: Any, streams: Any) -> None:
 
 
 @pytest.mark.parametrize("change", [{"name": "env.pc"}, {"type": "buffer"}, {"type": "int64"}])
-def test_no_registers(vmferry: Any, streams: Any, change: dict[str, Any]) -> None:
+def test_no_registers(vmferry: Any, change: dict[str, Any]) -> None:
     """Broken: a processor that is not x86-64, or a lying description, would end the command."""
     cpu, fields = _processor()
     fields[-1] = {**fields[-1], **change}
     # All bits set: a negative number, where it is signed.
     cpu = replace(cpu, payload=b"\xff" * len(cpu.payload))
-    assert _core_of(vmferry, streams, cpu, fields)[1] == 0
+    assert _core_of(vmferry, cpu, fields)[1] == 0

@@ -18,45 +18,36 @@ from vmferry.guest.directory import DirectoryGuest
 from vmferry.guest.errors import MigrationError
 from vmferry.protocol import events
 from vmferry.protocol.wire.kept import whole
-from vmferry.protocol.wire.marks import CommandType, SectionType
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
 from vmferry.tools.sources.stream_events import How, read_events
 
-from tests.protocol.conftest import PAGE, description
-from tests.protocol.conftest import closing as ending
-from tests.protocol.conftest import device as section
+from tests import streams
 from tests.protocol.test_ending import forged
 
 SIZE = 300 << 20
 MEMORY = 64 << 10
 """KiB that 300 MiB of device state may cost beyond what a small stream does."""
-LAST = section(9, "globalstate", b"running")
+LAST = streams.device(9, "globalstate", b"running")
 
 
-def _stream(streams: Any, devices: list[events.DeviceSection], *, answer: bool = False) -> bytes:
+def _stream(devices: list[events.DeviceSection], *, answer: bool = False) -> bytes:
     """A whole small guest with these devices."""
-    made = [e for e in streams.opening() if not isinstance(e, events.DeviceSection)]
-    if answer:
-        made.insert(2, events.Command(0, int(CommandType.OPEN_RETURN_PATH)))
-    *rest, _ = ending(*devices)
-    every = [streams.pages(i, range(b.length // PAGE), 0) for i, b in enumerate(streams.blocks)]
-    made += streams.piece(SectionType.PART, *every)
-    data: bytes = streams.to_bytes([*made, *rest, description(devices)])
-    return data
+    first = [event for event in streams.opening(answers=answer) if event != streams.EARLY]
+    return streams.to_bytes([*first, *streams.zeros(), *streams.closing(devices, early=())])
 
 
 @pytest.fixture(scope="module")
-def large(streams: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stream with a device of SIZE bytes, which holds complete forged ends every MiB."""
-    gpu, step = section(4, "0000:00:04.0/virtio-gpu", b""), 1 << 20
+    gpu, step = streams.device(4, "0000:00:04.0/virtio-gpu", b""), 1 << 20
     payload, path = bytearray(SIZE), tmp_path_factory.mktemp("large") / "stream"
     for at in range(step, SIZE, step):
         value = {"name": gpu.name, "instance_id": 0, "fields": [{"size": at}]}
         text = json.dumps({"devices": [value]}).encode()
         end = b"\x7e\0\0\0\4\0\6" + len(text).to_bytes(4, "big") + text
         payload[at : at + len(end)] = end
-    devices = [section(4, gpu.name, bytes(payload)), LAST]
-    path.write_bytes(_stream(streams, devices))
+    devices = [streams.device(4, gpu.name, bytes(payload)), LAST]
+    path.write_bytes(_stream(devices))
     return path
 
 
@@ -71,10 +62,10 @@ def large(streams: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_memory_does_not_grow_with_device_state(
-    command: tuple[str, ...], piped: bool, large: Path, streams: Any, vmferry: Any
+    command: tuple[str, ...], piped: bool, large: Path, vmferry: Any
 ) -> None:
     """Broken: a guest with a large framebuffer would be refused, or take as much memory."""
-    small = vmferry.write("small", streams.whole)
+    small = vmferry.write("small", streams.WHOLE)
 
     def peak(path: str | Path) -> int:
         words = [word.format("-" if piped else path) for word in command]
@@ -190,12 +181,12 @@ def _sending(data: bytes) -> Callable[[socket.socket], None]:
     return send
 
 
-def _forged(streams: Any, *, answer: bool) -> tuple[bytes, int]:
+def _forged(*, answer: bool) -> tuple[bytes, int]:
     """A stream with a complete forged end in a framebuffer, and where that ends."""
-    timer, gpu = section(3, "timer", b"1" * 24), section(4, "gpu", b"pixels")
+    timer, gpu = streams.device(3, "timer", b"1" * 24), streams.device(4, "gpu", b"pixels")
     fake = _without_early(forged([timer], gpu))
-    held = section(4, "gpu", b"pixels" + fake + bytes(5000))
-    data = _stream(streams, [timer, held, LAST], answer=answer)
+    held = streams.device(4, "gpu", b"pixels" + fake + bytes(5000))
+    data = _stream([timer, held, LAST], answer=answer)
     return data, data.index(fake) + len(fake)
 
 
@@ -206,9 +197,9 @@ def _without_early(fake: bytes) -> bytes:
     return head[:7] + len(body).to_bytes(4, "big") + body
 
 
-def test_a_forged_end_is_not_answered(streams: Any, tmp_path: Path) -> None:
+def test_a_forged_end_is_not_answered(tmp_path: Path) -> None:
     """Broken: `receive` would tell the source that the guest has arrived, with a part of it."""
-    data, stop = _forged(streams, answer=True)
+    data, stop = _forged(answer=True)
     answers: list[bytes] = []
 
     def source(connection: socket.socket) -> None:
@@ -222,21 +213,19 @@ def test_a_forged_end_is_not_answered(streams: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [False, True])
-def test_a_source_that_is_cut_off_behind_a_forged_end(
-    answer: bool, streams: Any, tmp_path: Path
-) -> None:
+def test_a_source_that_is_cut_off_behind_a_forged_end(answer: bool, tmp_path: Path) -> None:
     """Broken: half a guest would be taken where its source died behind an end that it forged."""
-    data, stop = _forged(streams, answer=answer)
+    data, stop = _forged(answer=answer)
     with pytest.raises(MigrationError, match="bytes behind what looked like the end"):
         receive(tmp_path / "guest", lambda c: c.sendall(data[: stop + 100]))
     assert not (tmp_path / "guest" / "guest.json").exists()
 
 
-def test_what_nothing_confirms_is_not_answered(streams: Any, tmp_path: Path) -> None:
+def test_what_nothing_confirms_is_not_answered(tmp_path: Path) -> None:
     """Broken: a source would give up a guest whose end was guessed."""
-    devices = [section(3, "timer", b"1" * 24)]
+    devices = [streams.device(3, "timer", b"1" * 24)]
     for answer in (True, False):
-        data = _stream(streams, devices, answer=answer)
+        data = _stream(devices, answer=answer)
         bare = data[: data.rindex(b"\0\6") + 1]
         answers: list[bytes] = []
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.wire.marks import SectionType
 from vmferry.tools.compare.streams import compare_guests
 from vmferry.tools.rebuild.guest import rebuild
 from vmferry.tools.rebuild.page_ranges import PageRanges
 from vmferry.tools.sources.stream_events import read_events
 
+from tests import streams
 from tests.tools.test_damage import MEMORY, peak_of
 
 PAGE = 4096
@@ -28,10 +28,9 @@ STATE = b"\0\0\0\1" + bytes(40) + bytes(range(40))
 
 
 def make(
-    streams: Any,
     devices: dict[tuple[str, int], bytes],
     *,
-    blocks: tuple[events.RamBlock, ...] | None = None,
+    blocks: tuple[events.RamBlock, ...] = streams.BLOCKS,
     runs: tuple[events.PageRun, ...] = (),
     whole: bool = True,
     entries: list[dict[str, Any]] | None = ENTRIES,
@@ -39,37 +38,32 @@ def make(
     """A stream with these devices, all described by `entries` (None: without description); `whole`:
     with all pages, as zero, before the `runs`."""
     sections = [
-        events.DeviceSection(0, number, name, instance, 1, payload)
+        streams.device(number, name, payload, instance)
         for number, ((name, instance), payload) in enumerate(devices.items(), 3)
     ]
     listed = [
         {"name": name, "instance_id": instance, "version": 1, "fields": entries}
         for name, instance in devices
     ]
-    value = {"devices": listed}
-    description = events.Description(0, json.dumps(value).encode(), value)
-    data: bytes = streams.to_bytes(
+    return streams.to_bytes(
         [
-            *(streams.opening() if blocks is None else streams.opening(blocks)),
-            *((streams.zeros() if blocks is None else streams.zeros(blocks)) if whole else ()),
-            *streams.piece(SectionType.PART, *runs),
-            *streams.piece(SectionType.END),
-            *sections,
-            events.EndOfStream(0),
-            *([] if entries is None else [description]),
+            *streams.opening(blocks),
+            *(streams.zeros(blocks) if whole else ()),
+            *streams.ram_part(*runs),
+            *streams.closing(sections)[:-1],
+            *([] if entries is None else [streams.description_of({"devices": listed})]),
         ]
     )
-    return data
 
 
-def test_equal(streams: Any, vmferry: Any) -> None:
+def test_equal(vmferry: Any) -> None:
     """Broken: two streams of one guest that were sent differently would count as different."""
     again = [*streams.opening(), *streams.zeros(), *streams.zeros()]
-    again += streams.events[len(streams.opening()) :]
-    one, other = vmferry.write("a", streams.to_bytes(again)), vmferry.write("b", streams.whole)
+    again += streams.EVENTS[len(streams.opening()) :]
+    one, other = vmferry.write("a", streams.to_bytes(again)), vmferry.write("b", streams.WHOLE)
     result = vmferry.call("diff", one, other)
     assert (result.exit_code, result.stdout) == (0, "equal: RAM and devices\n")
-    result = vmferry.call("diff", "--json", one, "-", feed=streams.whole)
+    result = vmferry.call("diff", "--json", one, "-", feed=streams.WHOLE)
     assert result.exit_code == 0
     assert json.loads(result.stdout) == {
         "equal": True,
@@ -83,19 +77,17 @@ def test_equal(streams: Any, vmferry: Any) -> None:
     }
 
 
-def test_all_that_differs(streams: Any, vmferry: Any) -> None:
+def test_all_that_differs(vmferry: Any) -> None:
     """Broken: something that differs would not be told, or told of another place."""
     changed = bytearray(STATE)
     changed[3], changed[9], changed[44 + 3] = 2, 7, 0xFF
     blocks = tuple(events.RamBlock(n, PAGE * c) for n, c in (("ram", 256), ("rom", 8), ("x", 1)))
     others = (*blocks[:1], events.RamBlock("rom", PAGE * 4), events.RamBlock("y", PAGE))
-    fill = np.array([5, 6, 7, 200], np.uint64) * np.uint64(PAGE)
-    first = make(streams, {("c", 0): STATE, ("c", 1): STATE, ("d", 0): STATE}, blocks=blocks)
+    first = make({("c", 0): STATE, ("c", 1): STATE, ("d", 0): STATE}, blocks=blocks)
     second = make(
-        streams,
         {("c", 0): STATE, ("c", 1): bytes(changed), ("e", 0): STATE},
         blocks=others,
-        runs=(events.PageRun(0, blocks[0], 0, fill, None, 0x33),),
+        runs=(streams.page_run(0, [5, 6, 7, 200], 0x33, blocks=others),),
     )
     paths = vmferry.write("a", first), vmferry.write("b", second)
     result = vmferry.call("diff", *paths)
@@ -153,12 +145,12 @@ def test_all_that_differs(streams: Any, vmferry: Any) -> None:
     }
 
 
-def test_fields_of_one_stream_only(streams: Any, vmferry: Any) -> None:
+def test_fields_of_one_stream_only(vmferry: Any) -> None:
     """Broken: a field that another version of QEMU added would be compared with another field."""
     short = [{**ENTRIES[0], "name": "b"}, *ENTRIES[1:]]
     paths = (
-        vmferry.write("a", make(streams, {("c", 0): STATE})),
-        vmferry.write("b", make(streams, {("c", 0): STATE}, entries=short)),
+        vmferry.write("a", make({("c", 0): STATE})),
+        vmferry.write("b", make({("c", 0): STATE}, entries=short)),
     )
     result = vmferry.call("diff", *paths)
     assert result.stdout.splitlines()[1:3] == [
@@ -181,24 +173,24 @@ def test_fields_of_one_stream_only(streams: Any, vmferry: Any) -> None:
     ],
 )
 def test_devices_without_a_sensible_description(
-    entries: list[dict[str, Any]] | None, streams: Any, vmferry: Any
+    entries: list[dict[str, Any]] | None, vmferry: Any
 ) -> None:
     """Broken: state that cannot be taken apart, in one stream or both, would not be compared."""
-    one = vmferry.write("a", make(streams, {("c", 0): STATE + bytes(4)}, entries=None))
-    same = vmferry.write("b", make(streams, {("c", 0): STATE + bytes(4)}, entries=entries))
-    other = vmferry.write("c", make(streams, {("c", 0): STATE + b"end."}, entries=entries))
+    one = vmferry.write("a", make({("c", 0): STATE + bytes(4)}, entries=None))
+    same = vmferry.write("b", make({("c", 0): STATE + bytes(4)}, entries=entries))
+    other = vmferry.write("c", make({("c", 0): STATE + b"end."}, entries=entries))
     assert vmferry.call("diff", one, same).exit_code == 0
     result = vmferry.call("diff", one, other)
     assert result.exit_code == 1
     assert "  payload: from 0x54 on 00 00 00 00 / 65 6e 64 2e\n" in result.stdout
 
 
-def test_many_elements_are_one_field(streams: Any, vmferry: Any) -> None:
+def test_many_elements_are_one_field(vmferry: Any) -> None:
     """Broken: a large array would be listed number by number."""
     other = STATE[:4] + b"\0\1" * 20 + STATE[44:]
     paths = (
-        vmferry.write("a", make(streams, {("c", 0): STATE})),
-        vmferry.write("b", make(streams, {("c", 0): other})),
+        vmferry.write("a", make({("c", 0): STATE})),
+        vmferry.write("b", make({("c", 0): other})),
     )
     result = vmferry.call("diff", *paths)
     zeros, ones = ("0x0 " * 16).strip(), ("0x1 " * 16).strip()
@@ -208,7 +200,7 @@ def test_many_elements_are_one_field(streams: Any, vmferry: Any) -> None:
     ]
 
 
-def test_texts(streams: Any, vmferry: Any) -> None:
+def test_texts(vmferry: Any) -> None:
     """Broken: nobody would see that one guest ran and the other one did not."""
     entries = [
         {"name": "state", "type": "buffer", "size": 40},
@@ -221,7 +213,7 @@ def test_texts(streams: Any, vmferry: Any) -> None:
         for what, last, name in ((b"running", b"V", b"disk-a"), (b"paused", b"W", b"disk-b"))
     ]
     paths = [
-        vmferry.write(name, make(streams, {("c", 0): state}, entries=entries))
+        vmferry.write(name, make({("c", 0): state}, entries=entries))
         for name, state in zip("ab", states, strict=True)
     ]
     assert vmferry.call("diff", *paths).stdout.splitlines()[1:4] == [
@@ -234,9 +226,9 @@ def test_texts(streams: Any, vmferry: Any) -> None:
     assert "0x52 0x54 0x0 0x12 0x34 0x56" in shown
 
 
-def test_versions(streams: Any, vmferry: Any) -> None:
+def test_versions(vmferry: Any) -> None:
     """Broken: a device that another version saved would count as the same."""
-    data = make(streams, {("c", 0): STATE})
+    data = make({("c", 0): STATE})
     header = b"\x01c\0\0\0\0\0\0\0\1"
     other = data.replace(header, header[:-1] + b"\3").replace(b'"version": 1', b'"version": 3')
     assert other != data
@@ -245,19 +237,19 @@ def test_versions(streams: Any, vmferry: Any) -> None:
     assert "c#0: 0 fields differ, version 1 in the first, 3 in the second\n" in result.stdout
 
 
-def test_machines(streams: Any, vmferry: Any) -> None:
+def test_machines(vmferry: Any) -> None:
     """Broken: streams of two machine types would be called equal."""
-    other = streams.small.replace(b"pc-q35-7.2", b"pc-q35-8.0")
-    result = vmferry.call("diff", vmferry.write("a", streams.small), vmferry.write("b", other))
+    other = streams.SMALL.replace(b"pc-q35-7.2", b"pc-q35-8.0")
+    result = vmferry.call("diff", vmferry.write("a", streams.SMALL), vmferry.write("b", other))
     assert result.exit_code == 1
     assert "configuration#0: 1 field differs\n" in result.stdout
     assert "'pc-q35-7.2' / 'pc-q35-8.0'\n" in result.stdout
 
 
 @pytest.mark.parametrize("damaged", [0, 1])
-def test_damage_is_told_of_the_right_stream(damaged: int, streams: Any, vmferry: Any) -> None:
+def test_damage_is_told_of_the_right_stream(damaged: int, vmferry: Any) -> None:
     """Broken: a traceback, or the wrong one of two streams would be blamed."""
-    data = [streams.small, streams.small]
+    data = [streams.SMALL, streams.SMALL]
     data[damaged] = data[damaged][:-100]
     paths = [vmferry.write(name, content) for name, content in zip("ab", data, strict=True)]
     result = vmferry.call("diff", *paths)
@@ -281,13 +273,13 @@ def test_ranges() -> None:
     assert pages.describe().endswith("0x7e000-0x81000, 0x82000, 0x84000, 0x86000, ...")
 
 
-def test_huge_ram(streams: Any) -> None:
+def test_huge_ram() -> None:
     """Broken: a declared terabyte would be allocated, or compared page by page."""
     huge = events.RamBlock("pc.ram", 1 << 40)
-    last = events.PageRun(0, huge, 0, np.array([huge.length - PAGE], np.uint64), None, 1)
+    last = streams.page_run(0, [huge.length // PAGE - 1], 1, blocks=[huge])
     data = [
-        make(streams, {}, blocks=(huge,), whole=False),
-        make(streams, {}, blocks=(huge,), runs=(last,), whole=False),
+        make({}, blocks=(huge,), whole=False),
+        make({}, blocks=(huge,), runs=(last,), whole=False),
     ]
 
     def compare() -> None:

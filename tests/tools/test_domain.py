@@ -10,6 +10,8 @@ from vmferry.protocol import events
 from vmferry.tools.sources.domain import domain_of
 from vmferry.tools.sources.save_image import SaveImage
 
+from tests import streams
+
 XML = """<domain type='kvm'><name>guest</name>
   <os><type arch='{arch}' machine='{machine}'>hvm</type></os>
   <devices>
@@ -53,16 +55,14 @@ def test_no_domain(xml: str | None) -> None:
 @pytest.mark.parametrize(
     ("machine", "address"), [("pc-i440fx-2.1", 0), ("virt-2.12", 1 << 30), (None, None)]
 )
-def test_machine_of_libvirt(
-    vmferry: Any, streams: Any, machine: str | None, address: int | None
-) -> None:
+def test_machine_of_libvirt(vmferry: Any, machine: str | None, address: int | None) -> None:
     """Broken: of a stream without a machine's name, memory would be at a wrong address, or nobody
     would say what is lacking."""
     opening = streams.opening()
     # A stream without configuration has no early devices either, so no description of them.
     left_out = (events.Configuration, events.DeviceSection)
     bare = [event for event in opening if not isinstance(event, left_out)]
-    made = [*bare, *streams.zeros(), *streams.events[len(opening) : -1]]
+    made = [*bare, *streams.zeros(), *streams.EVENTS[len(opening) : -1]]
     stream = vmferry.write("stream", streams.to_bytes(made))
     xml, saved, out = (str(vmferry.folder / name) for name in ("xml", "saved", "core"))
     arch = "aarch64" if machine == "virt-2.12" else "x86_64"

@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 from vmferry.guest.sizes import format_size
 from vmferry.protocol import events
-from vmferry.protocol.wire.marks import SectionType
 
-from tests.protocol.conftest import to_bytes
+from tests import streams
 from tests.protocol.kinds import KINDS
 
 
-def test_text(streams: Any, vmferry: Any) -> None:
+def test_text(vmferry: Any) -> None:
     """Broken: people would be told something else than what the stream holds."""
-    result = vmferry.call("dump", vmferry.write("stream", streams.small))
+    result = vmferry.call("dump", vmferry.write("stream", streams.SMALL))
     assert result.exit_code == 0
     lines = [line.split("  ") for line in result.stdout.splitlines()]
     words = [[word.strip() for word in line if word.strip()] for line in lines]
@@ -29,27 +28,27 @@ def test_text(streams: Any, vmferry: Any) -> None:
     assert ["page size", "4096"] in words
     assert ["section", "ram, 4 pieces, 3 rounds, 141.8 KiB"] in words
     assert ["devices", "4 sections, 1.1 KiB"] in words
-    assert ["description", f"yes, {len(streams.events[-1].text)} B"] in words
+    assert ["description", f"yes, {len(streams.DESCRIPTION.text)} B"] in words
     assert ["capabilities events"] in words
     assert ["pc.ram", "1.0 MiB", "33", "153", "3"] in words
     assert ["/rom@etc/acpi", "32.0 KiB", "2", "0", "0"] in words
-    assert f"({len(streams.small)} bytes)" in result.stdout
+    assert f"({len(streams.SMALL)} bytes)" in result.stdout
 
 
-def test_json_keys_are_stable(streams: Any, vmferry: Any) -> None:
+def test_json_keys_are_stable(vmferry: Any) -> None:
     """Broken: every program that reads the answer would break."""
-    result = vmferry.call("dump", "--json", vmferry.write("stream", streams.small))
+    result = vmferry.call("dump", "--json", vmferry.write("stream", streams.SMALL))
     found = json.loads(result.stdout)
     devices = found.pop("devices")
     # From its first piece up to the first device behind it.
-    first, last = (streams.small.index(b"\x03ram"), streams.small.index(b"\x03cpu"))
+    first, last = (streams.SMALL.index(b"\x03ram"), streams.SMALL.index(b"\x03cpu"))
     ram_size = last - first
     assert found == {
         "container": {"layers": [], "libvirt": None},
         "machine": "pc-q35-7.2",
         "page_size": 4096,
         "capabilities": ["events"],
-        "size": len(streams.small),
+        "size": len(streams.SMALL),
         "ram_parts": 2,
         "commands": [],
         "blocks": [
@@ -94,9 +93,9 @@ def test_json_keys_are_stable(streams: Any, vmferry: Any) -> None:
         "description": True,
         "channels": [],
     }
-    assert [device["name"] for device in devices] == ["timer", "cpu", "cpu", "0000:00:02.0/vga"]
+    assert [device["name"] for device in devices] == ["early", "cpu", "cpu", "0000:00:02.0/vga"]
     cpu = devices[1]
-    payload = streams.small[cpu["offset"] : cpu["offset"] + cpu["size"]]
+    payload = streams.SMALL[cpu["offset"] : cpu["offset"] + cpu["size"]]
     assert payload == bytes(range(256)) * 4
     assert {key: cpu[key] for key in ("section_id", "instance_id", "version")} == {
         "section_id": 3,
@@ -105,9 +104,9 @@ def test_json_keys_are_stable(streams: Any, vmferry: Any) -> None:
     }
 
 
-def test_pages_are_where_it_says(streams: Any, vmferry: Any) -> None:
+def test_pages_are_where_it_says(vmferry: Any) -> None:
     """Broken: whoever looks a page up in the stream or in RAM would find another one."""
-    result = vmferry.call("dump", "--json", "--pages", vmferry.write("stream", streams.small))
+    result = vmferry.call("dump", "--json", "--pages", vmferry.write("stream", streams.SMALL))
     *ranges, summary = map(json.loads, result.stdout.splitlines())
     assert summary["machine"] == "pc-q35-7.2"
     assert [(r["block"], r["first"] >> 12, r["count"], r["kind"], r["fill"]) for r in ranges] == [
@@ -124,13 +123,13 @@ def test_pages_are_where_it_says(streams: Any, vmferry: Any) -> None:
         ("pc.ram", 30, 1, "xbzrle", None),
     ]
     for found in ranges:
-        header = int.from_bytes(streams.small[found["offset"] : found["offset"] + 8], "big")
+        header = int.from_bytes(streams.SMALL[found["offset"] : found["offset"] + 8], "big")
         assert header & ~0xFFF == found["first"]
 
 
-def test_pages_as_text(streams: Any, vmferry: Any) -> None:
+def test_pages_as_text(vmferry: Any) -> None:
     """Broken: people could not see which pages a stream carries, or how."""
-    result = vmferry.call("dump", "--pages", vmferry.write("stream", streams.small))
+    result = vmferry.call("dump", "--pages", vmferry.write("stream", streams.SMALL))
     ranges = [line.split() for line in result.stdout.splitlines()[:5]]
     assert [words[1:] for words in ranges] == [
         ["pc.ram", "0x0", "20", "plain"],
@@ -141,30 +140,30 @@ def test_pages_as_text(streams: Any, vmferry: Any) -> None:
     ]
 
 
-def test_devices(streams: Any, vmferry: Any) -> None:
+def test_devices(vmferry: Any) -> None:
     """Broken: people could not find a device's state in the stream."""
-    result = vmferry.call("dump", "--devices", vmferry.write("stream", streams.small))
+    result = vmferry.call("dump", "--devices", vmferry.write("stream", streams.SMALL))
     rows = [line.split() for line in result.stdout.splitlines()]
     header = rows.index(["id", "device", "instance", "version", "offset", "bytes"])
     assert [row[:4] for row in rows[header + 1 :]] == [
-        ["0", "timer", "0", "1"],
+        ["1", "early", "0", "1"],
         ["3", "cpu", "0", "1"],
         ["4", "cpu", "1", "1"],
         ["5", "0000:00:02.0/vga", "0", "1"],
     ]
     offset, size = (int(word, 0) for word in rows[header + 2][4:])
-    assert streams.small[offset : offset + size] == bytes(range(256)) * 4
+    assert streams.SMALL[offset : offset + size] == bytes(range(256)) * 4
 
 
-def test_from_standard_input(streams: Any, vmferry: Any) -> None:
+def test_from_standard_input(vmferry: Any) -> None:
     """Broken: `zstd -dc file | vmferry dump -` would not work."""
-    result = vmferry.call("dump", "--json", "-", feed=streams.small)
+    result = vmferry.call("dump", "--json", "-", feed=streams.SMALL)
     assert result.exit_code == 0
-    assert json.loads(result.stdout)["size"] == len(streams.small)
+    assert json.loads(result.stdout)["size"] == len(streams.SMALL)
 
 
 @pytest.mark.parametrize("name", ["[red]x[/foo]", ":smile:", "x" * 200])
-def test_names_are_shown_as_they_are(name: str, streams: Any, vmferry: Any) -> None:
+def test_names_are_shown_as_they_are(name: str, vmferry: Any) -> None:
     """Broken: a name in a stream would be taken for markup, be cut, or be a traceback."""
     blocks = (events.RamBlock(name, 4096),)
     data = streams.to_bytes([*streams.opening(blocks), *streams.closing()])
@@ -173,7 +172,7 @@ def test_names_are_shown_as_they_are(name: str, streams: Any, vmferry: Any) -> N
     assert f" {name} " in result.stdout
 
 
-def test_name_that_the_terminal_lacks(streams: Any, vmferry: Any) -> None:
+def test_name_that_the_terminal_lacks(vmferry: Any) -> None:
     """Broken: one odd letter in a name would be a traceback where output is not UTF-8."""
     blocks = (events.RamBlock("\u540d", 4096),)
     path = vmferry.write("stream", streams.to_bytes([*streams.opening(blocks), *streams.closing()]))
@@ -185,12 +184,10 @@ def test_name_that_the_terminal_lacks(streams: Any, vmferry: Any) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--json",), ("--pages",)])
-def test_damage_is_one_line_with_its_place(
-    options: tuple[str, ...], streams: Any, vmferry: Any
-) -> None:
+def test_damage_is_one_line_with_its_place(options: tuple[str, ...], vmferry: Any) -> None:
     """Broken: a user would not learn what is wrong, or where."""
-    size = len(streams.small) - 100
-    path = vmferry.write("stream", streams.small[:size])
+    size = len(streams.SMALL) - 100
+    path = vmferry.write("stream", streams.SMALL[:size])
     result = vmferry.call("dump", *options, path)
     assert result.exit_code == 1
     assert result.stderr.startswith(f"vmferry: {path}: offset {size:#x}")
@@ -215,13 +212,10 @@ def test_no_file(vmferry: Any) -> None:
 
 
 @pytest.mark.parametrize("options", [("--pages",), ("--pages", "--json")])
-def test_reader_that_leaves(options: tuple[str, ...], streams: Any, tmp_path: Path) -> None:
+def test_reader_that_leaves(options: tuple[str, ...], tmp_path: Path) -> None:
     """Broken: `vmferry dump --pages x | head -1` would end in a traceback."""
-    runs = [streams.pages(0, range(number % 50, 256, 7), 0) for number in range(3000)]
-    data = streams.to_bytes(
-        [*streams.opening(), *streams.piece(SectionType.PART, *runs), *streams.closing()]
-    )
-    (tmp_path / "stream").write_bytes(data)
+    runs = [streams.page_run(0, range(number % 50, 256, 7), 0) for number in range(3000)]
+    (tmp_path / "stream").write_bytes(streams.stream_with(*runs))
     command = [sys.executable, "-m", "vmferry.tools.cli", "dump", *options, f"{tmp_path}/stream"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -233,7 +227,7 @@ def test_reader_that_leaves(options: tuple[str, ...], streams: Any, tmp_path: Pa
 
 
 def _dumped(kind: str, vmferry: Any) -> tuple[dict[str, Any], str]:
-    path = vmferry.write("stream", to_bytes(KINDS[kind]))
+    path = vmferry.write("stream", streams.to_bytes(KINDS[kind]))
     text, found = vmferry.call("dump", path), vmferry.call("dump", "--json", path)
     return json.loads(found.stdout), text.stdout
 
@@ -268,7 +262,7 @@ def _pieces(kind: str, name: str) -> Iterator[bytes]:
         if isinstance(event, events.IterativeSection):
             inside = event.name == name
         if inside:
-            yield to_bytes([event])
+            yield streams.to_bytes([event])
         inside = inside and not isinstance(event, events.Footer)
 
 

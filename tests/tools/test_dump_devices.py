@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from vmferry.protocol import events
+
+from tests import streams
 
 PAYLOAD = b"\0\0\0\x2a\xff\xfe\1\0\1\0\2\0\3\5\xf00\1\2\3\5\3c/x\0\0\0\1\7"
 FIELDS = [
@@ -36,42 +37,31 @@ SUBSECTION = {
 DEVICE = {"name": "c", "version": 2, "fields": FIELDS, "subsections": [SUBSECTION]}
 
 
-def make(streams: Any, more: tuple[tuple[str, Any], ...] = ()) -> bytes:
+def make(more: tuple[tuple[str, Any], ...] = ()) -> bytes:
     """A stream with two devices `c`, described field by field, and one that is not described."""
     devices = [
-        events.DeviceSection(0, 3, "c", 0, 2, PAYLOAD),
-        events.DeviceSection(0, 4, "c", 1, 2, PAYLOAD.replace(b"\x2a", b"\x2b")),
-        events.DeviceSection(0, 5, "bare", 0, 1, b"abc"),
+        streams.device(3, "c", PAYLOAD, version=2),
+        streams.device(4, "c", PAYLOAD.replace(b"\x2a", b"\x2b"), 1, version=2),
+        streams.device(5, "bare", b"abc"),
     ]
     described = [{**DEVICE, "instance_id": instance} for instance in (0, 1)]
     bare = {"name": "data", "type": "buffer", "size": 3}
     described.append({"name": "bare", "instance_id": 0, "version": 1, "fields": [bare]})
-    value = {"page_size": 4096, "devices": described, **dict(more)}
-    description = events.Description(0, json.dumps(value).encode(), value)
-    end = streams.closing()[:3]
-    data: bytes = streams.to_bytes(
-        [*streams.opening(), *end, *devices, events.EndOfStream(0), description]
-    )
-    return data
+    told = streams.description_of({"page_size": 4096, "devices": described, **dict(more)})
+    return streams.to_bytes([*streams.opening(), *streams.closing(devices)[:-1], told])
 
 
 @pytest.fixture
-def path(streams: Any, vmferry: Any) -> str:
-    return str(vmferry.write("stream", make(streams)))
+def path(vmferry: Any) -> str:
+    return str(vmferry.write("stream", make()))
 
 
-def test_name_without_path(streams: Any, vmferry: Any) -> None:
+def test_name_without_path(vmferry: Any) -> None:
     """Broken: a device on a bus would be found only by a path that nobody knows by heart."""
     names = ("0000:00:02.0/net", "0000:00:03.0/net", "0000:00:03.0/disk", "disk")
-    devices = [
-        events.DeviceSection(0, 3 + number, name, 0, 1, b"abc") for number, name in enumerate(names)
-    ]
-    data = {"name": "data", "type": "buffer", "size": 3}
-    described = [{"name": n, "instance_id": 0, "version": 1, "fields": [data]} for n in names]
-    value = {"page_size": 4096, "devices": described}
-    description = events.Description(0, json.dumps(value).encode(), value)
-    end = [*streams.closing()[:3], *devices, events.EndOfStream(0), description]
-    path = vmferry.write("stream", streams.to_bytes([*streams.opening(), *end]))
+    devices = [streams.device(number, name, b"abc") for number, name in enumerate(names, 3)]
+    made = [*streams.opening(), *streams.closing(devices)]
+    path = vmferry.write("stream", streams.to_bytes(made))
     for name, found in (
         ("net", names[:2]),
         ("net#0", names[:2]),
@@ -84,9 +74,9 @@ def test_name_without_path(streams: Any, vmferry: Any) -> None:
     assert "no device 'et'" in vmferry.call("dump", path, "--devices", "et").stderr
 
 
-def test_fields_for_people(path: str, streams: Any, vmferry: Any) -> None:
+def test_fields_for_people(path: str, vmferry: Any) -> None:
     """Broken: people would see other values than the device has, or look for them elsewhere."""
-    start = make(streams).index(PAYLOAD)
+    start = make().index(PAYLOAD)
     result = vmferry.call("dump", path, "--devices", "c#0")
     assert result.exit_code == 0
     first, *rows = result.stdout.splitlines()
@@ -141,9 +131,9 @@ def test_name_before_the_stream(path: str, vmferry: Any) -> None:
     assert "Missing argument 'STREAM'" in result.stderr
 
 
-def test_fields_as_json(path: str, streams: Any, vmferry: Any) -> None:
+def test_fields_as_json(path: str, vmferry: Any) -> None:
     """Broken: every program that reads device state would break."""
-    start = make(streams).index(PAYLOAD)
+    start = make().index(PAYLOAD)
     found = json.loads(vmferry.call("dump", path, "--json", "--devices", "c#0").stdout)
     assert found["machine"] == "pc-q35-7.2"
     assert found["configuration"] is None
@@ -177,7 +167,7 @@ def test_fields_as_json(path: str, streams: Any, vmferry: Any) -> None:
 def test_all_as_json(path: str, vmferry: Any) -> None:
     """Broken: a device would be missing, or one that is not described be no bytes but an error."""
     found = json.loads(vmferry.call("dump", path, "--json", "--devices").stdout)
-    assert [device["name"] for device in found["devices"]] == ["timer", "c", "c", "bare"]
+    assert [device["name"] for device in found["devices"]] == ["early", "c", "c", "bare"]
     (bare,) = found["devices"][3]["fields"]
     assert (bare["name"], bare["type"], bare["value"]) == ("data", "buffer", b"abc".hex())
     (configuration,) = found["configuration"]["fields"]
@@ -187,7 +177,7 @@ def test_all_as_json(path: str, vmferry: Any) -> None:
     assert all("fields" not in device for device in without["devices"])
 
 
-def test_configuration(streams: Any, vmferry: Any) -> None:
+def test_configuration(vmferry: Any) -> None:
     """Broken: the configuration of newer streams could not be shown, field by field."""
     fields = [
         {"name": "len", "type": "uint32", "size": 4},
@@ -202,7 +192,7 @@ def test_configuration(streams: Any, vmferry: Any) -> None:
         for name, size in (("target-page-bits", 4), ("capabilities", 11), ("uuid", 16))
     ]
     described = {"version": 1, "fields": fields, "subsections": subsections}
-    path = vmferry.write("stream", make(streams, (("configuration", described),)))
+    path = vmferry.write("stream", make((("configuration", described),)))
     result = vmferry.call("dump", path, "--devices", "configuration")
     assert result.exit_code == 0, result.stderr
     lines = [line.split() for line in result.stdout.splitlines()]
@@ -211,18 +201,18 @@ def test_configuration(streams: Any, vmferry: Any) -> None:
     assert len(lines) == 9
 
 
-def test_long_values_are_cut_for_people_only(streams: Any, vmferry: Any) -> None:
+def test_long_values_are_cut_for_people_only(vmferry: Any) -> None:
     """Broken: a large field would flood the terminal, or a program would get a part of it."""
-    path = vmferry.write("stream", streams.small)
+    path = vmferry.write("stream", streams.SMALL)
     shown = vmferry.call("dump", path, "--devices", "cpu#0").stdout.splitlines()[1]
     assert shown.endswith("1d 1e 1f ...")
     found = json.loads(vmferry.call("dump", path, "--json", "--devices", "cpu#0").stdout)
     assert found["devices"][0]["fields"][0]["value"] == bytes(range(256)).hex() * 4
 
 
-def test_device_unlike_its_description(streams: Any, vmferry: Any) -> None:
+def test_device_unlike_its_description(vmferry: Any) -> None:
     """Broken: a wrong description would be a traceback, or show wrong fields."""
-    data = make(streams).replace(b'"nullptr"', b'"boolean"').replace(b'"int16"', b'"int32"')
+    data = make().replace(b'"nullptr"', b'"boolean"').replace(b'"int16"', b'"int32"')
     start = data.index(PAYLOAD)
     result = vmferry.call("dump", vmferry.write("stream", data), "--devices", "c#0")
     assert result.exit_code == 1

@@ -6,13 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from vmferry.protocol import events
 from vmferry.protocol.wire.marks import SectionType
 
-from tests.protocol.conftest import to_bytes
 from tests.protocol.kinds import KINDS, mapped
+from tests.streams import (
+    closing,
+    contents,
+    listed,
+    opening,
+    page_run,
+    ram_piece,
+    ram_start,
+    to_bytes,
+    zeros,
+)
 from tests.tools.test_containers import save_image
 
 PAGE = 4096
@@ -42,16 +51,21 @@ def test_each_tool_reads_it(kind: str, vmferry: Any) -> None:
 def test_what_cannot_be_checked_is_told(vmferry: Any) -> None:
     """Broken: a person would take for checked what nobody looked into."""
 
-    def told(kind: str) -> list[str]:
-        path = vmferry.write("stream", STREAMS[kind])
+    def told_of(data: bytes) -> list[str]:
+        path = vmferry.write("stream", data)
         found: list[str] = json.loads(vmferry.call("verify", "--json", path).stdout)["unchecked"]
         return found
+
+    def told(kind: str) -> list[str]:
+        return told_of(STREAMS[kind])
 
     shared = "RAM block {} is not in the stream: it is shared (x-ignore-shared)"
     assert told("opaque")[0] == "section vfio: nobody knows what is in it"
     assert told("nothing-told")[0].endswith("bytes of devices: nothing tells them apart")
     assert told("shared") == [shared.format("ram"), shared.format("rom")]
-    assert told("block") == ["devices that the description leaves out: early#0"]
+    assert told("block") == []
+    bare = to_bytes([*opening(), *zeros(), *closing(early=())])
+    assert told_of(bare) == ["devices that the description leaves out: early#0"]
 
 
 def test_a_shared_block_is_not_extracted(vmferry: Any) -> None:
@@ -92,17 +106,12 @@ def test_a_block_that_a_mapped_ram_file_lacks(vmferry: Any) -> None:
 def test_an_address_in_the_stream(vmferry: Any) -> None:
     """Broken: memory of a machine that nobody knows would have no address, or a wrong one."""
     block = events.RamBlock("ram", 4 * PAGE, address=0x8000_0000)
-    run = events.PageRun(0, block, 0, np.zeros(1, np.uint64), np.ones((1, PAGE), np.uint8))
-    head: list[events.Event] = [
-        events.RamSection(0, SectionType.START, 1),
-        events.RamBlocks(0, 4 * PAGE, (block,)),
-    ]
+    run = page_run(0, [0], blocks=[block])
     made: list[events.Event] = [
         events.Header(0),
         events.Configuration(0, "strange-1.0", PAGE, ("x-ignore-shared",)),
-        *(*head, run, events.EndOfRam(0), events.Footer(0, 1)),
-        *(events.RamSection(0, SectionType.END, 1), events.EndOfRam(0), events.Footer(0, 1)),
-        events.EndOfStream(0),
+        *ram_piece(SectionType.START, listed([block]), run),
+        *closing([])[:-1],
     ]
     arguments = (
         "--format",
@@ -170,22 +179,16 @@ def test_no_disks(vmferry: Any) -> None:
 def test_page_size(vmferry: Any) -> None:
     """Broken: a stream that does not say how large its pages are could not be read by a tool."""
     block = events.RamBlock("ram", 65536)
-    run = events.PageRun(0, block, 0, np.zeros(1, np.uint64), np.ones((1, 65536), np.uint8))
-    made: list[events.Event] = [
-        events.Header(0),
-        *(events.RamSection(0, SectionType.START, 1), events.RamBlocks(0, 65536, (block,))),
-        *(events.EndOfRam(0), events.Footer(0, 1)),
-        *(events.RamSection(0, SectionType.END, 1), run, events.EndOfRam(0), events.Footer(0, 1)),
-        events.EndOfStream(0),
-    ]
-    path = vmferry.write("stream", to_bytes(made))
+    run = page_run(0, [0], blocks=[block], page_size=65536)
+    ram = [*ram_start([block]), *ram_piece(SectionType.END, run)]
+    path = vmferry.write("stream", to_bytes([events.Header(0), *ram, events.EndOfStream(0)]))
     out = vmferry.folder / "ram"
     size = ("--page-size", "64K")
     assert json.loads(vmferry.call("dump", "--json", path, *size).stdout)["page_size"] == 65536
     assert vmferry.call("verify", path, *size).exit_code == 0
     assert vmferry.call("diff", path, path, *size).exit_code == 0
     assert vmferry.call("extract", path, "-o", str(out), *size).exit_code == 0
-    assert out.read_bytes() == b"\1" * 65536
+    assert out.read_bytes() == contents(run)
     for wrong in ("5000", "128K", "0"):
         assert vmferry.call("dump", path, "--page-size", wrong).exit_code == 2
 

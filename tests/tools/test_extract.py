@@ -21,7 +21,6 @@ from vmferry.protocol.formats.memory_image import (
     LimeHeader,
     Region,
 )
-from vmferry.protocol.wire.marks import SectionType
 from vmferry.tools.compare.verify import verify
 from vmferry.tools.extract.guest import ExtractError, Wanted, extract
 from vmferry.tools.extract.memory_file import lay_out
@@ -30,55 +29,56 @@ from vmferry.tools.machines.main_ram import Guest, LayoutError, memory_blocks, r
 from vmferry.tools.machines.table import table
 from vmferry.tools.rebuild.block_file import PAGES, BlockFile
 
+from tests import streams
 from tests.tools.test_cpu_notes import program_headers
 from tests.tools.test_damage import Damage
 
 GIB = 1 << 30
 
 
-def test_raw_image(vmferry: Any, streams: Any) -> None:
+def test_raw_image(vmferry: Any) -> None:
     """Broken: the image would differ from the RAM that the stream builds: pages that changed by
     XBZRLE, that became zero again, or are full of another byte."""
     out = vmferry.folder / "ram"
-    stream = vmferry.write("stream", streams.whole)
+    stream = vmferry.write("stream", streams.WHOLE)
     ran = vmferry.call("extract", stream, "-o", str(out))
     assert ran.exit_code == 0, ran.output
-    assert out.read_bytes() == streams.ram["pc.ram"]
-    assert out.stat().st_blocks * 512 < len(streams.ram["pc.ram"])
+    assert out.read_bytes() == streams.RAM["pc.ram"]
+    assert out.stat().st_blocks * 512 < len(streams.RAM["pc.ram"])
     assert out.stat().st_mode & 0o077 == 0
 
 
-def test_block_by_name(vmferry: Any, streams: Any) -> None:
+def test_block_by_name(vmferry: Any) -> None:
     """Broken: another block than the one named would come out, or none."""
     out, name = vmferry.folder / "rom", "/rom@etc/acpi"
-    ran = vmferry.call("extract", "-", "-o", str(out), "--block", name, feed=streams.whole)
+    ran = vmferry.call("extract", "-", "-o", str(out), "--block", name, feed=streams.WHOLE)
     assert ran.exit_code == 0, ran.output
-    assert out.read_bytes() == streams.ram[name]
-    missing = vmferry.run("extract", "-", "-o", "x", "--block", "nix", feed=streams.whole)
+    assert out.read_bytes() == streams.RAM[name]
+    missing = vmferry.run("extract", "-", "-o", "x", "--block", "nix", feed=streams.WHOLE)
     assert "no RAM block 'nix' in the stream; it has pc.ram" in missing.error
 
 
-def test_everything(vmferry: Any, streams: Any) -> None:
+def test_everything(vmferry: Any) -> None:
     """Broken: a block or a device would be missing, or leave the folder by its name."""
     out, devices = vmferry.folder / "all", vmferry.folder / "devices"
     arguments = ("-o", str(out), "--all", "--devices", str(devices), "--json")
-    ran = vmferry.call("extract", "-", *arguments, feed=streams.whole)
+    ran = vmferry.call("extract", "-", *arguments, feed=streams.WHOLE)
     assert ran.exit_code == 0, ran.output
     found = json.loads(ran.stdout)
-    assert {b["block"]: Path(b["file"]).read_bytes() for b in found["blocks"]} == streams.ram
+    assert {b["block"]: Path(b["file"]).read_bytes() for b in found["blocks"]} == streams.RAM
     listed = json.loads((devices / "devices.json").read_text())
-    sections = [event for event in streams.events if isinstance(event, events.DeviceSection)]
+    sections = [event for event in streams.EVENTS if isinstance(event, events.DeviceSection)]
     assert found["devices"] == len(sections) == len(listed)
     for entry, section in zip(listed, sections, strict=True):
         assert (devices / entry["file"]).read_bytes() == section.payload
         assert (entry["name"], entry["instance_id"]) == (section.name, section.instance_id)
-    assert "exists already" in vmferry.run("extract", "-", *arguments, feed=streams.whole).error
+    assert "exists already" in vmferry.run("extract", "-", *arguments, feed=streams.WHOLE).error
 
 
-def test_elf_core(vmferry: Any, streams: Any) -> None:
+def test_elf_core(vmferry: Any) -> None:
     """Broken: a debugger would find memory at a wrong address, or none."""
     out = vmferry.folder / "core"
-    ran = vmferry.call("extract", "-", "-o", str(out), "--format", "elf", feed=streams.whole)
+    ran = vmferry.call("extract", "-", "-o", str(out), "--format", "elf", feed=streams.WHOLE)
     assert ran.exit_code == 0, ran.output
     data = out.read_bytes()
     header = ElfHeader.parse(data)
@@ -86,41 +86,36 @@ def test_elf_core(vmferry: Any, streams: Any) -> None:
     assert (header.type, header.machine) == (4, 62)
     assert (note.type, load.type) == (PT_NOTE, PT_LOAD)
     assert note.file_size == 0
-    assert (load.physical_address, load.memory_size) == (0, len(streams.ram["pc.ram"]))
-    assert data[load.offset :] == streams.ram["pc.ram"]
+    assert (load.physical_address, load.memory_size) == (0, len(streams.RAM["pc.ram"]))
+    assert data[load.offset :] == streams.RAM["pc.ram"]
     assert load.offset % 4096 == 0
     # With any other `crash` would look for what kdump leaves in a core, and die of it.
     assert (note.alignment, load.alignment) == (0, 0)
 
 
-def test_lime(vmferry: Any, streams: Any) -> None:
+def test_lime(vmferry: Any) -> None:
     """Broken: what reads LiME would find memory at a wrong address, or none."""
     out = vmferry.folder / "lime"
-    ran = vmferry.call("extract", "-", "-o", str(out), "--format", "lime", feed=streams.whole)
+    ran = vmferry.call("extract", "-", "-o", str(out), "--format", "lime", feed=streams.WHOLE)
     assert ran.exit_code == 0, ran.output
     data = out.read_bytes()
     header = LimeHeader.parse(data)
-    ram = streams.ram["pc.ram"]
+    ram = streams.RAM["pc.ram"]
     assert (header.first_address, header.last_address) == (0, len(ram) - 1)
     assert data[LIME_HEADER_SIZE:] == ram
 
 
 @pytest.mark.parametrize("kind", ["elf", "lime"])
-def test_around_the_hole(vmferry: Any, streams: Any, kind: str) -> None:
+def test_around_the_hole(vmferry: Any, kind: str) -> None:
     """Broken: memory behind the PCI hole would stand at a wrong address."""
     ram = events.RamBlock("pc.ram", 4 * GIB)
-    near, far = (2 * GIB - 4096, 0x11), (2 * GIB, 0x22)
+    hole, near, far = 2 * GIB // 4096, 0x11, 0x22
     runs = [
-        events.PageRun(0, ram, 0, np.array([at, at - 8192], np.uint64), None, fill)
-        for at, fill in (near, far, (2 * GIB, 0x33))
-    ]
-    stream = [
-        *streams.opening((ram,)),
-        *streams.piece(SectionType.PART, *runs),
-        *streams.closing(),
+        streams.page_run(0, [number, number - 2], fill, blocks=[ram])
+        for number, fill in ((hole - 1, near), (hole, far), (hole, 0x33))
     ]
     out = vmferry.folder / "out"
-    feed = streams.to_bytes(stream)
+    feed = streams.stream_with(*runs, blocks=[ram])
     ran = vmferry.call("extract", "-", "-o", str(out), "--format", kind, "--json", feed=feed)
     assert f"{4 * GIB // 4096 - 4} of {4 * GIB // 4096} pages never arrived" in ran.stderr
     found = json.loads(ran.stdout)["blocks"][0]["regions"]
@@ -316,43 +311,43 @@ def test_memory_of_several_blocks(kind: str) -> None:
     ]
 
 
-def test_failure_leaves_nothing(vmferry: Any, streams: Any) -> None:
+def test_failure_leaves_nothing(vmferry: Any) -> None:
     """Broken: half an image would be taken for a whole one, or an older one be lost."""
     folder = vmferry.folder / "out"
     folder.mkdir()
     (folder / "ram").write_bytes(b"older")
     arguments = ("extract", "-", "-f", "-o", str(folder / "ram"), "--devices", f"{folder}/devices")
-    cut = streams.whole[: len(streams.whole) // 2]
+    cut = streams.WHOLE[: len(streams.WHOLE) // 2]
     assert "offset" in vmferry.run(*arguments, feed=cut).error
     assert os.listdir(folder) == ["ram"]
     assert (folder / "ram").read_bytes() == b"older"
     assert vmferry.run(*arguments, "--partial", feed=cut).status == 1
     assert sorted(os.listdir(folder)) == ["devices", "ram"]
-    assert (folder / "ram").stat().st_size == len(streams.ram["pc.ram"])
+    assert (folder / "ram").stat().st_size == len(streams.RAM["pc.ram"])
 
 
-def test_partial_keeps_what_comes_before_the_damage(vmferry: Any, streams: Any) -> None:
+def test_partial_keeps_what_comes_before_the_damage(vmferry: Any) -> None:
     """Broken: damage would cost all that was read in the same piece of the stream before it."""
-    at = streams.small.index(b"cpu") - 6
+    at = streams.SMALL.index(b"cpu") - 6
     out = vmferry.folder / "ram"
-    damaged = streams.small[:at] + bytes([0xFF]) + streams.small[at + 1 :]
+    damaged = streams.SMALL[:at] + bytes([0xFF]) + streams.SMALL[at + 1 :]
     ran = vmferry.call("extract", "-", "--partial", "-o", str(out), feed=damaged)
     assert ran.exit_code == 1
-    assert out.read_bytes() == streams.ram["pc.ram"]
+    assert out.read_bytes() == streams.RAM["pc.ram"]
 
 
-def test_output_that_cannot_be(vmferry: Any, streams: Any) -> None:
+def test_output_that_cannot_be(vmferry: Any) -> None:
     """Broken: the error would name a file that nobody asked for, or a folder would be replaced."""
     missing = vmferry.folder / "missing" / "ram"
-    ran = vmferry.run("extract", "-", "-o", str(missing), feed=streams.whole)
+    ran = vmferry.run("extract", "-", "-o", str(missing), feed=streams.WHOLE)
     assert ran.error == f"{missing}: No such file or directory"
-    ran = vmferry.run("extract", "-", "-o", str(vmferry.folder), feed=streams.whole)
+    ran = vmferry.run("extract", "-", "-o", str(vmferry.folder), feed=streams.WHOLE)
     assert ran.error == f"{vmferry.folder}: exists, and is no file"
 
 
-def test_no_ram_is_told(vmferry: Any, streams: Any) -> None:
+def test_no_ram_is_told(vmferry: Any) -> None:
     """Broken: a stream without RAM would give an empty file."""
-    feed = streams.to_bytes([streams.events[0], events.EndOfStream(0), streams.describe([])])
+    feed = streams.to_bytes([streams.EVENTS[0], events.EndOfStream(0), streams.description([])])
     ran = vmferry.run("extract", "-", "-o", str(vmferry.folder / "x"), feed=feed)
     assert "no RAM" in ran.error
 
@@ -384,10 +379,10 @@ def test_many_changes_at_once(tmp_path: Path) -> None:
     assert path.read_bytes() == expected
 
 
-def test_damaged_streams_are_as_verify_has_them(streams: Any, tmp_path: Path) -> None:
+def test_damaged_streams_are_as_verify_has_them(tmp_path: Path) -> None:
     """Broken: damage would end in a traceback, leave files behind, or give other RAM than the
     stream builds."""
-    damage = Damage(streams.whole)
+    damage = Damage(streams.WHOLE)
     whole = 0
     for number in range(150):
         data = damage.variant(number)

@@ -12,7 +12,9 @@ from vmferry.protocol import events
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.wire.mapped_ram import Header
 
+from tests import streams
 from tests.protocol.kinds import mapped
+from tests.tools.running import run_process
 from tests.tools.test_containers import save_image
 
 MEMORY = 96 << 10
@@ -20,24 +22,24 @@ MEMORY = 96 << 10
 FAR = 1 << 40
 
 
-def _image_that_lies(streams: Any) -> bytes:
-    return save_image(bytes(4) + streams.small[4:], data_length=0xFFFFFFF0)
+def _image_that_lies() -> bytes:
+    return save_image(bytes(4) + streams.SMALL[4:], data_length=0xFFFFFFF0)
 
 
-def _image_of_all_that_is_allowed(streams: Any) -> bytes:
-    return save_image(bytes(4) + streams.small[4:], data_length=16 << 20)
+def _image_of_all_that_is_allowed() -> bytes:
+    return save_image(bytes(4) + streams.SMALL[4:], data_length=16 << 20)
 
 
-def _bomb(streams: Any) -> bytes:
+def _bomb() -> bytes:
     """A stream whose device never ends: 4 GiB of a byte that begins no footer."""
     made = zstandard.ZstdCompressor().compressobj()
-    data = made.compress(streams.small[: streams.small.index(b"timer") + 20])
+    data = made.compress(streams.SMALL[: streams.SMALL.index(b"virtio-mem") + 9])
     return data + b"".join(made.compress(b"\x55" * (1 << 20)) for _ in range(4096)) + made.flush()
 
 
-def _bomb_of_zeros_as_an_image(streams: Any) -> bytes:
+def _bomb_of_zeros_as_an_image() -> bytes:
     made = zstandard.ZstdCompressor().compressobj()
-    data = made.compress(streams.small[:100])
+    data = made.compress(streams.SMALL[:100])
     data += b"".join(made.compress(bytes(1 << 20)) for _ in range(4096)) + made.flush()
     return save_image(data, format=5)
 
@@ -50,16 +52,16 @@ def _mapped(end: Callable[[events.RamBlock], int]) -> bytes:
     return data[: end(listed.blocks[0])]
 
 
-def _cut_bitmap(_: Any) -> bytes:
+def _cut_bitmap() -> bytes:
     return _mapped(lambda block: (block.mapped.bitmap_offset if block.mapped else 0) + 40)
 
 
-def _bitmap_far_away(_: Any) -> bytes:
+def _bitmap_far_away() -> bytes:
     """All places moved by a terabyte: the first bitmap then tells that the file began before."""
     return _moved(1)
 
 
-def _second_bitmap_far_away(_: Any) -> bytes:
+def _second_bitmap_far_away() -> bytes:
     return _moved(2)
 
 
@@ -78,11 +80,10 @@ def _moved(number: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def usual(streams: Any, tmp_path_factory: pytest.TempPathFactory) -> int:
+def usual(tmp_path_factory: pytest.TempPathFactory) -> int:
     """KiB that reading a small stream takes."""
     folder = tmp_path_factory.mktemp("usual")
-    rss: int = streams.run("verify", "-", feed=streams.small, folder=folder).rss
-    return rss
+    return run_process("verify", "-", feed=streams.SMALL, folder=folder).rss
 
 
 @pytest.mark.parametrize(
@@ -97,11 +98,9 @@ def usual(streams: Any, tmp_path_factory: pytest.TempPathFactory) -> int:
         (_second_bitmap_far_away, "the bitmap of block rom lies past the end of the file"),
     ],
 )
-def test_lies(
-    make: Callable[[Any], bytes], said: str, streams: Any, vmferry: Any, usual: int
-) -> None:
+def test_lies(make: Callable[[], bytes], said: str, vmferry: Any, usual: int) -> None:
     """Broken: a length or a place would be believed, and all memory or all time taken by it."""
-    path, out = vmferry.write("stream", make(streams)), str(vmferry.folder / "out")
+    path, out = vmferry.write("stream", make()), str(vmferry.folder / "out")
     most = ("--max-device-state", "64M")
     ran = vmferry.run("verify", path, *most)
     assert ran.status == 1

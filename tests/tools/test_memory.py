@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from vmferry.protocol import events
-from vmferry.protocol.wire.marks import SectionType
+
+from tests import streams
+from tests.tools.running import run_process
 
 PAGES = 32768
 """Of the guest, all of them sent: 128 MiB."""
@@ -35,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def large(streams: Any, folder: Path) -> Path:
+def large(folder: Path) -> Path:
     ram = events.RamBlock("pc.ram", PAGES * 4096)
     path = folder / "large"
     with path.open("wb") as file:
@@ -44,23 +45,23 @@ def large(streams: Any, folder: Path) -> Path:
             offsets = np.arange(start, start + STEP, dtype=np.uint64) * np.uint64(4096)
             data = np.full((STEP, 4096), start // STEP + 1, np.uint8)
             run = events.PageRun(0, ram, 0, offsets, data)
-            file.write(streams.to_bytes(streams.piece(SectionType.PART, run)))
+            file.write(streams.to_bytes(streams.ram_part(run)))
         file.write(streams.to_bytes(streams.closing()))
     return path
 
 
 @pytest.fixture(scope="module")
-def usual(streams: Any, folder: Path) -> int:
+def usual(folder: Path) -> int:
     """KiB for a small stream."""
-    return int(streams.run("verify", "-", feed=streams.whole, folder=folder).rss)
+    return int(run_process("verify", "-", feed=streams.WHOLE, folder=folder).rss)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_does_not_grow(streams: Any, folder: Path, large: Path, usual: int, name: str) -> None:
+def test_does_not_grow(folder: Path, large: Path, usual: int, name: str) -> None:
     """Broken: a stream larger than memory could not be read."""
     out = folder / "converted"
     arguments = [word.format(stream=large, out=out) for word in COMMANDS[name]]
-    ran = streams.run(*arguments, folder=folder)
+    ran = run_process(*arguments, folder=folder)
     assert ran.status == 0, ran.error
     assert ran.rss < usual + MORE
     out.unlink(missing_ok=True)

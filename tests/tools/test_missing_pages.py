@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 from vmferry.guest.sizes import format_size
 from vmferry.protocol import events
 from vmferry.protocol.wire import stream
-from vmferry.protocol.wire.marks import CommandType, SectionType
+from vmferry.protocol.wire.marks import CommandType
 
+from tests import streams
 from tests.protocol.test_virtio_mem import BLOCK, PLUGGED, REGION, early, late
 
 PAGE = 4096
@@ -22,19 +22,19 @@ ROM = "/rom@etc/acpi: 6 of 8 pages never arrived, first at 0x0, 0x2000, 0x4000-0
 
 
 @pytest.mark.parametrize("kind", ["raw", "elf", "lime"])
-def test_extract(streams: Any, vmferry: Any, kind: str) -> None:
+def test_extract(vmferry: Any, kind: str) -> None:
     """Broken: zeros would be given out for a guest's memory without a word."""
-    path, out = vmferry.write("stream", streams.small), vmferry.folder / "out"
+    path, out = vmferry.write("stream", streams.SMALL), vmferry.folder / "out"
     ran = vmferry.run("extract", "-f", path, "-o", str(out), "--format", kind)
     assert ran.status == 1
     assert ran.error == f"{path}: {LINE}; {out} has zeros in their place"
     assert "pc.ram  1.0 MiB" in ran.out
-    assert out.read_bytes().endswith(streams.ram["pc.ram"])
+    assert out.read_bytes().endswith(streams.RAM["pc.ram"])
 
 
-def test_extract_all(streams: Any, vmferry: Any) -> None:
+def test_extract_all(vmferry: Any) -> None:
     """Broken: a program, or a person who extracts every block, would not learn of it."""
-    path, out = vmferry.write("stream", streams.small), vmferry.folder / "out"
+    path, out = vmferry.write("stream", streams.SMALL), vmferry.folder / "out"
     result = vmferry.call("extract", "-f", path, "--all", "-o", str(out), "--json")
     assert result.exit_code == 1
     missing = json.loads(result.stdout)["missing"]
@@ -47,17 +47,17 @@ def test_extract_all(streams: Any, vmferry: Any) -> None:
     assert sorted(file.stat().st_size for file in out.iterdir()) == [8 * PAGE, 256 * PAGE]
 
 
-def test_only_what_is_asked_for(streams: Any, vmferry: Any) -> None:
+def test_only_what_is_asked_for(vmferry: Any) -> None:
     """Broken: devices could not be taken out of a stream whose pages are elsewhere."""
-    path = vmferry.write("stream", streams.small)
+    path = vmferry.write("stream", streams.SMALL)
     folder = str(vmferry.folder / "devices")
     assert vmferry.call("extract", "-f", path, "--devices", folder).exit_code == 0
 
 
 @pytest.mark.parametrize("container", ["plain", "zstd", "mapped-ram"])
-def test_convert(streams: Any, vmferry: Any, container: str) -> None:
+def test_convert(vmferry: Any, container: str) -> None:
     """Broken: half a guest would be put away as if it were a whole one."""
-    path, out = vmferry.write("stream", streams.small), vmferry.folder / "out"
+    path, out = vmferry.write("stream", streams.SMALL), vmferry.folder / "out"
     ran = vmferry.run("convert", "-f", path, str(out), "--to", container)
     assert ran.status == 1
     (sizes,) = ran.out.splitlines()
@@ -68,10 +68,10 @@ def test_convert(streams: Any, vmferry: Any, container: str) -> None:
     assert out.exists()
 
 
-def test_verify_against(streams: Any, vmferry: Any) -> None:
+def test_verify_against(vmferry: Any) -> None:
     """Broken: RAM that nobody has would be called equal."""
-    path = vmferry.write("stream", streams.whole)
-    half = vmferry.write("half", streams.small)
+    path = vmferry.write("stream", streams.WHOLE)
+    half = vmferry.write("half", streams.SMALL)
     result = vmferry.call("verify", path, "--against", half)
     expected = [f"in the other stream, {line}" for line in (LINE, ROM)]
     assert (result.exit_code, result.stdout.splitlines()) == (1, expected)
@@ -79,9 +79,9 @@ def test_verify_against(streams: Any, vmferry: Any) -> None:
     assert [block["pages"] for block in found["against_unseen"]] == [80, 6]
 
 
-def test_diff(streams: Any, vmferry: Any) -> None:
+def test_diff(vmferry: Any) -> None:
     """Broken: RAM that nobody has would be called equal."""
-    path, half = vmferry.write("a", streams.whole), vmferry.write("b", streams.small)
+    path, half = vmferry.write("a", streams.WHOLE), vmferry.write("b", streams.SMALL)
     result = vmferry.call("diff", path, half)
     assert result.exit_code == 1
     assert result.stdout.splitlines() == [
@@ -94,49 +94,42 @@ def test_diff(streams: Any, vmferry: Any) -> None:
     assert [[block["pages"] for block in side] for side in found["missing"]] == [[80, 6], []]
 
 
-def _with_memory(streams: Any, state: events.DeviceSection, sent: list[int]) -> bytes:
+def _with_memory(state: events.DeviceSection, sent: list[int]) -> bytes:
     """A stream with a virtio-mem device, of whose blocks these were sent."""
-    places = [np.arange(block * BLOCK, (block + 1) * BLOCK, PAGE) for block in sent]
-    run = events.PageRun(0, MEMORY, 0, np.concatenate(places).astype(np.uint64), None)
-    before = [state] if "early" in state.name else []
-    opening = streams.opening((MEMORY,))
-    data: bytes = streams.to_bytes(
-        [
-            *opening[:3],
-            *before,
-            *opening[3:],
-            *streams.piece(SectionType.PART, run),
-            *streams.piece(SectionType.END),
-            *([] if before else [state]),
-            events.EndOfStream(0),
-        ]
-    )
-    return data
+    count = BLOCK // PAGE
+    numbers = [n for block in sent for n in range(block * count, (block + 1) * count)]
+    pages = streams.ram_part(streams.page_run(0, numbers, 0, blocks=[MEMORY]))
+    before, behind = ([state], []) if "early" in state.name else ([], [state])
+    head, ram = streams.opening()[:2], streams.ram_start([MEMORY])
+    return streams.to_bytes([*head, *before, *ram, *pages, *streams.closing(behind)[:-1]])
 
 
 @pytest.mark.parametrize("make", [early, late])
-def test_unplugged_memory_is_not_missing(streams: Any, vmferry: Any, make: Any) -> None:
+def test_unplugged_memory_is_not_missing(vmferry: Any, make: Any) -> None:
     """Broken: each guest with virtio-mem would fail; or its memory be lost without a word."""
-    good = vmferry.write("good", _with_memory(streams, make(), PLUGGED))
+    good = vmferry.write("good", _with_memory(make(), PLUGGED))
     result = vmferry.call("verify", good)
     assert (result.exit_code, result.stdout.splitlines()[0]) == (0, f"{good}: valid")
-    bad = vmferry.write("bad", _with_memory(streams, make(), PLUGGED[:-1]))
+    bad = vmferry.write("bad", _with_memory(make(), PLUGGED[:-1]))
     result = vmferry.call("verify", bad)
     last = f"{MEMORY.name}: {BLOCK // PAGE} of {REGION // PAGE} pages never arrived"
     where = f"first at {PLUGGED[-1] * BLOCK:#x}-{(PLUGGED[-1] + 1) * BLOCK:#x}"
     assert result.exit_code == 1
     assert result.stdout.startswith(f"{last}, {where}; if this is the main channel of a multifd")
-    of_another = _with_memory(streams, make(), PLUGGED).replace(b"1.0/virtio", b"2.0/virtio")
+    of_another = _with_memory(make(), PLUGGED).replace(b"1.0/virtio", b"2.0/virtio")
     assert vmferry.call("verify", vmferry.write("other", of_another)).exit_code == 1
 
 
-def test_what_a_postcopy_discards(streams: Any, vmferry: Any) -> None:
+def test_what_a_postcopy_discards(vmferry: Any) -> None:
     """Broken: pages that the destination throws away, and that never arrive again, would be given
     out as the guest's."""
     ranges = [{"start": 3 * PAGE, "length": 2 * PAGE}]
     values = {"version": None, "block": b"pc.ram", "ranges": ranges, "end": None}
     command = events.Command(0, CommandType.POSTCOPY_RAM_DISCARD, stream.RamDiscard.build(values))
-    opening, again = streams.opening(), streams.piece(SectionType.PART, streams.pages(0, [3, 4]))
+    opening, again = (
+        streams.opening(),
+        streams.ram_part(streams.page_run(0, [3, 4])),
+    )
     whole = [*opening, *streams.zeros(), command, *again, *streams.closing()]
     assert vmferry.call("verify", vmferry.write("a", streams.to_bytes(whole))).exit_code == 0
     half = [*opening, *streams.zeros(), *again, command, *streams.closing()]

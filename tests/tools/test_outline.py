@@ -19,12 +19,11 @@ from vmferry.protocol import events
 from vmferry.protocol.devices.description import Length, described
 from vmferry.protocol.errors import StreamError
 from vmferry.protocol.fast.outline import NotOrdinary, _Walk, outline
-from vmferry.protocol.wire.marks import SectionType
 from vmferry.tools.dump.pieces import summarise
 from vmferry.tools.dump.summary import from_outline
 
-from tests.protocol.conftest import PAGE, closing, device, ram_piece, small_stream, to_bytes
 from tests.protocol.kinds import KINDS
+from tests.streams import PAGE, closing, device, every_event, ram_part, ram_start, to_bytes
 
 BLOCKS = (events.RamBlock("pc.ram", 9000 * PAGE), events.RamBlock("vga", 4 * PAGE))
 OPENING = (events.Header(0), events.Configuration(0, "pc-i440fx-7.2"))
@@ -51,16 +50,15 @@ def _run(first: int, count: int, fill: int | None, continued: bool) -> events.Pa
 
 
 def _ordinary(*pieces: list[events.Event]) -> bytes:
-    listed = events.RamBlocks(0, sum(block.length for block in BLOCKS), BLOCKS)
-    start = ram_piece(SectionType.START, listed)
     parts = [event for piece in pieces for event in piece]
     before, between = events.Command(0, 2, b"ping"), events.Command(0, 11)
-    return to_bytes([*OPENING, before, *start, between, *parts, between, *closing(*DEVICES)])
+    start, end = ram_start(BLOCKS), closing(DEVICES, early=())
+    return to_bytes([*OPENING, before, *start, between, *parts, between, *end])
 
 
 def _of_runs(runs: list[tuple[int, int, int | None, bool]]) -> bytes:
-    first = ram_piece(SectionType.PART, _run(0, 1, 0, False))
-    return _ordinary(first, *(ram_piece(SectionType.PART, _run(*run)) for run in runs))
+    first = ram_part(_run(0, 1, 0, False))
+    return _ordinary(first, *(ram_part(_run(*run)) for run in runs))
 
 
 def _told_by_the_reader(stream: bytes) -> dict[str, Any]:
@@ -88,7 +86,7 @@ def _if_ordinary(stream: bytes) -> bool:
 def test_other_kinds_are_left_to_the_reader(kind: str) -> None:
     """Broken: a stream of that kind would be shown as something that it is not."""
     _if_ordinary(to_bytes(KINDS[kind]))
-    assert not _if_ordinary(to_bytes(small_stream()))
+    assert not _if_ordinary(to_bytes(every_event()))
 
 
 RUNS_OF_ALL_KINDS = [(0, 60, None, False), (60, 300, 0, True), (5, 20, 0, True), (9, 3, None, True)]
@@ -136,16 +134,15 @@ def test_what_is_not_as_expected(change: Any) -> None:
 
 def test_rounds_without_end() -> None:
     """Broken: each repetition of a page would cost as much as a round."""
-    repeated = [ram_piece(SectionType.PART, _run(0, 1, 0, False)) for _ in range(1200)]
+    repeated = [ram_part(_run(0, 1, 0, False)) for _ in range(1200)]
     assert _if_ordinary(_ordinary(*repeated[:900]))
     assert not _if_ordinary(_ordinary(*repeated))
 
 
 def test_more_memory_than_can_be_kept_track_of() -> None:
     """Broken: a stream that announces any amount of RAM would take a byte for each page of it."""
-    blocks = (events.RamBlock("pc.ram", 1 << 40),)
-    listed = ram_piece(SectionType.START, events.RamBlocks(0, 1 << 40, blocks))
-    assert not _if_ordinary(to_bytes([*OPENING, *listed, *closing(*DEVICES)]))
+    start = ram_start([events.RamBlock("pc.ram", 1 << 40)])
+    assert not _if_ordinary(to_bytes([*OPENING, *start, *closing(DEVICES, early=())]))
 
 
 def test_lengths_that_would_take_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vmferry.protocol.wire.marks import SectionType
 
+from tests import streams
 from tests.patience import PATIENCE
-from tests.protocol.conftest import to_bytes
 from tests.protocol.kinds import KINDS
 
 VMFERRY = [sys.executable, "-m", "vmferry.tools"]
@@ -50,11 +49,11 @@ def run_limited(arguments: list[str], feed: bytes, size: int) -> subprocess.Comp
 
 
 @pytest.mark.parametrize("kind", [*EXTRACTIONS, *CONVERSIONS])
-def test_file_too_large(streams: Any, tmp_path: Path, kind: str) -> None:
+def test_file_too_large(tmp_path: Path, kind: str) -> None:
     """Broken: an error of the output would be told of the input, or half of it be left."""
     out, size = tmp_path / "out", 4096 if kind in CONVERSIONS else LIMIT
     arguments = [word.format(out=out) for word in {**EXTRACTIONS, **CONVERSIONS}[kind]]
-    ran = run_limited(arguments, streams.whole, size)
+    ran = run_limited(arguments, streams.WHOLE, size)
     shown = f"{out}/000-pc.ram" if kind == "all" else out
     assert (ran.returncode, ran.stderr.decode()) == (1, f"vmferry: {shown}: File too large\n")
     assert os.listdir(tmp_path) == []
@@ -63,7 +62,7 @@ def test_file_too_large(streams: Any, tmp_path: Path, kind: str) -> None:
 def test_disk_too_large(tmp_path: Path) -> None:
     """Broken: an error of a disk's image would be told of the input."""
     out = tmp_path / "out"
-    feed = to_bytes(KINDS["block"])
+    feed = streams.to_bytes(KINDS["block"])
     ran = run_limited(["extract", "-", "--disks", str(out)], feed, LIMIT)
     assert ran.returncode == 1
     assert ran.stderr.decode().startswith(f"vmferry: {out}/000-")
@@ -71,7 +70,7 @@ def test_disk_too_large(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_full_disk(vmferry: Any, streams: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk(vmferry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken: an error that comes in the middle of an image would be told of the input."""
 
     def full(*_: object) -> int:
@@ -79,7 +78,7 @@ def test_full_disk(vmferry: Any, streams: Any, monkeypatch: pytest.MonkeyPatch) 
 
     folder = vmferry.folder / "folder"
     folder.mkdir()
-    path = vmferry.write("stream", streams.whole)
+    path = vmferry.write("stream", streams.WHOLE)
     monkeypatch.setattr(os, "pwrite", full)
     ran = vmferry.call("extract", path, "-o", str(folder / "out"))
     assert ran.output == f"vmferry: {folder}/out: No space left on device\n"
@@ -89,22 +88,22 @@ def test_full_disk(vmferry: Any, streams: Any, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     "arguments", [["extract", "-", "-o", "{out}"], ["convert", "-", "{out}", "--to", "plain"]]
 )
-def test_nothing_is_overwritten(vmferry: Any, streams: Any, arguments: list[str]) -> None:
+def test_nothing_is_overwritten(vmferry: Any, arguments: list[str]) -> None:
     """Broken: a mistyped name would cost the user a file."""
     out = Path(vmferry.write("out", b"older"))
     words = [word.format(out=out) for word in arguments]
-    ran = vmferry.call(*words, feed=streams.whole)
+    ran = vmferry.call(*words, feed=streams.WHOLE)
     assert ran.exit_code == 2
     assert ran.output.endswith(f"{out} exists already: name another one, or overwrite it with -f\n")
     assert out.read_bytes() == b"older"
-    assert vmferry.call(*words, "-f", feed=streams.whole).exit_code == 0
+    assert vmferry.call(*words, "-f", feed=streams.WHOLE).exit_code == 0
     assert out.stat().st_size > len(b"older")
 
 
 @pytest.mark.parametrize("command", ["verify", "diff"])
-def test_memory_too_small(vmferry: Any, streams: Any, command: str) -> None:
+def test_memory_too_small(vmferry: Any, command: str) -> None:
     """Broken: what is wrong with our own memory would be told of the stream."""
-    path = vmferry.write("stream", streams.whole)
+    path = vmferry.write("stream", streams.WHOLE)
     against = [path] if command == "diff" else ["--against", path]
     ran = run_limited([command, path, *against], b"", LIMIT)
     told = "vmferry: RAM block pc.ram, in memory: File too large\n"
@@ -112,7 +111,7 @@ def test_memory_too_small(vmferry: Any, streams: Any, command: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "gzip", "libvirt"])
-def test_full_standard_output(vmferry: Any, streams: Any, kind: str) -> None:
+def test_full_standard_output(vmferry: Any, kind: str) -> None:
     """Broken: an error of the output would be told of the input, or told twice."""
     xml = ["--xml", vmferry.write("xml", b"<domain/>")] if kind == "libvirt" else []
     # It fits into a buffer.
@@ -134,9 +133,9 @@ def test_full_standard_output(vmferry: Any, streams: Any, kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["stream", "link", "hard", "-"])
 @pytest.mark.parametrize("command", ["extract", "convert"])
-def test_the_stream_is_not_replaced(vmferry: Any, streams: Any, command: str, name: str) -> None:
+def test_the_stream_is_not_replaced(vmferry: Any, command: str, name: str) -> None:
     """Broken: a slip of the hand would cost the stream itself."""
-    path = vmferry.write("stream", streams.whole)
+    path = vmferry.write("stream", streams.WHOLE)
     (vmferry.folder / "link").symlink_to(path)
     (vmferry.folder / "hard").hardlink_to(path)
     out = path if name == "-" else str(vmferry.folder / name)
@@ -148,45 +147,43 @@ def test_the_stream_is_not_replaced(vmferry: Any, streams: Any, command: str, na
         )
     assert ran.returncode == 2
     assert f"{out} is the stream itself" in ran.stderr.decode()
-    assert Path(path).read_bytes() == streams.whole
+    assert Path(path).read_bytes() == streams.WHOLE
 
 
 @pytest.mark.parametrize("options", [["-o", "{out}"], ["-o", "{out}", "--all"]])
-def test_two_outputs_of_one_name(vmferry: Any, streams: Any, options: list[str]) -> None:
+def test_two_outputs_of_one_name(vmferry: Any, options: list[str]) -> None:
     """Broken: one output would take the place of another, and the command fail when it ends."""
     out = vmferry.folder / "out"
     words = [word.format(out=out) for word in options]
-    feed = streams.whole
+    feed = streams.WHOLE
     ran = vmferry.run("extract", "-", *words, "--devices", f"{out.parent}/./out", feed=feed)
     assert ran.error == f"{out}: two outputs of this name"
     assert not out.exists()
 
 
-def test_a_link_leads_to_the_output(vmferry: Any, streams: Any) -> None:
+def test_a_link_leads_to_the_output(vmferry: Any) -> None:
     """Broken: a link would be replaced, and the file that it leads to stay as it was."""
     target, link = vmferry.folder / "folder" / "target", vmferry.folder / "link"
     target.parent.mkdir()
     link.symlink_to(target)
-    ran = vmferry.call("convert", "-", str(link), "--to", "plain", feed=streams.whole)
+    ran = vmferry.call("convert", "-", str(link), "--to", "plain", feed=streams.WHOLE)
     assert ran.exit_code == 0, ran.output
     assert link.is_symlink()
-    assert target.read_bytes() == streams.whole
+    assert target.read_bytes() == streams.WHOLE
     assert os.listdir(target.parent) == ["target"]
 
 
-def test_no_image_in_standard_output(vmferry: Any, streams: Any) -> None:
+def test_no_image_in_standard_output(vmferry: Any) -> None:
     """Broken: a file named - would be there, and nobody find it."""
-    ran = vmferry.call("extract", "-", "-o", "-", feed=streams.whole)
+    ran = vmferry.call("extract", "-", "-o", "-", feed=streams.WHOLE)
     assert ran.exit_code == 2
     assert "-o needs a file" in ran.output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_nothing_is_left_when_it_is_told_to_end(
-    number: signal.Signals, streams: Any, tmp_path: Path
-) -> None:
+def test_nothing_is_left_when_it_is_told_to_end(number: signal.Signals, tmp_path: Path) -> None:
     """Broken: a part of an image, as large as the guest, would stay in a hidden file."""
-    pages = streams.piece(SectionType.PART, streams.pages(0, range(256)))
+    pages = streams.ram_part(streams.page_run(0, range(256)))
     begun = streams.to_bytes([*streams.opening(), *(event for _ in range(6) for event in pages)])
     with subprocess.Popen(
         [*VMFERRY, "extract", "-", "-o", tmp_path / "out"],

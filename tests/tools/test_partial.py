@@ -22,20 +22,21 @@ from vmferry.tools.extract.guest import Wanted, extract
 
 from tests.fuzz.seeds import SEEDS
 from tests.fuzz.targets import harmless
-from tests.protocol.conftest import read
 from tests.protocol.kinds import KINDS as STREAM_KINDS
 from tests.protocol.kinds import mapped
-from tests.tools.conftest import (
+from tests.streams import (
     BLOCKS,
     PAGE,
     changes,
     closing,
-    describe,
     device,
     opening,
-    pages,
-    piece,
+    page_run,
+    ram_part,
+    read,
+    stream_with,
     to_bytes,
+    zeros,
     zipped,
 )
 from tests.tools.salvaging import KINDS, Damaged, Sound, Verdict, flip
@@ -48,12 +49,12 @@ CHANGED = (20, 21, 22, 200)
 
 def _stream() -> bytes:
     """Two rounds: every page; then some again, and some as what changed in them."""
-    every = [pages(0, range(100)), pages(0, range(100, 140), 0, continued=True)]
-    every += [pages(0, range(140, 256), continued=True), pages(1, range(8))]
-    again = [pages(0, range(10, 15), 7), pages(0, [30, 31, 32], continued=True)]
+    every = [page_run(0, range(100)), page_run(0, range(100, 140), 0, continued=True)]
+    every += [page_run(0, range(140, 256), continued=True), page_run(1, range(8))]
+    again = [page_run(0, range(10, 15), 7), page_run(0, [30, 31, 32], continued=True)]
     changed = changes(0, {number: (number % 100, b"new") for number in CHANGED})
     zip_ = zipped(0, dict.fromkeys(range(210, 220), b"zipped"))
-    parts = [piece(PART, *every), piece(PART, *again), piece(PART, changed, zip_)]
+    parts = [ram_part(*every), ram_part(*again), ram_part(changed, zip_)]
     return to_bytes([*opening(), *(event for part in parts for event in part), *closing()])
 
 
@@ -177,15 +178,8 @@ def test_most_bits_of_a_header_are_mended(sound: Sound, tmp_path: Path) -> None:
 def test_two_blocks_of_one_length(tmp_path: Path) -> None:
     """Broken: pages behind damage would be put into a block by guess, without a word."""
     blocks = (events.RamBlock("a", 64 * PAGE), events.RamBlock("b", 64 * PAGE))
-
-    def run(index: int, numbers: range) -> events.PageRun:
-        offsets = np.arange(numbers.start, numbers.stop, dtype=np.uint64) * np.uint64(PAGE)
-        rng = np.random.default_rng(index)
-        data = rng.integers(0, 256, (len(offsets), PAGE), np.uint8)
-        return events.PageRun(0, blocks[index], index, offsets, data)
-
-    found = [run(0, range(64)), run(1, range(64))]
-    sound = Sound(to_bytes([*opening(blocks), *piece(PART, *found), *closing()]))
+    found = [page_run(index, range(64), blocks=blocks) for index in (0, 1)]
+    sound = Sound(stream_with(*found, blocks=blocks))
     # What is lost may hold the end of one block and the beginning of the other.
     start = next(r.start for r in sound.records if (r.block, r.number) == ("a", 20))
     end = next(r.start for r in sound.records if (r.block, r.number) == ("b", 30))
@@ -200,15 +194,10 @@ def test_wrong_guess_leaves_nothing_in_silence(tmp_path: Path) -> None:
     """Broken: where pages are put into a block by guess, the one that they may be of would pass for
     up to date."""
     blocks = (events.RamBlock("a", 64 * PAGE), events.RamBlock("b", 64 * PAGE))
-
-    def run(index: int, seed: int, numbers: range, continued: bool = False) -> events.PageRun:
-        offsets = np.arange(numbers.start, numbers.stop, dtype=np.uint64) * np.uint64(PAGE)
-        data = np.random.default_rng(seed).integers(0, 256, (len(offsets), PAGE), np.uint8)
-        return events.PageRun(0, blocks[index], index, offsets, data, 0, continued)
-
     # All of `b`, and where the second round names `a`, are lost: the rest of it looks like `b`.
-    found = [run(0, 1, range(64)), run(1, 2, range(64)), run(0, 3, range(10, 40))]
-    sound = Sound(to_bytes([*opening(blocks), *piece(PART, *found), *closing()]))
+    found = [page_run(index, range(64), blocks=blocks) for index in (0, 1)]
+    found.append(page_run(0, range(10, 40), blocks=blocks, seed=3))
+    sound = Sound(stream_with(*found, blocks=blocks))
     start = next(r.start for r in sound.records if (r.block, r.number) == ("a", 50))
     end = next(r.start for r in sound.records[128:] if (r.block, r.number) == ("a", 15))
     verdict = sound.judge(_hole(sound, start, end - start), tmp_path / "out")
@@ -222,13 +211,7 @@ def test_damage_behind_pages_of_no_known_block(vmferry: Any) -> None:
     would end in a traceback, or be put down to the last block."""
     lengths = {"a": 8192, "b": 8192, "c": 4096, "d": 1}
     blocks = tuple(events.RamBlock(name, count * PAGE) for name, count in lengths.items())
-
-    def run(index: int, numbers: list[int]) -> events.PageRun:
-        offsets = np.array(numbers, np.uint64) * np.uint64(PAGE)
-        return events.PageRun(0, blocks[index], index, offsets, None)
-
-    found = [run(index, [*range(count)]) for index, count in enumerate(lengths.values())]
-    data = to_bytes([*opening(blocks), *piece(PART, *found), *closing()])
+    data = to_bytes([*opening(blocks), *zeros(blocks), *closing()])
     record = data.index(b"\0\x02\x01c") + 5
     # One record of `c` has the number of a page that `c` has not.
     for number, flags, bad in ((10, 0xFFF, 10), (400, 0x22, 5000), (1600, 0xFFF, 1600)):
@@ -248,7 +231,7 @@ def test_memory_that_looks_like_a_stream(tmp_path: Path) -> None:
     ram = np.frombuffer(_stream()[2000:].ljust(256 * PAGE, b"\0")[: 256 * PAGE], np.uint8)
     offsets = np.arange(256, dtype=np.uint64) * np.uint64(PAGE)
     run = events.PageRun(0, BLOCKS[0], 0, offsets, ram.reshape(-1, PAGE))
-    sound = Sound(to_bytes([*opening(), *piece(PART, run, pages(1, range(8))), *closing()]))
+    sound = Sound(stream_with(run, page_run(1, range(8))))
     for kind in ("4k", "64k", "lost", "inserted"):
         for number in range(12):
             damaged = KINDS[kind](sound.data, random.Random(number))
@@ -269,9 +252,9 @@ def test_disk_that_holds_a_stream(tmp_path: Path) -> None:
         return [section, *records, EndOfDisks(0), events.Footer(0, 9)]
 
     moved = [*disks(SectionType.START), *disks(PART, DiskBlock(0, "disk0", 0, saved))]
-    again = pages(0, range(30, 40), 9)
+    again = page_run(0, range(30, 40), 9)
     end = disks(SectionType.END)
-    found = [*opening(), *moved, *piece(PART, again), *end, *closing()]
+    found = [*opening(), *moved, *ram_part(again), *end, *closing()]
     sound = Sound(to_bytes(found))
     at = sound.data.index(b"disk0")
     verdict = sound.judge(_hole(sound, at - 9, 20), tmp_path / "out")
@@ -284,10 +267,8 @@ def test_forged_devices(tmp_path: Path) -> None:
     """Broken: a section that a guest wrote into a damaged device would pass for another device."""
     forged = to_bytes([device(4, "cpu", b"forged" * 4, instance_id=1)])
     last = [device(3, "screen", forged * 9), device(4, "cpu", b"really" * 4, instance_id=1)]
-    ends = closing()
-    timer = device(0, "timer", b"\x01" * 24)
-    tail = [*piece(SectionType.END), *last, ends[-2], describe([*last, timer])]
-    sound = Sound(to_bytes([*opening(), *piece(PART, pages(0, range(256))), *tail]))
+    pages = ram_part(page_run(0, range(256)))
+    sound = Sound(to_bytes([*opening(), *pages, *closing(last)]))
     screen = sound.data.index(b"screen")
     for at, size in ((screen - 2, 1), (sound.data.index(b"really") - 40, 4)):
         damaged = _hole(sound, at, size)
@@ -377,7 +358,7 @@ def test_what_is_said(sound: Sound, vmferry: Any, tmp_path: Path) -> None:
     ran = vmferry.call("extract", "-f", path, "--partial", "--json", "-o", out)
     found = json.loads(ran.stdout)["survival"]
     assert found["blocks"][0]["lost"] == {"pages": 2, "ranges": [[50 * PAGE, 52 * PAGE]]}
-    assert [one["name"] for one in found["devices"]["kept"]][:2] == ["timer", "cpu"]
+    assert [one["name"] for one in found["devices"]["kept"]][:2] == ["early", "cpu"]
     whole = vmferry.write("whole", sound.data)
     ran = vmferry.call("extract", "-f", whole, "--partial", "-o", out)
     assert (ran.exit_code, ran.stderr) == (0, "")

@@ -19,6 +19,7 @@ import pytest
 import zstandard
 from vmferry.tools.sources.search import MAX_SEARCHED
 
+from tests import streams
 from tests.tools.test_behind import COMPRESS
 from tests.tools.test_containers import save_image
 from tests.tools.test_snapshots import Layout
@@ -75,10 +76,10 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_named_in_one_line(vmferry: Any, streams: Any, kind: str) -> None:
+def test_named_in_one_line(vmferry: Any, kind: str) -> None:
     """Broken: all that can be said of a file would be that it has no QEVM at its start."""
     make, said = KINDS[kind]
-    path = vmferry.write("file", make(streams.small))
+    path = vmferry.write("file", make(streams.SMALL))
     errors = []
     for command, *options in (["dump"], ["verify"], ["convert", "-f", f"{path}.out", "--to=plain"]):
         ran = vmferry.call(command, path, *options)
@@ -123,9 +124,9 @@ def test_qcow2_features_are_named(vmferry: Any) -> None:
 
 @pytest.mark.parametrize("offset", [1, 512, 4096, 77_777, (4 << 20) - 3, 4 << 20, 9_000_001])
 @pytest.mark.parametrize("kind", ["plain", "libvirt", *sorted(set(COMPRESS) - {"lzma"})])
-def test_stream_at_an_offset(vmferry: Any, streams: Any, kind: str, offset: int) -> None:
+def test_stream_at_an_offset(vmferry: Any, kind: str, offset: int) -> None:
     """Broken: a stream inside another file would not be found, or not at its place."""
-    data = streams.whole
+    data = streams.WHOLE
     if kind != "plain":
         data = save_image(data) if kind == "libvirt" else COMPRESS[kind](data)
     before = (NOISE * (offset // len(NOISE) + 1))[:offset]
@@ -139,10 +140,10 @@ def test_stream_at_an_offset(vmferry: Any, streams: Any, kind: str, offset: int)
     assert vmferry.call("verify", path, "--offset", hex(offset)).exit_code == 0
 
 
-def test_offset_of_every_command(vmferry: Any, streams: Any) -> None:
+def test_offset_of_every_command(vmferry: Any) -> None:
     """Broken: one of the commands would read from the file's start, or count places from there."""
-    plain = vmferry.write("plain", streams.whole)
-    path = vmferry.write("file", NOISE[:5000] + streams.whole + NOISE)
+    plain = vmferry.write("plain", streams.WHOLE)
+    path = vmferry.write("file", NOISE[:5000] + streams.WHOLE + NOISE)
     behind = {"bytes": len(NOISE), "exact": True, "layer": None, "warning": None}
     same = json.loads(vmferry.call("dump", "--json", plain).stdout)
     found = json.loads(vmferry.call("dump", "--json", path, "--offset", "5000").stdout)
@@ -163,13 +164,13 @@ def test_offset_of_every_command(vmferry: Any, streams: Any) -> None:
     for image, arguments in zip(images, ((plain,), (path, "--offset", "5000")), strict=True):
         assert vmferry.call("extract", "-f", *arguments, "-o", str(image)).exit_code == 0
     assert images[0].read_bytes() == images[1].read_bytes()
-    ran = vmferry.call("verify", "-", "--offset", "5000", feed=NOISE[:5000] + streams.whole)
+    ran = vmferry.call("verify", "-", "--offset", "5000", feed=NOISE[:5000] + streams.WHOLE)
     assert ran.exit_code == 0
 
 
-def test_bad_offsets(vmferry: Any, streams: Any) -> None:
+def test_bad_offsets(vmferry: Any) -> None:
     """Broken: a place behind the end, or a wrong number, would end in a traceback."""
-    path = vmferry.write("stream", streams.whole)
+    path = vmferry.write("stream", streams.WHOLE)
     assert "so no offset 1099511627776" in vmferry.run("verify", path, "--offset", "1T").error
     assert "so no offset" in vmferry.run("verify", "-", "--offset", "1T", feed=b"abc").error
     for text in ("0xyz", "-1", "1x", "0x" + "f" * 17):
@@ -178,39 +179,39 @@ def test_bad_offsets(vmferry: Any, streams: Any) -> None:
     for option in ("--other-offset", "--other-length"):
         ran = vmferry.call("verify", path, option, "1")
         assert (ran.exit_code, f"{option} is for --against" in ran.stderr) == (2, True)
-    image = vmferry.write("image", bytes(512) + Layout(streams.whole).build())
+    image = vmferry.write("image", bytes(512) + Layout(streams.WHOLE).build())
     assert "a file of its own" in vmferry.run("dump", image, "--offset", "512").error
 
 
-def test_search_is_bounded(vmferry: Any, streams: Any) -> None:
+def test_search_is_bounded(vmferry: Any) -> None:
     """Broken: a large file would be searched for hours, or fill the memory."""
     path = Path(vmferry.folder / "large")
     with path.open("wb") as file:
         file.seek(MAX_SEARCHED + (1 << 20))
-        file.write(streams.whole)
+        file.write(streams.WHOLE)
         file.truncate(1 << 40)
     ran = vmferry.run("verify", str(path))
     assert "no stream in its first 64.0 MiB" in ran.error
     assert ran.rss < 200 << 10
 
 
-def test_crlf_is_named(vmferry: Any, streams: Any) -> None:
+def test_crlf_is_named(vmferry: Any) -> None:
     """Broken: nobody would see that a stream was copied as text."""
-    damaged = streams.whole.replace(b"\n", b"\r\n")
+    damaged = streams.WHOLE.replace(b"\n", b"\r\n")
     error = vmferry.run("verify", vmferry.write("stream", damaged)).error
     assert "carriage returns stand before all its line feeds" in error
     ran = vmferry.call("verify", "--json", vmferry.write("stream", damaged))
     assert "carriage returns" in json.loads(ran.stdout)["error"]["message"]
-    for place in (5000, len(streams.whole) // 2):
-        other = bytearray(streams.whole)
+    for place in (5000, len(streams.WHOLE) // 2):
+        other = bytearray(streams.WHOLE)
         other[place : place + 4000] = NOISE[:4000]
         ran = vmferry.call("verify", vmferry.write("stream", bytes(other)))
         assert "carriage" not in ran.output
 
 
-def test_holes_are_named(vmferry: Any, streams: Any) -> None:
+def test_holes_are_named(vmferry: Any) -> None:
     """Broken: nobody would see that a part of a file was lost, nor which one."""
-    whole = streams.whole
+    whole = streams.WHOLE
     start, end = 0x2000, 0x4000
     hole = whole[:start] + bytes(end - start) + whole[end:]
     for path in (vmferry.write("hole", hole), vmferry.write("moved", NOISE[:512] + hole)):
@@ -223,13 +224,12 @@ def test_holes_are_named(vmferry: Any, streams: Any) -> None:
     assert f"from {start:#x} to its end the file has zeros only" in vmferry.run("verify", cut).error
 
 
-def test_no_page_size_hint_where_it_is_known(vmferry: Any, streams: Any) -> None:
+def test_no_page_size_hint_where_it_is_known(vmferry: Any) -> None:
     """Broken: after hundreds of good pages, the page size would be suspected."""
-    first = streams.opening()
     # A machine without configuration has no early devices either.
-    del first[1:3]
-    many = streams.to_bytes([*first, *streams.piece(2, streams.pages(0, range(200)))[:2]])
-    few = streams.to_bytes([*first, *streams.piece(2, streams.pages(0, range(3)))[:2]])
+    first = [*streams.opening()[:1], *streams.ram_start()]
+    many = streams.to_bytes([*first, *streams.ram_part(streams.page_run(0, range(200)))[:2]])
+    few = streams.to_bytes([*first, *streams.ram_part(streams.page_run(0, range(3)))[:2]])
     for data, said in ((many, False), (few, True)):
         path = vmferry.write("stream", data + b"\xff" * 3000)
         error = vmferry.run("verify", path).error
@@ -249,9 +249,9 @@ def test_nothing_more_is_loaded() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_a_stream_packed_twice_is_found(vmferry: Any, streams: Any) -> None:
+def test_a_stream_packed_twice_is_found(vmferry: Any) -> None:
     """Broken: an archive in compressed data would not be named, or a place that is of no use."""
-    for data in (gzip.compress(_tar(streams.whole)), zstandard.compress(_tar(streams.whole))):
+    for data in (gzip.compress(_tar(streams.WHOLE)), zstandard.compress(_tar(streams.WHOLE))):
         error = vmferry.run("verify", vmferry.write("archive", data)).error
         assert "a tar archive" in error
         assert "begins at offset 512 of the" in error

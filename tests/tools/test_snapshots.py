@@ -17,6 +17,8 @@ from vmferry.protocol.formats import qcow2
 from vmferry.tools.sources.containers import unpack
 from vmferry.tools.sources.snapshots import Image, MachineState
 
+from tests import streams
+
 DISK = 5 << 20
 STEP = 512
 """Bytes that the places of clusters are a multiple of."""
@@ -161,13 +163,13 @@ def test_subclusters_are_read() -> None:
     assert read(bytes(image)) == expected
 
 
-def test_snapshot_is_dumped(vmferry: Any, streams: Any) -> None:
+def test_snapshot_is_dumped(vmferry: Any) -> None:
     """Broken: `savevm` in a qcow2 image would not be seen, by name, by id, or in a list."""
-    path = vmferry.write("disk.qcow2", Layout(streams.small).build())
+    path = vmferry.write("disk.qcow2", Layout(streams.SMALL).build())
     assert "first" in vmferry.call("dump", path).stdout
     listed = json.loads(vmferry.call("dump", "--json", path).stdout)["snapshots"]
     taken = "2023-11-14T22:13:20+00:00"
-    size = len(streams.small)
+    size = len(streams.SMALL)
     assert listed == [{"id": "7", "name": "first", "taken": taken, "state_size": size}]
     for name in ("first", "7"):
         found = json.loads(vmferry.call("dump", "--json", f"{path}#{name}").stdout)
@@ -177,9 +179,9 @@ def test_snapshot_is_dumped(vmferry: Any, streams: Any) -> None:
     assert "no snapshot 'nix'" in vmferry.run("verify", f"{path}#nix").error
 
 
-def test_a_sign_in_a_file_name_is_no_snapshot(vmferry: Any, streams: Any) -> None:
+def test_a_sign_in_a_file_name_is_no_snapshot(vmferry: Any) -> None:
     """Broken: a file with a # in its name could not be read."""
-    assert vmferry.call("dump", vmferry.write("a#b", streams.small)).exit_code == 0
+    assert vmferry.call("dump", vmferry.write("a#b", streams.SMALL)).exit_code == 0
 
 
 SMALL = Layout(b"state" * 100)

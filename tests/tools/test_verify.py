@@ -19,6 +19,7 @@ from vmferry.tools.compare.verify import verify
 from vmferry.tools.rebuild.arrivals import Arrivals
 from vmferry.tools.sources.stream_events import How
 
+from tests import streams
 from tests.protocol.kinds import mapped
 from tests.tools.test_containers import save_image
 
@@ -26,9 +27,9 @@ PAGE = 4096
 
 
 @pytest.fixture
-def stream(streams: Any, vmferry: Any) -> str:
+def stream(vmferry: Any) -> str:
     """The path of a whole stream."""
-    return str(vmferry.write("stream", streams.whole))
+    return str(vmferry.write("stream", streams.WHOLE))
 
 
 def test_valid(stream: str, vmferry: Any) -> None:
@@ -37,25 +38,25 @@ def test_valid(stream: str, vmferry: Any) -> None:
     assert (result.exit_code, result.stdout) == (0, f"{stream}: valid\n")
 
 
-def test_from_standard_input(streams: Any, vmferry: Any) -> None:
+def test_from_standard_input(vmferry: Any) -> None:
     """Broken: a stream could not be verified as it is unpacked."""
-    result = vmferry.call("verify", "-", feed=streams.whole)
+    result = vmferry.call("verify", "-", feed=streams.WHOLE)
     assert (result.exit_code, result.stdout) == (0, "-: valid\n")
 
 
-def test_equal_ram(streams: Any, stream: str, vmferry: Any) -> None:
+def test_equal_ram(stream: str, vmferry: Any) -> None:
     """Broken: RAM that is right would be called wrong: pages sent twice, zeroed or filled."""
     files = [
-        vmferry.write(f"ram={n}", bytes(image)) for n, image in enumerate(streams.ram.values())
+        vmferry.write(f"ram={n}", bytes(image)) for n, image in enumerate(streams.RAM.values())
     ]
-    pairs = [f"--ram={block}={file}" for block, file in zip(streams.ram, files, strict=True)]
+    pairs = [f"--ram={block}={file}" for block, file in zip(streams.RAM, files, strict=True)]
     result = vmferry.call("verify", stream, *pairs)
     assert (result.exit_code, result.stdout) == (0, f"{stream}: valid; RAM is equal\n")
 
 
-def test_differing_pages_are_named(streams: Any, stream: str, vmferry: Any) -> None:
+def test_differing_pages_are_named(stream: str, vmferry: Any) -> None:
     """Broken: a lost page would pass, or nobody would know which one it is."""
-    image = bytearray(streams.ram["pc.ram"])
+    image = bytearray(streams.RAM["pc.ram"])
     differing = [1, 21, 50, 100, 255]
     for page in differing:
         image[page * PAGE + page] ^= 1
@@ -66,21 +67,21 @@ def test_differing_pages_are_named(streams: Any, stream: str, vmferry: Any) -> N
     assert result.stdout == f"pc.ram: 5 pages differ, at {where}\n"
 
 
-def test_only_the_first_differing_pages(streams: Any, stream: str, vmferry: Any) -> None:
+def test_only_the_first_differing_pages(stream: str, vmferry: Any) -> None:
     """Broken: another guest's image would print a line as long as the guest is large."""
-    image = bytes(byte ^ 0xFF for byte in streams.ram["pc.ram"])
+    image = bytes(byte ^ 0xFF for byte in streams.RAM["pc.ram"])
     result = vmferry.call("verify", stream, f"--ram=pc.ram={vmferry.write('image', image)}")
     assert result.exit_code == 1
     where = ", ".join(f"{page * PAGE:#x}" for page in range(8))
     assert result.stdout == f"pc.ram: 256 pages differ, at {where}, ...\n"
 
 
-def test_json_keys_are_stable(streams: Any, stream: str, vmferry: Any) -> None:
+def test_json_keys_are_stable(stream: str, vmferry: Any) -> None:
     """Broken: every program that reads the answer would break."""
-    image = bytearray(streams.ram["pc.ram"])
+    image = bytearray(streams.RAM["pc.ram"])
     image[3 * PAGE] ^= 1
     file = vmferry.write("image", bytes(image))
-    rom = vmferry.write("rom", bytes(streams.ram["/rom@etc/acpi"]))
+    rom = vmferry.write("rom", bytes(streams.RAM["/rom@etc/acpi"]))
     result = vmferry.call(
         "verify", "--json", stream, f"--ram=pc.ram={file}", f"--ram=/rom@etc/acpi={rom}"
     )
@@ -103,9 +104,9 @@ def test_json_keys_are_stable(streams: Any, stream: str, vmferry: Any) -> None:
     }
 
 
-def test_json_of_a_damaged_stream(streams: Any, vmferry: Any) -> None:
+def test_json_of_a_damaged_stream(vmferry: Any) -> None:
     """Broken: a program could not tell where a stream is damaged."""
-    damaged = bytearray(streams.small)
+    damaged = bytearray(streams.SMALL)
     damaged[-200] = 0
     result = vmferry.call("verify", "--json", vmferry.write("stream", bytes(damaged)))
     assert result.exit_code == 1
@@ -162,18 +163,16 @@ def test_block_twice(stream: str, vmferry: Any) -> None:
     assert "twice" in result.stderr
 
 
-def test_sparse_ram(streams: Any, vmferry: Any, tmp_path: Path) -> None:
+def test_sparse_ram(vmferry: Any, tmp_path: Path) -> None:
     """Broken: holes would be skipped where the other side has data."""
     block = events.RamBlock("pc.ram", 64 << 20)
-    runs = [streams.pages(0, [1]), streams.pages(0, [5000])]
-    opening = streams.opening((block,))
-    data = streams.to_bytes([*opening, *streams.piece(SectionType.PART, *runs), *streams.closing()])
-    path = vmferry.write("stream", data)
+    first, other = (streams.page_run(0, [number], blocks=[block]) for number in (1, 5000))
+    path = vmferry.write("stream", streams.stream_with(first, other, blocks=[block]))
     file = tmp_path / "image"
     with file.open("wb") as image:
         image.truncate(block.length)
         image.seek(PAGE)
-        image.write(runs[0].data.tobytes())
+        image.write(streams.contents(first))
         image.seek(48 << 20)
         image.write(b"\1")
     result = vmferry.call("verify", path, f"--ram=pc.ram={file}")
@@ -181,12 +180,10 @@ def test_sparse_ram(streams: Any, vmferry: Any, tmp_path: Path) -> None:
     assert lines[-1] == f"pc.ram: 2 pages differ, at {5000 * PAGE:#x}, {48 << 20:#x}"
 
 
-def test_wrong_xbzrle(streams: Any, vmferry: Any) -> None:
+def test_wrong_xbzrle(vmferry: Any) -> None:
     """Broken: a stream that no destination can load would be called valid."""
     bad = streams.changes(0, {5: (0, b"abc"), 7: (3, b"")})
-    data = streams.to_bytes(
-        [*streams.opening(), *streams.piece(SectionType.PART, bad), *streams.closing()]
-    )
+    data = streams.stream_with(bad)
     result = vmferry.call("verify", vmferry.write("stream", data))
     assert result.exit_code == 1
     offset = data.index(b"abc") + 3 + 11
@@ -194,17 +191,16 @@ def test_wrong_xbzrle(streams: Any, vmferry: Any) -> None:
     assert result.stderr.endswith(message)
 
 
-def test_compressed_pages(streams: Any, vmferry: Any) -> None:
+def test_compressed_pages(vmferry: Any) -> None:
     """Broken: RAM sent with the capability `compress` would be called wrong."""
     made = [
         *streams.opening(),
-        *streams.piece(SectionType.PART, streams.pages(0, range(256), 0)),
-        *streams.piece(
-            SectionType.PART,
-            streams.pages(1, range(8), 0),
-            streams.pages(0, range(8)),
+        *streams.ram_part(streams.page_run(0, range(256), 0)),
+        *streams.ram_part(
+            streams.page_run(1, range(8), 0),
+            streams.page_run(0, range(8)),
             streams.zipped(0, {3: b"new", 7: b"", 200: b"far"}),
-            streams.pages(0, [200], 0),
+            streams.page_run(0, [200], 0),
             streams.zipped(1, {0: b"rom"}),
         ),
         *streams.closing(),
@@ -218,12 +214,10 @@ def test_compressed_pages(streams: Any, vmferry: Any) -> None:
     assert (result.exit_code, result.stdout) == (0, f"{path}: valid; RAM is equal\n")
 
 
-def test_a_wrong_compressed_page(streams: Any, vmferry: Any) -> None:
+def test_a_wrong_compressed_page(vmferry: Any) -> None:
     """Broken: a page that nobody can decompress would pass, where no RAM is compared."""
     run = streams.zipped(0, {3: b"new"})
-    data = streams.to_bytes(
-        [*streams.opening(), *streams.piece(SectionType.PART, run), *streams.closing()]
-    )
+    data = streams.stream_with(run)
     at = data.index(run.data.tobytes())
     damaged = data[: at + 9] + b"\xff" + data[at + 10 :]
     result = vmferry.call("verify", vmferry.write("stream", damaged))
@@ -231,20 +225,19 @@ def test_a_wrong_compressed_page(streams: Any, vmferry: Any) -> None:
     assert f"offset {at:#x} (section 'ram'): COMPRESS_PAGE: not the zlib data" in result.stderr
 
 
-def test_shared_ram(streams: Any, vmferry: Any) -> None:
+def test_shared_ram(vmferry: Any) -> None:
     """Broken: RAM that stayed at the source would be compared as if it were all zero."""
     blocks = (
         events.RamBlock("shared", 4 * PAGE, address=0),
         events.RamBlock("vram", 4 * PAGE, address=0xE0000000),
     )
-    rest = np.arange(4, dtype=np.uint64) * np.uint64(PAGE)
-    zeros = events.PageRun(0, blocks[1], 1, rest, None)
-    run = events.PageRun(0, blocks[1], 1, rest[:1], np.ones((1, PAGE), np.uint8))
+    zeros = streams.page_run(1, range(4), 0, blocks=blocks)
+    run = streams.page_run(1, [0], blocks=blocks)
     head = events.Configuration(0, "pc-q35-7.2", PAGE, ("x-ignore-shared",))
     made = [events.Header(0), head, *streams.opening(blocks)[2:]]
-    made += [*streams.piece(SectionType.PART, zeros, run), *streams.closing()]
+    made += [*streams.ram_part(zeros, run), *streams.closing()]
     path = vmferry.write("stream", streams.to_bytes(made))
-    good = vmferry.write("vram", b"\1" * PAGE + bytes(3 * PAGE))
+    good = vmferry.write("vram", streams.contents(run) + bytes(3 * PAGE))
     result = vmferry.call("verify", path, f"--ram=vram={good}")
     told = "RAM block shared is not in the stream: it is shared (x-ignore-shared)"
     lines = [f"{path}: valid; RAM is equal", f"not checked: {told}"]
@@ -258,19 +251,13 @@ def test_shared_ram(streams: Any, vmferry: Any) -> None:
     )
 
 
-def test_page_size_of_the_reader(streams: Any, vmferry: Any) -> None:
+def test_page_size_of_the_reader(vmferry: Any) -> None:
     """Broken: a stream that tells its page size only at its end could not be read at all."""
     block = events.RamBlock("ram", 8192)
-    run = events.PageRun(0, block, 0, np.zeros(1, np.uint64), np.ones((1, 8192), np.uint8))
-    data = streams.to_bytes(
-        [
-            events.Header(0),
-            *streams.piece(SectionType.START, events.RamBlocks(0, 8192, (block,))),
-            *streams.piece(SectionType.END, run),
-            events.EndOfStream(0),
-        ]
-    )
-    image = vmferry.write("image", b"\1" * 8192)
+    run = streams.page_run(0, [0], blocks=[block], page_size=8192)
+    ram = [*streams.ram_start([block]), *streams.ram_piece(SectionType.END, run)]
+    data = streams.to_bytes([events.Header(0), *ram, events.EndOfStream(0)])
+    image = vmferry.write("image", streams.contents(run))
     path = vmferry.write("stream", data)
     assert verify(io.BytesIO(data), {"ram": image}, how=How(8192)).ram[0].equal
     result = vmferry.call("verify", path)
@@ -279,26 +266,15 @@ def test_page_size_of_the_reader(streams: Any, vmferry: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [256, 1024, 2048, 8192, 65536])
-def test_page_size_of_the_description(size: int, streams: Any, vmferry: Any) -> None:
+def test_page_size_of_the_description(size: int, vmferry: Any) -> None:
     """Broken: streams of 160 of QEMU's 199 Arm machines, and all of AVR, would be refused."""
     block = events.RamBlock("ram", 400 * size)
-    places = np.arange(400, dtype=np.uint64) * np.uint64(size)
-    ones = np.ones((100, size), np.uint8)
-    runs = [
-        events.PageRun(0, block, 0, places[:100], ones),
-        events.PageRun(0, block, 0, places[100:], None),
-    ]
-    value = {"page_size": size, "devices": []}
-    data = streams.to_bytes(
-        [
-            events.Header(0),
-            *streams.piece(SectionType.START, events.RamBlocks(0, 400 * size, (block,))),
-            *streams.piece(SectionType.END, *runs),
-            events.EndOfStream(0),
-            events.Description(0, json.dumps(value).encode(), value),
-        ]
-    )
-    image = vmferry.write("image", ones.tobytes() + bytes(300 * size))
+    run = streams.page_run(0, range(100), blocks=[block], page_size=size)
+    rest = streams.page_run(0, range(100, 400), 0, blocks=[block], page_size=size)
+    ram = [*streams.ram_start([block]), *streams.ram_piece(SectionType.END, run, rest)]
+    told = streams.description([], page_size=size)
+    data = streams.to_bytes([events.Header(0), *ram, events.EndOfStream(0), told])
+    image = vmferry.write("image", streams.contents(run) + bytes(300 * size))
     for name, content in (
         ("plain", data),
         ("tail", data + bytes(70000)),
@@ -342,9 +318,9 @@ def test_mapped_ram_from_a_pipe(vmferry: Any) -> None:
             verify(cast(BinaryIO, cat.stdout), {})
 
 
-def test_pages_that_never_come(streams: Any, vmferry: Any) -> None:
+def test_pages_that_never_come(vmferry: Any) -> None:
     """Broken: a stream that lost pages would be called whole."""
-    path = vmferry.write("stream", streams.small)
+    path = vmferry.write("stream", streams.SMALL)
     result = vmferry.call("verify", path)
     assert result.exit_code == 1
     # 20 to 39, but 21, 22 and 30; 42 to 59; 61 to 99; 250 to 255.
@@ -367,12 +343,12 @@ def test_pages_of_a_large_block_that_never_come() -> None:
     """Broken: beyond some GiB, the wrong pages would be named, or all be looked at one by one."""
     ram, rom = events.RamBlock("ram", (3 << 19) * PAGE), events.RamBlock("rom", PAGE)
     arrivals = Arrivals()
-    arrivals.take(events.RamBlocks(0, ram.length + rom.length, (ram, rom)))
+    arrivals.take(streams.listed((ram, rom)))
     lacking = [7, 1 << 19, (1 << 20) - 1, 1 << 20]
-    numbers = np.delete(np.arange(3 << 19), lacking).astype(np.uint64)
+    numbers = np.delete(np.arange(3 << 19), lacking)
     for some in np.array_split(numbers, 3):
-        arrivals.take(events.PageRun(0, ram, 0, some * np.uint64(PAGE), None))
-    arrivals.take(events.PageRun(0, rom, 1, np.zeros(1, np.uint64), None))
+        arrivals.take(streams.page_run(0, some.tolist(), 0, blocks=(ram, rom)))
+    arrivals.take(streams.page_run(1, [0], 0, blocks=(ram, rom)))
     (found,) = arrivals.missing()
     assert (found.block, found.total, found.ranges.count) == ("ram", (3 << 19), 4)
     assert [(a // PAGE, b // PAGE) for a, b in found.ranges.first] == [
@@ -382,14 +358,14 @@ def test_pages_of_a_large_block_that_never_come() -> None:
     ]
 
 
-def test_against_another_stream(streams: Any, stream: str, vmferry: Any) -> None:
+def test_against_another_stream(stream: str, vmferry: Any) -> None:
     """Broken: two streams of one guest would be called different, or those of two guests equal."""
     twice = [*streams.opening(), *streams.zeros(), *streams.zeros()]
-    twice += streams.events[len(streams.opening()) :]
+    twice += streams.EVENTS[len(streams.opening()) :]
     again = vmferry.write("again", streams.to_bytes(twice))
     result = vmferry.call("verify", stream, "--against", again)
     assert (result.exit_code, result.stdout) == (0, f"{stream}: valid; RAM is equal\n")
-    more = streams.piece(SectionType.PART, streams.pages(0, [7, 8, 9, 50], 0x11))
+    more = streams.ram_part(streams.page_run(0, [7, 8, 9, 50], 0x11))
     other = [*twice[: -len(streams.closing())], *more, *streams.closing()]
     result = vmferry.call(
         "verify", stream, "--against", vmferry.write("b", streams.to_bytes(other))
@@ -398,32 +374,30 @@ def test_against_another_stream(streams: Any, stream: str, vmferry: Any) -> None
     assert result.stdout == "pc.ram: 4 pages differ, at 0x7000-0xa000, 0x32000\n"
 
 
-def test_the_other_stream_is_damaged(streams: Any, stream: str, vmferry: Any) -> None:
+def test_the_other_stream_is_damaged(stream: str, vmferry: Any) -> None:
     """Broken: the wrong one of two streams would be blamed."""
-    other = vmferry.write("other", streams.small[:-100])
+    other = vmferry.write("other", streams.SMALL[:-100])
     result = vmferry.call("verify", stream, "--against", other)
     assert result.exit_code == 1
     assert result.stderr.startswith(f"vmferry: {other}: offset")
 
 
-def test_description_against_bytes(streams: Any, vmferry: Any) -> None:
+def test_description_against_bytes(vmferry: Any) -> None:
     """Broken: device state that is not what its description says would be called valid."""
-    *others, description = streams.events
-    cpu = description.json["devices"][0]
+    early, cpu, *others = streams.DESCRIPTION.json["devices"]
     inner = {"vmsd_name": "s", "version": 1, "fields": [{"name": "a", "type": "uint8", "size": 1}]}
     struct = {"name": "regs", "type": "struct", "size": 512, "array_len": 2, "struct": inner}
-    value = {"devices": [{**cpu, "fields": [struct]}, *description.json["devices"][1:]]}
-    text = json.dumps(value).encode()
-    data = streams.to_bytes([*others, events.Description(0, text, value)])
-    result = vmferry.call("verify", vmferry.write("stream", data))
+    value = {"devices": [early, {**cpu, "fields": [struct]}, *others]}
+    made = [*streams.EVENTS[:-1], streams.description_of(value)]
+    result = vmferry.call("verify", vmferry.write("stream", streams.to_bytes(made)))
     assert result.exit_code == 1
     message = "(section 'cpu'): its description makes no sense: regs: struct of 1 bytes, its size"
     assert message in result.stderr
 
 
-def test_without_description(streams: Any, vmferry: Any) -> None:
+def test_without_description(vmferry: Any) -> None:
     """Broken: nobody would learn that the devices of such a stream cannot be checked."""
-    data = streams.whole[: -5 - len(streams.events[-1].text)]
+    data = streams.WHOLE[: -5 - len(streams.DESCRIPTION.text)]
     result_path = vmferry.write("stream", data)
     result = vmferry.call("verify", result_path)
     assert result.exit_code == 0
@@ -434,12 +408,12 @@ def test_without_description(streams: Any, vmferry: Any) -> None:
 
 
 @pytest.mark.parametrize("command", [("verify",), ("extract", "--all", "-o", "{}/out")])
-def test_ram_beyond_all_memory(vmferry: Any, streams: Any, command: tuple[str, ...]) -> None:
+def test_ram_beyond_all_memory(vmferry: Any, command: tuple[str, ...]) -> None:
     """Broken: a hundred bytes that tell of 64 TiB in the smallest pages would be a traceback."""
     block, small = events.RamBlock("pc.ram", (1 << 46) - 256), 256
-    made = [events.Header(0), events.Configuration(0, "pc", small)]
-    made += streams.piece(SectionType.START, events.RamBlocks(0, block.length, (block,), small))
-    path = vmferry.write("huge", streams.to_bytes([*made, *streams.piece(SectionType.END)]))
+    head = [*streams.ram_start([block], small), *streams.ram_piece(SectionType.END)]
+    made = [events.Header(0), events.Configuration(0, "pc", small), *head]
+    path = vmferry.write("huge", streams.to_bytes(made))
     words = [word.format(vmferry.folder) for word in command]
     ran = vmferry.run(words[0], path, *words[1:])
     assert ran.status == 1

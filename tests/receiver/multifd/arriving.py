@@ -144,3 +144,7 @@ class Arriving:
         self._receiver.cancel()
         self._thread.join(PATIENCE)
         self.guest.close()
+
+
+Start = Callable[..., Arriving]
+"""Function that starts a receiver; its arguments are those of `Arriving` behind the folder."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.receiver.multifd.arriving import Arriving
-
-Start = Callable[..., Arriving]
+from tests.receiver.multifd.arriving import Arriving, Start
 
 
 @pytest.fixture

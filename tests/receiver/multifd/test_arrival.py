@@ -9,8 +9,7 @@ import pytest
 from vmferry.protocol.wire.multifd import Compression
 
 from tests.protocol.channels import migration
-from tests.receiver.multifd.arriving import Slowly
-from tests.receiver.multifd.conftest import Start
+from tests.receiver.multifd.arriving import Slowly, Start
 
 KINDS = [Compression.NONE, Compression.ZLIB, Compression.ZSTD]
 

@@ -11,24 +11,23 @@ from vmferry.guest.directory import DirectoryGuest
 from vmferry.guest.errors import MigrationError
 from vmferry.protocol import events
 from vmferry.protocol.wire import multifd
-from vmferry.protocol.wire.marks import SectionType
 from vmferry.protocol.wire.multifd import Compression
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
 from vmferry.receiver.multifd import gathering
 
-from tests.protocol.channels import UUID, Channel, migration, page
-from tests.protocol.conftest import closing, opening, ram_piece, to_bytes
-from tests.receiver.multifd.conftest import Start
+from tests.protocol.channels import BLOCKS, UUID, Channel, migration, page
+from tests.receiver.multifd.arriving import Start
 from tests.receiver.multifd.test_arrival import by_file
+from tests.streams import closing, opening, ram_part, to_bytes
 
 HEAD = multifd.head_size(4096)
 
 
 def main(rounds: int = 1) -> bytes:
     """Return a main channel with a sync point at its beginning, and one behind each round."""
-    first = opening()
+    first = opening(BLOCKS, answers=True)
     mark = events.MultifdFlush(0)
-    pieces = [event for _ in range(rounds) for event in ram_piece(SectionType.PART, mark)]
+    pieces = [event for _ in range(rounds) for event in ram_part(mark)]
     return to_bytes([*first[:-2], mark, *first[-2:], *pieces, *closing()])
 
 
