@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import construct as c  # type: ignore[import-untyped]
+import xxhash
 
 from ..errors import StreamError
 from ..wire.cursor import Cursor, Incomplete
@@ -71,6 +72,8 @@ MAX_HEADER = 18
 _STORED_HEADER = struct.Struct("<IBI")
 _STORED_DESCRIPTOR = 0xA0
 """Descriptor for: single segment, content size in four bytes, no checksum."""
+_CHECKSUM_FLAG = 4
+_CHECKSUM_SIZE = 4
 
 
 class CompressedError(StreamError):
@@ -133,12 +136,14 @@ def compressed_bound(content_size: int) -> int:
     return content_size + content_size // 64 + 1024
 
 
-def stored(content: memoryview) -> list[memoryview]:
+def stored(content: memoryview, *, checksum: bool = False) -> list[memoryview]:
     """Return a frame that holds `content` uncompressed, as pieces: headers, and views of `content`.
 
-    `content`: at least one byte, less than 4 GiB; it is not copied.
+    `content`: at least one byte, less than 4 GiB; it is not copied. With `checksum`, the last piece
+    is a checksum instead of a view.
     """
-    header = _STORED_HEADER.pack(MAGIC, _STORED_DESCRIPTOR, len(content))
+    descriptor = _STORED_DESCRIPTOR | (_CHECKSUM_FLAG if checksum else 0)
+    header = _STORED_HEADER.pack(MAGIC, descriptor, len(content))
     pieces = []
     for start in range(0, len(content), MAX_BLOCK):
         block = content[start : start + MAX_BLOCK]
@@ -146,7 +151,43 @@ def stored(content: memoryview) -> list[memoryview]:
         header += (len(block) << 3 | RAW << 1 | last).to_bytes(BLOCK_HEADER_SIZE, "little")
         pieces += [memoryview(header), block]
         header = b""
+    if checksum:
+        pieces.append(memoryview(_content_checksum(content)))
     return pieces
+
+
+def _content_checksum(*content: memoryview) -> bytes:
+    """Return the checksum of the content of a frame: the low half of its XXH64."""
+    state = xxhash.xxh64()
+    for piece in content:
+        state.update(piece)
+    return (state.intdigest() & 0xFFFFFFFF).to_bytes(_CHECKSUM_SIZE, "little")
+
+
+def stored_content(frame: memoryview) -> list[memoryview] | None:
+    """Return the content of a whole frame from `stored` with a checksum, as views of the frame.
+
+    Returns None for a frame of another layout. Raises CompressedError if the checksum does not fit.
+    """
+    first = _STORED_HEADER.size
+    if len(frame) < first + _CHECKSUM_SIZE:
+        return None
+    magic, descriptor, size = _STORED_HEADER.unpack_from(frame)
+    if (magic, descriptor) != (MAGIC, _STORED_DESCRIPTOR | _CHECKSUM_FLAG):
+        return None
+    at, last, content = first, False, []
+    while not last and at < len(frame):
+        value = int.from_bytes(frame[at : at + BLOCK_HEADER_SIZE], "little")
+        start, last = at + BLOCK_HEADER_SIZE, bool(value & 1)
+        if value >> 1 & 3 != RAW:
+            return None
+        at = start + (value >> 3)
+        content.append(frame[start:at])
+    if not last or at + _CHECKSUM_SIZE != len(frame) or sum(map(len, content)) != size:
+        return None
+    if frame[at:] != _content_checksum(*content):
+        raise CompressedError("the checksum of a frame does not fit", offset=0)
+    return content
 
 
 def stored_size(head: memoryview) -> int | None:

@@ -1,0 +1,199 @@
+"""Build and read the records on the link between two relays, and the frames between them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import construct as c  # type: ignore[import-untyped]
+import xxhash
+
+from ..errors import VmferryError
+from ..wire import link
+from ..wire.link import RecordType
+
+HEAD_SIZE: int = link.RecordHead.sizeof()
+
+
+class LinkError(VmferryError):
+    """The other end of a link sent something that is not the link's protocol; one line."""
+
+
+class Hello(NamedTuple):
+    """Opens a connection of the link: the near relay names its session and this connection.
+
+    `nonce` is fresh; `number` is from 0 to below `connections`, those of the session.
+    """
+
+    version: int
+    session: bytes
+    nonce: bytes
+    number: int
+    connections: int
+
+
+class Challenge(NamedTuple):
+    """Answers HELLO: the far relay asks for a proof that the near one knows the secret."""
+
+    version: int
+    nonce: bytes
+
+
+class Proof(NamedTuple):
+    """Answers CHALLENGE: the near relay proves that it knows the secret."""
+
+    proof: bytes
+
+
+class Welcome(NamedTuple):
+    """Takes the connection into the session, and proves that the far relay knows the secret.
+
+    From here on either end sends any of the records below.
+    """
+
+    proof: bytes
+
+
+class Refused(NamedTuple):
+    """Ends the connection before it was taken into a session; `reason` is one line."""
+
+    reason: str
+
+
+class Open(NamedTuple):
+    """Announces a connection that a source made to the near relay."""
+
+    channel: int
+
+
+class Data(NamedTuple):
+    """Announces a zstd frame of `frame_size` bytes that follows at once.
+
+    It holds bytes `position` to `position + length` of one direction of the channel.
+    """
+
+    channel: int
+    position: int
+    length: int
+    frame_size: int
+
+
+class End(NamedTuple):
+    """Announces that one direction of a channel ended in order after `position` bytes."""
+
+    channel: int
+    position: int
+
+
+class Reset(NamedTuple):
+    """Announces that a channel broke; the other end breaks it, too, and answers with CLOSED."""
+
+    channel: int
+    reason: str
+
+
+class Taken(NamedTuple):
+    """Acknowledges all bytes of a channel before `position`: the local connection took them.
+
+    The end of the direction counts as one more byte.
+    """
+
+    channel: int
+    position: int
+
+
+class Closed(NamedTuple):
+    """Answers RESET, however often it arrives: the channel is closed at this end."""
+
+    channel: int
+
+
+class Alive(NamedTuple):
+    """Shows that this end lives; sent when nothing else was for a while."""
+
+
+class Bye(NamedTuple):
+    """Ends the session in order: the near relay has nothing more to send or to receive."""
+
+
+Record: TypeAlias = (
+    Hello
+    | Challenge
+    | Proof
+    | Welcome
+    | Refused
+    | Open
+    | Data
+    | End
+    | Reset
+    | Taken
+    | Closed
+    | Alive
+    | Bye
+)
+
+_TYPES: dict[type[Any], RecordType] = {
+    Hello: RecordType.HELLO,
+    Challenge: RecordType.CHALLENGE,
+    Proof: RecordType.PROOF,
+    Welcome: RecordType.WELCOME,
+    Refused: RecordType.REFUSED,
+    Open: RecordType.OPEN,
+    Data: RecordType.DATA,
+    End: RecordType.END,
+    Reset: RecordType.RESET,
+    Taken: RecordType.TAKEN,
+    Closed: RecordType.CLOSED,
+    Alive: RecordType.ALIVE,
+    Bye: RecordType.BYE,
+}
+_CLASSES = {kind: record for record, kind in _TYPES.items()}
+
+
+def build_record(record: Record) -> bytes:
+    """Return the bytes of a record, as a skippable frame."""
+    kind = _TYPES[type(record)]
+    body: bytes = link.BODIES[kind].build(record._asdict())
+    content = bytes([kind]) + body
+    content += _checksum(content)
+    head: bytes = link.RecordHead.build({"magic": link.RECORD_MAGIC, "size": len(content)})
+    return head + content
+
+
+def content_size(head: bytes | bytearray | memoryview) -> int:
+    """Return the bytes of content that follow a record's head of HEAD_SIZE bytes.
+
+    Raises LinkError if it is not the head of a record.
+    """
+    parsed = link.RecordHead.parse(head)
+    if parsed.magic != link.RECORD_MAGIC:
+        raise LinkError("the other end of the link is not a vmferry relay")
+    if not link.CHECKSUM_SIZE < parsed.size <= link.MAX_RECORD:
+        raise LinkError(f"a record of the link has {parsed.size} bytes")
+    return int(parsed.size)
+
+
+def read_record(content: bytes | bytearray | memoryview) -> Record:
+    """Return the record with this content. Raises LinkError."""
+    content = bytes(content)
+    checked, checksum = content[: -link.CHECKSUM_SIZE], content[-link.CHECKSUM_SIZE :]
+    if _checksum(checked) != checksum:
+        raise LinkError("a record of the link is damaged: its checksum does not fit")
+    try:
+        kind = RecordType(checked[0])
+        body = link.BODIES[kind]
+        parsed = body.parse(checked[1:])
+        if body.build(parsed) != checked[1:]:
+            raise LinkError(f"a record {kind.name} of the link has {len(checked)} bytes")
+    except (ValueError, c.ConstructError):
+        raise LinkError(f"a record of the link is of no known kind ({checked[0]})") from None
+    record: Record = _CLASSES[kind](**{name: parsed[name] for name in _CLASSES[kind]._fields})
+    return record
+
+
+def reason_of(text: str) -> str:
+    """Return a text, shortened to what a record has room for."""
+    return text.encode()[: link.MAX_REASON].decode(errors="ignore")
+
+
+def _checksum(content: bytes) -> bytes:
+    return xxhash.xxh64_digest(content)[-link.CHECKSUM_SIZE :]
