@@ -61,7 +61,8 @@ class Channel:
         self.answered = False
         """True if the other end has to answer; if it closes its side, that ends a wait to send."""
         if stat.S_ISSOCK(mode):
-            self._socket = _tuned(fd)
+            self._socket = tuned(socket.socket(fileno=fd))
+            self._socket.setblocking(True)
 
     @property
     def bidirectional(self) -> bool:
@@ -168,9 +169,8 @@ class Channel:
             os.close(fd)
 
 
-def _tuned(fd: int) -> socket.socket:
-    sock = socket.socket(fileno=fd)
-    sock.setblocking(True)
+def tuned(sock: socket.socket) -> socket.socket:
+    """Return the socket, set so that small messages leave at once and a dead host is noticed."""
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

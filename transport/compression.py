@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import zstandard
 
 from ..protocol.errors import VmferryError
 from .adaptive import LEVELS, Link
-from .counters import Counters
 
 MAX_LEVEL = zstandard.MAX_COMPRESSION_LEVEL
 
@@ -71,10 +71,16 @@ class Framer:
     or encrypted, a lean frame leaves them uncoded. Both ways are tried from time to time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, checksum: bool = False) -> None:
+        """With `checksum`, each frame ends with a checksum of its content."""
+        self._checksum = checksum
         self._compressors: dict[int, zstandard.ZstdCompressor] = {}
         lean = zstandard.ZstdCompressionParameters.from_level(
-            LEAN_LEVEL, source_size=LEAN_SIZE, target_length=1, write_content_size=True
+            LEAN_LEVEL,
+            source_size=LEAN_SIZE,
+            target_length=1,
+            write_content_size=True,
+            write_checksum=checksum,
         )
         self._lean = zstandard.ZstdCompressor(compression_params=lean)
         self._is_lean = False
@@ -92,13 +98,21 @@ class Framer:
 
     def _usual(self, content: memoryview | bytes, level: int) -> bytes:
         if level not in self._compressors:
-            self._compressors[level] = zstandard.ZstdCompressor(level, write_content_size=True)
+            self._compressors[level] = zstandard.ZstdCompressor(
+                level, write_content_size=True, write_checksum=self._checksum
+            )
         return self._compressors[level].compress(content)
 
     def _try_both(self, content: memoryview | bytes) -> bytes:
         usual, lean = self._usual(content, LEAN_LEVEL), self._lean.compress(content)
         self._is_lean = len(lean) <= len(usual) * AS_SMALL
         return min(usual, lean, key=len)
+
+
+class Counts(Protocol):
+    """Numbers by name, which others count."""
+
+    def __getitem__(self, name: str) -> int: ...
 
 
 class LinkMeter:
@@ -108,7 +122,7 @@ class LinkMeter:
     second; 0 means no limit.
     """
 
-    def __init__(self, sent: Counters, limits: Counters) -> None:
+    def __init__(self, sent: Counts, limits: Counts) -> None:
         self._sent = sent
         self._limits = limits
         self._before = (0, 0)
