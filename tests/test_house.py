@@ -19,7 +19,7 @@ FLOORS = (
     ("protocol",),
     ("transport",),
     ("guest",),
-    ("sender", "receiver"),
+    ("sender", "receiver", "relay"),
     ("control",),
     ("tools",),
 )

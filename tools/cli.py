@@ -27,6 +27,7 @@ COMMANDS = {
     "dump": "Show what a stream holds: its machine, RAM, rounds and devices.",
     "extract": "Extract a guest's RAM, devices and disks from a stream.",
     "receive": "Receive a guest from URI, and let it run.",
+    "relay": "Pass migrations of QEMUs over a link that compresses and survives a cut.",
     "send": "Send a guest to URI, while it runs.",
     "serve": "Keep a guest running, and send or receive it when a QMP client says so.",
     "verify": "Check that a stream is complete and valid, and compare its RAM.",

@@ -1,0 +1,218 @@
+"""One connection of the link: records and frames in both directions, until it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from contextlib import suppress
+from threading import local
+from typing import Protocol
+
+import zstandard
+
+from ..protocol.errors import StreamError
+from ..protocol.formats.link import (
+    HEAD_SIZE,
+    Alive,
+    Data,
+    LinkError,
+    Record,
+    build_record,
+    content_size,
+    read_record,
+)
+from ..protocol.formats.zstd import stored_content
+from ..protocol.wire.link import MAX_RECORD
+from .blocks import BLOCK_SIZE, MAX_FRAME, Arrived, Block, Buffers
+from .sockets import Socket
+
+ALIVE_EVERY = 2.0
+"""Seconds without anything to send after which ALIVE is sent."""
+SILENCE = 10.0
+"""Seconds without anything from the other end after which the connection counts as cut."""
+
+_threads = local()
+
+
+class Traffic(Protocol):
+    """What a connection of the link sends, and where it puts what arrives: its session."""
+
+    def next_records(self) -> list[bytes]:
+        """Return the records to send now."""
+
+    def next_block(self) -> Block | None:
+        """Return the block to send now, if there is one."""
+
+    async def may_send(self, size: int) -> None:
+        """Wait until so many bytes may be sent."""
+
+    def sent(self, block: Block, seconds: float) -> None:
+        """Record that a block was sent in so many seconds."""
+
+    def arrived_record(self, record: Record) -> None:
+        """Handle a record. Raises LinkError."""
+
+    def arrived_block(self, channel: int, block: Arrived) -> None:
+        """Handle a block. Raises LinkError."""
+
+    def counted(self, received: int) -> None:
+        """Count bytes that arrived over the link."""
+
+
+async def send_record(sock: Socket, record: Record) -> None:
+    """Send one record."""
+    await sock.send([build_record(record)])
+
+
+async def receive_record(sock: Socket) -> Record:
+    """Return the next record. Raises EOFError at the end, LinkError, OSError."""
+    head = bytearray(HEAD_SIZE)
+    await sock.recv_exactly(memoryview(head))
+    content = bytearray(content_size(head))
+    await sock.recv_exactly(memoryview(content))
+    return read_record(content)
+
+
+class Carrier:
+    """A connection of the link that both ends have agreed on."""
+
+    def __init__(self, sock: Socket, traffic: Traffic, buffers: Buffers) -> None:
+        self._socket = sock
+        self._traffic = traffic
+        self._buffers = buffers
+        self._more = asyncio.Event()
+        self._heard = time.monotonic()
+        self._inflating: set[asyncio.Task[None]] = set()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def notify(self) -> None:
+        """Look again for something to send."""
+        self._more.set()
+
+    async def run(self) -> None:
+        """Carry until the connection ends. Raises LinkError, OSError or EOFError."""
+        tasks: list[Awaitable[None]] = [self._send(), self._receive(), self._listen()]
+        running = [asyncio.ensure_future(task) for task in [*tasks, self._failed]]
+        try:
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in [*running, *self._inflating]:
+                task.cancel()
+            try:
+                await asyncio.gather(*running, *self._inflating, return_exceptions=True)
+            finally:
+                self._socket.close()
+
+    async def _send(self) -> None:
+        while True:
+            self._more.clear()
+            pieces: list[memoryview | bytes] = [*self._traffic.next_records()]
+            block = self._traffic.next_block()
+            if block is not None:
+                await self._send_block(pieces, block)
+            elif pieces:
+                await self._socket.send(pieces)
+            else:
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._more.wait(), ALIVE_EVERY)
+                    continue
+                await send_record(self._socket, Alive())
+
+    async def _send_block(self, pieces: list[memoryview | bytes], block: Block) -> None:
+        block.carrier, block.sending = self, True
+        try:
+            await self._traffic.may_send(sum(map(len, block.pieces)))
+            started = time.perf_counter()
+            await self._socket.send([*pieces, *block.pieces])
+            self._traffic.sent(block, time.perf_counter() - started)
+        finally:
+            block.sending = False
+
+    async def _listen(self) -> None:
+        """Watch that something arrives from time to time."""
+        while True:
+            left = self._heard + SILENCE - time.monotonic()
+            if left <= 0:
+                raise LinkError(f"nothing arrived over the link for {SILENCE:.0f} s")
+            await asyncio.sleep(left)
+
+    async def _receive(self) -> None:
+        head, content = bytearray(HEAD_SIZE), bytearray(MAX_RECORD)
+        while True:
+            await self._socket.recv_exactly(memoryview(head))
+            view = memoryview(content)[: content_size(head)]
+            await self._socket.recv_exactly(view)
+            self._heard = time.monotonic()
+            record = read_record(view)
+            self._traffic.counted(HEAD_SIZE + len(view))
+            if isinstance(record, Data):
+                await self._receive_block(record)
+            else:
+                self._traffic.arrived_record(record)
+
+    async def _receive_block(self, data: Data) -> None:
+        if not 0 < data.length <= BLOCK_SIZE or data.frame_size > MAX_FRAME:
+            raise LinkError(f"a block of {data.length} bytes, in a frame of {data.frame_size}")
+        buffer = self._buffers.take()
+        frame, used = memoryview(buffer)[: data.frame_size], 0
+        while used < len(frame):
+            count = await self._socket.recv_into(frame[used:])
+            if count == 0:
+                raise EOFError
+            used += count
+            self._heard = time.monotonic()
+        self._traffic.counted(used)
+        try:
+            pieces = stored_content(frame)
+        except StreamError as error:
+            raise LinkError(str(error)) from None
+        if pieces is None:
+            self._inflate(data, frame, buffer)
+        else:
+            self._put(data, Arrived(data.position, data.length, pieces, buffer))
+
+    def _put(self, data: Data, block: Arrived) -> None:
+        if sum(map(len, block.pieces)) != data.length:
+            raise LinkError("a frame of the link does not hold what its record says")
+        self._traffic.arrived_block(data.channel, block)
+
+    def _inflate(self, data: Data, frame: memoryview, buffer: bytearray) -> None:
+        """Begin to decompress a frame; others arrive meanwhile."""
+        task = asyncio.ensure_future(self._inflated(data, frame, buffer))
+        self._inflating.add(task)
+        task.add_done_callback(self._inflating.discard)
+
+    async def _inflated(self, data: Data, frame: memoryview, buffer: bytearray) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+            content = await loop.run_in_executor(None, decompress, frame)
+            self._buffers.give(buffer)
+            self._put(data, Arrived(data.position, data.length, [memoryview(content)]))
+        except LinkError as error:
+            if not self._failed.done():
+                self._failed.set_exception(error)
+
+
+def decompress(frame: memoryview) -> bytes:
+    """Return the content of a frame of at most BLOCK_SIZE bytes. Raises LinkError."""
+    if not hasattr(_threads, "decompressor"):
+        _threads.decompressor = zstandard.ZstdDecompressor()
+    try:
+        if zstandard.frame_content_size(frame) > BLOCK_SIZE:
+            raise LinkError("a frame of the link holds more than a block")
+        content: bytes = _threads.decompressor.decompress(frame, BLOCK_SIZE)
+        return content
+    except zstandard.ZstdError as error:
+        raise LinkError(f"a frame of the link is damaged: {error}") from None
+
+
+def reason_of(error: Exception) -> str:
+    """Return in words why a connection of the link ended or was not made."""
+    if isinstance(error, EOFError):
+        return "the other relay closed the connection"
+    if isinstance(error, asyncio.TimeoutError):
+        return "the other relay does not answer"
+    return getattr(error, "strerror", None) or str(error)

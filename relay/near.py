@@ -1,0 +1,116 @@
+"""The relay beside the source: it listens for sources, and connects to the far relay."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+
+from ..protocol.formats.link import LinkError
+from ..protocol.wire.link import SESSION_SIZE
+from ..transport.channel import Listener
+from .carrier import Carrier, reason_of
+from .gate import Gate
+from .greeting import GREETING, RefusedError, greet_far
+from .local import accepted, connected
+from .parameters import RelayParameters
+from .session import Report, Session
+from .sockets import Socket
+
+RETRY_FIRST, RETRY_MOST = 0.1, 2.0
+"""Seconds until the first attempt to connect again after a cut, and the most between two."""
+
+
+class Near:
+    """A near relay that passes one migration after another."""
+
+    def __init__(self, parameters: RelayParameters, listener: Listener, report: Report) -> None:
+        self._parameters = parameters
+        self._listener = listener
+        self._report = report
+        self._waiting: deque[Socket] = deque()
+        self._arrived = asyncio.Event()
+        self.session: Session | None = None
+
+    async def run(self) -> None:
+        """Pass migrations until cancelled, or one of them. Raises LinkError if that one failed."""
+        accepting = asyncio.create_task(self._accept())
+        try:
+            while True:
+                await self._arrived.wait()
+                session = self.session = Session(self._parameters, self._report)
+                self._report("a source has connected")
+                try:
+                    await self._pass(session)
+                finally:
+                    session.fail("the relay was ended")
+                self.session = None
+                if self._parameters.once:
+                    if session.error is not None:
+                        raise LinkError(session.error)
+                    return
+                if session.error is not None:
+                    self._report(f"the migration failed: {session.error}")
+        finally:
+            accepting.cancel()
+            await asyncio.gather(accepting, return_exceptions=True)
+            for sock in self._waiting:
+                sock.reset()
+
+    async def _accept(self) -> None:
+        """Accept whatever the source connects."""
+        while True:
+            self._waiting.append(await accepted(self._listener))
+            self._arrived.set()
+
+    async def _pass(self, session: Session) -> None:
+        key = os.urandom(SESSION_SIZE)
+        count = self._parameters.connections
+        tasks = [asyncio.create_task(self._admit(session))]
+        tasks += [asyncio.create_task(self._keep(session, key, number)) for number in range(count)]
+        try:
+            await session.supervise(self._parameters.reconnect)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _admit(self, session: Session) -> None:
+        """Pass what the source connects, until the session ends; the rest is for the next one."""
+        while not session.leaving:
+            await self._arrived.wait()
+            while self._waiting and not session.leaving:
+                gate = None if self._parameters.one_way else Gate()
+                session.add_channel(self._waiting.popleft(), gate)
+            if not self._waiting:
+                self._arrived.clear()
+
+    async def _keep(self, session: Session, key: bytes, number: int) -> None:
+        """Keep one connection of the link up until the session is over."""
+        delay = RETRY_FIRST
+        while not session.over.is_set():
+            try:
+                carrier = await self._connect(session, key, number)
+                delay = RETRY_FIRST
+                await session.carry(carrier)
+            except RefusedError as error:
+                session.fail(str(error))
+            except (OSError, EOFError, LinkError, asyncio.TimeoutError) as error:
+                if session.leaving or session.over.is_set():
+                    return
+                if not session.was_up:
+                    session.fail(f"cannot connect to the far relay: {reason_of(error)}")
+                    return
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, RETRY_MOST)
+
+    async def _connect(self, session: Session, key: bytes, number: int) -> Carrier:
+        sock = await connected(self._parameters.connect_uri)
+        count = self._parameters.connections
+        try:
+            greeting = greet_far(sock, self._parameters.secret, key, number, count)
+            await asyncio.wait_for(greeting, GREETING)
+        except BaseException:
+            sock.close()
+            raise
+        return Carrier(sock, session, session.buffers)

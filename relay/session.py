@@ -1,0 +1,335 @@
+"""One migration through a pair of relays: its channels, and the connections of the link.
+
+The connections of the link come and go. What one of them had when it broke, and the other end has
+not acknowledged, the others or the next one send again. So the channels see a link that stands
+still for a while, and no byte is lost or arrives twice (law 8).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+from ..protocol.formats.link import (
+    Bye,
+    Closed,
+    End,
+    LinkError,
+    Open,
+    Record,
+    Reset,
+    Taken,
+    build_record,
+)
+from ..transport.compression import LinkMeter, parse_compression
+from ..transport.process import processors
+from ..transport.rate import RateLimiter
+from .blocks import BLOCK_SIZE, Arrived, Block, Buffers
+from .carrier import Carrier, reason_of
+from .channel import Channel, Watch
+from .figures import Figures
+from .packing import Made, Packer
+from .parameters import WINDOW, RelayParameters, Side
+from .sockets import Socket
+
+MAX_CHANNELS = 512
+"""Limit for the channels that are open at once."""
+_WORTH = BLOCK_SIZE // 4
+"""Bytes that a block should have before it is compressed while others are under way."""
+LEAVE = 5.0
+"""Seconds that the far end has to close the link after BYE."""
+
+Report = Callable[[str], None]
+"""Function that shows a line to the user."""
+
+Opener = Callable[[Channel], None]
+"""Function that connects a channel, which the other end has opened, to the destination."""
+
+
+class Session:
+    """The channels of one migration and what is under way for them on the link.
+
+    `opener` connects a channel that the other end opens; None on the side where sources connect.
+    """
+
+    def __init__(
+        self, parameters: RelayParameters, report: Report, opener: Opener | None = None
+    ) -> None:
+        compression = parse_compression(parameters.compress)
+        self.figures = Figures()
+        self.over = asyncio.Event()
+        """Set once the session has ended, in order or not."""
+        self.error: str | None = None
+        """Why the session ended, if that was not in order."""
+        self.buffers = Buffers()
+        self.carriers: set[Carrier] = set()
+        self.was_up = False
+        """True once there was a connection of the link."""
+        self.leaving = False
+        """True once the near end has said BYE."""
+        self._side = parameters.side
+        self._opener = opener
+        self._report = report
+        self._channels: dict[int, Channel] = {}
+        self._next_number = 0
+        self._finished: set[int] = set()
+        self._records: deque[Record] = deque()
+        self._lost: deque[Block] = deque()
+        self._made: dict[Block, Made] = {}
+        self._packer = Packer(compression, processors(), self.buffers, self.notify)
+        self._turn = 0
+        self._since = time.monotonic()
+        self._limit = parameters.max_bandwidth or None
+        self._limiter = RateLimiter(self._limit, time.monotonic)
+        self._counts = {"transferred": 0, "busy_ns": 0, "max_bandwidth": parameters.max_bandwidth}
+        self._meter = LinkMeter(self._counts, self._counts)
+
+    # Channels.
+
+    def add_channel(self, sock: Socket, watch: Watch | None) -> Channel:
+        """Pass a connection that a source made."""
+        channel = self._new_channel(self._next_number)
+        self.say(Open(channel.number))
+        channel.attach(sock, watch)
+        return channel
+
+    def _new_channel(self, number: int) -> Channel:
+        if len(self._channels) >= MAX_CHANNELS:
+            raise LinkError(f"more than {MAX_CHANNELS} connections are open at once")
+        channel = Channel(number, self, self.buffers)
+        self._channels[number] = channel
+        self._next_number = max(self._next_number, number + 1)
+        self.figures.channels += 1
+        return channel
+
+    def _channel(self, number: int) -> Channel | None:
+        """Return a channel that the other end names, which may open it; None if it is closed."""
+        channel = self._channels.get(number)
+        if channel is None and number not in self._finished:
+            if self._opener is None:
+                raise LinkError(f"the far end names connection {number}, which does not exist")
+            channel = self._new_channel(number)
+            self._opener(channel)
+        if channel is not None:
+            channel.opened = True
+        return channel
+
+    @property
+    def share(self) -> int:
+        """Return how many bytes one channel may hold unacknowledged.
+
+        Each has a share of its own: one that stands still must not hold up another, which it may be
+        waiting for.
+        """
+        return max(WINDOW // max(1, len(self._channels)), BLOCK_SIZE)
+
+    def channel_broke(self, channel: Channel, *, failure: bool) -> None:
+        """Report a channel that broke; a failure is that of the session, too."""
+        self._report(f"connection {channel.number}: {channel.reason}")
+        if failure and self.error is None:
+            self.error = channel.reason
+
+    def channel_done(self, channel: Channel) -> None:
+        """Forget a channel; the near end's last one ends the session."""
+        self._channels.pop(channel.number, None)
+        self._finished.add(channel.number)
+        if not self._channels and self._side is Side.NEAR and not self.leaving:
+            self.leaving = True
+            self.say(Bye())
+            asyncio.get_running_loop().call_later(LEAVE, self._end)
+
+    def fail(self, reason: str) -> None:
+        """Break all channels and end the session."""
+        if not self.over.is_set():
+            self.error = reason
+            self._end()
+
+    def _end(self) -> None:
+        """End the session; channels that are still open are broken."""
+        self.over.set()
+        for channel in list(self._channels.values()):
+            channel.finish()
+        self._packer.close()
+        self.notify()
+
+    async def supervise(self, reconnect: float) -> None:
+        """Return when the session is over, as it is after a cut of so many seconds."""
+        while not self.over.is_set():
+            cut = time.monotonic() - self._since
+            if self.carriers:
+                cut = 0.0
+            elif self.leaving:
+                self._end()
+            elif cut >= reconnect:
+                self.fail(f"the link was cut for {cut:.0f} s")
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.over.wait(), min(1.0, max(reconnect - cut, 0.05)))
+
+    # What goes over the link.
+
+    def notify(self) -> None:
+        """Wake the connections of the link: there is more to send."""
+        for carrier in self.carriers:
+            carrier.notify()
+
+    def say(self, record: Record) -> None:
+        """Send a record over the link."""
+        self._records.append(record)
+        self.notify()
+
+    def next_records(self) -> list[bytes]:
+        """Return the records to send now; of several acknowledgements of a channel, the last."""
+        last: dict[int, Record] = {}
+        found: list[Record] = []
+        for record in self._records:
+            if isinstance(record, Taken):
+                last[record.channel] = record
+            else:
+                found.append(record)
+        self._records.clear()
+        built = [build_record(record) for record in (*last.values(), *found)]
+        self.figures.sent += sum(map(len, built))
+        return built
+
+    def next_block(self) -> Block | None:
+        """Return the next block to send: first those that a broken one had."""
+        while self._lost:
+            block = self._lost.popleft()
+            channel = self._channels.get(block.channel)
+            if channel is not None and block.end > channel.outgoing.taken:
+                self.figures.repeated += block.length
+                return block
+        made = self._packer.take()
+        if made is None:
+            self._pack(1 if self._packer.idle else BLOCK_SIZE)
+            made = self._packer.take()
+        if self._packer.level:
+            self._pack(_WORTH)
+        return None if made is None else self._kept(made)
+
+    def _pack(self, least: int) -> None:
+        """Have frames made of what was read, from each channel in turn, while there is room.
+
+        `least`: bytes that a block must have.
+        """
+        while self._packer.has_room:
+            channels = list(self._channels.values())
+            for place in range(len(channels)):
+                raw = channels[(self._turn + place) % len(channels)].pull(least)
+                if raw is not None:
+                    self._turn += place + 1
+                    self.figures.read += raw.length
+                    self._packer.put(raw)
+                    break
+            else:
+                return
+
+    def _kept(self, made: Made) -> Block | None:
+        channel = self._channels.get(made.block.channel)
+        if channel is None or channel.reason is not None:
+            return None
+        channel.outgoing.keep(made.block)
+        self._made[made.block] = made
+        return made.block
+
+    async def may_send(self, size: int) -> None:
+        """Wait until the limit of bandwidth lets so many bytes pass."""
+        while (delay := self._limiter.delay()) > 0:
+            await asyncio.sleep(delay)
+        self._limiter.sent(size)
+
+    def sent(self, block: Block, seconds: float) -> None:
+        """Record that a block was sent."""
+        size = sum(map(len, block.pieces))
+        self.figures.sent += size
+        self._counts["transferred"] += size
+        self._counts["busy_ns"] += int(seconds * 1e9 / max(1, len(self.carriers)))
+        made = self._made.pop(block, None)
+        if made is not None:
+            self._packer.sent(made, self._meter.look())
+            self.figures.level = self._packer.level
+
+    # What arrives over the link.
+
+    def counted(self, received: int) -> None:
+        """Count bytes that arrived over the link."""
+        self.figures.received += received
+
+    def arrived_block(self, number: int, block: Arrived) -> None:
+        """Hand a block to its channel. Raises LinkError."""
+        channel = self._channel(number)
+        self.figures.written += block.length
+        if channel is not None:
+            channel.put(block)
+
+    def arrived_record(self, record: Record) -> None:
+        """Handle a record. Raises LinkError."""
+        if isinstance(record, Bye) and self._side is Side.FAR:
+            self._end()
+        elif isinstance(record, (Open, End, Reset, Taken, Closed)):
+            if isinstance(record, Reset):
+                self.say(Closed(record.channel))
+                if record.channel not in self._channels:
+                    self._finished.add(record.channel)
+            channel = self._channel(record.channel)
+            if channel is not None:
+                self._pass(channel, record)
+
+    @staticmethod
+    def _pass(channel: Channel, record: Record) -> None:
+        """Hand a record to its channel. Raises LinkError."""
+        if isinstance(record, End):
+            channel.put_end(record.position)
+        elif isinstance(record, Taken):
+            channel.taken(record.position)
+        elif isinstance(record, Reset):
+            channel.broke_there(record.reason)
+        elif isinstance(record, Closed):
+            channel.finish()
+
+    # Connections of the link.
+
+    async def carry(self, carrier: Carrier) -> None:
+        """Use a connection of the link until it breaks. Raises LinkError, OSError, EOFError."""
+        if self.was_up and not self.carriers:
+            self._report("the link is up again")
+        self.was_up = True
+        self.carriers.add(carrier)
+        self.figures.connections = len(self.carriers)
+        self._repeat_state()
+        try:
+            await carrier.run()
+        except (LinkError, OSError, EOFError) as error:
+            if len(self.carriers) == 1 and not self.leaving and not self.over.is_set():
+                self._report(f"the link is cut: {reason_of(error)}")
+            raise
+        finally:
+            self.carriers.discard(carrier)
+            self._since = time.monotonic()
+            self.figures.connections = len(self.carriers)
+            self._lose(carrier)
+
+    def _lose(self, carrier: Carrier) -> None:
+        """Have everything sent again that a broken connection may have swallowed."""
+        if self.over.is_set() or self.leaving:
+            return
+        self.figures.cuts += 1
+        for channel in self._channels.values():
+            self._lost.extend(channel.outgoing.lost(carrier))
+        self._repeat_state()
+
+    def _repeat_state(self) -> None:
+        """Send all records again that the other end may not have."""
+        for channel in self._channels.values():
+            if self._side is Side.NEAR and not channel.opened:
+                self._records.append(Open(channel.number))
+            if channel.incoming.taken:
+                self._records.append(Taken(channel.number, channel.incoming.taken))
+            if channel.outgoing.ended:
+                self._records.append(End(channel.number, channel.outgoing.position))
+            if channel.reason is not None:
+                self._records.append(Reset(channel.number, channel.reason))
+        self.notify()
