@@ -185,6 +185,7 @@ class Judge:
         reasons = {
             "the service that held it was ended": (
                 self._ended_by_user("source", until=answered)
+                or self._ended_by_user("source", since=marks.get("refused", NEVER))
                 or self._ended_by_user("destination", since=told)
             ),
             "its command was ended before it had connected": (
