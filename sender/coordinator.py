@@ -32,6 +32,7 @@ from .limits import Limits
 from .parameters import SendParameters
 from .precopy import Precopy
 from .processes import Processes
+from .reactions import Reactions
 from .report import Report
 from .topology import plan
 
@@ -71,15 +72,20 @@ class Sender:
         self._report = Report(
             guest, self._parameters, self._processes, convergence, self.limits, method
         )
+        self._reactions = Reactions(
+            guest,
+            throttle=self._parameters.auto_converge,
+            limits=self.limits,
+            report=self._report,
+            on_stall=lambda: self._on_progress(self.figures()),
+        )
         self._precopy = Precopy(
             guest,
             processes=self._processes,
             convergence=convergence,
-            limits=self.limits,
             report=self._report,
-            throttle=self._parameters.auto_converge,
+            reactions=self._reactions,
             on_round=lambda number: self.on_round(number),  # noqa: PLW0108 - it may change
-            on_stall=lambda: self._on_progress(self.figures()),
         )
         self._on_progress: Callable[[Figures], None] = lambda _: None
         self._channel: Channel | None = None
@@ -184,7 +190,7 @@ class Sender:
             self._paused_here = True
             self._progress.note()
             self.limits.set_max_bandwidth(0)
-        self._precopy.release_guest()
+        self._reactions.release_guest()
         if self._parameters.pause_before_switchover:
             self.states.to(MigrationStatus.PRE_SWITCHOVER)
             self._crew.wait_fd(self._proceed.fileno())
@@ -244,7 +250,7 @@ class Sender:
         try:
             if self._paused_here:
                 self._guest.resume()
-            self._precopy.release_guest()
+            self._reactions.release_guest()
         finally:
             if isinstance(error, UnconfirmedError):
                 self.states.to(MigrationStatus.COMPLETED)
