@@ -35,7 +35,7 @@ _LONGEST_WORD = 7
 """Letters, at most, of a word of text, which with a space is one word of memory."""
 
 PATTERNS = ("random", "text", "sparse", "zeroing", "edited")
-"""Patterns of a write.
+"""Names of the patterns in which a guest writes its pages.
 
 `random`: words without meaning. `text`: words of letters, some far more frequent than others.
 `sparse`: the words of the write before except a few. `zeroing`: by turns zeros and the same words

@@ -20,7 +20,7 @@ class Answers:
         self.wanted = False
         """True once the source has opened the return path, and so expects answers."""
         self.peer = Peer.STOCK
-        """How the source takes part in the handover."""
+        """The source's part in the handover."""
 
     def obey(self, command: Command) -> None:
         """Do what a command in the stream asks. Raises ChannelError if no answer can arrive."""

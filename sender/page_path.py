@@ -16,7 +16,7 @@ from . import stream
 from .scanners import run_worker
 
 WorkerEntry = tuple[Callable[..., None], tuple[Any, ...]]
-"""What a worker process runs: the function, and its arguments after connection, setup and ring."""
+"""Entry point of a worker process: a function, and its arguments after connection, setup, ring."""
 
 
 class PagePath(Protocol):

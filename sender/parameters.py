@@ -33,23 +33,23 @@ class SendParameters:
     xbzrle_cache_size: int | None = None
     """Size in bytes of the cache for `xbzrle`; None: 64 MiB, or all RAM if that is less."""
     compress: str = settings.COMPRESS.default
-    """`none`, `zstd[:LEVEL]` or `adaptive`."""
+    """Compression of the whole stream: `none`, `zstd[:LEVEL]` or `adaptive`."""
     auto_converge: ThrottleParameters | None = None
-    """How to throttle the guest while it dirties RAM faster than it is sent; None: never."""
+    """Throttle of the guest while it dirties RAM faster than it is sent; None: no throttle."""
     on_stall: OnStall = settings.ON_STALL.default
     """Reaction to rounds that no longer shrink: go on, cancel, or switch over."""
     tracker: TrackerKind = settings.TRACKER.default
-    """How dirty pages are found; AUTO: the best way that guest and kernel allow."""
+    """Way to find dirty pages; AUTO: the best one that guest and kernel allow."""
     multifd_channels: int | None = None
     """Number of connections that pages travel over, besides the main one; None: no multifd."""
     multifd_compression: MultifdCompression = settings.MULTIFD_COMPRESSION.default
-    """How pages are compressed on the channels of multifd; the destination expects the same."""
+    """Compression of pages on the channels of multifd; the destination expects the same."""
     multifd_zlib_level: int = settings.MULTIFD_ZLIB_LEVEL.default
-    """Level of `MultifdCompression.ZLIB`."""
+    """Compression level, with `MultifdCompression.ZLIB`."""
     multifd_zstd_level: int = settings.MULTIFD_ZSTD_LEVEL.default
-    """Level of `MultifdCompression.ZSTD`."""
+    """Compression level, with `MultifdCompression.ZSTD`."""
     zero_page_detection: ZeroPageDetection = settings.ZERO_PAGE_DETECTION.default
-    """How multifd finds and sends zero pages; AUTO: as the version of the machine asks for."""
+    """Treatment of zero pages with multifd; AUTO: as the version of the machine asks for."""
     mapped_ram: bool = False
     """Write a mapped-ram file, in which each page has its place, from several workers at once."""
     direct_io: bool = settings.DIRECT_IO.default

@@ -15,7 +15,7 @@ from .throttle import AutoConverge, ThrottleParameters
 
 
 class Reactions:
-    """What is done about a guest that dirties its RAM faster than it is sent.
+    """Reactions to a guest that dirties its RAM faster than it is sent.
 
     `on_stall` is called when a stall begins, and not again for a later one.
     """

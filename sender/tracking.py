@@ -28,7 +28,7 @@ class WorkerTracking:
 
 
 BY_DIGESTS = WorkerTracking(TrackerKind.DIGESTS)
-"""What a worker needs to know where the kernel marks nothing: it keeps digests by itself."""
+"""The way by digests, which each worker keeps by itself; the kernel marks nothing."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ _MARKS: dict[TrackerKind, Callable[[Guest], WriteMarks | SoftDirtyMarks]] = {
     TrackerKind.USERFAULTFD: lambda guest: guest.mark_writes(),
     TrackerKind.SOFT_DIRTY: lambda guest: read_soft_dirty(guest.process_memory(), guest),
 }
-"""How marks of each kind are had, best first; each raises TrackingError with the reason."""
+"""Functions that begin to mark, by the kind of marks, best first. They raise TrackingError."""
 
 
 def begin_tracking(guest: Guest, wanted: TrackerKind) -> Tracking:

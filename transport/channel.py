@@ -239,7 +239,7 @@ def _run(uri: Exec, *, sending: bool) -> Channel:
 
 
 class Listener:
-    """Waits for the one source of an incoming migration; `Lobby` handles other connections."""
+    """The endpoint at which a migration arrives; `Lobby` handles connections of others."""
 
     def __init__(
         self,

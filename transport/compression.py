@@ -72,7 +72,7 @@ class Framer:
     """
 
     def __init__(self, *, checksum: bool = False) -> None:
-        """With `checksum`, each frame ends with a checksum of its content."""
+        """Prepare to compress; with `checksum`, each frame ends with a checksum of its content."""
         self._checksum = checksum
         self._compressors: dict[int, zstandard.ZstdCompressor] = {}
         lean = zstandard.ZstdCompressionParameters.from_level(

@@ -13,7 +13,7 @@ from .uri import Exec, Fd, Uri
 
 
 class Connecting:
-    """Runs `connect` in a thread of its own; the caller takes the `result` or calls `abandon`."""
+    """An attempt to connect in a thread of its own; take its `result`, or call `abandon`."""
 
     def __init__(self, uri: Uri) -> None:
         self._uri = uri

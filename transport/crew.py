@@ -53,7 +53,7 @@ class DeathError(CrewError):
 
 
 class Crew:
-    """Starts children, waits for their reports, and ends them.
+    """The child processes of a migration: it starts them, waits for their reports, and ends them.
 
     `check` is called after every wait, and `on_tick` every 100 ms; either may raise to end a wait.
     `wake_fd` becomes readable when `check` has something to report.

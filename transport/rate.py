@@ -8,7 +8,7 @@ WINDOW = 0.1
 
 
 class RateLimiter:
-    """Computes how long to wait before the next piece may be sent.
+    """A limit of bandwidth, which says how long to wait before the next piece may be sent.
 
     Within a window, sending is free until the window's share is used up; the excess of a piece is
     taken from the windows after it.

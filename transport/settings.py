@@ -124,7 +124,7 @@ class TrackerKind(Enum):
 
 
 class MultifdCompression(Enum):
-    """How pages are compressed on a channel of multifd."""
+    """The compression of pages on a channel of multifd."""
 
     NONE = "none"
     ZLIB = "zlib"
@@ -132,7 +132,7 @@ class MultifdCompression(Enum):
 
 
 class ZeroPageDetection(Enum):
-    """How multifd finds and sends zero pages."""
+    """The way in which multifd finds and sends zero pages."""
 
     AUTO = "auto"
     """The version of the guest's machine decides between the two below, as in QEMU."""

@@ -69,7 +69,7 @@ class Ended:
 
 @dataclass
 class Ending:
-    """Decides about the bytes `kept` from `offset` in the stream on.
+    """The search for the end of the stream in the bytes `kept`, which begin at `offset` in it.
 
     `early`: the device sections before them; `ids`: section ids of all sections before them.
     `footers`: whether sections have footers, None if not known. `page_size`: bytes of the pages

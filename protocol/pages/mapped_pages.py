@@ -37,9 +37,9 @@ _WINDOW = 1 << 20
 
 @dataclass(frozen=True)
 class Part:
-    """Which of `count` pages of a block, from page `first` on, are in the file: `numbers`, (n,).
+    """The pages, of `count` pages of a block from page `first` on, that are in the file.
 
-    `place` is the position in the stream of the block's page 0.
+    `numbers`: their numbers, (n,). `place`: position in the stream of the block's page 0.
     """
 
     block: RamBlock

@@ -26,7 +26,7 @@ class FooterReader:
 
     def __init__(self) -> None:
         self.present: bool | None = None
-        """Whether sections end with footers, None if that is not known yet."""
+        """True if sections end with footers, False if not, None if that is not known yet."""
 
     @property
     def likely(self) -> bool:

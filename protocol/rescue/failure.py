@@ -29,7 +29,7 @@ class Failure:
 
 
 class Progress:
-    """Keeps what a Failure reports about the events before it."""
+    """The facts on the events so far that a Failure reports."""
 
     def __init__(self, offset: int) -> None:
         self.before: Place | None = None

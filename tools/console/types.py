@@ -19,9 +19,9 @@ else:
     _IntegerType = _TextType = click.ParamType
 
 SCHEMES = ("tcp:", "unix:", "exec:", "fd:", "file:")
-"""How URIs of migrations begin."""
+"""Beginnings of the URIs that a migration can use."""
 GUESTS = ("dir:", "synthetic:")
-"""How descriptions of guests begin."""
+"""Beginnings of the descriptions of guests, one for each kind."""
 
 
 class Size(_IntegerType):
@@ -66,7 +66,7 @@ class _Beginning(_TextType):
 
 
 class Uri(_Beginning):
-    """Where a migration goes to, or comes from."""
+    """The URI that a migration goes to, or comes from."""
 
     name = "uri"
     words = SCHEMES
@@ -74,7 +74,7 @@ class Uri(_Beginning):
 
 
 class Address(_Beginning):
-    """Where the clients of a QMP service connect."""
+    """The address at which clients connect to a QMP service."""
 
     name = "unix:path|tcp:host:port"
     words = ("unix:", "tcp:")
@@ -82,7 +82,7 @@ class Address(_Beginning):
 
 
 class GuestText(_Beginning):
-    """The kind of a guest, and what is to be known of it."""
+    """The description of a guest: its kind, and the options of that kind."""
 
     name = "guest"
     words = GUESTS

@@ -193,7 +193,7 @@ def _next_piece(section_id: int) -> Iterator[events.Event]:
 
 
 class _Seen:
-    """Tracks which pages a mapped-ram file has."""
+    """The record of which pages a mapped-ram file has."""
 
     def __init__(self, listed: events.RamBlocks | None = None) -> None:
         self._listed = listed

@@ -20,7 +20,7 @@ _CHUNK_BITS = 18
 
 
 class Rounds:
-    """Splits pages into rounds; `current` is the round of the last page, counted from 0."""
+    """The division of pages into rounds; `current` is the round of the last page, from 0 on."""
 
     def __init__(self) -> None:
         self.current = 0

@@ -63,8 +63,9 @@ class Written:
 
 
 class MemoryOutput:
-    """Writes the pages of one stream, and collects its devices. `files` maps each block's name to
-    the file that receives its pages.
+    """A writer of one stream's pages, which also collects devices.
+
+    `files` maps each block's name to the file that receives its pages.
     """
 
     def __init__(

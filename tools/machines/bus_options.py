@@ -34,8 +34,9 @@ def place_on_pci(draft: Draft, path: str) -> str:
 
 
 class OnBus(NamedTuple):
-    """How a device that exists for PCI is added to another bus: with the `ending` of its name in
-    place of `-pci`, and the properties that give its `place`.
+    """The options that put a device, which also exists for PCI, on another bus.
+
+    `ending`: the end of its name there, in place of `-pci`; `place`: the properties that place it.
     """
 
     ending: str

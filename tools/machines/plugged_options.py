@@ -12,7 +12,7 @@ from .qemu_command import option_value
 
 
 class Backends:
-    """Adds memory backends to a command line, shared ones if the stream has shared memory."""
+    """The memory backends of a command line, which are shared if the stream has shared memory."""
 
     def __init__(self, draft: Draft) -> None:
         shared = any(block.address is not None for block in draft.told.blocks)

@@ -98,7 +98,7 @@ class InPlace:
 
 
 class _Described:
-    """Looks up facts in the vmstate description before the stream is read up to it."""
+    """Facts from the vmstate description, looked up before the stream is read up to it."""
 
     def __init__(self, stream: BinaryIO, start: int) -> None:
         self._all = InPlace(stream, start)
@@ -133,7 +133,7 @@ class _Described:
 
 
 class Reading:
-    """Reads one stream: its events, and the raw bytes that they were parsed from.
+    """A reader of one stream: its events, and the raw bytes that they were parsed from.
 
     A seekable stream is read in place. From one that is not, device state is kept until the end
     (see `protocol.devices.ending`), in a temporary file if it is larger than a few MiB.

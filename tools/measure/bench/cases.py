@@ -11,14 +11,14 @@ from ....sender.parameters import SendParameters
 from ....transport.settings import MultifdCompression
 
 CONTENTS = ("random", "half-zero", "text", "zero", "untouched")
-"""What RAM holds.
+"""Contents of a guest's RAM, by name.
 
 `random`: bytes that do not compress. `half-zero`: the same, but half of the pages are zero. `text`:
 words of letters. `zero`: zero pages that exist. `untouched`: pages that do not exist (still guests
 only).
 """
 DESTINATIONS = ("cold", "warm")
-"""Whether the destination's memory is still to be made when the guest arrives, or is there."""
+"""States of the destination's memory: allocated only as the guest arrives, or before that."""
 
 METHODS = ("plain", "xbzrle", "zstd", "adaptive", "multifd", "multifd-zstd")
 CHANNELS = 2

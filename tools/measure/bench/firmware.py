@@ -30,9 +30,10 @@ _NEVER = 0xFFFFFFFF
 """Ticks of the clock from one page to the next, if no page is written."""
 
 _FIELDS = ("timer", "start", "end", "each", "backlog", "until", "beats", "written")
-"""What the guest works with: ticks of the timer; start and end of the hot set; ticks of the clock
-from one page to the next, and of the backlog; when the last page was due; the beats and the pages
-written, which it counts.
+"""Names of the guest's variables, in the order in which they are in its memory.
+
+Ticks of the timer; start and end of the hot set; ticks of the clock from one page to the next, and
+of the backlog; when the last page was due; the beats and the pages written, which it counts.
 """
 _PARAMETERS = struct.Struct(f"<{len(_FIELDS)}I")
 _COUNTERS = struct.Struct("<II")
@@ -47,7 +48,7 @@ _COPY = bytes.fromhex(
     "ea007c0000"  # jmp 0:0x7c00
 )
 _COPIED = 0x100
-"""Where in the firmware the code and its data stand."""
+"""Offset in the firmware of the code and its data."""
 _RESET = bytes.fromhex("ea000000f0")  # jmp 0xf000:0
 
 _WORKLOAD = """
