@@ -155,6 +155,17 @@ class MappedRun(PageRun):
 
 
 @dataclass(frozen=True, eq=False)
+class MixedRun(PageRun):
+    """Consecutive records of plain and zero pages of one RAM block, without their data.
+
+    Only a reader that was made with `mixed` returns it. `zero` (n,): whether each record is ZERO.
+    The writer does not take it, and `offset` is all that is known of where its records are.
+    """
+
+    zero: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+
+
+@dataclass(frozen=True, eq=False)
 class MultifdRun(PageRun):
     """Pages of one packet of a multifd channel, which has no page records.
 

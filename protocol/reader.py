@@ -48,7 +48,8 @@ class StreamReader:
     begins. `max_device_state`: bytes that each of them may hold, or None for no limit.
     `described_size`: returns the bytes of payload of a device section before RAM, given its
     payload's offset, section id, name and instance id, or None if unknown. `max_total_ram`: bytes
-    of RAM that a stream may announce.
+    of RAM that a stream may announce. `mixed`: whether plain and zero pages are returned as
+    MixedRun, which takes less time where the kinds alternate.
     """
 
     def __init__(
@@ -61,11 +62,12 @@ class StreamReader:
         max_device_state: int | None = MAX_IN_MEMORY,
         described_size: Callable[[int, int, str, int], int | None] | None = None,
         max_total_ram: int = 1 << 46,
+        mixed: bool = False,
     ) -> None:
         self._keep_rest = keep_rest or (lambda _: keep())
         self._max_device_state = max_device_state
         self._described_page_size = described_page_size
-        self._ram = RamReader(page_size, max_total_ram)
+        self._ram = RamReader(page_size, max_total_ram, mixed=mixed)
         self._sections = SectionTable(self._ram, keep, max_device_state)
         self._known = self._sections.known
         self._footers = FooterReader()

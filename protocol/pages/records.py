@@ -7,6 +7,7 @@ CONTINUE: they are 8 + page_size bytes (plain) or 9 bytes (zero) apart.
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_left
 from functools import cache
 from typing import Any, TypeAlias
@@ -24,6 +25,8 @@ _ZERO = int(RamFlag.ZERO | RamFlag.CONTINUE)
 _CONTINUE = int(RamFlag.CONTINUE)
 
 ZERO_STRIDE = RECORD_HEADER_SIZE + 1
+_LOOK_FOR_RUN = 8
+"""Number of records of one kind in succession after which more of them are expected."""
 _LOOK_SINGLY = 4
 """Number of records that are parsed one by one before an array is made, as a run may be short."""
 
@@ -141,6 +144,48 @@ def parse_zero(
     The run ends before the first record that is not whole, not of that kind, or has another `fill`.
     """
     return _parse(data, position, page_size, first, fill)
+
+
+_HEADER = struct.Struct(">Q")
+
+
+def parse_mixed(
+    data: npt.NDArray[np.uint8], position: int, page_size: int
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
+    """Return the page offsets of PAGE|CONTINUE and ZERO|CONTINUE records from `position` on.
+
+    The second array says which of them are ZERO. The kinds may alternate, so each header is read
+    by itself: an array for each short run would take longer. Long runs are parsed at once.
+    """
+    headers: list[int] = []
+    arrays: list[npt.NDArray[np.uint64]] = []
+    view, mask, stride = data.data, page_size - 1, RECORD_HEADER_SIZE + page_size
+    last, last_plain, kind, same = len(view) - ZERO_STRIDE, len(view) - stride, 0, 0
+    read, note = _HEADER.unpack_from, headers.append
+    while position <= last:
+        (header,) = read(view, position)
+        flags = header & mask
+        if flags == _PLAIN and position <= last_plain:
+            position += stride
+        elif flags == _ZERO:
+            position += ZERO_STRIDE
+        else:
+            break
+        note(header)
+        if flags != kind:
+            kind, same = flags, 0
+            continue
+        same += 1
+        if same == _LOOK_FOR_RUN:
+            fill = view[position - 1] if flags == _ZERO else None
+            more = _parse(data, position, page_size, 0, fill)[1:]
+            position += len(more) * (stride if fill is None else ZERO_STRIDE)
+            arrays += [np.array(headers, np.uint64), more | np.uint64(flags)]
+            headers.clear()
+            same = 0
+    arrays.append(np.array(headers, np.uint64))
+    found = np.concatenate(arrays)
+    return found & ~np.uint64(mask), (found & np.uint64(mask)) == _ZERO
 
 
 def plain_pages(

@@ -39,9 +39,10 @@ class RamReader:
     """Reader of the `ram` section, over all its pieces.
 
     `block_list`: reads the list of RAM blocks; what its entries carry has to be set before.
+    `mixed`: whether plain and zero pages are returned as MixedRun.
     """
 
-    def __init__(self, page_size: int, max_total: int) -> None:
+    def __init__(self, page_size: int, max_total: int, *, mixed: bool = False) -> None:
         self.block_list = BlockListReader(page_size, max_total)
         self.ended = False
         self.at_end = False
@@ -50,9 +51,10 @@ class RamReader:
         self._block: events.RamBlock | None = None
         self._ending = False
         self._pages = 0
+        read_run = self._read_mixed if mixed else self._read_run
         self._runs: dict[int, Callable[[Cursor, int, int], events.Event]] = {
-            _PAGE: self._read_run,
-            _ZERO: self._read_run,
+            _PAGE: read_run,
+            _ZERO: read_run,
             _XBZRLE: self._read_xbzrle,
             _COMPRESSED: self._read_compressed,
         }
@@ -217,6 +219,32 @@ class RamReader:
         )
         self._check_inside(run)
         cursor.position = first + count * stride - ram.RECORD_HEADER_SIZE
+        return run
+
+    def _read_mixed(self, cursor: Cursor, address: int, flags: int) -> events.MixedRun:
+        offset = cursor.offset
+        continued = bool(flags & _CONTINUE)
+        block = self._read_block_of_page(cursor, continued=continued)
+        position = cursor.position + (1 if flags & _ZERO else self.page_size)
+        if position > len(cursor.view):
+            raise Incomplete
+        offsets, zero = records.parse_mixed(cursor.data, position, self.page_size)
+        offsets = np.concatenate([np.array([address], np.uint64), offsets])
+        count = self._sound(block, offsets)
+        zeros = int(np.count_nonzero(zero[: count - 1]))
+        self._block = block
+        run = events.MixedRun(
+            offset,
+            block,
+            self.block_list.indexes[block.name],
+            offsets[:count],
+            None,
+            continued=continued,
+            zero=np.concatenate([np.array([bool(flags & _ZERO)]), zero])[:count],
+        )
+        self._check_inside(run)
+        plain = (count - 1 - zeros) * (ram.RECORD_HEADER_SIZE + self.page_size)
+        cursor.position = position + plain + zeros * records.ZERO_STRIDE
         return run
 
     def _read_block_of_page(self, cursor: Cursor, *, continued: bool) -> events.RamBlock:

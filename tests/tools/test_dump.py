@@ -281,3 +281,13 @@ def test_commands_are_named(vmferry: Any) -> None:
     """Broken: nobody would see that a stream is a postcopy's."""
     text = _dumped("postcopy", vmferry)[1]
     assert "POSTCOPY_ADVISE POSTCOPY_RAM_DISCARD PACKAGED POSTCOPY_LISTEN POSTCOPY_RUN\n" in text
+
+
+def test_many_rounds_are_cut(vmferry: Any) -> None:
+    """Broken: the page would be as long as the migration was."""
+    parts = [streams.ram_part(streams.page_run(0, [n % 3, 9], 0)) for n in range(40)]
+    made = [*streams.opening(), *(event for part in parts for event in part), *streams.closing()]
+    lines = vmferry.call("dump", vmferry.write("stream", streams.to_bytes(made))).stdout
+    assert ", 40 rounds, " in lines
+    shown = lines.split(" round")[-1].splitlines()[1:]
+    assert [line.split()[0] for line in shown] == [*"012345", "...", *map(str, range(34, 40))]

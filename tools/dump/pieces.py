@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from ...protocol import events
 from ...protocol.fast.outline import Device
+from ...protocol.pages.rounds import Rounds
 from ...protocol.wire.marks import SectionType
 from ..console.text import echo
 from ..sources.stream_events import PAGE_SIZE, USUALLY, Behind, Found, How, read_events
-from .rounds import Rounds
 from .summary import BlockSummary, PageCount, SectionSummary, Summary
 
 if TYPE_CHECKING:

@@ -76,8 +76,12 @@ class Rounds:
             return len(numbers)
         chunks = numbers >> _CHUNK_BITS
         taken = 0
-        for chunk in np.unique(chunks).tolist():
-            first, last = np.searchsorted(chunks, [chunk, chunk + 1])
+        # Nearly always, all are of one table.
+        single = chunks[0] == chunks[-1]
+        for chunk in [int(chunks[0])] if single else np.unique(chunks).tolist():
+            first, last = (
+                (0, len(numbers)) if single else np.searchsorted(chunks, [chunk, chunk + 1])
+            )
             sent = self._table(block, chunk)
             places = numbers[first:last] - (chunk << _CHUNK_BITS)
             again = np.flatnonzero(sent[places] == self.current + 1)

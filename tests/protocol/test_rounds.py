@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from vmferry.tools.dump.rounds import MOST_ROUNDS, Rounds
-
-from tests import streams
+from vmferry.protocol.pages.rounds import MOST_ROUNDS, Rounds
 
 PAGES = st.lists(st.sampled_from([0, 1, 2, 3, (1 << 18) - 1, 1 << 18, 5 << 20]), max_size=12)
 RUNS = st.lists(st.tuples(st.integers(0, 1), PAGES.filter(bool)), max_size=12)
@@ -47,16 +43,6 @@ def test_rounds_without_end() -> None:
     assert found[-1][0] == rounds.current == MOST_ROUNDS - 1
     assert sum(count for _, count in found) == len(numbers)
     assert len(found) <= len(numbers)
-
-
-def test_many_rounds_are_cut(vmferry: Any) -> None:
-    """Broken: the page would be as long as the migration was."""
-    parts = [streams.ram_part(streams.page_run(0, [n % 3, 9], 0)) for n in range(40)]
-    made = [*streams.opening(), *(event for part in parts for event in part), *streams.closing()]
-    lines = vmferry.call("dump", vmferry.write("stream", streams.to_bytes(made))).stdout
-    assert ", 40 rounds, " in lines
-    shown = lines.split(" round")[-1].splitlines()[1:]
-    assert [line.split()[0] for line in shown] == [*"012345", "...", *map(str, range(34, 40))]
 
 
 def test_intervals() -> None:
