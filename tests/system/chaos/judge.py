@@ -148,13 +148,16 @@ class Judge:
         marks = self._record.marks
         if "before shut" not in marks:
             gone = "the source's guest was killed, and the destination kept what it had"
-            return gone if self._killed("source", "guest") else None
+            ended = "the service that held it was ended" if self._ended_by_user("source") else None
+            return gone if self._killed("source", "guest") else ended
         until = marks.get("confirm", NEVER)
         if any(self._is_break(done) and done.time <= until for done in self._record.done):
             return "the link broke between the answer and the word"
         killed = {d.deed.role for d in self._killed("source") if isinstance(d.deed, Signal)}
         if {"command", "guest"} <= killed:
             return "the source's command and guest were killed"
+        if "confirm" not in marks and self._ended_by_user("source"):
+            return "the service that held it was ended"
         return None
 
     def _link_broke(self) -> bool:
@@ -207,6 +210,8 @@ class Judge:
                     "before end" in marks
                     or "--compress" in self._plan.options
                     or self._record.status.get("source") == 0
+                    # Its figures come last; it may have been killed behind them.
+                    or "total time" in self._record.stderr["source"]
                 )
             ),
         }
