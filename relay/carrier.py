@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
-from contextlib import suppress
 from threading import local
 from typing import Protocol
 
@@ -82,7 +81,8 @@ class Carrier:
         self._traffic = traffic
         self._buffers = buffers
         self._more = asyncio.Event()
-        self._heard = time.monotonic()
+        self._heard = self._sent = time.monotonic()
+        self._silent = False
         self._inflating: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -92,7 +92,7 @@ class Carrier:
 
     async def run(self) -> None:
         """Carry until the connection ends. Raises LinkError, OSError or EOFError."""
-        tasks: list[Awaitable[None]] = [self._send(), self._receive(), self._listen()]
+        tasks: list[Awaitable[None]] = [self._send(), self._receive(), self._watch()]
         running = [asyncio.ensure_future(task) for task in [*tasks, self._failed]]
         try:
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -110,16 +110,18 @@ class Carrier:
         while True:
             self._more.clear()
             pieces: list[memoryview | bytes] = [*self._traffic.next_records()]
+            if self._silent:
+                self._silent = False
+                pieces.append(build_record(Alive()))
             block = self._traffic.next_block()
             if block is not None:
                 await self._send_block(pieces, block)
             elif pieces:
                 await self._socket.send(pieces)
             else:
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._more.wait(), ALIVE_EVERY)
-                    continue
-                await send_record(self._socket, Alive())
+                await self._more.wait()
+                continue
+            self._sent = time.monotonic()
 
     async def _send_block(self, pieces: list[memoryview | bytes], block: Block) -> None:
         block.carrier, block.sending = self, True
@@ -131,13 +133,16 @@ class Carrier:
         finally:
             block.sending = False
 
-    async def _listen(self) -> None:
-        """Watch that something arrives from time to time."""
+    async def _watch(self) -> None:
+        """Have something sent from time to time, and notice when nothing arrives."""
         while True:
-            left = self._heard + SILENCE - time.monotonic()
-            if left <= 0:
+            await asyncio.sleep(ALIVE_EVERY / 2)
+            now = time.monotonic()
+            if now - self._heard > SILENCE:
                 raise LinkError(f"nothing arrived over the link for {SILENCE:.0f} s")
-            await asyncio.sleep(left)
+            if now - self._sent > ALIVE_EVERY / 2:
+                self._silent = True
+                self._more.set()
 
     async def _receive(self) -> None:
         head, content = bytearray(HEAD_SIZE), bytearray(MAX_RECORD)

@@ -9,6 +9,7 @@ from ..protocol.formats.link import Hello, LinkError, Welcome, build_record
 from ..transport.channel import Listener
 from .carrier import Carrier
 from .channel import Channel
+from .deadline import Deadline
 from .greeting import GREETING, greet_near, refuse
 from .local import accepted, connected
 from .parameters import RelayParameters
@@ -81,8 +82,8 @@ class Far:
 
     async def _greet(self, sock: Socket) -> None:
         try:
-            greeting = greet_near(sock, self._parameters.secret)
-            hello, answer = await asyncio.wait_for(greeting, GREETING)
+            with Deadline(GREETING):
+                hello, answer = await greet_near(sock, self._parameters.secret)
             await self._take_in(sock, hello, answer)
         except (OSError, EOFError, LinkError, asyncio.TimeoutError) as error:
             sock.close()

@@ -7,6 +7,7 @@ import socket
 
 from ..transport.channel import CONNECT_TIMEOUT, Listener, tuned
 from ..transport.uri import Tcp, Unix, Uri
+from .deadline import Deadline
 from .sockets import Socket
 
 
@@ -27,7 +28,8 @@ async def accepted(listener: Listener) -> Socket:
 
 async def connected(uri: Uri) -> Socket:
     """Return a connection to a `tcp:` or `unix:` URI. Raises OSError or TimeoutError."""
-    return await asyncio.wait_for(_connected(uri), CONNECT_TIMEOUT)
+    with Deadline(CONNECT_TIMEOUT):
+        return await _connected(uri)
 
 
 async def _connected(uri: Uri) -> Socket:

@@ -10,6 +10,7 @@ from ..protocol.formats.link import LinkError
 from ..protocol.wire.link import SESSION_SIZE
 from ..transport.channel import Listener
 from .carrier import Carrier, reason_of
+from .deadline import Deadline
 from .gate import Gate
 from .greeting import GREETING, RefusedError, greet_far
 from .local import accepted, connected
@@ -108,8 +109,8 @@ class Near:
         sock = await connected(self._parameters.connect_uri)
         count = self._parameters.connections
         try:
-            greeting = greet_far(sock, self._parameters.secret, key, number, count)
-            await asyncio.wait_for(greeting, GREETING)
+            with Deadline(GREETING):
+                await greet_far(sock, self._parameters.secret, key, number, count)
         except BaseException:
             sock.close()
             raise

@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 
 from ..protocol.formats.link import (
     Bye,
@@ -39,6 +38,8 @@ MAX_CHANNELS = 512
 """Limit for the channels that are open at once."""
 _WORTH = BLOCK_SIZE // 4
 """Bytes that a block should have before it is compressed while others are under way."""
+_CHECK = 1.0
+"""Seconds between two looks at whether the link is cut, at most."""
 LEAVE = 5.0
 """Seconds that the far end has to close the link after BYE."""
 
@@ -157,16 +158,19 @@ class Session:
 
     async def supervise(self, reconnect: float) -> None:
         """Return when the session is over, as it is after a cut of so many seconds."""
-        while not self.over.is_set():
-            cut = time.monotonic() - self._since
-            if self.carriers:
-                cut = 0.0
-            elif self.leaving:
-                self._end()
-            elif cut >= reconnect:
-                self.fail(f"the link was cut for {cut:.0f} s")
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.over.wait(), min(1.0, max(reconnect - cut, 0.05)))
+        self._check_link(reconnect)
+        await self.over.wait()
+
+    def _check_link(self, reconnect: float) -> None:
+        """End the session if the link has been cut for too long; look again soon."""
+        cut = 0.0 if self.carriers else time.monotonic() - self._since
+        if not self.carriers and self.leaving:
+            self._end()
+        elif not self.carriers and cut >= reconnect:
+            self.fail(f"the link was cut for {cut:.0f} s")
+        if not self.over.is_set():
+            again = min(_CHECK, max(reconnect - cut, 0.05))
+            asyncio.get_running_loop().call_later(again, self._check_link, reconnect)
 
     # What goes over the link.
 

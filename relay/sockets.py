@@ -21,6 +21,8 @@ class Socket:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._socket = sock
+        # The event loop handles numbers faster than objects.
+        self._fd = sock.fileno()
         self._loop = asyncio.get_running_loop()
         self.closed = False
 
@@ -48,9 +50,9 @@ class Socket:
     def on_readable(self, call: Callable[[], None] | None) -> None:
         """Call `call` whenever there is something to read, until None replaces it."""
         if call is None:
-            self._loop.remove_reader(self._socket)
+            self._loop.remove_reader(self._fd)
         else:
-            self._loop.add_reader(self._socket, call)
+            self._loop.add_reader(self._fd, call)
 
     async def send(self, pieces: Sequence[memoryview | bytes]) -> None:
         """Send all pieces, in order. Raises OSError."""
@@ -65,13 +67,13 @@ class Socket:
     async def _wait(self, add: Callable[..., object], remove: Callable[..., object]) -> None:
         """Wait until the socket is ready for what `add` asks of the event loop."""
         ready = self._loop.create_future()
-        add(self._socket, _complete, ready)
+        add(self._fd, _complete, ready)
         try:
             await ready
         finally:
             # `close` has done that already, and its descriptor may be another socket's by now.
             if not self.closed:
-                remove(self._socket)
+                remove(self._fd)
 
     def end_sending(self) -> None:
         """Close the direction to the other end, which may have closed everything already."""
@@ -82,8 +84,8 @@ class Socket:
         """Close the connection in order."""
         if not self.closed:
             self.closed = True
-            self._loop.remove_reader(self._socket)
-            self._loop.remove_writer(self._socket)
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
             self._socket.close()
 
     def reset(self) -> None:

@@ -9,6 +9,7 @@ import xxhash
 
 from ..errors import VmferryError
 from ..wire import link
+from ..wire.layout import struct_of
 from ..wire.link import RecordType
 
 HEAD_SIZE: int = link.RecordHead.sizeof()
@@ -147,12 +148,17 @@ _TYPES: dict[type[Any], RecordType] = {
     Bye: RecordType.BYE,
 }
 _CLASSES = {kind: record for record, kind in _TYPES.items()}
+_KINDS = frozenset(RecordType)
+_STRUCTS = {kind: struct_of(body) for kind, body in link.BODIES.items()}
 
 
 def build_record(record: Record) -> bytes:
     """Return the bytes of a record, as a skippable frame."""
     kind = _TYPES[type(record)]
-    body: bytes = link.BODIES[kind].build(record._asdict())
+    fixed = _STRUCTS[kind]
+    body: bytes = (
+        link.BODIES[kind].build(record._asdict()) if fixed is None else fixed.pack(*record)
+    )
     content = bytes([kind]) + body
     content += _checksum(content)
     head: bytes = link.RecordHead.build({"magic": link.RECORD_MAGIC, "size": len(content)})
@@ -178,16 +184,24 @@ def read_record(content: bytes | bytearray | memoryview) -> Record:
     checked, checksum = content[: -link.CHECKSUM_SIZE], content[-link.CHECKSUM_SIZE :]
     if _checksum(checked) != checksum:
         raise LinkError("a record of the link is damaged: its checksum does not fit")
-    try:
-        kind = RecordType(checked[0])
-        body = link.BODIES[kind]
-        parsed = body.parse(checked[1:])
-        if body.build(parsed) != checked[1:]:
-            raise LinkError(f"a record {kind.name} of the link has {len(checked)} bytes")
-    except (ValueError, c.ConstructError):
-        raise LinkError(f"a record of the link is of no known kind ({checked[0]})") from None
-    record: Record = _CLASSES[kind](**{name: parsed[name] for name in _CLASSES[kind]._fields})
+    if checked[0] not in _KINDS:
+        raise LinkError(f"a record of the link is of no known kind ({checked[0]})")
+    kind = RecordType(checked[0])
+    fixed = _STRUCTS[kind]
+    if fixed is not None and fixed.size != len(checked) - 1:
+        raise LinkError(f"a record {kind.name} of the link has {len(checked)} bytes")
+    values = _parsed(kind, checked[1:]) if fixed is None else fixed.unpack_from(checked, 1)
+    record: Record = _CLASSES[kind](*values)
     return record
+
+
+def _parsed(kind: RecordType, body: bytes) -> list[Any]:
+    """Return the fields of a record of variable size. Raises LinkError."""
+    try:
+        parsed = link.BODIES[kind].parse(body)
+    except c.ConstructError as error:
+        raise LinkError(f"a record {kind.name} of the link is damaged: {error}") from None
+    return [parsed[name] for name in _CLASSES[kind]._fields]
 
 
 def reason_of(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any, cast
 
 import construct as c  # type: ignore[import-untyped]
@@ -27,6 +28,23 @@ def dtype_of(declaration: c.Struct) -> np.dtype[Any]:
     fields = {"names": names, "formats": formats, "offsets": offsets, "itemsize": offset}
     made: np.dtype[Any] = np.dtype(cast(Any, fields))
     return made
+
+
+def struct_of(declaration: c.Struct) -> struct.Struct | None:
+    """Return the `struct` view of a structure of integers and bytes, all of the same byte order.
+
+    Returns None if the structure has other fields.
+    """
+    order, text = "", ""
+    for part in declaration.subcons:
+        if isinstance(part.subcon, c.FormatField):
+            order, letter = part.subcon.fmtstr
+            text += letter
+        elif isinstance(part.subcon, c.Bytes):
+            text += f"{part.subcon.sizeof()}s"
+        else:
+            return None
+    return struct.Struct(f"{order or '>'}{text}")
 
 
 def _format(part: c.Construct, size: int) -> str:

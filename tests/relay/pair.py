@@ -55,8 +55,12 @@ class Pair:
         for parameters in (self.far, self.near):
             ready = asyncio.Event()
             running = run_relay(parameters, self.lines.append, partial(self._started, ready))
-            self.tasks.append(asyncio.create_task(running))
-            await ready.wait()
+            task, listens = asyncio.create_task(running), asyncio.create_task(ready.wait())
+            self.tasks.append(task)
+            await asyncio.wait([task, listens], return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                listens.cancel()
+                task.result()
 
     def _started(self, ready: asyncio.Event, relay: Relay) -> None:
         self.relays.append(relay)
