@@ -9,10 +9,11 @@ import xxhash
 
 from ..errors import VmferryError
 from ..wire import link
-from ..wire.layout import struct_of
+from ..wire.layout import is_fixed, struct_of
 from ..wire.link import RecordType
 
-HEAD_SIZE: int = link.RecordHead.sizeof()
+_HEAD = struct_of(link.RecordHead)
+HEAD_SIZE = _HEAD.size
 
 
 class LinkError(VmferryError):
@@ -149,20 +150,19 @@ _TYPES: dict[type[Any], RecordType] = {
 }
 _CLASSES = {kind: record for record, kind in _TYPES.items()}
 _KINDS = frozenset(RecordType)
-_STRUCTS = {kind: struct_of(body) for kind, body in link.BODIES.items()}
+_STRUCTS = {kind: struct_of(body) for kind, body in link.BODIES.items() if is_fixed(body)}
 
 
 def build_record(record: Record) -> bytes:
     """Return the bytes of a record, as a skippable frame."""
     kind = _TYPES[type(record)]
-    fixed = _STRUCTS[kind]
+    fixed = _STRUCTS.get(kind)
     body: bytes = (
         link.BODIES[kind].build(record._asdict()) if fixed is None else fixed.pack(*record)
     )
     content = bytes([kind]) + body
     content += _checksum(content)
-    head: bytes = link.RecordHead.build({"magic": link.RECORD_MAGIC, "size": len(content)})
-    return head + content
+    return _HEAD.pack(link.RECORD_MAGIC, len(content)) + content
 
 
 def content_size(head: bytes | bytearray | memoryview) -> int:
@@ -170,12 +170,12 @@ def content_size(head: bytes | bytearray | memoryview) -> int:
 
     Raises LinkError if it is not the head of a record.
     """
-    parsed = link.RecordHead.parse(head)
-    if parsed.magic != link.RECORD_MAGIC:
+    magic, size = _HEAD.unpack(head)
+    if magic != link.RECORD_MAGIC:
         raise LinkError("the other end of the link is not a vmferry relay")
-    if not link.CHECKSUM_SIZE < parsed.size <= link.MAX_RECORD:
-        raise LinkError(f"a record of the link has {parsed.size} bytes")
-    return int(parsed.size)
+    if not link.CHECKSUM_SIZE < size <= link.MAX_RECORD:
+        raise LinkError(f"a record of the link has {size} bytes")
+    return int(size)
 
 
 def read_record(content: bytes | bytearray | memoryview) -> Record:
@@ -187,7 +187,7 @@ def read_record(content: bytes | bytearray | memoryview) -> Record:
     if checked[0] not in _KINDS:
         raise LinkError(f"a record of the link is of no known kind ({checked[0]})")
     kind = RecordType(checked[0])
-    fixed = _STRUCTS[kind]
+    fixed = _STRUCTS.get(kind)
     if fixed is not None and fixed.size != len(checked) - 1:
         raise LinkError(f"a record {kind.name} of the link has {len(checked)} bytes")
     values = _parsed(kind, checked[1:]) if fixed is None else fixed.unpack_from(checked, 1)

@@ -30,21 +30,21 @@ def dtype_of(declaration: c.Struct) -> np.dtype[Any]:
     return made
 
 
-def struct_of(declaration: c.Struct) -> struct.Struct | None:
-    """Return the `struct` view of a structure of integers and bytes, all of the same byte order.
+def is_fixed(declaration: c.Struct) -> bool:
+    """Return whether a structure has only integers and bytes of fixed size."""
+    return all(isinstance(part.subcon, (c.FormatField, c.Bytes)) for part in declaration.subcons)
 
-    Returns None if the structure has other fields.
-    """
-    order, text = "", ""
+
+def struct_of(declaration: c.Struct) -> struct.Struct:
+    """Return the `struct` view of a fixed structure whose integers have the same byte order."""
+    order, text = ">", ""
     for part in declaration.subcons:
         if isinstance(part.subcon, c.FormatField):
             order, letter = part.subcon.fmtstr
             text += letter
-        elif isinstance(part.subcon, c.Bytes):
-            text += f"{part.subcon.sizeof()}s"
         else:
-            return None
-    return struct.Struct(f"{order or '>'}{text}")
+            text += f"{part.sizeof()}s"
+    return struct.Struct(order + text)
 
 
 def _format(part: c.Construct, size: int) -> str:
