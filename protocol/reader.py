@@ -145,6 +145,11 @@ class StreamReader:
         return self.finished or (self._kept_rest is not None and self._kept_rest.whole())
 
     @property
+    def confirmed_end(self) -> int | None:
+        """Return the position behind the EOF byte, if a description that ends here confirms it."""
+        return None if self._kept_rest is None else self._kept_rest.confirmed_end()
+
+    @property
     def bare(self) -> bool:
         """Return whether the stream may end here with no description to confirm it.
 

@@ -25,15 +25,27 @@ class Buffers:
 
     def __init__(self) -> None:
         self._free: list[bytearray] = []
+        self._lent: dict[int, bool] = {}
 
     def take(self) -> bytearray:
         """Return a buffer with any content."""
         return self._free.pop() if self._free else bytearray(MAX_FRAME)
 
     def give(self, buffer: bytearray) -> None:
-        """Take back a buffer that nobody uses any more."""
-        if len(buffer) == MAX_FRAME and len(self._free) < _MOST_FREE:
+        """Take back a buffer that nobody but a borrower uses any more."""
+        if id(buffer) in self._lent:
+            self._lent[id(buffer)] = True
+        elif len(buffer) == MAX_FRAME and len(self._free) < _MOST_FREE:
             self._free.append(buffer)
+
+    def lend(self, buffer: bytearray) -> None:
+        """Keep a buffer from being used again until `end_loan`."""
+        self._lent[id(buffer)] = False
+
+    def end_loan(self, buffer: bytearray) -> None:
+        """Take back a buffer from its borrower."""
+        if self._lent.pop(id(buffer), False):
+            self.give(buffer)
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..protocol.formats.link import End, Record, Reset, Taken, reason_of
@@ -51,6 +51,10 @@ why the connection is refused.
 """
 
 
+Spy = Callable[[Sequence[memoryview], "bytearray | None"], bool]
+"""Function that sees what passes in order, as views of a buffer; it returns False for no more."""
+
+
 class Channel:
     """A local connection with its number on the link."""
 
@@ -62,6 +66,10 @@ class Channel:
         """Why the channel broke, in one line; None while it has not."""
         self.opened = False
         """True once the other end has sent something of this channel."""
+        self.on_out: Spy | None = None
+        """Sees what goes from the local connection to the link."""
+        self.on_in: Spy | None = None
+        """Sees what goes from the link to the local connection."""
         self._around = around
         self._buffers = buffers
         self._socket: Socket | None = None
@@ -139,6 +147,8 @@ class Channel:
             return None
         raw = self.outgoing.pull(least)
         if raw is not None:
+            if self.on_out is not None and not self.on_out([raw.content], raw.buffer):
+                self.on_out = None
             self._pulled = self._loop.time()
             self.read_on()
         return raw
@@ -184,6 +194,8 @@ class Channel:
             while not self.incoming.done:
                 block = self.incoming.next()
                 if block is not None:
+                    if self.on_in is not None and not self.on_in(block.pieces, block.buffer):
+                        self.on_in = None
                     await self._socket.send(block.pieces)
                     self._taken(block)
                 elif self.incoming.at_end:

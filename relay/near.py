@@ -95,7 +95,9 @@ class Near:
                 delay = RETRY_FIRST
                 await session.carry(carrier)
             except RefusedError as error:
-                session.fail(str(error))
+                await session.give_up(str(error))
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, RETRY_MOST)
             except (OSError, EOFError, LinkError, asyncio.TimeoutError) as error:
                 if session.leaving or session.over.is_set():
                     return

@@ -21,6 +21,8 @@ class Outgoing:
         """Bytes that were read so far."""
         self.taken = 0
         """Bytes that the other end has handed on; the end of the direction counts as one more."""
+        self.left = 0
+        """Bytes that may have left over the link."""
         self.ended = False
         """True once the local connection ended in order."""
 
@@ -38,6 +40,11 @@ class Outgoing:
     def waiting(self) -> int:
         """Return the bytes in the open block."""
         return 0 if self._open is None else self._open.length
+
+    @property
+    def open_content(self) -> memoryview:
+        """Return the bytes in the open block."""
+        return memoryview(b"") if self._open is None else self._open.content
 
     def room(self) -> memoryview:
         """Return where the next bytes are to be read into; empty while the block is full."""
@@ -73,6 +80,7 @@ class Outgoing:
     def keep(self, block: Block) -> None:
         """Keep a block, which is ready for the link, until it is acknowledged."""
         self._kept[block.position] = block
+        self.left = max(self.left, block.end)
 
     def acknowledge(self, position: int) -> None:
         """Record that the other end has handed on everything before `position`."""

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from ..protocol.formats.link import (
     Bye,
@@ -33,6 +34,7 @@ from .figures import Figures
 from .packing import Made, Packer
 from .parameters import WINDOW, RelayParameters, Side
 from .sockets import Socket
+from .watch import StreamWatch
 
 MAX_CHANNELS = 512
 """Limit for the channels that are open at once."""
@@ -40,6 +42,7 @@ _WORTH = BLOCK_SIZE // 4
 """Bytes that a block should have before it is compressed while others are under way."""
 _CHECK = 1.0
 """Seconds between two looks at whether the link is cut, at most."""
+_LOOK_THERE = "look there; if it does not run, end this relay, and the source runs on"
 LEAVE = 5.0
 """Seconds that the far end has to close the link after BYE."""
 
@@ -71,6 +74,8 @@ class Session:
         """True once there was a connection of the link."""
         self.leaving = False
         """True once the near end has said BYE."""
+        self.held = False
+        """True while the source is kept waiting, as the destination may run its guest."""
         self._side = parameters.side
         self._opener = opener
         self._report = report
@@ -86,6 +91,9 @@ class Session:
         self._limit = parameters.max_bandwidth or None
         self._limiter = RateLimiter(self._limit, time.monotonic)
         self._counts = {"transferred": 0, "busy_ns": 0, "max_bandwidth": parameters.max_bandwidth}
+        near = self._side is Side.NEAR
+        who = "the source" if near else "the near relay"
+        self.watch = StreamWatch(self.buffers, report, who, samples=near and compression is None)
         self._meter = LinkMeter(self._counts, self._counts)
 
     # Channels.
@@ -101,6 +109,11 @@ class Session:
         if len(self._channels) >= MAX_CHANNELS:
             raise LinkError(f"more than {MAX_CHANNELS} connections are open at once")
         channel = Channel(number, self, self.buffers)
+        see = partial(self.watch.see, number)
+        if self._side is Side.NEAR:
+            channel.on_out = see
+        else:
+            channel.on_in = see
         self._channels[number] = channel
         self._next_number = max(self._next_number, number + 1)
         self.figures.channels += 1
@@ -148,9 +161,35 @@ class Session:
             self.error = reason
             self._end()
 
+    async def give_up(self, reason: str) -> None:
+        """Fail, but keep the source waiting if the destination may have its guest (laws 5 and 8).
+
+        A source whose connection breaks takes its guest back, and two of them would run.
+        """
+        doubt = await self._doubt()
+        if doubt is None:
+            self.fail(reason)
+        elif not self.held:
+            self.held = True
+            self._report(f"{reason}; {doubt}: {_LOOK_THERE}")
+
+    async def _doubt(self) -> str | None:
+        """Return in words why the destination may have the guest; None if it cannot have it."""
+        watch = self.watch
+        number = watch.opaque if watch.channel is None else watch.channel
+        channel = None if number is None else self._channels.get(number)
+        if channel is None or channel.reason is not None or channel.outgoing.ended:
+            return None
+        if watch.channel is not None:
+            watch.look_ahead(channel.outgoing.open_content)
+            while not watch.idle:
+                await asyncio.sleep(0.01)
+        return watch.doubt(channel.outgoing.left)
+
     def _end(self) -> None:
         """End the session; channels that are still open are broken."""
         self.over.set()
+        self.watch.close()
         for channel in list(self._channels.values()):
             channel.finish()
         self._packer.close()
@@ -158,19 +197,28 @@ class Session:
 
     async def supervise(self, reconnect: float) -> None:
         """Return when the session is over, as it is after a cut of so many seconds."""
-        self._check_link(reconnect)
-        await self.over.wait()
+        tasks = [
+            asyncio.ensure_future(waited)
+            for waited in (self.over.wait(), self._check_link(reconnect))
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
 
-    def _check_link(self, reconnect: float) -> None:
-        """End the session if the link has been cut for too long; look again soon."""
-        cut = 0.0 if self.carriers else time.monotonic() - self._since
-        if not self.carriers and self.leaving:
-            self._end()
-        elif not self.carriers and cut >= reconnect:
-            self.fail(f"the link was cut for {cut:.0f} s")
-        if not self.over.is_set():
-            again = min(_CHECK, max(reconnect - cut, 0.05))
-            asyncio.get_running_loop().call_later(again, self._check_link, reconnect)
+    async def _check_link(self, reconnect: float) -> None:
+        """End the session if the link is cut for too long."""
+        while not self.over.is_set():
+            self.watch.look()
+            cut = 0.0 if self.carriers else time.monotonic() - self._since
+            if not self.carriers and self.leaving:
+                self._end()
+            elif not self.carriers and cut >= reconnect:
+                await self.give_up(f"the link was cut for {cut:.0f} s")
+            await asyncio.sleep(min(_CHECK, max(reconnect - cut, 0.05)))
 
     # What goes over the link.
 
@@ -300,7 +348,7 @@ class Session:
         """Use a connection of the link until it breaks. Raises LinkError, OSError, EOFError."""
         if self.was_up and not self.carriers:
             self._report("the link is up again")
-        self.was_up = True
+        self.was_up, self.held = True, False
         self.carriers.add(carrier)
         self.figures.connections = len(self.carriers)
         self._repeat_state()

@@ -93,14 +93,18 @@ class Ending:
 
     def whole(self) -> bool:
         """Return whether a description confirms that the stream ends with the last byte kept."""
+        return self.confirmed_end() is not None
+
+    def confirmed_end(self) -> int | None:
+        """Return the position behind the EOF before that description; None without one."""
         candidate = self._last.find()
         if candidate is None:
-            return False
+            return None
         try:
             self._follow(candidate, Search(SEARCH))
         except MismatchError:
-            return False
-        return True
+            return None
+        return candidate.position + 1
 
     def bare(self) -> bool:
         """Return whether the kept bytes look like a whole stream that has no description."""

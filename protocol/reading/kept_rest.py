@@ -41,6 +41,11 @@ class KeptRest:
         """Return whether a description confirms that the stream ends with the last kept byte."""
         return self._ending.whole()
 
+    def confirmed_end(self) -> int | None:
+        """Return the position behind the EOF before that description; None without one."""
+        end = self._ending.confirmed_end()
+        return None if end is None else self.offset + end
+
     def bare(self) -> bool:
         """Return whether the kept bytes look like a whole stream that has no description."""
         return self._ending.bare()

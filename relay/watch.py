@@ -1,0 +1,220 @@
+"""Watch the migration stream that passes, in a thread beside the event loop.
+
+What passes waits in a short queue, as views of the blocks themselves. A watch that does not keep up
+ends: it never holds up the stream.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..protocol.errors import UnsupportedError
+from ..protocol.wire import multifd
+from ..protocol.wire.marks import MAGIC
+from ..transport.compression import Framer
+from .blocks import Buffers
+from .view import StreamView
+
+MOST_WAITING = 32
+"""Limit for the blocks that wait to be read."""
+_MAGIC = MAGIC.to_bytes(4, "big")
+_MULTIFD = multifd.MAGIC.to_bytes(4, "big")
+TLS = b"\x16\x03"
+"""First bytes of a TLS connection: a handshake record of version 3.x (RFC 8446)."""
+SAMPLE_EVERY = 64 << 20
+"""Bytes of stream from one sample for compression to the next."""
+SAMPLE_SIZE = 64 << 10
+"""Bytes of one sample."""
+SAMPLE_LEVEL = 1
+"""zstd level at which samples are compressed."""
+_CANNOT_TELL = "the relay cannot tell whether the destination has the whole guest"
+_CLOSING = 0.5
+"""Seconds that the thread has to read what waits when the migration is over."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    pieces: Sequence[memoryview]
+    buffer: bytearray | None
+    moment: float
+
+
+class StreamWatch:
+    """Finds the stream among the connections of one migration, and follows it.
+
+    `who`: words for whom the stream comes from. `samples`: whether to find out what zstd would make
+    of it.
+    """
+
+    def __init__(
+        self, buffers: Buffers, report: Callable[[str], None], who: str, *, samples: bool
+    ) -> None:
+        self.view: StreamView | None = None
+        """What the stream has shown; None while there is none."""
+        self.channel: int | None = None
+        """Number of the connection with the stream."""
+        self.opaque: int | None = None
+        """Number of a connection that is encrypted, if there is one."""
+        self.behind = False
+        """True if it has ended, because it did not keep up."""
+        self.sampled = 0
+        """Bytes of all samples."""
+        self.sampled_zstd = 0
+        """Bytes of all samples, compressed."""
+        self._buffers = buffers
+        self._report = report
+        self._who = who
+        self._samples = samples
+        self._heads: dict[int, bytes] = {}
+        self._queue: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._put = self._done = self._next_sample = self._ahead = 0
+        self._closed = False
+        self._read: deque[bytearray] = deque()
+        self._named = False
+        self._framer = Framer(checksum=False)
+
+    @property
+    def zstd(self) -> float | None:
+        """Return the part of the stream that zstd would leave; None without samples."""
+        return self.sampled_zstd / self.sampled if self.sampled else None
+
+    def see(self, number: int, pieces: Sequence[memoryview], buffer: bytearray | None) -> bool:
+        """Take what passes next on a connection; return False if no more of it is wanted."""
+        self.look()
+        if number == self.channel:
+            return self._take(pieces, buffer)
+        head = self._heads.pop(number, b"") + b"".join(pieces)
+        if len(head) < len(_MAGIC):
+            self._heads[number] = head
+            return True
+        if head.startswith(_MAGIC) and self.channel is None:
+            self._begin(number)
+            return self._take([memoryview(head)], None)
+        if head.startswith(TLS) and self.opaque is None:
+            self.opaque = number
+            self._report(
+                "the connection is encrypted: there is nothing to see in it, and compressing it"
+                " gains nothing"
+            )
+        elif head.startswith(_MULTIFD) and self.view is not None:
+            self.view.multifd = True
+        return False
+
+    def _begin(self, number: int) -> None:
+        self.channel, self.view = number, StreamView()
+        run = threading.Thread(target=self._run, args=(self.view,), daemon=True)
+        self._thread = run
+        run.start()
+
+    def _take(self, pieces: Sequence[memoryview], buffer: bytearray | None) -> bool:
+        if self.behind or self.view is None or self.view.error is not None:
+            return False
+        if self._ahead:
+            # `look_ahead` has seen the beginning already.
+            pieces = self._without_seen(pieces)
+        if self._put - self._done >= MOST_WAITING:
+            self.behind = True
+            self._queue.put(None)
+            self._report("the stream passes faster than it can be read, so nothing more is shown")
+            return False
+        if buffer is not None:
+            self._buffers.lend(buffer)
+        self._put += 1
+        self._queue.put(_Piece(pieces, buffer, time.monotonic()))
+        return True
+
+    def _without_seen(self, pieces: Sequence[memoryview]) -> list[memoryview]:
+        rest = []
+        for piece in pieces:
+            skipped = min(self._ahead, len(piece))
+            self._ahead -= skipped
+            rest.append(piece[skipped:])
+        return rest
+
+    def look_ahead(self, content: memoryview) -> None:
+        """Read what comes next already now; it passes `see` again later."""
+        fresh = bytes(content[self._ahead :])
+        if fresh and self._take_ahead(fresh):
+            self._ahead = len(content)
+
+    def _take_ahead(self, fresh: bytes) -> bool:
+        ahead, self._ahead = self._ahead, 0
+        try:
+            return self._take([memoryview(fresh)], None)
+        finally:
+            self._ahead = ahead
+
+    def look(self) -> None:
+        """Give back what was read, and say so once if the stream is broken."""
+        while self._read:
+            self._buffers.end_loan(self._read.popleft())
+        error = None if self.view is None else self.view.error
+        if error is None or self._named:
+            return
+        self._named = True
+        if isinstance(error, UnsupportedError):
+            self._report(f"the stream cannot be shown any further: {error}")
+        else:
+            self._report(f"{self._who} sends a broken stream: {error}")
+
+    @property
+    def idle(self) -> bool:
+        """Return whether everything was read that passed so far."""
+        return self._put == self._done or self._thread is None or not self._thread.is_alive()
+
+    def doubt(self, left: int) -> str | None:
+        """Return in words why the destination may have the guest; None if it cannot have it.
+
+        `left`: position of the stream up to which its bytes may have reached the destination.
+        """
+        view = self.view
+        if not left:
+            return None
+        if view is None:
+            return f"{_CANNOT_TELL} (the connection is encrypted)"
+        if self.behind or view.error is not None:
+            return f"{_CANNOT_TELL} (the stream was not read up to here)"
+        if view.postcopy or view.devices_from is None:
+            # A source that is in postcopy does not take its guest back: it waits for a new link.
+            return None
+        # Before the description confirms an end, any byte behind RAM may be the last one.
+        needed = view.devices_from + 1 if view.eof is None else view.eof
+        return "the destination may have the whole guest" if left >= needed else None
+
+    def close(self) -> None:
+        """Read what waits, and end the thread."""
+        if self._thread is not None and not self._closed:
+            self._closed = True
+            self._queue.put(None)
+            self._thread.join(_CLOSING)
+            self.look()
+
+    def _run(self, view: StreamView) -> None:
+        """Read what passes until the end; this is the thread."""
+        try:
+            self._read_all(view)
+        except BaseException:
+            self.behind = True
+            raise
+
+    def _read_all(self, view: StreamView) -> None:
+        while (taken := self._queue.get()) is not None:
+            for piece in taken.pieces:
+                view.feed(piece, taken.moment)
+                if self._samples and view.position >= self._next_sample:
+                    self._next_sample = view.position + SAMPLE_EVERY
+                    self._sample(piece[:SAMPLE_SIZE])
+            if taken.buffer is not None:
+                self._read.append(taken.buffer)
+            self._done += 1
+            del taken
+
+    def _sample(self, content: memoryview) -> None:
+        self.sampled_zstd += len(self._framer.frame(content, SAMPLE_LEVEL))
+        self.sampled += len(content)
