@@ -74,6 +74,8 @@ class Session:
         """True once there was a connection of the link."""
         self.leaving = False
         """True once the near end has said BYE."""
+        self.max_bandwidth = parameters.max_bandwidth
+        """Limit for what is sent over the link, in bytes per second; 0: none."""
         self.held = False
         """True while the source is kept waiting, as the destination may run its guest."""
         self._side = parameters.side

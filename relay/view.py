@@ -43,8 +43,9 @@ class StreamView:
         self._reader = StreamReader(mixed=True)
         self._rounds = Rounds()
         self._rest = b""
-        self._began: float | None = None
-        self._began_at = 0
+        self.round_began: float | None = None
+        """When this round began, by the clock of `feed`."""
+        self._round_from = 0
         self.machine = ""
         self.total = 0
         """Bytes of guest RAM, once the stream has said that."""
@@ -82,8 +83,8 @@ class StreamView:
         """Read the next bytes, which passed at a moment, in seconds of any clock."""
         if self.error is not None:
             return
-        if self._began is None:
-            self._began = moment
+        if self.round_began is None:
+            self.round_began = moment
         try:
             self._feed(piece, moment)
             if self.devices_from is not None and self.eof is None:
@@ -147,9 +148,9 @@ class StreamView:
 
     def _round_ends(self, number: int, offset: int, moment: float) -> None:
         """Note that a round begins at `offset`, so that the one before it has ended."""
-        assert self._began is not None
-        size, seconds = offset - self._began_at, moment - self._began
+        assert self.round_began is not None
+        size, seconds = offset - self._round_from, moment - self.round_began
         done = WatchedRound(self.round, self.pages_in_round, size, seconds)
         self.finished = [*self.finished[-MOST_KEPT + 1 :], done]
         self.round, self.pages_in_round = number, 0
-        self._began, self._began_at = moment, offset
+        self.round_began, self._round_from = moment, offset
