@@ -35,12 +35,14 @@ def test_blocks_leave_in_order_and_once(sizes: list[int], seed: int, twice: floa
     rng.shuffle(sent)
     incoming, out = Incoming(), b""
     incoming.put_end(len(data))
+    seen: set[int] = set()
     for position, size in sent:
-        incoming.put(arrived(data, position, size))
+        assert incoming.put(arrived(data, position, size)) == (position not in seen)
+        seen.add(position)
         while (block := incoming.next()) is not None:
             out += b"".join(block.pieces)
+        assert incoming.at_end == (len(out) == len(data))
     assert out == data
-    assert incoming.at_end
 
 
 def test_more_than_the_window_is_refused() -> None:
