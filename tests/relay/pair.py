@@ -28,9 +28,11 @@ class Pair:
         link: str | None = None,
         near: dict[str, Any] | None = None,
         far: dict[str, Any] | None = None,
+        listens: bool = True,
         **options: Any,
     ) -> None:
         self.folder = folder
+        self._listens = listens
         self.lines: list[str] = []
         self.far_uri = f"unix:{folder}/link.sock"
         self.near = RelayParameters(
@@ -50,8 +52,9 @@ class Pair:
         self._listener: socket.socket | None = None
 
     async def start(self) -> None:
-        """Start both relays and listen as the destination."""
-        self.listen()
+        """Start both relays, and listen as the destination unless another program does."""
+        if self._listens:
+            self.listen()
         for parameters in (self.far, self.near):
             ready = asyncio.Event()
             running = run_relay(parameters, self.lines.append, partial(self._started, ready))

@@ -16,6 +16,8 @@ class Proxy:
         self.forward = bytearray()
         """What passed from the near relay to the far one."""
         self.breaks = 0
+        self.mute = False
+        """Whether nothing gets from the far relay to the near one."""
         self._break_every = 0
         self._times = 0
         self._damage_at: int | None = None
@@ -61,6 +63,8 @@ class Proxy:
                 if forward:
                     data = self._damaged(data)
                     self.forward += data
+                elif self.mute:
+                    continue
                 writer.write(data)
                 await writer.drain()
                 passed += len(data)

@@ -91,6 +91,8 @@ class _Shown:
         rate = self._rate.recent
         if rate is not None:
             details.append(f"link {format_size(rate)}/s")
+        if not self.session.carriers and not self.session.leaving:
+            details.append("the link is cut")
         if self.session.held:
             details.append("the source is kept waiting")
         return details
@@ -160,6 +162,4 @@ def _of_link(figures: Figures) -> list[str]:
     details = [f"{moved} passed", f"ratio {figures.ratio:.2f}"]
     if figures.level:
         details.append(f"zstd {figures.level}")
-    if not figures.connections:
-        details.append("the link is cut")
     return details
