@@ -33,8 +33,8 @@ def migrate(version: str, folder: Path, check: Check, max_bandwidth: int = 0) ->
             await check(pair, proxy, source, destination)
 
     def pair() -> Pair:
-        options = {"link": proxy_uri, "reconnect": 1.0, "listens": False}
-        return Pair(folder / "relay", near={"one_way": False}, **options)
+        folder_of_pair, near = folder / "relay", {"one_way": False}
+        return Pair(folder_of_pair, link=proxy_uri, near=near, listens=False, reconnect=1.0)
 
     try:
         source.wait_for_beats()
