@@ -32,6 +32,7 @@ class Far:
         self._strangers: dict[asyncio.Task[None], None] = {}
         self._connecting: set[asyncio.Task[None]] = set()
         self._begun = asyncio.Event()
+        self._idle = asyncio.Event()
         self.session: Session | None = None
 
     async def run(self) -> None:
@@ -67,6 +68,7 @@ class Far:
         await asyncio.gather(*links, return_exceptions=True)
         self.session = None
         self._begun.clear()
+        self._idle.set()
 
     async def _admit(self) -> None:
         """Accept whoever connects, and find out who it is."""
@@ -95,9 +97,13 @@ class Far:
 
     async def _take_in(self, sock: Socket, hello: Hello, answer: Welcome) -> None:
         """Make a connection part of its session, which it may begin. Raises OSError."""
+        if self.session is not None and self._key != hello.session and self._may_replace():
+            self.session.fail("another near relay has connected")
+            await self._idle.wait()
         if self.session is None:
             self.session = Session(self._parameters, self._report, self._open)
             self._key = hello.session
+            self._idle.clear()
             self._begun.set()
             self._report("a near relay has connected")
         elif self._key != hello.session:
@@ -113,6 +119,17 @@ class Far:
         # A task that is cancelled before it begins closes nothing.
         task.add_done_callback(lambda _: sock.close())
         self._links[hello.number] = task
+
+    def _may_replace(self) -> bool:
+        """Return whether another session may begin: this one has no link, and a secret counts.
+
+        A near relay that was killed does not come back. Without a secret, a stranger could end a
+        migration whose link is cut.
+        """
+        return bool(self._parameters.secret) and not self._links_live()
+
+    def _links_live(self) -> bool:
+        return any(not task.done() for task in self._links.values())
 
     async def _carry(self, session: Session, sock: Socket) -> None:
         # The session reports what happens to its link.

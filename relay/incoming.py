@@ -25,6 +25,11 @@ class Incoming:
         """Bytes that the local connection has taken; the end counts as one more."""
 
     @property
+    def held(self) -> int:
+        """Return the bytes that wait to be handed on."""
+        return self._held
+
+    @property
     def done(self) -> bool:
         """Return whether the local connection has everything, the end included."""
         return self.end is not None and self.taken > self.end

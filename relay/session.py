@@ -36,6 +36,11 @@ from .parameters import WINDOW, RelayParameters, Side
 from .sockets import Socket
 from .watch import StreamWatch
 
+MAX_HELD = 8 * WINDOW
+"""Limit for what arrived and waits, in bytes, of all channels.
+
+The share of a channel shrinks as others are opened, but it may have been used by then.
+"""
 MAX_CHANNELS = 512
 """Limit for the channels that are open at once."""
 _WORTH = BLOCK_SIZE // 4
@@ -318,6 +323,8 @@ class Session:
         self.figures.written += block.length
         if channel is not None:
             channel.put(block)
+        if sum(channel.incoming.held for channel in self._channels.values()) > MAX_HELD:
+            raise LinkError("the other end of the link sends more than was acknowledged")
 
     def arrived_record(self, record: Record) -> None:
         """Handle a record. Raises LinkError."""

@@ -49,21 +49,28 @@ class Pair:
         )
         self.relays: list[Relay] = []
         self.tasks: list[asyncio.Task[None]] = []
-        self._listener: socket.socket | None = None
+        self.listener: socket.socket | None = None
 
     async def start(self) -> None:
         """Start both relays, and listen as the destination unless another program does."""
         if self._listens:
             self.listen()
-        for parameters in (self.far, self.near):
-            ready = asyncio.Event()
-            running = run_relay(parameters, self.lines.append, partial(self._started, ready))
-            task, listens = asyncio.create_task(running), asyncio.create_task(ready.wait())
-            self.tasks.append(task)
-            await asyncio.wait([task, listens], return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                listens.cancel()
-                task.result()
+        await self._start(self.far)
+        await self.start_near()
+
+    async def start_near(self) -> None:
+        """Start the near relay alone."""
+        await self._start(self.near)
+
+    async def _start(self, parameters: RelayParameters) -> None:
+        ready = asyncio.Event()
+        running = run_relay(parameters, self.lines.append, partial(self._started, ready))
+        task, listens = asyncio.create_task(running), asyncio.create_task(ready.wait())
+        self.tasks.append(task)
+        await asyncio.wait([task, listens], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            listens.cancel()
+            task.result()
 
     def _started(self, ready: asyncio.Event, relay: Relay) -> None:
         self.relays.append(relay)
@@ -71,12 +78,12 @@ class Pair:
 
     def listen(self) -> None:
         """Listen as the destination does."""
-        if self._listener is not None:
-            self._listener.close()
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(f"{self.folder}/destination.sock")
-        self._listener.listen(64)
-        self._listener.setblocking(False)
+        if self.listener is not None:
+            self.listener.close()
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(f"{self.folder}/destination.sock")
+        self.listener.listen(64)
+        self.listener.setblocking(False)
 
     async def connect(self) -> Ends:
         """Connect as a source."""
@@ -84,8 +91,8 @@ class Pair:
 
     async def accept(self) -> Ends:
         """Return the next connection that arrives at the destination."""
-        assert self._listener is not None
-        sock, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+        assert self.listener is not None
+        sock, _ = await asyncio.get_running_loop().sock_accept(self.listener)
         return await asyncio.open_unix_connection(sock=sock)
 
     async def stop(self) -> None:
@@ -93,5 +100,5 @@ class Pair:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        if self._listener is not None:
-            self._listener.close()
+        if self.listener is not None:
+            self.listener.close()

@@ -218,6 +218,38 @@ def test_the_capture_of_a_link_is_a_zstd_file(tmp_path: Path) -> None:
 # Who may connect.
 
 
+@pytest.mark.parametrize("secret", [b"", b"0123456789abcdef"])
+def test_a_near_relay_that_was_killed_may_be_started_again(tmp_path: Path, secret: bytes) -> None:
+    """Broken: after a crash beside the source nothing could pass until --reconnect is over; or,
+    without a secret, a stranger could end a migration whose link is cut."""
+
+    async def test(pair: Pair) -> None:
+        async with Proxy(f"unix:{tmp_path}/proxy.sock", pair.far_uri) as proxy:
+            _, writer = await pair.connect()
+            far_reader, far_writer = await pair.accept()
+            await proxy.close()
+            await said(pair, "the link is cut", 2)
+            killed = pair.tasks.pop()
+            killed.cancel()
+            await asyncio.gather(killed, return_exceptions=True)
+            again = Pair(tmp_path, secret=secret)
+            again.listener = pair.listener
+            await again.start_near()
+            if secret:
+                await exchange(again, b"again", b"yes")
+                assert await is_broken(far_reader)
+            else:
+                reader, second = await again.connect()
+                assert await is_broken(reader)
+                await said(again, "serves another migration")
+                second.close()
+            await again.stop()
+            for one in (writer, far_writer):
+                one.close()
+
+    run(test, lambda: Pair(tmp_path, link=f"unix:{tmp_path}/proxy.sock", secret=secret))
+
+
 def test_another_secret_is_refused(tmp_path: Path) -> None:
     """Broken: whoever reaches the port could move a guest into the destination."""
 
