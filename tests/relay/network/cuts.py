@@ -11,7 +11,7 @@ import random
 import sys
 import tempfile
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -37,12 +37,12 @@ class Guests:
             return self._made[kind, version]
 
 
-def run_plan(plan: Plan, guests: Guests) -> Outcome:
+def run_plan(plan: Plan, guests: Guests, *, relayed: bool = True) -> Outcome:
     """Run a plan, whatever happens."""
     saved = guests.get(plan.kind, plan.versions[0])
     with tempfile.TemporaryDirectory(prefix="vmferry-cut-") as folder:
         try:
-            return Run(plan, saved, Path(folder)).run()
+            return Run(plan, saved, Path(folder), relayed=relayed).run()
         except Exception:
             return Outcome([traceback.format_exc()])
 
@@ -56,6 +56,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--longest", type=float, default=30, help="longest cut in seconds")
     parser.add_argument("--only", type=int, help="this run alone, with what the relays say")
+    parser.add_argument(
+        "--without-relays", action="store_true", help="no relays and no cut: QEMU's own faults"
+    )
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     numbers = range(options.first, options.first + options.runs)
@@ -67,8 +70,11 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="vmferry-saved-") as folder,
         ThreadPoolExecutor(options.jobs) as pool,
     ):
-        running = pool.map(partial(run_plan, guests=Guests(Path(folder))), plans)
-        for plan, outcome in zip(plans, running, strict=True):
+        guests = Guests(Path(folder))
+        run = partial(run_plan, guests=guests, relayed=not options.without_relays)
+        running = {pool.submit(run, plan): plan for plan in plans}
+        for done in as_completed(running):
+            plan, outcome = running[done], done.result()
             failed += bool(outcome.faults)
             missed += outcome.missed
             print(f"{plan.number}: {plan}: {outcome}", flush=True)

@@ -61,10 +61,12 @@ class Relays:
         *options: str,
         near_options: tuple[str, ...] = (),
         address: str = FAR,
+        port: int = PORT,
     ) -> None:
+        folder.mkdir(exist_ok=True)
         near, far = hosts
         self.entry, self.exit = f"unix:{folder}/entry.sock", f"unix:{folder}/exit.sock"
-        link = f"tcp:{address}:{PORT}"
+        link = f"tcp:{address}:{port}"
         self.far = RelayProcess(far, folder / "far.log", link, self.exit, "--link", "far", *options)
         try:
             self.near = RelayProcess(

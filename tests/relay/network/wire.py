@@ -101,14 +101,8 @@ class Wire:
 
     def reset(self) -> None:
         """Reset all TCP connections of the near host; those that they lead to hear of it."""
-        ran = subprocess.run(
-            [*self.near, "ss", "-K", "-H", "-t"],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=True,
-        )
-        assert ran.stdout, "there was no connection to reset"
+        killed = [*self.near, "ss", "-K", "-H", "-t"]
+        subprocess.run(killed, timeout=PATIENCE, check=True, capture_output=True)
 
     def close(self) -> None:
         """Take it down; what still runs at its ends is cut off."""
