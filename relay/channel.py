@@ -93,6 +93,14 @@ class Channel:
         self._task = asyncio.create_task(self._hand_on())
         self.read_on()
 
+    @property
+    def last_words(self) -> tuple[Record, ...]:
+        """Return what the other end has to know of a channel that ended in order."""
+        if self.reason is not None or not self.outgoing.ended:
+            return ()
+        taken = Taken(self.number, self.incoming.taken)
+        return (taken, End(self.number, self.outgoing.position))
+
     # From the local connection to the link.
 
     def read_on(self) -> None:

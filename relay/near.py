@@ -95,11 +95,19 @@ class Near:
                 delay = RETRY_FIRST
                 await session.carry(carrier)
             except RefusedError as error:
+                if session.leaving:
+                    session.left()
+                    return
                 await session.give_up(str(error))
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, RETRY_MOST)
             except (OSError, EOFError, LinkError, asyncio.TimeoutError) as error:
-                if session.leaving or session.over.is_set():
+                if session.answered or (
+                    session.leaving and isinstance(error, ConnectionRefusedError)
+                ):
+                    # The far end has closed the link, or it has ended.
+                    session.left()
+                if session.over.is_set():
                     return
                 if not session.was_up:
                     session.fail(f"cannot connect to the far relay: {reason_of(error)}")

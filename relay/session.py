@@ -47,9 +47,9 @@ _WORTH = BLOCK_SIZE // 4
 """Bytes that a block should have before it is compressed while others are under way."""
 _CHECK = 1.0
 """Seconds between two looks at whether the link is cut, at most."""
+LEAVE = 0.1
+"""Seconds in which the far end's answer to BYE leaves, before it closes the link."""
 _LOOK_THERE = "look there; if it does not run, end this relay, and the source runs on"
-LEAVE = 5.0
-"""Seconds that the far end has to close the link after BYE."""
 
 Report = Callable[[str], None]
 """Function that shows a line to the user."""
@@ -79,6 +79,8 @@ class Session:
         """True once there was a connection of the link."""
         self.leaving = False
         """True once the near end has said BYE."""
+        self.answered = False
+        """True once the far end has said so, too: only then the near one may forget the session."""
         self.max_bandwidth = parameters.max_bandwidth
         """Limit for what is sent over the link, in bytes per second; 0: none."""
         self.held = False
@@ -88,7 +90,8 @@ class Session:
         self._report = report
         self._channels: dict[int, Channel] = {}
         self._next_number = 0
-        self._finished: set[int] = set()
+        self._finished: dict[int, tuple[Record, ...]] = {}
+        """Closed channels, and what the other end has to know of each to close it, too."""
         self._records: deque[Record] = deque()
         self._lost: deque[Block] = deque()
         self._made: dict[Block, Made] = {}
@@ -156,11 +159,10 @@ class Session:
     def channel_done(self, channel: Channel) -> None:
         """Forget a channel; the near end's last one ends the session."""
         self._channels.pop(channel.number, None)
-        self._finished.add(channel.number)
+        self._finished[channel.number] = channel.last_words
         if not self._channels and self._side is Side.NEAR and not self.leaving:
             self.leaving = True
             self.say(Bye())
-            asyncio.get_running_loop().call_later(LEAVE, self._end)
 
     def fail(self, reason: str) -> None:
         """Break all channels and end the session."""
@@ -193,6 +195,11 @@ class Session:
                 await asyncio.sleep(0.01)
         return watch.doubt(channel.outgoing.left)
 
+    def left(self) -> None:
+        """End the session in order: both ends know that all channels are closed."""
+        if not self.over.is_set():
+            self._end()
+
     def _end(self) -> None:
         """End the session; channels that are still open are broken."""
         self.over.set()
@@ -221,10 +228,11 @@ class Session:
         while not self.over.is_set():
             self.watch.look()
             cut = 0.0 if self.carriers else time.monotonic() - self._since
-            if not self.carriers and self.leaving:
-                self._end()
-            elif not self.carriers and cut >= reconnect:
-                await self.give_up(f"the link was cut for {cut:.0f} s")
+            if not self.carriers and cut >= reconnect:
+                if self._finished and not self._channels:
+                    self._end()
+                else:
+                    await self.give_up(f"the link was cut for {cut:.0f} s")
             await asyncio.sleep(min(_CHECK, max(reconnect - cut, 0.05)))
 
     # What goes over the link.
@@ -328,16 +336,24 @@ class Session:
 
     def arrived_record(self, record: Record) -> None:
         """Handle a record. Raises LinkError."""
-        if isinstance(record, Bye) and self._side is Side.FAR:
-            self._end()
+        if isinstance(record, Bye):
+            self._part()
         elif isinstance(record, (Open, End, Reset, Taken, Closed)):
             if isinstance(record, Reset):
                 self.say(Closed(record.channel))
                 if record.channel not in self._channels:
-                    self._finished.add(record.channel)
+                    self._finished[record.channel] = ()
             channel = self._channel(record.channel)
             if channel is not None:
                 self._pass(channel, record)
+
+    def _part(self) -> None:
+        """Take leave of the other end, whose channels are all closed."""
+        self.answered = self.leaving
+        if self._side is Side.FAR and not self.leaving:
+            self.leaving = True
+            self.say(Bye())
+            asyncio.get_running_loop().call_later(LEAVE, self.left)
 
     @staticmethod
     def _pass(channel: Channel, record: Record) -> None:
@@ -384,6 +400,8 @@ class Session:
 
     def _repeat_state(self) -> None:
         """Send all records again that the other end may not have."""
+        for words in self._finished.values():
+            self._records.extend(words)
         for channel in self._channels.values():
             if self._side is Side.NEAR and not channel.opened:
                 self._records.append(Open(channel.number))
@@ -393,4 +411,6 @@ class Session:
                 self._records.append(End(channel.number, channel.outgoing.position))
             if channel.reason is not None:
                 self._records.append(Reset(channel.number, channel.reason))
+        if self.leaving:
+            self._records.append(Bye())
         self.notify()

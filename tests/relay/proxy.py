@@ -18,6 +18,8 @@ class Proxy:
         self.breaks = 0
         self.mute = False
         """Whether nothing gets from the far relay to the near one."""
+        self.swallows = ""
+        """Direction whose bytes are lost from now on: "forward" or "back"; empty: neither."""
         self._break_every = 0
         self._times = 0
         self._damage_at: int | None = None
@@ -28,6 +30,11 @@ class Proxy:
     def break_after(self, size: int, times: int) -> None:
         """Break each connection after `size` more bytes, so many times in all."""
         self._break_every, self._times = size, times
+
+    def break_now(self) -> None:
+        """Break all connections, and pass everything on those that come."""
+        self.swallows = ""
+        self._break()
 
     def damage_at(self, position: int) -> None:
         """Change the byte at a position of what passes forward."""
@@ -60,6 +67,8 @@ class Proxy:
         passed = 0
         with suppress(ConnectionError):
             while data := await reader.read(1 << 16):
+                if self.swallows == ("forward" if forward else "back"):
+                    continue
                 if forward:
                     data = self._damaged(data)
                     self.forward += data
