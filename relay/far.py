@@ -16,6 +16,8 @@ from .parameters import RelayParameters
 from .session import Report, Session
 from .sockets import Socket
 
+MOST_ENDED = 64
+"""Limit for the failed migrations whose outcome is remembered."""
 MAX_STRANGERS = 16
 """Limit for connections that have not proved who they are; with one more, the oldest ends."""
 
@@ -33,6 +35,7 @@ class Far:
         self._connecting: set[asyncio.Task[None]] = set()
         self._begun = asyncio.Event()
         self._idle = asyncio.Event()
+        self._ended: dict[bytes, str] = {}
         self.session: Session | None = None
 
     async def run(self) -> None:
@@ -48,17 +51,27 @@ class Far:
                 finally:
                     session.fail("the relay was ended")
                     await self._leave()
-                if self._parameters.once:
-                    if session.error is not None:
-                        raise LinkError(session.error)
-                    return
+                failure = None
                 if session.error is not None:
-                    self._report(f"the migration failed: {session.error}")
+                    self._remember(session.outcome)
+                    failure = f"{session.error}; {session.outcome}"
+                if self._parameters.once:
+                    if failure is not None:
+                        raise LinkError(failure)
+                    return
+                if failure is not None:
+                    self._report(f"the migration failed: {failure}")
         finally:
             tasks = [admitting, *self._strangers, *self._connecting]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _remember(self, outcome: str) -> None:
+        """Keep what became of a migration, for a near relay that comes back too late."""
+        self._ended[self._key] = f"the migration has ended there; {outcome}"
+        while len(self._ended) > MOST_ENDED:
+            del self._ended[next(iter(self._ended))]
 
     async def _leave(self) -> None:
         """Close the link of a session that is over, and be ready for the next one."""
@@ -97,7 +110,12 @@ class Far:
 
     async def _take_in(self, sock: Socket, hello: Hello, answer: Welcome) -> None:
         """Make a connection part of its session, which it may begin. Raises OSError."""
-        if self.session is not None and self._key != hello.session and self._may_replace():
+        known = self.session is not None and self._key == hello.session
+        if hello.resumes and not known:
+            # A new connection to the destination would lack what the old one had.
+            await refuse(sock, self._ended.get(hello.session) or "it does not know this migration")
+            return
+        if self.session is not None and not known and self._may_replace():
             self.session.fail("another near relay has connected")
             await self._idle.wait()
         if self.session is None:
@@ -106,7 +124,7 @@ class Far:
             self._idle.clear()
             self._begun.set()
             self._report("a near relay has connected")
-        elif self._key != hello.session:
+        elif not known:
             await refuse(sock, "it serves another migration already")
             return
         before = self._links.pop(hello.number, None)

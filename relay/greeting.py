@@ -39,10 +39,11 @@ class RefusedError(LinkError):
 
 
 async def greet_far(
-    sock: Socket, secret: bytes, session: bytes, number: int, connections: int
+    sock: Socket, secret: bytes, session: bytes, number: int, connections: int, *, resumes: bool
 ) -> None:
     """Make a connection part of a session. Raises RefusedError, LinkError, OSError, EOFError."""
-    hello = Hello(VERSION, session, os.urandom(NONCE_SIZE), number, connections)
+    nonce = os.urandom(NONCE_SIZE)
+    hello = Hello(VERSION, session, nonce, number, connections, int(resumes))
     await send_record(sock, hello)
     challenge = await _expect(sock, Challenge)
     _check_version(challenge.version, "far")

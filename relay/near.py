@@ -98,7 +98,7 @@ class Near:
                 if session.leaving:
                     session.left()
                     return
-                await session.give_up(str(error))
+                await session.give_up(str(error), refused=True)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, RETRY_MOST)
             except (OSError, EOFError, LinkError, asyncio.TimeoutError) as error:
@@ -117,10 +117,10 @@ class Near:
 
     async def _connect(self, session: Session, key: bytes, number: int) -> Carrier:
         sock = await connected(self._parameters.connect_uri)
-        count = self._parameters.connections
+        secret, count = self._parameters.secret, self._parameters.connections
         try:
             with Deadline(GREETING):
-                await greet_far(sock, self._parameters.secret, key, number, count)
+                await greet_far(sock, secret, key, number, count, resumes=session.was_up)
         except BaseException:
             sock.close()
             raise

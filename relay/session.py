@@ -85,6 +85,7 @@ class Session:
         """Limit for what is sent over the link, in bytes per second; 0: none."""
         self.held = False
         """True while the source is kept waiting, as the destination may run its guest."""
+        self._held_for: set[str] = set()
         self._side = parameters.side
         self._opener = opener
         self._report = report
@@ -92,6 +93,7 @@ class Session:
         self._next_number = 0
         self._finished: dict[int, tuple[Record, ...]] = {}
         """Closed channels, and what the other end has to know of each to close it, too."""
+        self._handed_on = 0
         self._records: deque[Record] = deque()
         self._lost: deque[Block] = deque()
         self._made: dict[Block, Made] = {}
@@ -159,6 +161,8 @@ class Session:
     def channel_done(self, channel: Channel) -> None:
         """Forget a channel; the near end's last one ends the session."""
         self._channels.pop(channel.number, None)
+        if channel.number == self.watch.channel:
+            self._handed_on = channel.incoming.taken
         self._finished[channel.number] = channel.last_words
         if not self._channels and self._side is Side.NEAR and not self.leaving:
             self.leaving = True
@@ -170,17 +174,31 @@ class Session:
             self.error = reason
             self._end()
 
-    async def give_up(self, reason: str) -> None:
+    @property
+    def outcome(self) -> str:
+        """Return in words what the far end has handed on, once the session is over."""
+        view = self.watch.view
+        if view is None or self.watch.behind or (view.error is not None and not view.ended):
+            return "whether the destination got the whole guest is not known"
+        if view.eof is not None and self._handed_on >= view.eof:
+            return "the destination got the whole guest"
+        return "the destination did not get the whole guest"
+
+    async def give_up(self, reason: str, *, refused: bool = False) -> None:
         """Fail, but keep the source waiting if the destination may have its guest (laws 5 and 8).
 
-        A source whose connection breaks takes its guest back, and two of them would run.
+        A source whose connection breaks takes its guest back, and two of them would run. `refused`:
+        the reason is the far relay's word, which says itself what the destination has got.
         """
         doubt = await self._doubt()
         if doubt is None:
             self.fail(reason)
-        elif not self.held:
-            self.held = True
-            self._report(f"{reason}; {doubt}: {_LOOK_THERE}")
+            return
+        self.held = True
+        if reason not in self._held_for:
+            self._held_for.add(reason)
+            words = reason if refused else f"{reason}; {doubt}"
+            self._report(f"{words}: {_LOOK_THERE}")
 
     async def _doubt(self) -> str | None:
         """Return in words why the destination may have the guest; None if it cannot have it."""
@@ -232,7 +250,7 @@ class Session:
                 if self._finished and not self._channels:
                     self._end()
                 else:
-                    await self.give_up(f"the link was cut for {cut:.0f} s")
+                    await self.give_up(f"the link was cut for {reconnect:.3g} s")
             await asyncio.sleep(min(_CHECK, max(reconnect - cut, 0.05)))
 
     # What goes over the link.

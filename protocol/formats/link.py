@@ -23,7 +23,9 @@ class LinkError(VmferryError):
 class Hello(NamedTuple):
     """Opens a connection of the link: the near relay names its session and this connection.
 
-    `nonce` is fresh; `number` is from 0 to below `connections`, those of the session.
+    `nonce` is fresh; `number` is from 0 to below `connections`, those of the session. `resumes` is
+    1 if the session has had a connection before, so that a far relay that does not know it must not
+    begin it again.
     """
 
     version: int
@@ -31,6 +33,7 @@ class Hello(NamedTuple):
     nonce: bytes
     number: int
     connections: int
+    resumes: int
 
 
 class Challenge(NamedTuple):

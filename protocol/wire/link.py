@@ -52,6 +52,7 @@ BODIES = {
         "nonce" / c.Bytes(NONCE_SIZE),
         "number" / c.Int8ub,
         "connections" / c.Int8ub,
+        "resumes" / c.Int8ub,
     ),
     RecordType.CHALLENGE: c.Struct("version" / c.Int16ub, "nonce" / c.Bytes(NONCE_SIZE)),
     RecordType.PROOF: c.Struct("proof" / c.Bytes(PROOF_SIZE)),

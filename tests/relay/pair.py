@@ -55,8 +55,12 @@ class Pair:
         """Start both relays, and listen as the destination unless another program does."""
         if self._listens:
             self.listen()
-        await self._start(self.far)
+        await self.start_far()
         await self.start_near()
+
+    async def start_far(self) -> None:
+        """Start the far relay alone."""
+        await self._start(self.far)
 
     async def start_near(self) -> None:
         """Start the near relay alone."""

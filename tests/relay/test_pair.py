@@ -294,7 +294,7 @@ async def _stranger(path: Path, kind: str, captured: bytes) -> None:
         _SILENT.append(sock)
         return
     reader, writer = await asyncio.open_unix_connection(str(path))
-    hello = records.Hello(VERSION, bytes(SESSION_SIZE), bytes(NONCE_SIZE), 0, 1)
+    hello = records.Hello(VERSION, bytes(SESSION_SIZE), bytes(NONCE_SIZE), 0, 1, 0)
     writer.write(
         {
             "garbage": random.Random(1).randbytes(1000),

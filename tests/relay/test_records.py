@@ -18,7 +18,7 @@ B16, B32 = st.binary(min_size=16, max_size=16), st.binary(min_size=32, max_size=
 U8, U16 = st.integers(0, 255), st.integers(0, 65535)
 
 RECORDS: st.SearchStrategy[Record] = st.one_of(
-    st.builds(link.Hello, U16, B16, B16, U8, U8),
+    st.builds(link.Hello, U16, B16, B16, U8, U8, U8),
     st.builds(link.Challenge, U16, B16),
     st.builds(link.Proof, B32),
     st.builds(link.Welcome, B32),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from vmferry.protocol.wire.marks import SectionType
 from vmferry.relay import watch as watch_module
@@ -22,7 +22,7 @@ from tests.relay.pair import Ends, Pair
 from tests.relay.proxy import Proxy
 from tests.relay.test_pair import is_broken, run, said
 
-CUTS = st.lists(st.integers(1, 20_000), min_size=1, max_size=6)
+CUTS = st.lists(st.integers(300, 20_000), min_size=1, max_size=6)
 RAM = sum(block.length for block in streams.BLOCKS)
 WITH_ANSWERS = streams.to_bytes(
     [
@@ -72,6 +72,7 @@ def test_every_kind_of_page(cuts: list[int]) -> None:
     assert {kind for kind, count in view.pages.items() if count} >= {"plain", "zero", "xbzrle"}
 
 
+@settings(max_examples=50)
 @given(st.integers(0, len(WITH_ANSWERS) - 1))
 def test_half_a_stream_has_not_ended(size: int) -> None:
     """Broken: a source could be kept waiting, or another one run on, for an end that is none."""
@@ -224,7 +225,7 @@ def test_a_source_whose_guest_may_run_there_is_kept(tmp_path: Path, size: int) -
         near = sessions_of_near(pair)
         for _ in range(3):
             before = len(pair.lines)
-            await near.give_up("again")
+            await near.give_up("the link was cut for 0.5 s")
             assert not near.over.is_set()
             assert len(pair.lines) == before
         assert not source[0].at_eof()
@@ -275,3 +276,63 @@ def test_a_kept_source_that_leaves_is_not_waited_for(tmp_path: Path) -> None:
         await near.over.wait()
 
     cut(tmp_path, test, WITH_ANSWERS)
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        (len(WITH_ANSWERS), "the destination got the whole guest"),
+        (DESCRIPTION - 10, "the destination did not get the whole guest"),
+    ],
+)
+def test_a_far_relay_that_gave_up_says_what_became_of_it(
+    tmp_path: Path, before: int, words: str
+) -> None:
+    """Broken: a late near relay would begin the migration anew, in the middle of the stream.
+
+    And whoever has to find out where the guest runs would get no help.
+    """
+    link = f"unix:{tmp_path}/proxy.sock"
+
+    async def test(pair: Pair) -> None:
+        async with Proxy(link, pair.far_uri) as proxy:
+            (reader, writer), (far_reader, far_writer) = await both(pair)
+            writer.write(WITH_ANSWERS[:before])
+            assert await far_reader.readexactly(before) == WITH_ANSWERS[:before]
+            await proxy.close()
+            await said(pair, f"the link was cut for 0.2 s; {words}")
+            async with Proxy(link, pair.far_uri):
+                await said(pair, f"the migration has ended there; {words}")
+                # No other connection was made to the destination.
+                accepting = asyncio.create_task(pair.accept())
+                await asyncio.sleep(0)
+                assert not accepting.done()
+                accepting.cancel()
+            for one in (writer, far_writer):
+                one.close()
+            assert await is_broken(far_reader)
+            del reader
+
+    run(test, lambda: Pair(tmp_path, link=link, far={"reconnect": 0.2}))
+
+
+def test_a_far_relay_that_was_started_again_begins_nothing(tmp_path: Path) -> None:
+    """Broken: a destination would get the middle of a stream, and a source the answer to it."""
+    link = f"unix:{tmp_path}/proxy.sock"
+
+    async def test(pair: Pair) -> None:
+        async with Proxy(link, pair.far_uri) as proxy:
+            (reader, writer), (far_reader, far_writer) = await both(pair)
+            writer.write(WITH_ANSWERS[:5000])
+            await far_reader.readexactly(5000)
+            await proxy.close()
+            pair.tasks[0].cancel()
+            await asyncio.gather(pair.tasks[0], return_exceptions=True)
+            await pair.start_far()
+            async with Proxy(link, pair.far_uri):
+                await said(pair, "it does not know this migration")
+                assert await is_broken(reader)
+            for one in (writer, far_writer):
+                one.close()
+
+    run(test, lambda: Pair(tmp_path, link=link))
