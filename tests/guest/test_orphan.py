@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_until
 
 CONTROLLER = """
 import sys
@@ -54,9 +53,7 @@ def orphan(folder: Path, steps: str, lives_for: float = 5.0) -> list[psutil.Proc
 def beat(file: Path) -> tuple[int, bool]:
     """Counter and whether the guest says that it runs, from its next beat on."""
     seen = _written_at(file)
-    deadline = time.monotonic() + PATIENCE
-    while _written_at(file) == seen and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: _written_at(file) != seen)
     _, counter, running = file.read_text().split()
     return int(counter), running == "1"
 

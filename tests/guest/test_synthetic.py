@@ -28,7 +28,7 @@ from vmferry.protocol.wire.kept import whole
 from vmferry.transport.process import send_message
 from zstandard import ZstdCompressor
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_until
 
 MakeGuest = Callable[[str], SyntheticGuest]
 BUSY = "4M,dirty-rate=32M,hot=50%,zero=25%"
@@ -43,10 +43,8 @@ def copy_ram(source: SyntheticGuest, target: SyntheticGuest) -> None:
 
 def wait_written(guest: SyntheticGuest, pages: int) -> None:
     """Returns when the guest has written so many more pages."""
-    written, deadline = guest.counter() + pages, time.monotonic() + PATIENCE
-    while guest.counter() < written:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    written = guest.counter() + pages
+    wait_until(lambda: guest.counter() >= written)
 
 
 def test_writes_only_while_it_runs(make_guest: MakeGuest) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from vmferry.guest.synthetic_door import knock
 from vmferry.protocol.handover import Peer, Word
 from vmferry.protocol.words import ping
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_until
 
 SHUT_SIZE = 8
 """Bytes of the message SHUT on the return path."""
@@ -50,12 +49,15 @@ class Waiting:
         """Return whether the guest was running when it last wrote its heartbeat."""
         return self._beat.exists() and self._beat.read_text().split()[2] == "1"
 
+    @property
+    def listens(self) -> bool:
+        """Return whether the guest's process listens for a user."""
+        sockets = Path("/proc/net/unix").read_text(errors="replace")
+        return f"@vmferry-guest-{self.pid}\n" in sockets
+
     def wait_door(self) -> None:
         """Wait until the guest's process listens for a user."""
-        name, deadline = f"@vmferry-guest-{self.pid}\n", time.monotonic() + PATIENCE
-        while name not in Path("/proc/net/unix").read_text(errors="replace"):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: self.listens)
 
     def close(self) -> None:
         """End both guests."""
@@ -77,10 +79,7 @@ def test_user_ends_the_wait(waiting: Waiting) -> None:
     """Broken: on a link that lives and carries nothing, nobody could ever take the guest up."""
     waiting.wait_door()
     knock(waiting.pid)
-    deadline = time.monotonic() + PATIENCE
-    while not waiting.runs:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: waiting.runs)
     # The link was broken first: no word can arrive any more, and the source sees that.
     assert waiting.link.recv(100) == b""
 
@@ -99,7 +98,4 @@ def test_guest_that_runs_waits_for_nobody(waiting: Waiting) -> None:
     """Broken: a guest that runs would still offer to be taken up, as if it were paused."""
     waiting.wait_door()
     waiting.link.sendall(ping(Word.CONFIRM))
-    name, deadline = f"@vmferry-guest-{waiting.pid}\n", time.monotonic() + PATIENCE
-    while name in Path("/proc/net/unix").read_text(errors="replace") or not waiting.runs:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: waiting.runs and not waiting.listens)

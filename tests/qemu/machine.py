@@ -16,7 +16,7 @@ import pytest
 from qemu.qmp import ConnectError
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_until
 
 VMFERRY = [sys.executable, "-m", "vmferry.tools.cli"]
 
@@ -272,11 +272,8 @@ class Machine(BareMachine):
         return self.serial.stat().st_size if self.serial.exists() else 0
 
     def wait_for_beats(self) -> None:
-        deadline = time.monotonic() + PATIENCE
         start = self.beats()
-        while self.beats() < start + 3:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: self.beats() >= start + 3)
 
 
 def vmferry(*arguments: str) -> subprocess.CompletedProcess[str]:

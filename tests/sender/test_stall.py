@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -20,7 +19,7 @@ from vmferry.sender.stall import Remedy, Situation, StallDetector, command_line_
 from vmferry.transport.counters import Counters
 from vmferry.transport.settings import OnStall, TrackerKind
 
-from tests.patience import PATIENCE
+from tests.patience import wait_until
 from tests.sender.incoming import Incoming
 
 MIB = 1 << 20
@@ -187,10 +186,14 @@ def slow(
     sender = Sender(source, address, parameters)
 
     def hold(_: int) -> None:
-        written, until = source.counter() + 1024, time.monotonic() + PATIENCE
-        while source.running and source.counter() < written and sender.figures().stall is None:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        written = source.counter() + 1024
+        wait_until(
+            lambda: (
+                source.counter() >= written
+                or not source.running
+                or sender.figures().stall is not None
+            )
+        )
 
     sender.on_round = hold
     return sender

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -21,7 +20,7 @@ from vmferry.sender.processes import Processes
 from vmferry.sender.throttle import AutoConverge, ThrottleParameters
 from vmferry.transport.settings import TrackerKind
 
-from tests.patience import PATIENCE
+from tests.patience import wait_until
 from tests.sender.incoming import Incoming
 
 
@@ -108,12 +107,14 @@ def outrunning(sender: Sender, source: Watched) -> Sender:
     """Hold each round until the guest has written all its pages, unless slowed by 90 % or more."""
 
     def hold(_: int) -> None:
-        written, until = source.counter() + 64, time.monotonic() + PATIENCE
-        while source.counter() < written:
-            if source.percentages[-1:] in ([90], [99]) or not source.running:
-                break
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        written = source.counter() + 64
+        wait_until(
+            lambda: (
+                source.counter() >= written
+                or source.percentages[-1:] in ([90], [99])
+                or not source.running
+            )
+        )
 
     sender.on_round = hold
     return sender

@@ -13,14 +13,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_until
 
 VMFERRY = [sys.executable, "-m", "vmferry.tools"]
 GONE_WITHIN = 10.0
@@ -103,13 +103,7 @@ class Migration:
             text=True,
         )
         # Until the first round there may be no children to kill.
-        self._wait((folder / "source").exists)
-
-    def _wait(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until((folder / "source").exists)
 
     def beat(self, side: str) -> tuple[int, int, bool] | None:
         """The guest's process, its counter and whether it runs, if it is there."""
@@ -146,7 +140,7 @@ class Migration:
         assert destination is None or not destination[2], victim
         source = self.beat("source")
         assert source is not None
-        self._wait(lambda: (self.beat("source") or source)[1] > source[1])
+        wait_until(lambda: (self.beat("source") or source)[1] > source[1])
 
     def _still_listens(self) -> bool:
         with suppress(psutil.NoSuchProcess):

@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests import streams
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_until
 from tests.protocol.kinds import KINDS
 
 VMFERRY = [sys.executable, "-m", "vmferry.tools"]
@@ -192,9 +191,7 @@ def test_nothing_is_left_when_it_is_told_to_end(number: signal.Signals, tmp_path
     ) as process:
         assert process.stdin is not None
         process.stdin.write(begun)
-        deadline = time.monotonic() + PATIENCE
-        while not os.listdir(tmp_path) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: os.listdir(tmp_path))
         begun_files = os.listdir(tmp_path)
         status = _end(process, number)
     assert len(begun_files) == 1

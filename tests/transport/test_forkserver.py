@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from vmferry.transport.crew import Crew, CrewError
 from vmferry.transport.process import StartError, send_message, start_child, stop_children
 from vmferry.transport.shared import SharedFd
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_until
 
 """Seconds that anything may take on a busy machine."""
 
@@ -49,14 +49,6 @@ def server_of(pid: int) -> psutil.Process:
     assert parent is not None
     assert "forkserver" in "".join(parent.cmdline())
     return parent
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for it."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -126,7 +118,7 @@ def test_cancel_while_it_is_stopped() -> None:
     crew.stop()
     os.close(wake_fd)
     # The child that nobody waits for any more is gone, too.
-    until(lambda: not server.children())
+    wait_until(lambda: not server.children())
 
 
 @pytest.mark.parametrize("count", [1, 300])

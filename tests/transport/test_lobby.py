@@ -6,7 +6,6 @@ import os
 import select
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from vmferry.transport.channel import Channel, Listener, listen
 from vmferry.transport.lobby import MAX_WAITING, Lobby
 from vmferry.transport.uri import Fd, Tcp, Unix, parse_uri
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_until
 
 
 def begins(head: bytes) -> bool | None:
@@ -59,10 +58,7 @@ class Waiting:
 
     def until_refused(self, count: int) -> None:
         """Wait until so many have been."""
-        deadline = time.monotonic() + PATIENCE
-        while len(self.said) < count:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: len(self.said) >= count)
 
     def read(self, count: int) -> bytes:
         """The first bytes of the channel that was let in."""

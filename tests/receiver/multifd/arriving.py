@@ -16,7 +16,7 @@ from vmferry.protocol.return_path import shut
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
 from vmferry.receiver.figures import Figures
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_until
 
 
 @dataclass
@@ -110,10 +110,7 @@ class Arriving:
 
     def until_refused(self, count: int) -> None:
         """Wait until so many connections have been refused."""
-        deadline = time.monotonic() + PATIENCE
-        while len(self.refused) < count:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: len(self.refused) >= count)
 
     def end(self) -> str:
         """Wait for the end, and return the error, if any."""
