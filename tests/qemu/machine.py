@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from qemu.qmp.legacy import QEMUMonitorProtocol
 from tests.patience import PATIENCE, wait_until
 
 VMFERRY = [sys.executable, "-m", "vmferry.tools.cli"]
+MIB = 1 << 20
 
 
 def missing(what: str) -> None:
@@ -148,6 +150,12 @@ def _boot_options(machine: str, code: bytes, folder: Path) -> tuple[str, ...]:
     return ("-device", "VGA", "-drive", f"file={image},format=raw,id=boot,if={bus}")
 
 
+def in_fourth_round(told: Any) -> bool:
+    """Return whether a migration, of which QEMU says this, has come to its fourth round."""
+    rounds: int = told["ram"]["dirty-sync-count"]
+    return rounds > 3
+
+
 class BareMachine:
     """A QEMU with a monitor and no devices but those that are asked for."""
 
@@ -216,6 +224,19 @@ class BareMachine:
             self._ended.unlink(missing_ok=True)
             uri = f"exec:{command}; touch {self._ended}"
         self.ask("migrate", uri=uri, **arguments)
+
+    def migrate_until(self, uri: str, enough: Callable[[Any], bool], limit: int = 16 * MIB) -> None:
+        """Migrate at `limit` bytes per second until what QEMU says is enough, then to the end."""
+        self.ask("migrate-set-parameters", **{"max-bandwidth": limit, "downtime-limit": 1})
+        self.begin_migration(uri)
+
+        def is_enough() -> bool:
+            told = self.ask("query-migrate")
+            return "ram" in told and enough(told)
+
+        wait_until(is_enough, lambda: self.ask("query-migrate"))
+        self.ask("migrate-set-parameters", **{"max-bandwidth": 1 << 34, "downtime-limit": 2000})
+        self.wait_for("completed")
 
     def wait_for(self, status: str) -> None:
         deadline = time.monotonic() + PATIENCE

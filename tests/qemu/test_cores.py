@@ -19,9 +19,7 @@ from vmferry.protocol.formats.memory_image import (
     program_header,
 )
 
-from tests.qemu.machine import BareMachine, qemu_command, vmferry
-
-MIB = 1 << 20
+from tests.qemu.machine import MIB, BareMachine, qemu_command, vmferry
 
 
 class Core(NamedTuple):

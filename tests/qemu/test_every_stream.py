@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -23,13 +21,11 @@ from vmferry.protocol.pages.mapped_pages import list_pieces
 from vmferry.tools.cli import main
 
 from tests import streams
-from tests.patience import PATIENCE
 from tests.qemu import evidence
 from tests.qemu.evidence import BLOB, LARGE, Shows
-from tests.qemu.machine import MANY_PAGES, MANY_PAGES_OF_ARM, Machine
+from tests.qemu.machine import MANY_PAGES, MANY_PAGES_OF_ARM, MIB, Machine, in_fourth_round
 from tests.qemu.sink import Sink, replay
 
-MIB = 1 << 20
 MAIN_RAM = {"pc": "pc.ram", "q35": "pc.ram", "microvm": "microvm.ram", "virt": "mach-virt.ram"}
 """The machines, and what QEMU calls their memory."""
 DISK_SIZE = 7 * MIB
@@ -49,17 +45,17 @@ def stopped(source: Machine, uri: str) -> None:
 
 def live(source: Machine, uri: str) -> None:
     """While the guest writes to its memory: three rounds at least."""
-    send_until(source, uri, lambda told: told["ram"]["dirty-sync-count"] > 3)
+    source.migrate_until(uri, in_fourth_round)
 
 
 def until_xbzrle(source: Machine, uri: str) -> None:
-    send_until(source, uri, lambda told: told.get("xbzrle-cache", {}).get("pages", 0) > 500)
+    source.migrate_until(uri, lambda told: told.get("xbzrle-cache", {}).get("pages", 0) > 500)
 
 
 def until_throttled(source: Machine, uri: str) -> None:
     """Slower than the guest writes, until QEMU has slowed that down."""
     source.ask("migrate-set-parameters", **{"cpu-throttle-initial": 50})
-    send_until(source, uri, lambda told: told.get("cpu-throttle-percentage", 0) >= 50, 4 * MIB)
+    source.migrate_until(uri, lambda told: told.get("cpu-throttle-percentage", 0) >= 50, 4 * MIB)
 
 
 def with_disks(source: Machine, uri: str) -> None:
@@ -75,19 +71,6 @@ def with_bitmaps(source: Machine, uri: str) -> None:
     write = {"command-line": 'qemu-io node0 "write 1M 65k"'}
     source.ask("human-monitor-command", **write)
     source.migrate(uri)
-
-
-def send_until(
-    source: Machine, uri: str, enough: Callable[[Any], bool], limit: int = 16 * MIB
-) -> None:
-    source.ask("migrate-set-parameters", **{"max-bandwidth": limit, "downtime-limit": 1})
-    source.ask("migrate", uri=uri)
-    deadline = time.monotonic() + PATIENCE
-    while not ("ram" in (told := source.ask("query-migrate")) and enough(told)):
-        assert time.monotonic() < deadline, told
-        time.sleep(0.02)
-    source.ask("migrate-set-parameters", **{"max-bandwidth": 1 << 34, "downtime-limit": 2000})
-    source.wait_for("completed")
 
 
 # What the guest has beside its memory; `source` has content, the destination has room for it.

@@ -12,8 +12,8 @@ import pytest
 
 from tests.qemu import evidence
 from tests.qemu.libvirt import Libvirt
-from tests.qemu.machine import missing
-from tests.qemu.test_every_stream import MIB, call, check_devices, extract, read
+from tests.qemu.machine import MIB, missing
+from tests.qemu.test_every_stream import call, check_devices, extract, read
 
 HOLE = slice(640 << 10, 1 << 20)
 """Where a guest sees something else than its memory."""

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.qemu.machine import MANY_PAGES, Machine, vmferry
-from tests.qemu.test_every_stream import MIB
+from tests.qemu.machine import MANY_PAGES, MIB, Machine, vmferry
 
 SIZE = 32 * MIB
 MACHINE = "pc-i440fx-10.0"

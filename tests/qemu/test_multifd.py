@@ -14,10 +14,10 @@ from vmferry.tools.sources.channels import opened_channels
 from vmferry.tools.sources.stream_events import read_events
 
 from tests.qemu.capture import Capture
-from tests.qemu.machine import MANY_PAGES, Machine, vmferry
-from tests.qemu.test_every_stream import MIB, send_until
+from tests.qemu.machine import MANY_PAGES, MIB, Machine, in_fourth_round, vmferry
 
 SIZE = 32 * MIB
+UUID = "00112233-4455-6677-8899-aabbccddeeff"
 MEMORY = f"memory-backend-memfd,id=pc.ram,size={SIZE},share=on"
 
 
@@ -46,14 +46,18 @@ TABLE = {
 }
 
 
+def options(row: Row) -> tuple[str, ...]:
+    """Return the options of a machine, at whichever end."""
+    identity = ("-uuid", UUID) if row.uuid else ()
+    return ("-object", MEMORY, "-machine", "memory-backend=pc.ram", *identity)
+
+
 def captured(row: Row, folder: Path) -> tuple[Path, list[Path], Path]:
     """Migrate a guest that writes its memory; the main channel, the others, and the memory that the
     destination built."""
-    identity = ("-uuid", "00112233-4455-6677-8899-aabbccddeeff") if row.uuid else ()
-    options = ("-object", MEMORY, "-machine", "memory-backend=pc.ram", *identity)
     shape = {"machine": row.machine, "code": MANY_PAGES}
-    source = Machine(row.version, folder / "source", *options, **shape)  # type: ignore[arg-type]
-    listening = (*options, "-S", "-incoming", "defer")
+    source = Machine(row.version, folder / "source", *options(row), **shape)  # type: ignore[arg-type]
+    listening = (*options(row), "-S", "-incoming", "defer")
     target = Machine(row.version, folder / "target", *listening, **shape)  # type: ignore[arg-type]
     truth = folder / "truth"
     try:
@@ -71,9 +75,7 @@ def captured(row: Row, folder: Path) -> tuple[Path, list[Path], Path]:
         capture = Capture(folder / "relay", folder / "in", folder / "channels")
         # So little a second that a round takes longer than the guest needs to write again.
         limit = 16 * MIB if row.compression == "none" else MIB // 2
-        send_until(
-            source, f"unix:{folder}/relay", lambda told: told["ram"]["dirty-sync-count"] > 3, limit
-        )
+        source.migrate_until(f"unix:{folder}/relay", in_fourth_round, limit)
         target.wait_for("completed")
         shutil.copyfile(target.shared_memory(), truth)
     finally:

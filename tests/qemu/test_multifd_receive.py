@@ -13,11 +13,8 @@ import pytest
 
 from tests.patience import PATIENCE
 from tests.qemu.capture import Capture
-from tests.qemu.machine import MANY_PAGES, VMFERRY, Machine, vmferry
-from tests.qemu.test_every_stream import MIB, send_until
-from tests.qemu.test_multifd import MEMORY, Row, check_loads
-
-UUID = "00112233-4455-6677-8899-aabbccddeeff"
+from tests.qemu.machine import MANY_PAGES, MIB, VMFERRY, Machine, in_fourth_round, vmferry
+from tests.qemu.test_multifd import Row, check_loads, options
 
 TABLE = {
     "7.2": Row("7.2", "pc-i440fx-7.2", 2),
@@ -29,12 +26,6 @@ TABLE = {
     "10, 4 channels, zstd": Row("10", "pc-i440fx-10.0", 4, "zstd"),
     "10, older machine": Row("10", "pc-i440fx-7.2", 2, "none", "none"),
 }
-
-
-def options(row: Row) -> tuple[str, ...]:
-    """Return the options of a machine, at whichever end."""
-    identity = ("-uuid", UUID) if row.uuid else ()
-    return ("-object", MEMORY, "-machine", "memory-backend=pc.ram", *identity)
 
 
 def start_source(row: Row, folder: Path) -> Machine:
@@ -93,8 +84,7 @@ def test_guest_arrives_and_runs_on(name: str, tmp_path: Path) -> None:
         with receiving(tmp_path, row.channels) as command:
             capture = Capture(tmp_path / "relay", tmp_path / "in", tmp_path / "channels")
             limit = 16 * MIB if row.compression == "none" else MIB // 2
-            relay = f"unix:{tmp_path}/relay"
-            send_until(source, relay, lambda told: told["ram"]["dirty-sync-count"] > 3, limit)
+            source.migrate_until(f"unix:{tmp_path}/relay", in_fourth_round, limit)
             output, errors = command.communicate(timeout=PATIENCE)
             assert command.returncode == 0, errors
     finally:

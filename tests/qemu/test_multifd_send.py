@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.qemu.capture import Capture
-from tests.qemu.machine import MANY_PAGES, Machine, vmferry
-from tests.qemu.test_every_stream import MIB
+from tests.qemu.machine import MANY_PAGES, MIB, Machine, vmferry
 
 SIZE = 32 * MIB
 MEMORY = (

@@ -6,7 +6,6 @@ import io
 import random
 import shutil
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +13,7 @@ import pytest
 from vmferry.protocol.errors import StreamError
 from vmferry.tools.extract.guest import Wanted, extract
 
-from tests.patience import PATIENCE
-from tests.qemu.machine import MANY_PAGES, Machine
+from tests.qemu.machine import MANY_PAGES, MIB, Machine, in_fourth_round
 from tests.tools.salvaging import KINDS, Damaged, Sound, Verdict, flip
 
 PLACES = 3
@@ -44,16 +42,7 @@ def _live(version: str, folder: Path, *capabilities: str) -> bytes:
     try:
         machine.wait_for_beats()
         machine.enable(*capabilities)
-        limits = {"max-bandwidth": 12 << 20, "downtime-limit": 1}
-        machine.ask("migrate-set-parameters", **limits)
-        machine.begin_migration(f"exec:cat > {stream}")
-        deadline = time.monotonic() + PATIENCE
-        while machine.ask("query-migrate").get("ram", {}).get("dirty-sync-count", 0) < 4:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        free = {"max-bandwidth": 1 << 34, "downtime-limit": 2000}
-        machine.ask("migrate-set-parameters", **free)
-        machine.wait_for("completed")
+        machine.migrate_until(f"exec:cat > {stream}", in_fourth_round, 12 * MIB)
     finally:
         machine.stop()
     return stream.read_bytes()

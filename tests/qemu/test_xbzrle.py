@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,9 @@ from vmferry.sender.coordinator import Sender
 from vmferry.sender.figures import Figures
 from vmferry.sender.parameters import SendParameters
 
-from tests.patience import PATIENCE
 from tests.qemu.machine import (
     MANY_PAGES,
+    MIB,
     Machine,
     ram_options,
     rebuilt_stream,
@@ -41,15 +40,11 @@ def test_takes_what_qemu_encodes(version: str, tmp_path: Path) -> None:
     try:
         source.wait_for_beats()
         _xbzrle_on(source)
-        limits = {"max-bandwidth": 2 << 20, "downtime-limit": 1}
-        source.ask("migrate-set-parameters", **limits)
-        source.begin_migration(f"exec:cat > {stream}")
-        deadline = time.monotonic() + PATIENCE
-        while source.ask("query-migrate").get("xbzrle-cache", {}).get("pages", 0) < MANY:
-            assert time.monotonic() < deadline, source.ask("query-migrate")
-            time.sleep(0.05)
-        source.ask("migrate-set-parameters", **{"max-bandwidth": 1 << 34, "downtime-limit": 2000})
-        source.wait_for("completed")
+        source.migrate_until(
+            f"exec:cat > {stream}",
+            lambda told: told.get("xbzrle-cache", {}).get("pages", 0) >= MANY,
+            2 * MIB,
+        )
     finally:
         source.stop()
     dumped = vmferry("dump", "--json", str(stream))
