@@ -7,6 +7,7 @@ and `WHOLE` are streams of that guest, as is `every_event`; tests make others of
 from __future__ import annotations
 
 import json
+import pickle
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol import events
+from vmferry.protocol.errors import StreamError
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.wire.marks import CommandType, SectionType
 from vmferry.protocol.writer import StreamWriter
@@ -45,6 +47,21 @@ def read(data: bytes, step: int = 1 << 40, **options: Any) -> list[events.Event]
     reader = StreamReader(**options)
     found = [e for at in range(0, len(data), step) for e in reader.feed(data[at : at + step])]
     return found + reader.close()
+
+
+def read_damaged(data: bytes) -> None:
+    """Read a stream that may be damaged; an error has to be one line that says where, and what was
+    read before it has to be in the stream."""
+    found, error = [], None
+    try:
+        found = read(data, max_device_state=1 << 16)
+    except StreamError as caught:
+        error = caught
+    if error is not None:
+        assert 0 <= error.offset <= len(data)
+        assert "\n" not in str(error)
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert data.startswith(to_bytes(found))
 
 
 def read_file(path: Path, **options: Any) -> list[events.Event]:

@@ -305,24 +305,28 @@ def _number(data: npt.NDArray[np.uint8], at: _Indexes, size: int) -> _Indexes:
 
 def _xbzrle_end(data: npt.NDArray[np.uint8], bodies: _Indexes, layout: Layout) -> _Indexes:
     head = XBZRLE_HEAD_SIZE - RECORD_HEADER_SIZE
-    here = bodies + head <= len(data)
-    at = np.where(here, bodies, 0)
-    if not here.any():
-        return np.full(len(bodies), -1, np.intp)
-    size = _number(data, at + 1, head - 1)
-    good = here & (data[at] == XBZRLE_ENCODING) & (size <= layout.page_size)
-    return np.where(good, bodies + head + size, -1)
+    # The head is the kind of the encoding in one byte, then its size.
+    empty = XBZRLE_ENCODING << 8 * (head - 1)
+    return _encoding_end(data, bodies, head, empty, layout.page_size)
 
 
 def _compressed_end(data: npt.NDArray[np.uint8], bodies: _Indexes, layout: Layout) -> _Indexes:
     head = COMPRESSED_HEAD_SIZE - RECORD_HEADER_SIZE
+    return _encoding_end(data, bodies, head, 0, zlib_pages.bound(layout.page_size))
+
+
+def _encoding_end(
+    data: npt.NDArray[np.uint8], bodies: _Indexes, head: int, empty: int, longest: int
+) -> _Indexes:
+    """Return the ends of encodings of up to `longest` bytes, or -1 where there is none.
+
+    Before each are `head` bytes, whose big-endian number is its size plus `empty`.
+    """
     here = bodies + head <= len(data)
-    at = np.where(here, bodies, 0)
     if not here.any():
         return np.full(len(bodies), -1, np.intp)
-    size = _number(data, at, head)
-    good = here & (size <= zlib_pages.bound(layout.page_size))
-    return np.where(good, bodies + head + size, -1)
+    size = _number(data, np.where(here, bodies, 0), head) - empty
+    return np.where(here & (size >= 0) & (size <= longest), bodies + head + size, -1)
 
 
 def _flush_end(_: npt.NDArray[np.uint8], bodies: _Indexes, __: Layout) -> _Indexes:

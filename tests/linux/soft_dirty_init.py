@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from vmferry.guest.errors import MigrationError
-from vmferry.guest.program import ProgramGuest
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.tracking import soft_dirty
 from vmferry.guest.tracking.soft_dirty import SoftDirtyBits, read_soft_dirty
@@ -26,6 +25,7 @@ from vmferry.sender.coordinator import Sender
 from vmferry.sender.parameters import SendParameters
 from vmferry.transport.settings import TrackerKind
 
+from tests.guest.tracking.soft_dirty_process import Still
 from tests.sender.incoming import Incoming
 
 ROUNDS = 5
@@ -45,22 +45,6 @@ def mount() -> None:
     for kind, place in ((b"proc", b"/proc"), (b"devtmpfs", b"/dev"), (b"tmpfs", b"/tmp")):
         if libc.mount(kind, place, kind, 0, None):
             raise OSError(ctypes.get_errno(), place)
-
-
-class Still(ProgramGuest):
-    """A guest in this process, which writes when it is told to."""
-
-    def start(self) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
-
-    def save(self) -> bytes:
-        return b""
-
-    def load(self, state: bytes) -> None:
-        pass
 
 
 def marks_are_exact() -> None:

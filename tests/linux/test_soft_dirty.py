@@ -21,6 +21,7 @@ from tests.linux import initramfs
 MODULES = (
     "numpy.random",
     "secrets",
+    "tests.guest.tracking.soft_dirty_process",
     "tests.sender.incoming",
     "vmferry.guest.program",
     "vmferry.guest.synthetic_process",

@@ -12,7 +12,7 @@ from vmferry.protocol.errors import StreamError
 from vmferry.protocol.reader import StreamReader
 
 from tests.protocol.kinds import KINDS
-from tests.streams import plainly, read, to_bytes
+from tests.streams import plainly, read, read_damaged, to_bytes
 
 EACH = pytest.mark.parametrize("kind", KINDS)
 
@@ -80,15 +80,7 @@ def test_damage_never_ends_in_another_exception(
         data[at : at + len(new)] = new
     if cut < 0.3:
         del data[int(cut * 3 * len(data)) :]
-    caught, found = None, []
-    try:
-        found = read(bytes(data), max_device_state=1 << 16)
-    except StreamError as error:
-        caught = error
-    if caught is not None:
-        assert 0 <= caught.offset <= len(data)
-        assert "\n" not in str(caught)
-    assert bytes(data).startswith(to_bytes(found))
+    read_damaged(bytes(data))
 
 
 @EACH

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Callable
 
@@ -31,6 +30,7 @@ from tests.streams import (
     ram_piece,
     ram_start,
     read,
+    read_damaged,
     to_bytes,
     xbzrle_run,
 )
@@ -183,16 +183,7 @@ def test_damage_never_ends_in_another_exception(place: float, value: int) -> Non
         to_bytes([*opening(answers=True), *part, *closing([device(3, "timer", b"1" * 9)])])
     )
     data[int(place * len(data))] ^= value
-    caught, found = None, []
-    try:
-        found = read(bytes(data), max_device_state=1 << 16)
-    except StreamError as error:
-        caught = error
-    if caught is not None:
-        assert 0 <= caught.offset <= len(data)
-        assert "\n" not in str(caught)
-        assert str(pickle.loads(pickle.dumps(caught))) == str(caught)
-    assert bytes(data).startswith(to_bytes(found))
+    read_damaged(bytes(data))
 
 
 def _records(*records: bytes) -> bytes:

@@ -14,7 +14,7 @@ from tests.patience import PATIENCE
 class Incoming:
     """Listens on `uri`; `address` is where to send to."""
 
-    def __init__(self, uri: str, workers: int = 1) -> None:
+    def __init__(self, uri: str = "tcp:127.0.0.1:0", workers: int = 1) -> None:
         self.guest = SyntheticGuest.parse("")
         self.receiver = Receiver(self.guest, uri, ReceiveParameters(workers=workers, paused=True))
         self.error: MigrationError | None = None
@@ -38,6 +38,25 @@ class Incoming:
         """Wait until the migration is over."""
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
+
+    def arrives(self, source: SyntheticGuest) -> None:
+        """Wait until the migration is over; the guest has to be here, as it was at its source."""
+        self.join()
+        assert self.error is None
+        assert (source.page_digests() == self.guest.page_digests()).all()
+        assert self.guest.verify() == []
+
+    def fails(self) -> None:
+        """Wait until the migration is over; it has to fail, and no guest may run here."""
+        self.join()
+        assert self.error is not None
+        assert not self.guest.running
+
+    def __enter__(self) -> Incoming:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End the migration and the guest."""

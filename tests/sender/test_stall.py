@@ -199,17 +199,13 @@ def slow(
     return sender
 
 
-def test_stall_cancels(source: SyntheticGuest) -> None:
+def test_stall_cancels(source: SyntheticGuest, incoming: Incoming) -> None:
     """Broken: the guest would be paused for longer than allowed, or migrated for ever."""
-    side = Incoming("tcp:127.0.0.1:0")
-    sender = slow(source, side.address, OnStall.CANCEL)
+    sender = slow(source, incoming.address, OnStall.CANCEL)
     told: list[Figures] = []
-    try:
-        with pytest.raises(MigrationCancelledError, match="cancelled: rounds do not shrink"):
-            sender.run(told.append)
-        side.join()
-    finally:
-        side.close()
+    with pytest.raises(MigrationCancelledError, match="cancelled: rounds do not shrink"):
+        sender.run(told.append)
+    incoming.join()
     assert sender.states.state is MigrationStatus.CANCELLED
     assert source.running
     (stall,) = {figures.stall for figures in told} - {None}
@@ -223,58 +219,46 @@ def test_stall_cancels(source: SyntheticGuest) -> None:
     assert told[-1].as_qmp()["stall"] == stall.explain(command_line_option).as_json()
 
 
-def test_stall_switches_over(source: SyntheticGuest) -> None:
+def test_stall_switches_over(source: SyntheticGuest, incoming: Incoming) -> None:
     """Broken: who would rather have a longer downtime than none would wait for ever."""
-    side = Incoming("tcp:127.0.0.1:0")
-    try:
-        figures = slow(source, side.address, OnStall.SWITCHOVER).run()
-        side.join()
-        assert side.guest.verify() == []
-    finally:
-        side.close()
+    figures = slow(source, incoming.address, OnStall.SWITCHOVER).run()
+    incoming.arrives(source)
     assert figures.forecast.downtime is not None
     assert figures.forecast.downtime > 100
 
 
-def test_stall_goes_on_until_something_changes(source: SyntheticGuest) -> None:
+def test_stall_goes_on_until_something_changes(source: SyntheticGuest, incoming: Incoming) -> None:
     """Broken: a user who raises the limit after the word of it would not be heeded."""
-    side = Incoming("tcp:127.0.0.1:0")
-    sender = slow(source, side.address, OnStall.CONTINUE)
+    sender = slow(source, incoming.address, OnStall.CONTINUE)
 
     def raise_limit(figures: Figures) -> None:
         if figures.stall is not None:
             sender.limits.set_max_bandwidth(0)
 
-    try:
-        figures = sender.run(raise_limit)
-        side.join()
-        assert side.guest.verify() == []
-    finally:
-        side.close()
+    figures = sender.run(raise_limit)
+    incoming.arrives(source)
     assert figures.forecast.total_time is None
     assert figures.forecast.after_round == 2
     assert figures.stall is None
 
 
-def test_limited_migration_ends_where_the_link_carries_the_rest(source: SyntheticGuest) -> None:
+def test_limited_migration_ends_where_the_link_carries_the_rest(
+    source: SyntheticGuest, incoming: Incoming
+) -> None:
     """Broken: the guest would be sent over and over for a limit that the last round has not."""
-    side = Incoming("tcp:127.0.0.1:0")
-    sender = slow(source, side.address, OnStall.CANCEL, avail_switchover_bandwidth=1 << 40)
+    sender = slow(source, incoming.address, OnStall.CANCEL, avail_switchover_bandwidth=1 << 40)
     told: list[Figures] = []
-    try:
-        figures = sender.run(told.append)
-        side.join()
-        assert side.guest.verify() == []
-    finally:
-        side.close()
+    figures = sender.run(told.append)
+    incoming.arrives(source)
     assert {figures.stall for figures in told} == {None}
     assert figures.dirty_sync_count < 5
 
 
-def test_what_the_link_bore_before_it_was_limited_counts(source: SyntheticGuest) -> None:
+def test_what_the_link_bore_before_it_was_limited_counts(
+    source: SyntheticGuest, incoming: Incoming
+) -> None:
     """Broken: what was measured without a limit would be forgotten, and the guest sent on."""
-    side = Incoming("tcp:127.0.0.1:0")
-    sender = slow(source, side.address, OnStall.CANCEL, max_bandwidth=0, downtime_limit=0)
+    sender = slow(source, incoming.address, OnStall.CANCEL, max_bandwidth=0, downtime_limit=0)
     hold = sender.on_round
 
     def limit(number: int) -> None:
@@ -285,10 +269,6 @@ def test_what_the_link_bore_before_it_was_limited_counts(source: SyntheticGuest)
             sender.limits.set_downtime_limit(1.5)
 
     sender.on_round = limit
-    try:
-        figures = sender.run()
-        side.join()
-        assert side.guest.verify() == []
-    finally:
-        side.close()
+    figures = sender.run()
+    incoming.arrives(source)
     assert figures.dirty_sync_count < 6

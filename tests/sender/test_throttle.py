@@ -129,16 +129,13 @@ SLOW = SendParameters(
 )
 
 
-def test_guest_that_outruns_the_link_is_slowed_down_until_it_fits(source: Watched) -> None:
+def test_guest_that_outruns_the_link_is_slowed_down_until_it_fits(
+    source: Watched, incoming: Incoming
+) -> None:
     """Broken: auto-converge would not bring a migration to its end."""
-    side = Incoming("tcp:127.0.0.1:0")
-    try:
-        seen: list[Figures] = []
-        figures = outrunning(Sender(source, side.address, SLOW), source).run(seen.append)
-        side.join()
-        assert side.guest.verify() == []
-    finally:
-        side.close()
+    seen: list[Figures] = []
+    figures = outrunning(Sender(source, incoming.address, SLOW), source).run(seen.append)
+    incoming.arrives(source)
     assert source.percentages[:2] == [40, 90]
     assert source.percentages[-1] == 0
     assert figures.throttle is not None
@@ -146,7 +143,9 @@ def test_guest_that_outruns_the_link_is_slowed_down_until_it_fits(source: Watche
     assert any(one.as_qmp()["cpu-throttle-percentage"] == 40 for one in seen)
 
 
-def test_guest_is_slowed_down_with_marks(source: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guest_is_slowed_down_with_marks(
+    source: Watched, monkeypatch: pytest.MonkeyPatch, incoming: Incoming
+) -> None:
     """Broken: with a tracker that counts, auto-converge would not slow a guest that outruns the
     link, or too late."""
     count = Processes.dirty_bytes
@@ -156,18 +155,12 @@ def test_guest_is_slowed_down_with_marks(source: Watched, monkeypatch: pytest.Mo
         hold(0)
         return count(processes)
 
-    side = Incoming("tcp:127.0.0.1:0")
-    sender = Sender(source, side.address, replace(SLOW, tracker=TrackerKind.USERFAULTFD))
+    sender = Sender(source, incoming.address, replace(SLOW, tracker=TrackerKind.USERFAULTFD))
     hold = outrunning(sender, source).on_round
     sender.on_round = lambda _: None
     monkeypatch.setattr(Processes, "dirty_bytes", outrun)
-    try:
-        figures = sender.run()
-        side.join()
-        assert (source.page_digests() == side.guest.page_digests()).all()
-        assert side.guest.verify() == []
-    finally:
-        side.close()
+    figures = sender.run()
+    incoming.arrives(source)
     assert figures.tracker == "userfaultfd"
     assert source.percentages[:2] == [40, 90]
     assert source.percentages[-1] == 0
@@ -175,40 +168,34 @@ def test_guest_is_slowed_down_with_marks(source: Watched, monkeypatch: pytest.Mo
     assert figures.throttle.highest == source.percentages[-2]
 
 
-def test_cancelled_guest_runs_at_full_speed(source: Watched) -> None:
+def test_cancelled_guest_runs_at_full_speed(source: Watched, incoming: Incoming) -> None:
     """Broken: a cancelled migration would leave the guest slow for ever."""
-    side = Incoming("tcp:127.0.0.1:0")
-    sender = outrunning(Sender(source, side.address, SLOW), source)
+    sender = outrunning(Sender(source, incoming.address, SLOW), source)
 
     def cancel(figures: Figures) -> None:
         if figures.throttle is not None and figures.throttle.percentage:
             sender.cancel()
 
-    try:
-        with pytest.raises(MigrationCancelledError):
-            sender.run(cancel)
-        side.join()
-    finally:
-        side.close()
+    with pytest.raises(MigrationCancelledError):
+        sender.run(cancel)
+    incoming.join()
     assert source.percentages == [40, 0]
     assert source.running
 
 
-def test_guest_of_a_failed_migration_runs_at_full_speed(source: Watched) -> None:
+def test_guest_of_a_failed_migration_runs_at_full_speed(
+    source: Watched, incoming: Incoming
+) -> None:
     """Broken: a broken link would leave the guest slow for ever."""
-    side = Incoming("tcp:127.0.0.1:0")
-    sender = outrunning(Sender(source, side.address, SLOW), source)
+    sender = outrunning(Sender(source, incoming.address, SLOW), source)
 
     def kill(figures: Figures) -> None:
         if figures.throttle is not None and figures.throttle.percentage:
-            side.receiver.cancel()
+            incoming.receiver.cancel()
 
-    try:
-        with pytest.raises(MigrationError):
-            sender.run(kill)
-        side.join()
-    finally:
-        side.close()
+    with pytest.raises(MigrationError):
+        sender.run(kill)
+    incoming.join()
     assert sender.states.state is MigrationStatus.FAILED
     assert source.percentages == [40, 0]
     assert source.running

@@ -86,39 +86,32 @@ def unmarked() -> Iterator[SyntheticGuest]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("tracker", [TrackerKind.USERFAULTFD, TrackerKind.DIGESTS])
-def test_guest_that_writes(source: SyntheticGuest, tracker: TrackerKind, workers: int) -> None:
+def test_guest_that_writes(
+    source: SyntheticGuest, tracker: TrackerKind, workers: int, incoming: Incoming
+) -> None:
     """Broken (law 1): pages would arrive torn or stale, or would not arrive."""
-    side = Incoming("tcp:127.0.0.1:0")
     parameters = SendParameters(tracker=tracker, workers=workers, downtime_limit=0.01)
-    try:
-        figures = Sender(source, side.address, parameters).run()
-        side.join()
-        assert side.guest.verify() == []
-    finally:
-        side.close()
+    figures = Sender(source, incoming.address, parameters).run()
+    incoming.arrives(source)
     assert figures.tracker == tracker.value
     assert figures.as_qmp()["tracker"] == tracker.value
 
 
 @pytest.mark.usefixtures("soft_dirty_kernel")
 @pytest.mark.parametrize("workers", [0, 1, 4])
-def test_guest_that_is_held_for_each_round(source: SyntheticGuest, workers: int) -> None:
+def test_guest_that_is_held_for_each_round(
+    source: SyntheticGuest, workers: int, incoming: Incoming
+) -> None:
     """Broken (law 1): what is written between reading marks and removing them would not arrive."""
-    side = Incoming("tcp:127.0.0.1:0")
     parameters = SendParameters(tracker=TrackerKind.SOFT_DIRTY, workers=workers, downtime_limit=0)
-    sender = Sender(source, side.address, parameters)
+    sender = Sender(source, incoming.address, parameters)
     sender.on_round = lambda number: (
         sender.limits.set_downtime_limit(10) if number == ROUNDS else None
     )
     heard: list[str] = []
     source.add_listener(heard.append)
-    try:
-        figures = sender.run()
-        side.join()
-        assert (source.page_digests() == side.guest.page_digests()).all()
-        assert side.guest.verify() == []
-    finally:
-        side.close()
+    figures = sender.run()
+    incoming.arrives(source)
     assert figures.tracker == "soft-dirty"
     assert heard == ["stop"]
 

@@ -7,6 +7,7 @@ in which every two values come together once.
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import replace
 from itertools import combinations, product
 from typing import NamedTuple
@@ -80,17 +81,10 @@ def test_memory_is_equal(case: Case) -> None:
         downtime_limit=0.01,
         on_stall=OnStall.SWITCHOVER,
     )
-    side = Incoming("tcp:127.0.0.1:0", workers)
-    source = SyntheticGuest.parse(f"16M,dirty-rate=80M,hot=6M,zero=10%,pattern={pattern}")
-    try:
+    guest = SyntheticGuest.parse(f"16M,dirty-rate=80M,hot=6M,zero=10%,pattern={pattern}")
+    with Incoming(workers=workers) as side, closing(guest) as source:
         figures = Sender(source, side.address, parameters).run()
-        side.join()
-        assert side.error is None
-        assert (source.page_digests() == side.guest.page_digests()).all()
-        assert side.guest.verify() == []
-    finally:
-        source.close()
-        side.close()
+        side.arrives(source)
     check_encoding(figures, encoding, pattern)
 
 

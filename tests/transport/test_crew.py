@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 import pytest
@@ -31,15 +30,6 @@ def break_down(connection: Connection) -> None:
     """A child with a bug."""
     del connection
     raise ValueError("this is not it")
-
-
-@pytest.fixture
-def crew() -> Iterator[Crew]:
-    wake_fd = os.eventfd(0, os.EFD_NONBLOCK)
-    crew = Crew(wake_fd, lambda: None)
-    yield crew
-    crew.stop()
-    os.close(wake_fd)
 
 
 def test_report(crew: Crew) -> None:

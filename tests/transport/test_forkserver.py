@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -49,15 +48,6 @@ def server_of(pid: int) -> psutil.Process:
     assert parent is not None
     assert "forkserver" in "".join(parent.cmdline())
     return parent
-
-
-@pytest.fixture
-def crew() -> Iterator[Crew]:
-    wake_fd = os.eventfd(0, os.EFD_NONBLOCK)
-    crew = Crew(wake_fd, lambda: None)
-    yield crew
-    crew.stop()
-    os.close(wake_fd)
 
 
 def test_its_death_is_not_its_children_s(crew: Crew) -> None:

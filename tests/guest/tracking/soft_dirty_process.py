@@ -67,7 +67,23 @@ class FakeBits(SoftDirtyBits):
         self._meanwhile()
 
 
-class BusyGuest(ProgramGuest):
+class Still(ProgramGuest):
+    """A guest without devices that does nothing by itself."""
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def save(self) -> bytes:
+        return b""
+
+    def load(self, state: bytes) -> None:
+        pass
+
+
+class BusyGuest(Still):
     """A guest whose writes happen when a test says so, unless it is stopped."""
 
     def __init__(self, process: FakeProcess, *, page_size: int = 4096, **pages: int) -> None:
@@ -90,15 +106,3 @@ class BusyGuest(ProgramGuest):
         size = self.machine.page_size
         self.memory(name)[page * size : (page + 1) * size] = np.uint8(value)
         self._process.mark(self.address(name) + page * size)
-
-    def start(self) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
-
-    def save(self) -> bytes:
-        return b""
-
-    def load(self, state: bytes) -> None:
-        pass
