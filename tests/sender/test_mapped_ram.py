@@ -28,15 +28,14 @@ from vmferry.sender.coordinator import Sender
 from vmferry.sender.figures import Figures
 from vmferry.sender.mapped_ram.page_writer import FileWriter
 from vmferry.sender.mapped_ram.plan import plan_file
-from vmferry.sender.outlet import Pace
 from vmferry.sender.parameters import SendParameters
 from vmferry.sender.sinks import RingSink
 from vmferry.sender.worker import WORKER_COUNTERS, Share, StartRound, Worker
-from vmferry.transport import sparse
 from vmferry.transport.channel import Channel
 from vmferry.transport.counters import Counters
 
 from tests.qemu.machine import missing
+from tests.sender.interrupted import InterruptedPace
 
 PAGE = 4096
 COUNTS = (2 * CHUNK_PAGES + 70, 3)
@@ -88,8 +87,8 @@ class Save:
         stack.callback(limits.close)
         stop = os.eventfd(0)
         stack.callback(os.close, stop)
-        pace = Pace(stop, counters, lambda: None)
-        writer = FileWriter(self.file, pace, cast(RingSink, Silent()), self.plan, PAGE)
+        self.pace = InterruptedPace(stop, counters, lambda: None)
+        writer = FileWriter(self.file, self.pace, cast(RingSink, Silent()), self.plan, PAGE)
         return Worker(share, self.blocks, writer, counters, limits)
 
     def run_round(self, number: int, *, last: bool = False) -> None:
@@ -161,45 +160,29 @@ def test_workers_share_no_byte_of_a_bitmap(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("marks", [False, True])
 @pytest.mark.parametrize("first", [0, 5])
-def test_a_write_after_the_copy_is_found(
-    marks: bool, first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_after_the_copy_is_found(marks: bool, first: int, tmp_path: Path) -> None:
     """Law 1: what the guest writes while a page is on its way to the file must come later."""
     with ExitStack() as stack:
         save = Save(tmp_path, stack, workers=1, marks=marks)
         ram = save.blocks[0].ram
         save.run_round(0)
         ram[[first, first + 1]] = 1
-
-        def write_then_change(fd: int, data: memoryview, place: int) -> None:
-            ram[first + 1] = 2
-            sparse.write_at(fd, data, place)
-            ram[first] = 2
-
-        with monkeypatch.context() as patch:
-            patch.setattr("vmferry.sender.mapped_ram.page_writer.write_at", write_then_change)
-            save.run_round(1)
+        save.pace.before.then(lambda: ram.__setitem__(first + 1, 2))
+        save.pace.behind.then(lambda: ram.__setitem__(first, 2))
+        save.run_round(1)
         save.run_round(2)
         save.run_round(3, last=True)
         save.check()
 
 
-def test_a_page_that_becomes_zero_while_it_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_page_that_becomes_zero_while_it_is_written(tmp_path: Path) -> None:
     """Law 1: the destination would have zeros for good, or the old page."""
     with ExitStack() as stack:
         save = Save(tmp_path, stack, workers=1, marks=True)
         ram = save.blocks[0].ram
         ram[7] = 1
-
-        def clear_then_write(fd: int, data: memoryview, place: int) -> None:
-            ram[7] = 0
-            sparse.write_at(fd, data, place)
-
-        with monkeypatch.context() as patch:
-            patch.setattr("vmferry.sender.mapped_ram.page_writer.write_at", clear_then_write)
-            save.run_round(0)
+        save.pace.before.then(lambda: ram.__setitem__(7, 0))
+        save.run_round(0)
         save.run_round(1)
         save.check()
         ram[7] = 3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +13,15 @@ from hypothesis import strategies as st
 from vmferry.guest.base import RamBlock, map_block
 from vmferry.guest.tracking.digests import DigestTracker
 from vmferry.protocol import events
-from vmferry.protocol.pages import records, xbzrle
-from vmferry.protocol.pages.records import Buffer
+from vmferry.protocol.pages import xbzrle
 from vmferry.protocol.reader import StreamReader
 from vmferry.sender.chunks import MappedBlock
-from vmferry.sender.deltas import Deltas
 from vmferry.sender.page_cache import LIFETIME, CacheSizeError, PageCache, cache_pages
-from vmferry.sender.record_writer import RecordWriter, slot_size
+from vmferry.sender.record_writer import slot_size
 from vmferry.sender.worker import WORKER_COUNTERS, Share, StartRound, Worker
 from vmferry.transport.counters import Counters
 
+from tests.sender.interrupted import InterruptedDeltas, InterruptedWriter
 from tests.streams import RAM_ID, opening, to_bytes
 
 PAGE = 4096
@@ -143,10 +141,16 @@ class Source:
         self.limits = Counters.create(("xbzrle_cache",))
         self.limits.set("xbzrle_cache", lines)
         mapped = MappedBlock(block, b"ram", PAGE, self.ram, DigestTracker(COUNT, PAGE))
-        writer = RecordWriter(self.destination, RAM_ID)
-        deltas = Deltas(writer, PAGE, self.counters)
-        self._worker = Worker(Share(0, 1), [mapped], writer, self.counters, self.limits, deltas)
+        self.writer = InterruptedWriter(self.destination, RAM_ID)
+        self.deltas = InterruptedDeltas(self.writer, PAGE, self.counters)
+        self._worker = Worker(
+            Share(0, 1), [mapped], self.writer, self.counters, self.limits, self.deltas
+        )
         self._round = 0
+
+    def flip(self, pages: int | list[int], at: int = 100) -> None:
+        """Change a byte of these pages; twice, it is what it was."""
+        self.ram[pages, at] ^= 0xFF
 
     def send(self, *, tracked: bool = True, equal: bool = True) -> None:
         """A round; whether the destination is the same then."""
@@ -222,49 +226,32 @@ def test_every_way_to_send_a_page_keeps_its_line_right(source: Source, between: 
     assert source.counters["cache_miss"] == 1
 
 
-def test_page_written_after_its_copy(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_written_after_its_copy(source: Source) -> None:
     """Broken: the line, or the digest, would be of bytes that were never sent (laws 1 and 2)."""
     source.ram[:] = 7
     source.send()
     _change(source.ram, 3, "few")
     source.send()
-    pack = xbzrle.Delta.pack
-
-    def write_then_pack(
-        self: xbzrle.Delta, out: Buffer, name: bytes, offsets: npt.NDArray[np.uint64]
-    ) -> int:
-        source.ram[[3, 4], 100] ^= 0xFF
-        return pack(self, out, name, offsets)
-
-    source.ram[[3, 4], 200] ^= 0xFF
-    with monkeypatch.context() as patch:
-        patch.setattr(xbzrle.Delta, "pack", write_then_pack)
-        source.send(equal=False)
+    source.flip([3, 4], 200)
+    source.writer.with_room.then(lambda: source.flip([3, 4]))
+    source.send(equal=False)
     source.send()
     _change(source.ram, 3, "few")
     source.send()
 
 
-def test_page_written_as_it_enters(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_written_as_it_enters(source: Source) -> None:
     """Broken: its first difference would be one to bytes that were never sent (law 2)."""
     source.ram[:] = 7
     source.send()
-    pack = records.pack_plain
-
-    def pack_then_write(*arguments: Any) -> int:
-        size = pack(*arguments)
-        source.ram[3, 100] ^= 0xFF
-        return size
-
     _change(source.ram, 3, "few")
-    with monkeypatch.context() as patch:
-        patch.setattr(records, "pack_plain", pack_then_write)
-        source.send(equal=False)
+    source.writer.behind.then(lambda: source.flip(3))
+    source.send(equal=False)
     source.send()
     assert source.counters["xbzrle_pages"] == 1
 
 
-def test_page_that_is_again_what_it_was(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_that_is_again_what_it_was(source: Source) -> None:
     """Broken: a page would go though the destination has it, or be thought sent though it was not.
 
     The guest writes between the look at the page and its copy, and makes it what it was.
@@ -273,19 +260,11 @@ def test_page_that_is_again_what_it_was(source: Source, monkeypatch: pytest.Monk
     source.send()
     _change(source.ram, 3, "few")
     source.send()
-    before = source.ram[3].copy()
-    source.ram[3, 0] ^= 1
-    holds = PageCache.holds
-
-    def write_then_look(self: PageCache, numbers: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-        source.ram[3] = before
-        return holds(self, numbers)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PageCache, "holds", write_then_look)
-        source.send()
+    source.flip(3)
+    source.deltas.before.then(lambda: source.flip(3))
+    source.send()
     assert source.counters["unchanged"] == 1
-    source.ram[3, 0] ^= 1
+    source.flip(3)
     source.send()
 
 
@@ -301,25 +280,16 @@ def test_nothing_enters_in_the_last_round(source: Source) -> None:
     assert source.counters["cache_miss"] == 2 * COUNT
 
 
-def test_overflow_sends_what_was_copied(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overflow_sends_what_was_copied(source: Source) -> None:
     """Broken: the destination would have bytes that neither the line nor the digest know of."""
     source.ram[:] = 7
     source.send()
     source.ram[[3, 4], 0] += 1
     source.send()
-    pack = xbzrle.Delta.pack
-
-    def write_then_pack(
-        self: xbzrle.Delta, out: Buffer, name: bytes, offsets: npt.NDArray[np.uint64]
-    ) -> int:
-        source.ram[4, 100] ^= 0xFF
-        return pack(self, out, name, offsets)
-
     _change(source.ram, 3, "few")
     _change(source.ram, 4, "all")
-    with monkeypatch.context() as patch:
-        patch.setattr(xbzrle.Delta, "pack", write_then_pack)
-        source.send(equal=False)
+    source.writer.with_room.then(lambda: source.flip(4))
+    source.send(equal=False)
     assert source.counters["overflow"] == 1
-    source.ram[4, 100] ^= 0xFF
+    source.flip(4)
     source.send()

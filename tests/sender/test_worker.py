@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
 import pytest
-from vmferry.guest.base import RamBlock, is_hole, map_block
+from vmferry.guest.base import RamBlock, map_block
 from vmferry.guest.tracking.digests import DigestTracker
 from vmferry.guest.tracking.marks import MarkTracker, mark_writes
 from vmferry.guest.tracking.tracker import Tracker
-from vmferry.protocol.pages import records
 from vmferry.sender.chunks import MappedBlock
-from vmferry.sender.record_writer import RecordWriter, slot_size
+from vmferry.sender.record_writer import slot_size
 from vmferry.sender.worker import WORKER_COUNTERS, Share, StartRound, Worker
 from vmferry.transport.counters import Counters
+
+from tests.sender.interrupted import InterruptedWriter
 
 PAGE_SIZE = 4096
 
@@ -58,40 +58,31 @@ def block(request: pytest.FixtureRequest) -> Iterator[MappedBlock]:
 
 
 @pytest.fixture
-def worker(block: MappedBlock) -> Iterator[Worker]:
+def writer() -> InterruptedWriter:
+    return InterruptedWriter(Buffer(), 2)
+
+
+@pytest.fixture
+def worker(block: MappedBlock, writer: InterruptedWriter) -> Iterator[Worker]:
     counters = Counters.create(WORKER_COUNTERS)
     limits = Counters.create(("xbzrle_cache",))
-    yield Worker(Share(0, 1), [block], RecordWriter(Buffer(), 2), counters, limits)
+    yield Worker(Share(0, 1), [block], writer, counters, limits)
     counters.close()
     limits.close()
 
 
-@pytest.mark.parametrize(
-    ("packs", "content"), [("pack_zero", 0), ("pack_plain", 1), ("pack_plain_gather", 1)]
-)
+# Pages that are not in a row are gathered.
+@pytest.mark.parametrize(("pages", "content"), [([1], 0), ([1], 1), ([0, 2], 1)])
 def test_write_after_the_copy_is_found(
-    block: MappedBlock,
-    worker: Worker,
-    packs: str,
-    content: int,
-    monkeypatch: pytest.MonkeyPatch,
+    block: MappedBlock, worker: Worker, writer: InterruptedWriter, pages: list[int], content: int
 ) -> None:
     """Broken: what the guest wrote at the wrong moment would never be sent."""
     block.ram[:] = 3
-    # Pages that are not in a row are gathered.
-    chosen = np.array([0, 2] if packs == "pack_plain_gather" else [1])
+    chosen = np.array(pages)
     worker.run_round(StartRound(0, tracked=True))
     block.ram[chosen] = content
-    pack = getattr(records, packs)
-
-    def pack_then_write(*arguments: Any) -> int:
-        size: int = pack(*arguments)
-        block.ram[chosen] = 2
-        return size
-
-    with monkeypatch.context() as patch:
-        patch.setattr(records, packs, pack_then_write)
-        worker.run_round(StartRound(1, tracked=True))
+    writer.behind.then(lambda: block.ram.__setitem__(chosen, 2))
+    worker.run_round(StartRound(1, tracked=True))
     before = worker.counters["normal"]
     worker.run_round(StartRound(2, tracked=True))
     assert worker.counters["normal"] - before == len(chosen)
@@ -100,18 +91,11 @@ def test_write_after_the_copy_is_found(
 
 
 def test_first_write_to_a_hole_is_found(
-    block: MappedBlock, worker: Worker, monkeypatch: pytest.MonkeyPatch
+    block: MappedBlock, worker: Worker, writer: InterruptedWriter
 ) -> None:
     """Broken: memory that is written while it is found to be untouched would arrive as zero."""
-
-    def look_then_write(*arguments: Any) -> bool:
-        found = is_hole(*arguments)
-        block.ram[2] = 7
-        return found
-
-    with monkeypatch.context() as patch:
-        patch.setattr("vmferry.sender.worker.is_hole", look_then_write)
-        worker.run_round(StartRound(0, tracked=True))
+    writer.before.then(lambda: block.ram.__setitem__(2, 7))
+    worker.run_round(StartRound(0, tracked=True))
     assert worker.counters["normal"] == 0
     worker.run_round(StartRound(1, tracked=True))
     assert worker.counters["normal"] == 1
