@@ -16,6 +16,8 @@ from ..protocol.wire.marks import CommandType
 
 _SEAM = 8192
 """Bytes that are copied behind what the last piece left over; more than one record has."""
+_MANY, _SPLIT_EVERY = 4096, 0.2
+"""Pages, and seconds, after which pages are counted for their rounds: each time costs the same."""
 MOST_KEPT = 256
 """Limit for the finished rounds that are remembered."""
 
@@ -43,6 +45,9 @@ class StreamView:
         self._reader = StreamReader(mixed=True)
         self._rounds = Rounds()
         self._rest = b""
+        self._waiting: list[events.PageRun | events.EncodedRun] = []
+        self._pages_waiting = 0
+        self._split_at = 0.0
         self.round_began: float | None = None
         """When this round began, by the clock of `feed`."""
         self._round_from = 0
@@ -87,6 +92,9 @@ class StreamView:
             self.round_began = moment
         try:
             self._feed(piece, moment)
+            late = moment - self._split_at >= _SPLIT_EVERY or self.devices_from is not None
+            if self._waiting and (late or self._pages_waiting >= _MANY):
+                self._split(moment)
             if self.devices_from is not None and self.eof is None:
                 self.eof = self._reader.confirmed_end
         except StreamError as error:
@@ -122,7 +130,7 @@ class StreamView:
     def _note_all(self, found: Sequence[events.Event], moment: float) -> None:
         for event in found:
             if isinstance(event, (events.PageRun, events.EncodedRun)):
-                self._note_pages(event, moment)
+                self._note_run(event, moment)
             elif isinstance(event, events.Configuration):
                 self.machine = event.machine
             elif isinstance(event, events.RamBlocks):
@@ -132,7 +140,8 @@ class StreamView:
             elif isinstance(event, events.Command) and event.command in _RUNS_THERE:
                 self.postcopy = True
 
-    def _note_pages(self, run: events.PageRun | events.EncodedRun, moment: float) -> None:
+    def _note_run(self, run: events.PageRun | events.EncodedRun, moment: float) -> None:
+        """Count the pages of a run; to which round they belong is found out for many at once."""
         many = len(run.offsets)
         if isinstance(run, events.MixedRun):
             zero = int(np.count_nonzero(run.zero))
@@ -140,10 +149,21 @@ class StreamView:
             self.pages["plain"] += many - zero
         else:
             self.pages["xbzrle" if isinstance(run, events.XbzrleRun) else "compressed"] += many
-        numbers = (run.offsets // np.uint64(self.page_size)).astype(np.intp)
-        for number, count in self._rounds.split(run.block_index, numbers):
+        if self._waiting and self._waiting[0].block_index != run.block_index:
+            self._split(moment)
+        self._waiting.append(run)
+        self._pages_waiting += many
+
+    def _split(self, moment: float) -> None:
+        """Count the pages that wait, which are of one RAM block, for their rounds."""
+        first = self._waiting[0]
+        offsets = np.concatenate([run.offsets for run in self._waiting])
+        self._waiting.clear()
+        self._pages_waiting, self._split_at = 0, moment
+        numbers = (offsets // np.uint64(self.page_size)).astype(np.intp)
+        for number, count in self._rounds.split(first.block_index, numbers):
             if number != self.round:
-                self._round_ends(number, run.offset, moment)
+                self._round_ends(number, first.offset, moment)
             self.pages_in_round += count
 
     def _round_ends(self, number: int, offset: int, moment: float) -> None:
