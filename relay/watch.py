@@ -205,11 +205,12 @@ class StreamWatch:
 
     def _read_all(self, view: StreamView) -> None:
         while (taken := self._queue.get()) is not None:
-            for piece in taken.pieces:
-                view.feed(piece, taken.moment)
-                if self._samples and view.position >= self._next_sample:
-                    self._next_sample = view.position + SAMPLE_EVERY
-                    self._sample(piece[:SAMPLE_SIZE])
+            # A stored frame is in pieces; to read each of them would take longer than to join them.
+            whole = taken.pieces[0] if len(taken.pieces) == 1 else b"".join(taken.pieces)
+            view.feed(memoryview(whole), taken.moment)
+            if self._samples and view.position >= self._next_sample:
+                self._next_sample = view.position + SAMPLE_EVERY
+                self._sample(memoryview(whole)[:SAMPLE_SIZE])
             if taken.buffer is not None:
                 self._read.append(taken.buffer)
             self._done += 1
