@@ -17,7 +17,12 @@ from .section_events import BitmapChunk, DiskEvent, HtabEvent, StorageAttributes
 from .wire.kept import Payload
 from .wire.mapped_ram import MappedRam
 from .wire.marks import SectionType
-from .wire.ram import COMPRESSED_HEAD_SIZE, RECORD_HEADER_SIZE, XBZRLE_HEAD_SIZE
+from .wire.ram import (
+    COMPRESSED_HEAD_SIZE,
+    RECORD_HEADER_SIZE,
+    SECTION_VERSION,
+    XBZRLE_HEAD_SIZE,
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class RamSection(IterativeSection):
     """The header of one piece of the `ram` section."""
 
     name: str = "ram"
-    version: int = 4
+    version: int = SECTION_VERSION
 
 
 @dataclass(frozen=True)

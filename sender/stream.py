@@ -10,9 +10,6 @@ from ..protocol.devices.description import with_capabilities
 from ..protocol.wire.marks import CommandType, SectionType
 from ..protocol.writer import StreamWriter
 
-RAM_VERSION = 4
-"""Version of the `ram` section that QEMU writes and accepts."""
-
 
 def opening(guest: Guest, state: DeviceState, *, return_path: bool, flush: bool) -> bytes:
     """Return the header, configuration, early devices, and the list of RAM blocks.
@@ -54,15 +51,8 @@ def head(
         command = int(CommandType.OPEN_RETURN_PATH)
         pieces.append(write(events.Command(offset=0, command=command, data=b"")))
     pieces += [_device(section) for section in state.early]
-    section = events.RamSection(
-        offset=0,
-        kind=SectionType.START,
-        section_id=state.ram_section_id,
-        name="ram",
-        instance_id=0,
-        version=RAM_VERSION,
-    )
-    return b"".join([*pieces, write(section)])
+    pieces.append(write(events.RamSection(0, SectionType.START, state.ram_section_id)))
+    return b"".join(pieces)
 
 
 def block_list(guest: Guest) -> events.RamBlocks:
@@ -81,21 +71,8 @@ def part_tail(section_id: int, *, flush: bool) -> bytes:
 
 def ram_end(state: DeviceState) -> bytes:
     """Return the empty SECTION_END of `ram`."""
-    write = StreamWriter().write
-    section = events.RamSection(
-        offset=0,
-        kind=SectionType.END,
-        section_id=state.ram_section_id,
-        name="ram",
-        instance_id=0,
-        version=RAM_VERSION,
-    )
-    return b"".join(
-        [
-            write(section),
-            part_tail(state.ram_section_id, flush=False),
-        ]
-    )
+    section = events.RamSection(0, SectionType.END, state.ram_section_id)
+    return StreamWriter().write(section) + part_tail(state.ram_section_id, flush=False)
 
 
 def devices(state: DeviceState) -> bytes:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
-from tests.patience import PATIENCE
-from tests.qemu.machine import MANY_PAGES
+from tests.patience import PATIENCE, wait_until
+from tests.qemu.machine import MANY_PAGES, MIB
 
-MIB = 1 << 20
 NOBODY = 65534
 DOMAIN = """
 <domain type='qemu'>
@@ -81,10 +79,10 @@ class Libvirt:
         self._wait_for(self._disk / "serial", b"HHH")
 
     def _wait_for(self, path: Path, content: bytes) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not path.exists() or (content and content not in path.read_bytes()):
-            assert time.monotonic() < deadline, (self._folder / "log").read_text()
-            time.sleep(0.05)
+        wait_until(
+            lambda: path.exists() and (not content or content in path.read_bytes()),
+            (self._folder / "log").read_text,
+        )
 
     def stop(self) -> None:
         """End the domain and the daemon."""

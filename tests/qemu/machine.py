@@ -304,6 +304,16 @@ def vmferry(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def check_arrived(destination: Machine, saved: Path, folder: Path) -> None:
+    """Wait until a guest has arrived, with the RAM in `saved`; then let it run on."""
+    destination.wait_for("completed")
+    destination.migrate(f"exec:cat > {folder}/again")
+    checked = vmferry("verify", f"{folder}/again", *ram_options(saved))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    destination.ask("cont")
+    destination.wait_for_beats()
+
+
 def saved_stream(version: str, folder: Path) -> Path:
     """The stream of a guest that ran for a while."""
     stream = folder / "stream"

@@ -19,6 +19,7 @@ from tests.qemu.machine import (
     MANY_PAGES,
     MIB,
     Machine,
+    check_arrived,
     ram_options,
     rebuilt_stream,
     saved_stream,
@@ -114,12 +115,7 @@ def test_qemu_takes_what_we_encode(version: str, scheme: str, tmp_path: Path) ->
                 guest.pause()
 
         figures = sender.run(let_it_end)
-        destination.wait_for("completed")
-        destination.migrate(f"exec:cat > {tmp_path}/again")
-        checked = vmferry("verify", f"{tmp_path}/again", *ram_options(saved))
-        assert checked.returncode == 0, checked.stdout + checked.stderr
-        destination.ask("cont")
-        destination.wait_for_beats()
+        check_arrived(destination, saved, tmp_path)
     finally:
         guest.pause()
         guest.close()

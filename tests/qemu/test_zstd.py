@@ -12,6 +12,7 @@ from tests.patience import PATIENCE
 from tests.qemu.machine import (
     VMFERRY,
     Machine,
+    check_arrived,
     missing,
     ram_options,
     rebuilt_stream,
@@ -43,12 +44,7 @@ def test_qemu_takes_our_frames(version: str, method: str, workers: int, tmp_path
         options = ("--compress", method, "--workers", str(workers))
         sent = vmferry("send", f"exec:cat > {pipe}", "--guest", f"dir:{saved}", *options)
         assert sent.returncode == 0, sent.stderr
-        destination.wait_for("completed")
-        destination.migrate(f"exec:cat > {tmp_path}/again")
-        checked = vmferry("verify", f"{tmp_path}/again", *ram_options(saved))
-        assert checked.returncode == 0, checked.stdout + checked.stderr
-        destination.ask("cont")
-        destination.wait_for_beats()
+        check_arrived(destination, saved, tmp_path)
     finally:
         destination.stop()
 

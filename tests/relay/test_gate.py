@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vmferry.protocol import events
-from vmferry.protocol.wire.marks import SectionType
-from vmferry.protocol.writer import StreamWriter
+from vmferry.protocol.wire.marks import CommandType
 from vmferry.relay.gate import Gate
 
-PAGE = 4096
-BLOCK = events.RamBlock("pc.ram", 4 * PAGE)
+from tests.streams import PAGE, RETURN_PATH, ram_start, to_bytes
 
 
 def stream(*, return_path: bool) -> bytes:
     """Return a stream up to its first section."""
-    found: list[Any] = [
-        events.Header(0),
-        events.Configuration(0, "pc-q35-7.2", PAGE),
-        *([events.Command(0, 1), events.Command(0, 2, bytes(4))] if return_path else []),
-        events.RamSection(0, SectionType.START, 2),
-        events.RamBlocks(0, BLOCK.length, (BLOCK,)),
-        events.EndOfRam(0),
-    ]
-    return b"".join(map(StreamWriter().write, found))
+    configuration = events.Configuration(0, "pc-q35-7.2", PAGE)
+    wishes = [RETURN_PATH, events.Command(0, CommandType.PING, bytes(4))] if return_path else []
+    return to_bytes([events.Header(0), configuration, *wishes, *ram_start()])
 
 
 def verdict(data: bytes, cuts: list[int]) -> str | None:

@@ -6,7 +6,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.patience import PATIENCE
+from tests.patience import wait_until
 from tests.qemu.libvirt import Libvirt
 from tests.qemu.machine import missing
 
@@ -77,7 +76,4 @@ def test_a_domain_moves(folders: tuple[Path, Path, Path], options: tuple[str, ..
         assert source.ask("list", "--name").strip() == ""
         assert destination.ask("domstate", "small").strip() == "running"
         beats = len((disk / "serial").read_bytes())
-        deadline = time.monotonic() + PATIENCE
-        while len((disk / "serial").read_bytes()) == beats:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: len((disk / "serial").read_bytes()) > beats)
