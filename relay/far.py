@@ -13,6 +13,7 @@ from .deadline import Deadline
 from .greeting import GREETING, greet_near, refuse
 from .local import accepted, connected
 from .parameters import RelayParameters
+from .release import give_back
 from .session import Report, Session
 from .sockets import Socket
 
@@ -61,6 +62,8 @@ class Far:
                     return
                 if failure is not None:
                     self._report(f"the migration failed: {failure}")
+                del session
+                give_back()
         finally:
             tasks = [admitting, *self._strangers, *self._connecting]
             for task in tasks:

@@ -15,6 +15,7 @@ from .gate import Gate
 from .greeting import GREETING, RefusedError, greet_far
 from .local import accepted, connected
 from .parameters import RelayParameters
+from .release import give_back
 from .session import Report, Session
 from .sockets import Socket
 
@@ -52,6 +53,8 @@ class Near:
                     return
                 if session.error is not None:
                     self._report(f"the migration failed: {session.error}")
+                del session
+                give_back()
         finally:
             accepting.cancel()
             await asyncio.gather(accepting, return_exceptions=True)

@@ -42,7 +42,7 @@ class Held:
 
 
 def move(count: int, version: str, folder: Path, *options: str) -> tuple[list[Held], list[Held]]:
-    """Move a guest so often; return what the relays had after the first tenth, and at the end.
+    """Move a guest so often; return what the relays had after the first third, and at the end.
 
     Raises AssertionError if the guest lost or repeated something.
     """
@@ -75,7 +75,7 @@ def move(count: int, version: str, folder: Path, *options: str) -> tuple[list[He
             said += guest.said()
             guest.stop()
             guest = target
-            if number == count // 10:
+            if number == count // 3:
                 first = [Held.of(relay.process.pid) for relay in relays]
         found = beats(said + guest.said())
         assert found == list(range(1, len(found) + 1)), "a number is missing, or there twice"
