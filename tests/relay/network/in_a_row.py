@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,13 @@ from pathlib import Path
 import psutil
 
 from tests.relay.network.guests import Guest, beats
-from tests.relay.network.relays import PORT, Relays
+from tests.relay.network.relays import PORT, RelayProcess, Relays
 
 LOOPBACK = "127.0.0.1"
-GROWTH = 8 << 20
-"""Bytes that a relay's memory may grow by after it has seen what there is to see."""
+SETTLE = 1.0
+"""Seconds in which a relay lets go of what its last migration had."""
+GROWTH = 32 << 20
+"""Bytes by which the memory of a relay goes up and down: buffers and what the allocator keeps."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,16 @@ def move(count: int, version: str, folder: Path, *options: str) -> tuple[list[He
             guest.stop()
             guest = target
             if number == count // 3:
-                first = [Held.of(relay.process.pid) for relay in relays]
+                first = _look(relays)
         found = beats(said + guest.said())
         assert found == list(range(1, len(found) + 1)), "a number is missing, or there twice"
-        return first, [Held.of(relay.process.pid) for relay in relays]
+        return first, _look(relays)
+
+
+def _look(relays: list[RelayProcess]) -> list[Held]:
+    """Return what relays have between two migrations."""
+    time.sleep(SETTLE)
+    return [Held.of(relay.process.pid) for relay in relays]
 
 
 def main() -> int:
