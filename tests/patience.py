@@ -6,8 +6,11 @@ soon something comes have limits of their own.
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 PATIENCE = 200.0
 """The time in seconds: more than a machine needs whose processors are all busy with other work."""
@@ -19,3 +22,18 @@ def wait_until(condition: Callable[[], object], shown: Callable[[], object] = st
     while not condition():
         assert time.monotonic() < deadline, shown()
         time.sleep(0.01)
+
+
+def stop_process(pid: int) -> None:
+    """Stop a process, and wait until none of its threads goes on.
+
+    The signal stops the others only once the thread that takes it has been given a processor.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{pid}/task")
+    wait_until(lambda: all(_is_stopped(task / "stat") for task in tasks.iterdir()))
+
+
+def _is_stopped(stat: Path) -> bool:
+    # The state follows the name, which may hold anything (proc(5)).
+    return stat.read_text().rpartition(")")[2].split()[0] == "T"

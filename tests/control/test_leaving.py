@@ -14,7 +14,7 @@ from vmferry.protocol.return_path import Pong, ReturnPathReader, Shut
 from vmferry.protocol.words import ping
 
 from tests.control.serving import Serve, Serving
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, stop_process
 from tests.streams import before_ram, of_synthetic
 
 
@@ -78,7 +78,7 @@ def test_guest_that_arrives_meanwhile_runs_on(serve: Serve, tmp_path: Path, stre
     service = serve(guest, "--incoming", f"unix:{tmp_path}/in")
     with arrive(tmp_path / "in", stream) as connection:
         pid = int((tmp_path / "beat").read_text().split()[0])
-        os.kill(pid, signal.SIGSTOP)
+        stop_process(pid)
         connection.sendall(ping(Word.CONFIRM))
         terminate(service)
         while (event := service.qmp.pull_event(wait=PATIENCE)) and event["event"] != "SHUTDOWN":

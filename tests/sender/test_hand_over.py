@@ -25,7 +25,7 @@ from vmferry.protocol.words import ping
 from vmferry.sender.coordinator import Sender
 from vmferry.sender.errors import UnconfirmedError
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, stop_process
 
 Last = Callable[["Destination"], None]
 
@@ -227,7 +227,7 @@ class StoppedInTime(SyntheticGuest):
     sender: Sender
 
     def begin_handing_out(self, fd: int, job: SourceJob) -> Connection:
-        os.kill(self.pid, signal.SIGSTOP)
+        stop_process(self.pid)
         self.sender.leave()
         return super().begin_handing_out(fd, job)
 
@@ -251,7 +251,7 @@ def test_guest_whose_process_is_stopped_is_left_alone(source: SyntheticGuest) ->
     """Broken: a command that is told to end would wait for a stopped process without end."""
 
     def last(destination: Destination) -> None:
-        os.kill(source.pid, signal.SIGSTOP)
+        stop_process(source.pid)
         destination.sender.leave()
 
     started = time.monotonic()
