@@ -6,7 +6,7 @@ Source: QEMU's documentation, docs/devel/migration/main.rst ("Return path").
 from __future__ import annotations
 
 from .events import Command
-from .formats.zstd import stored
+from .formats.stored_frames import stored
 from .handover import Word
 from .return_path import Value
 from .wire.marks import CommandType

@@ -16,14 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from ..protocol.formats.stored_frames import join_stored, stored_size
 from ..protocol.formats.zstd import (
     MAX_WINDOW,
     CompressedError,
     Frame,
     FrameWalker,
     Piece,
-    join_stored,
-    stored_size,
 )
 from .slots import DATA_BYTES, DATA_START, SLOT_SIZE
 from .stored import StoredFrame

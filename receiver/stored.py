@@ -1,8 +1,8 @@
 """Read a stored zstd frame straight from the channel into a slot, without a copy.
 
-The ends of its blocks are known beforehand if the frame has the layout of `protocol.zstd.stored`.
-The block headers go to a separate buffer and are compared as they arrive: a frame with another
-layout may be shorter, and must not be waited for.
+The ends of its blocks are known beforehand if the frame has the layout that `stored_frames` in
+`protocol.formats` writes. The block headers go to a separate buffer and are compared as they
+arrive: a frame with another layout may be shorter, and must not be waited for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..protocol.formats import zstd
+from ..protocol.formats.stored_frames import stored
 from .slots import DATA_START
 
 Slot: TypeAlias = npt.NDArray[np.uint8]
@@ -25,7 +25,7 @@ class StoredFrame:
         self.slot = slot
         self.size = size
         content = slot.data[DATA_START : DATA_START + size]
-        wire = zstd.stored(content)
+        wire = stored(content)
         self._expected = [bytes(header) for header in wire[::2]]
         self._headers = [memoryview(bytearray(header)) for header in self._expected]
         self._wire = [

@@ -83,7 +83,7 @@ class Block:
     buffer: bytearray | None = None
     carrier: Carrier | None = None
     sending: bool = False
-    """Whether the connection reads `buffer` at this moment."""
+    """True while a connection of the link sends the block, so `buffer` must not change."""
 
     @property
     def end(self) -> int:

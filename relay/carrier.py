@@ -21,7 +21,7 @@ from ..protocol.formats.link import (
     content_size,
     read_record,
 )
-from ..protocol.formats.zstd import stored_content
+from ..protocol.formats.stored_frames import stored_content
 from ..protocol.wire.link import MAX_RECORD
 from .blocks import BLOCK_SIZE, MAX_FRAME, Arrived, Block, Buffers
 from .sockets import Socket

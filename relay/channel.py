@@ -19,7 +19,7 @@ from .sockets import Socket
 
 
 class Around(Protocol):
-    """What a channel needs of its session."""
+    """The interface of a session, as its channels use it."""
 
     @property
     def share(self) -> int:
@@ -67,9 +67,9 @@ class Channel:
         self.opened = False
         """True once the other end has sent something of this channel."""
         self.on_out: Spy | None = None
-        """Sees what goes from the local connection to the link."""
+        """Function that sees all blocks on their way from the local connection to the link."""
         self.on_in: Spy | None = None
-        """Sees what goes from the link to the local connection."""
+        """Function that sees all blocks on their way from the link to the local connection."""
         self._around = around
         self._buffers = buffers
         self._socket: Socket | None = None

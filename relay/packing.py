@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ..protocol.formats.link import Data, build_record
-from ..protocol.formats.zstd import stored
+from ..protocol.formats.stored_frames import stored
 from ..transport.adaptive import NONE, Adaptive, Link, Pool, SlotTimes
 from ..transport.compression import Compression, Framer
 from .blocks import Block, Buffers, Raw

@@ -43,9 +43,9 @@ class RelayParameters:
     reconnect: float = RECONNECT
     """Seconds without a link until the migration fails at both ends."""
     one_way: bool = False
-    """Whether sources are let through whose destination does not confirm the end (law 8)."""
+    """True if sources are let through whose destination does not confirm the end (law 8)."""
     once: bool = False
-    """Whether the relay ends after the first migration."""
+    """True if the relay ends after the first migration, with an error if that failed."""
     secret: bytes = field(default=b"", repr=False)
     """Secret that both relays know; empty: none."""
 

@@ -55,7 +55,7 @@ class StreamWatch:
         self, buffers: Buffers, report: Callable[[str], None], who: str, *, samples: bool
     ) -> None:
         self.view: StreamView | None = None
-        """What the stream has shown; None while there is none."""
+        """The rounds, pages and end that the stream has shown; None before a stream begins."""
         self.channel: int | None = None
         """Number of the connection with the stream."""
         self.opaque: int | None = None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Protocol
 
-from ..protocol.formats import zstd
+from ..protocol.formats.stored_frames import stored
 from ..transport.ring import Ring, RingWriter
 from ..transport.shared import Readiness
 
@@ -25,7 +25,7 @@ SLOT_STORED = 4
 
 def pieces_on_wire(view: memoryview, kind: int) -> list[memoryview]:
     """Return the bytes of a slot of this kind as they are sent, in pieces."""
-    return zstd.stored(view) if kind == SLOT_STORED else [view]
+    return stored(view) if kind == SLOT_STORED else [view]
 
 
 class Sink(Protocol):

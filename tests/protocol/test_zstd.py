@@ -12,6 +12,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vmferry.protocol.formats import zstd
+from vmferry.protocol.formats.stored_frames import join_stored, stored
 
 MAX_CONTENT = 4000
 """Small, so that short contents are too large to wait for."""
@@ -35,7 +36,7 @@ MAKERS: dict[str, Callable[[bytes], bytes]] = {
     "checksum": lambda content: compressed(content, write_checksum=True),
     "unsaid": lambda content: compressed(content, write_content_size=False),
     "blocks": in_blocks,
-    "stored": lambda content: b"".join(zstd.stored(memoryview(content))) if content else b"",
+    "stored": lambda content: b"".join(stored(memoryview(content))) if content else b"",
 }
 SKIPPED = zstd.SkippableHeader.build({"magic": 0x184D2A57, "size": 5}) + b"skip!"
 
@@ -110,7 +111,7 @@ def test_a_byte_at_a_time() -> None:
 def test_stored_headers_are_as_declared(size: int) -> None:
     """Broken: the short cut would lay out another header than the declaration."""
     content = memoryview(bytes(size))
-    pieces = zstd.stored(content)
+    pieces = stored(content)
     header = io.BytesIO(pieces[0])
     found = zstd.FrameHeader.parse_stream(header)
     assert (found.content_size, found.descriptor.checksum, found.dictionary) == (size, False, None)
@@ -125,7 +126,7 @@ def test_stored_headers_are_as_declared(size: int) -> None:
 @settings(max_examples=10, deadline=None)
 def test_stored_frames_hold_what_they_were_given(content: bytes) -> None:
     """Broken: `zstd -dc` would refuse a slot that is not worth compressing, or copy it wrongly."""
-    pieces = zstd.stored(memoryview(content))
+    pieces = stored(memoryview(content))
     assert zstandard.ZstdDecompressor().decompress(b"".join(pieces)) == content
     assert all(piece.obj is content for piece in pieces[1::2])
 
@@ -218,12 +219,12 @@ def test_one_look_takes_little_time() -> None:
 @settings(max_examples=10, deadline=None)
 def test_joined_is_what_was_stored(content: bytes) -> None:
     """Broken: a slot that was not worth compressing would arrive with headers between its pages."""
-    frame = memoryview(b"".join(zstd.stored(memoryview(content))))
+    frame = memoryview(b"".join(stored(memoryview(content))))
     (found,), _ = zstd.FrameWalker(1 << 20).parse(frame)
     assert isinstance(found, zstd.Frame)
     assert found.stored
     out = bytearray(len(content))
-    assert zstd.join_stored(frame, memoryview(out)) == len(content)
+    assert join_stored(frame, memoryview(out)) == len(content)
     assert out == content
 
 

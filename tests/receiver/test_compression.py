@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 import zstandard
 from vmferry.protocol.formats import zstd
+from vmferry.protocol.formats.stored_frames import stored as stored_pieces
 from vmferry.receiver.compression import Inflater
 from vmferry.receiver.slots import DATA_BYTES, DATA_START
 
@@ -58,7 +59,7 @@ def compressed(content: bytes, **options: Any) -> bytes:
 
 
 def stored(content: bytes) -> bytes:
-    return b"".join(zstd.stored(memoryview(content)))
+    return b"".join(stored_pieces(memoryview(content)))
 
 
 def lying(make: Callable[[bytes], bytes], content: bytes, announced: int) -> bytes:

@@ -18,7 +18,8 @@ from vmferry.guest.errors import MigrationError
 from vmferry.guest.line import LINGER
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol import events
-from vmferry.protocol.formats.zstd import MAX_BLOCK, stored_size
+from vmferry.protocol.formats.stored_frames import stored_size
+from vmferry.protocol.formats.zstd import MAX_BLOCK
 from vmferry.protocol.handover import Word
 from vmferry.protocol.reader import StreamReader
 from vmferry.protocol.return_path import Pong, ReturnPathReader, Shut

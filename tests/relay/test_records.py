@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vmferry.protocol.formats import link
 from vmferry.protocol.formats.link import LinkError, Record
-from vmferry.protocol.formats.zstd import stored, stored_content
+from vmferry.protocol.formats.stored_frames import stored, stored_content
 from vmferry.protocol.wire.link import MAX_REASON
 
 U32 = st.integers(0, (1 << 32) - 1)

@@ -53,7 +53,7 @@ class RelayProgress:
 
 
 class _Shown:
-    """What is shown of one session."""
+    """The figures of one session as lines of text or JSON, and the advice given so far."""
 
     def __init__(self, session: Session) -> None:
         self.session = session

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from ....guest.base import Guest
+from ....guest.errors import GuestError
 from ....guest.open import open_guest
 from ....guest.synthetic import SyntheticGuest
 from ....guest.synthetic_memory import PAGE_SIZE
@@ -71,8 +72,11 @@ def _tell_digest(connection: Connection, guest: Guest) -> None:
 
 
 def _pid(guest: Guest) -> int:
-    """Return the id of the guest's process, or 0 if it has none (yet)."""
-    return guest.pid if isinstance(guest, SyntheticGuest) and guest.blocks else 0
+    """Return the id of the guest's process, or 0 if it has none, yet or any more."""
+    try:
+        return guest.pid if isinstance(guest, SyntheticGuest) else 0
+    except GuestError:
+        return 0
 
 
 def send(

@@ -48,7 +48,7 @@ _COPY = bytes.fromhex(
     "ea007c0000"  # jmp 0:0x7c00
 )
 _COPIED = 0x100
-"""Offset in the firmware of the code and its data."""
+"""Offset in the firmware at which the workload, which is copied to RAM, begins."""
 _RESET = bytes.fromhex("ea000000f0")  # jmp 0xf000:0
 
 _WORKLOAD = """
