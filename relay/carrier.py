@@ -24,6 +24,7 @@ from ..protocol.formats.link import (
 from ..protocol.formats.stored_frames import stored_content
 from ..protocol.wire.link import MAX_RECORD
 from .blocks import BLOCK_SIZE, MAX_FRAME, Arrived, Block, Buffers
+from .outbox import Outbox
 from .sockets import Socket
 
 ALIVE_EVERY = 2.0
@@ -34,20 +35,8 @@ SILENCE = 10.0
 _threads = local()
 
 
-class Traffic(Protocol):
-    """What a connection of the link sends, and where it puts what arrives: its session."""
-
-    def next_records(self) -> list[bytes]:
-        """Return the records to send now."""
-
-    def next_block(self) -> Block | None:
-        """Return the block to send now, if there is one."""
-
-    async def may_send(self, size: int) -> None:
-        """Wait until so many bytes may be sent."""
-
-    def sent(self, block: Block, seconds: float) -> None:
-        """Record that a block was sent in so many seconds."""
+class Arrivals(Protocol):
+    """The interface of a session, as a connection of the link uses it for what arrives."""
 
     def arrived_record(self, record: Record) -> None:
         """Handle a record. Raises LinkError."""
@@ -76,9 +65,10 @@ async def receive_record(sock: Socket) -> Record:
 class Carrier:
     """A connection of the link that both ends have agreed on."""
 
-    def __init__(self, sock: Socket, traffic: Traffic, buffers: Buffers) -> None:
+    def __init__(self, sock: Socket, outbox: Outbox, arrivals: Arrivals, buffers: Buffers) -> None:
         self._socket = sock
-        self._traffic = traffic
+        self._outbox = outbox
+        self._arrivals = arrivals
         self._buffers = buffers
         self._more = asyncio.Event()
         self._heard = self._sent = time.monotonic()
@@ -109,11 +99,11 @@ class Carrier:
     async def _send(self) -> None:
         while True:
             self._more.clear()
-            pieces: list[memoryview | bytes] = [*self._traffic.next_records()]
+            pieces: list[memoryview | bytes] = [*self._outbox.next_records()]
             if self._silent:
                 self._silent = False
                 pieces.append(build_record(Alive()))
-            block = self._traffic.next_block()
+            block = self._outbox.next_block()
             if block is not None:
                 await self._send_block(pieces, block)
             elif pieces:
@@ -126,10 +116,10 @@ class Carrier:
     async def _send_block(self, pieces: list[memoryview | bytes], block: Block) -> None:
         block.carrier, block.sending = self, True
         try:
-            await self._traffic.may_send(sum(map(len, block.pieces)))
+            await self._outbox.may_send(sum(map(len, block.pieces)))
             started = time.perf_counter()
             await self._socket.send([*pieces, *block.pieces])
-            self._traffic.sent(block, time.perf_counter() - started)
+            self._outbox.sent(block, time.perf_counter() - started)
         finally:
             block.sending = False
 
@@ -152,11 +142,11 @@ class Carrier:
             await self._socket.recv_exactly(view)
             self._heard = time.monotonic()
             record = read_record(view)
-            self._traffic.counted(HEAD_SIZE + len(view))
+            self._arrivals.counted(HEAD_SIZE + len(view))
             if isinstance(record, Data):
                 await self._receive_block(record)
             else:
-                self._traffic.arrived_record(record)
+                self._arrivals.arrived_record(record)
 
     async def _receive_block(self, data: Data) -> None:
         if not 0 < data.length <= BLOCK_SIZE or data.frame_size > MAX_FRAME:
@@ -169,7 +159,7 @@ class Carrier:
                 raise EOFError
             used += count
             self._heard = time.monotonic()
-        self._traffic.counted(used)
+        self._arrivals.counted(used)
         try:
             pieces = stored_content(frame)
         except StreamError as error:
@@ -182,7 +172,7 @@ class Carrier:
     def _put(self, data: Data, block: Arrived) -> None:
         if sum(map(len, block.pieces)) != data.length:
             raise LinkError("a frame of the link does not hold what its record says")
-        self._traffic.arrived_block(data.channel, block)
+        self._arrivals.arrived_block(data.channel, block)
 
     def _inflate(self, data: Data, frame: memoryview, buffer: bytearray) -> None:
         """Begin to decompress a frame; others arrive meanwhile."""

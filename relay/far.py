@@ -119,7 +119,10 @@ class Far:
             await refuse(sock, self._ended.get(hello.session) or "it does not know this migration")
             return
         if self.session is not None and not known and self._may_replace():
-            self.session.fail("another near relay has connected")
+            if self.session.all_closed:
+                self.session.left()
+            else:
+                self.session.fail("another near relay has connected")
             await self._idle.wait()
         if self.session is None:
             self.session = Session(self._parameters, self._report, self._open)
@@ -155,7 +158,7 @@ class Far:
     async def _carry(self, session: Session, sock: Socket) -> None:
         # The session reports what happens to its link.
         with suppress(OSError, EOFError, LinkError):
-            await session.carry(Carrier(sock, session, session.buffers))
+            await session.carry(Carrier(sock, session.outbox, session, session.buffers))
 
     def _open(self, channel: Channel) -> None:
         """Connect a channel to the destination."""

@@ -127,4 +127,4 @@ class Near:
         except BaseException:
             sock.close()
             raise
-        return Carrier(sock, session, session.buffers)
+        return Carrier(sock, session.outbox, session, session.buffers)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 
@@ -22,16 +21,13 @@ from ..protocol.formats.link import (
     Record,
     Reset,
     Taken,
-    build_record,
 )
-from ..transport.compression import LinkMeter, parse_compression
-from ..transport.process import processors
-from ..transport.rate import RateLimiter
-from .blocks import BLOCK_SIZE, Arrived, Block, Buffers
+from ..transport.compression import parse_compression
+from .blocks import BLOCK_SIZE, Arrived, Buffers
 from .carrier import Carrier, reason_of
 from .channel import Channel, Watch
 from .figures import Figures
-from .packing import Made, Packer
+from .outbox import Outbox
 from .parameters import WINDOW, RelayParameters, Side
 from .sockets import Socket
 from .watch import StreamWatch
@@ -43,8 +39,6 @@ The share of a channel shrinks as others are opened, but it may have been used b
 """
 MAX_CHANNELS = 512
 """Limit for the channels that are open at once."""
-_WORTH = BLOCK_SIZE // 4
-"""Bytes that a block should have before it is compressed while others are under way."""
 _CHECK = 1.0
 """Seconds between two looks at whether the link is cut, at most."""
 LEAVE = 0.1
@@ -67,7 +61,7 @@ class Session:
     def __init__(
         self, parameters: RelayParameters, report: Report, opener: Opener | None = None
     ) -> None:
-        compression = parse_compression(parameters.compress)
+        compress = parse_compression(parameters.compress)
         self.figures = Figures()
         self.over = asyncio.Event()
         """Set once the session has ended, in order or not."""
@@ -94,19 +88,11 @@ class Session:
         self._finished: dict[int, tuple[Record, ...]] = {}
         """Closed channels, and what the other end has to know of each to close it, too."""
         self._handed_on = 0
-        self._records: deque[Record] = deque()
-        self._lost: deque[Block] = deque()
-        self._made: dict[Block, Made] = {}
-        self._packer = Packer(compression, processors(), self.buffers, self.notify)
-        self._turn = 0
+        self.outbox = Outbox(parameters, self._channels, self.figures, self.buffers, self.notify)
         self._since = time.monotonic()
-        self._limit = parameters.max_bandwidth or None
-        self._limiter = RateLimiter(self._limit, time.monotonic)
-        self._counts = {"transferred": 0, "busy_ns": 0, "max_bandwidth": parameters.max_bandwidth}
         near = self._side is Side.NEAR
         who = "the source" if near else "the near relay"
-        self.watch = StreamWatch(self.buffers, report, who, samples=near and compression is None)
-        self._meter = LinkMeter(self._counts, self._counts)
+        self.watch = StreamWatch(self.buffers, report, who, samples=near and compress is None)
 
     # Channels.
 
@@ -213,6 +199,11 @@ class Session:
                 await asyncio.sleep(0.01)
         return watch.doubt(channel.outgoing.left)
 
+    @property
+    def all_closed(self) -> bool:
+        """Return whether there were channels, and all of them are closed."""
+        return bool(self._finished) and not self._channels
+
     def left(self) -> None:
         """End the session in order: both ends know that all channels are closed."""
         if not self.over.is_set():
@@ -224,7 +215,7 @@ class Session:
         self.watch.close()
         for channel in list(self._channels.values()):
             channel.finish()
-        self._packer.close()
+        self.outbox.close()
         self.notify()
 
     async def supervise(self, reconnect: float) -> None:
@@ -247,13 +238,11 @@ class Session:
             self.watch.look()
             cut = 0.0 if self.carriers else time.monotonic() - self._since
             if not self.carriers and cut >= reconnect:
-                if self._finished and not self._channels:
+                if self.all_closed:
                     self._end()
                 else:
                     await self.give_up(f"the link was cut for {reconnect:.3g} s")
             await asyncio.sleep(min(_CHECK, max(reconnect - cut, 0.05)))
-
-    # What goes over the link.
 
     def notify(self) -> None:
         """Wake the connections of the link: there is more to send."""
@@ -262,80 +251,7 @@ class Session:
 
     def say(self, record: Record) -> None:
         """Send a record over the link."""
-        self._records.append(record)
-        self.notify()
-
-    def next_records(self) -> list[bytes]:
-        """Return the records to send now; of several acknowledgements of a channel, the last."""
-        last: dict[int, Record] = {}
-        found: list[Record] = []
-        for record in self._records:
-            if isinstance(record, Taken):
-                last[record.channel] = record
-            else:
-                found.append(record)
-        self._records.clear()
-        built = [build_record(record) for record in (*last.values(), *found)]
-        self.figures.sent += sum(map(len, built))
-        return built
-
-    def next_block(self) -> Block | None:
-        """Return the next block to send: first those that a broken one had."""
-        while self._lost:
-            block = self._lost.popleft()
-            channel = self._channels.get(block.channel)
-            if channel is not None and block.end > channel.outgoing.taken:
-                self.figures.repeated += block.length
-                return block
-        made = self._packer.take()
-        if made is None:
-            self._pack(1 if self._packer.idle else BLOCK_SIZE)
-            made = self._packer.take()
-        if self._packer.level:
-            self._pack(_WORTH)
-        return None if made is None else self._kept(made)
-
-    def _pack(self, least: int) -> None:
-        """Have frames made of what was read, from each channel in turn, while there is room.
-
-        `least`: bytes that a block must have.
-        """
-        while self._packer.has_room:
-            channels = list(self._channels.values())
-            for place in range(len(channels)):
-                raw = channels[(self._turn + place) % len(channels)].pull(least)
-                if raw is not None:
-                    self._turn += place + 1
-                    self.figures.read += raw.length
-                    self._packer.put(raw)
-                    break
-            else:
-                return
-
-    def _kept(self, made: Made) -> Block | None:
-        channel = self._channels.get(made.block.channel)
-        if channel is None or channel.reason is not None:
-            return None
-        channel.outgoing.keep(made.block)
-        self._made[made.block] = made
-        return made.block
-
-    async def may_send(self, size: int) -> None:
-        """Wait until the limit of bandwidth lets so many bytes pass."""
-        while (delay := self._limiter.delay()) > 0:
-            await asyncio.sleep(delay)
-        self._limiter.sent(size)
-
-    def sent(self, block: Block, seconds: float) -> None:
-        """Record that a block was sent."""
-        size = sum(map(len, block.pieces))
-        self.figures.sent += size
-        self._counts["transferred"] += size
-        self._counts["busy_ns"] += int(seconds * 1e9 / max(1, len(self.carriers)))
-        made = self._made.pop(block, None)
-        if made is not None:
-            self._packer.sent(made, self._meter.look())
-            self.figures.level = self._packer.level
+        self.outbox.say(record)
 
     # What arrives over the link.
 
@@ -413,22 +329,21 @@ class Session:
             return
         self.figures.cuts += 1
         for channel in self._channels.values():
-            self._lost.extend(channel.outgoing.lost(carrier))
+            self.outbox.repeat(channel.outgoing.lost(carrier))
         self._repeat_state()
 
     def _repeat_state(self) -> None:
         """Send all records again that the other end may not have."""
         for words in self._finished.values():
-            self._records.extend(words)
+            self.outbox.say(*words)
         for channel in self._channels.values():
             if self._side is Side.NEAR and not channel.opened:
-                self._records.append(Open(channel.number))
+                self.outbox.say(Open(channel.number))
             if channel.incoming.taken:
-                self._records.append(Taken(channel.number, channel.incoming.taken))
+                self.outbox.say(Taken(channel.number, channel.incoming.taken))
             if channel.outgoing.ended:
-                self._records.append(End(channel.number, channel.outgoing.position))
+                self.outbox.say(End(channel.number, channel.outgoing.position))
             if channel.reason is not None:
-                self._records.append(Reset(channel.number, channel.reason))
+                self.outbox.say(Reset(channel.number, channel.reason))
         if self.leaving:
-            self._records.append(Bye())
-        self.notify()
+            self.outbox.say(Bye())
