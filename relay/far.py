@@ -63,7 +63,7 @@ class Far:
                 if failure is not None:
                     self._report(f"the migration failed: {failure}")
                 del session
-                give_back()
+                await give_back()
         finally:
             tasks = [admitting, *self._strangers, *self._connecting]
             for task in tasks:

@@ -54,7 +54,7 @@ class Near:
                 if session.error is not None:
                     self._report(f"the migration failed: {session.error}")
                 del session
-                give_back()
+                await give_back()
         finally:
             accepting.cancel()
             await asyncio.gather(accepting, return_exceptions=True)
