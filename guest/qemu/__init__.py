@@ -1,0 +1,1 @@
+"""Talk to a running QEMU, whose guest QEMU moves by itself: its monitor, and what it is asked."""
