@@ -49,7 +49,7 @@ class StreamReader:
     `described_size`: returns the bytes of payload of a device section before RAM, given its
     payload's offset, section id, name and instance id, or None if unknown. `max_total_ram`: bytes
     of RAM that a stream may announce. `mixed`: whether plain and zero pages are returned as
-    MixedRun, which takes less time where the kinds alternate.
+    MixedRun, which takes less time where the kinds alternate, and as soon as their headers are there.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class StreamReader:
         self._step: _Step = self._header
         self._offset = 0
         self._rest = b""
+        self._content_end = 0
         self._section: SectionStart | events.IterativeSection | None = None
         self._reading: SectionReader = self._ram
         self._configured = False
@@ -160,7 +161,8 @@ class StreamReader:
     @property
     def to_skip(self) -> int:
         """Return how many of the next bytes the caller has to skip, as they are read elsewhere."""
-        return 0 if self._rest else max(0, self._ram.block_list.gap_end - self._offset)
+        end = max(self._ram.block_list.gap_end, self._content_end)
+        return 0 if self._rest else max(0, end - self._offset)
 
     def skip(self, count: int) -> None:
         """Skip the next `count` bytes, at most `to_skip`, without presenting them."""
@@ -175,6 +177,9 @@ class StreamReader:
         the rest may be long then. Page data of the events are views of `view`. A StreamError
         carries the events before it, as `found`.
         """
+        passed = max(0, min(self._content_end - self._offset, len(view)))
+        self._offset += passed
+        view = view[passed:]
         cursor = Cursor(view, self._offset)
         found: list[events.Event] = []
         try:
@@ -188,9 +193,12 @@ class StreamReader:
                 error.section = self._section.name
             error.found = found
             raise
-        self._offset += cursor.done
-        self._rest = b"" if self.finished else bytes(view[cursor.done :])
-        return found, cursor.done
+        used = min(cursor.done, len(view))
+        # The content of the last page of a MixedRun may be still to come.
+        self._content_end = max(self._content_end, self._offset + cursor.done)
+        self._offset += used
+        self._rest = b"" if self.finished else bytes(view[used:])
+        return found, passed + used
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[events.Event]:
         """Return the events in the next piece of the stream, of any size; `data` is copied."""

@@ -27,6 +27,8 @@ _CONTINUE = int(RamFlag.CONTINUE)
 ZERO_STRIDE = RECORD_HEADER_SIZE + 1
 _LOOK_FOR_RUN = 8
 """Number of records of one kind in succession after which more of them are expected."""
+_LOOK_AT_FIRST = 256
+"""Number of headers that are looked at together first, as the run may be short."""
 _LOOK_SINGLY = 4
 """Number of records that are parsed one by one before an array is made, as a run may be short."""
 
@@ -154,20 +156,21 @@ def parse_mixed(
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
     """Return the page offsets of PAGE|CONTINUE and ZERO|CONTINUE records from `position` on.
 
-    The second array says which of them are ZERO. The kinds may alternate, so each header is read
-    by itself: an array for each short run would take longer. Long runs are parsed at once.
+    The second array says which of them are ZERO. The content of the last PAGE may be missing. The
+    kinds may alternate, so each header is read by itself: an array for each short run would take
+    longer. Long runs are parsed at once.
     """
     headers: list[int] = []
     arrays: list[npt.NDArray[np.uint64]] = []
     view, mask, stride = data.data, page_size - 1, RECORD_HEADER_SIZE + page_size
-    last, last_plain, kind, same = len(view) - ZERO_STRIDE, len(view) - stride, 0, 0
+    last, kind, same = len(view) - RECORD_HEADER_SIZE, 0, 0
     read, note = _HEADER.unpack_from, headers.append
     while position <= last:
         (header,) = read(view, position)
         flags = header & mask
-        if flags == _PLAIN and position <= last_plain:
+        if flags == _PLAIN:
             position += stride
-        elif flags == _ZERO:
+        elif flags == _ZERO and position < last:
             position += ZERO_STRIDE
         else:
             break
@@ -177,15 +180,37 @@ def parse_mixed(
             continue
         same += 1
         if same == _LOOK_FOR_RUN:
-            fill = view[position - 1] if flags == _ZERO else None
-            more = _parse(data, position, page_size, 0, fill)[1:]
-            position += len(more) * (stride if fill is None else ZERO_STRIDE)
-            arrays += [np.array(headers, np.uint64), more | np.uint64(flags)]
+            step = stride if flags == _PLAIN else ZERO_STRIDE
+            more = _headers_alike(data, position, step, mask, flags)
+            position += len(more) * step
+            arrays += [np.array(headers, np.uint64), more]
             headers.clear()
             same = 0
     arrays.append(np.array(headers, np.uint64))
     found = np.concatenate(arrays)
     return found & ~np.uint64(mask), (found & np.uint64(mask)) == _ZERO
+
+
+def _headers_alike(
+    data: npt.NDArray[np.uint8], position: int, step: int, mask: int, flags: int
+) -> npt.NDArray[np.uint64]:
+    """Return the headers with these flags that stand `step` bytes apart from `position` on."""
+    body = 1 if step == ZERO_STRIDE else 0
+    left = max(0, (len(data) - position - RECORD_HEADER_SIZE - body) // step + 1)
+    found, most = [np.empty(0, np.uint64)], _LOOK_AT_FIRST
+    while left:
+        count = min(left, most)
+        headers: npt.NDArray[np.uint64] = np.ndarray(
+            (count,), ">u8", data, offset=position, strides=(step,)
+        )
+        same = (headers & np.uint64(mask)) == np.uint64(flags)
+        alike = count if same.all() else int(same.argmin())
+        found.append(headers[:alike].astype(np.uint64))
+        if alike < count:
+            break
+        # Most runs are short, and few of those that are not end soon.
+        left, position, most = left - count, position + count * step, most * _LOOK_AT_FIRST
+    return np.concatenate(found)
 
 
 def plain_pages(

@@ -225,9 +225,10 @@ class RamReader:
         offset = cursor.offset
         continued = bool(flags & _CONTINUE)
         block = self._read_block_of_page(cursor, continued=continued)
-        position = cursor.position + (1 if flags & _ZERO else self.page_size)
-        if position > len(cursor.view):
-            raise Incomplete
+        position = cursor.position + self.page_size
+        if flags & _ZERO:
+            cursor.peek()
+            position = cursor.position + 1
         offsets, zero = records.parse_mixed(cursor.data, position, self.page_size)
         offsets = np.concatenate([np.array([address], np.uint64), offsets])
         count = self._sound(block, offsets)

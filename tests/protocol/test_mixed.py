@@ -120,3 +120,17 @@ def test_no_page_is_read_twice() -> None:
     numbers = [page // PAGE for _, page, _ in pages(found)]
     assert numbers == list(range(100))
     assert not np.any([event.zero.any() for event in found if isinstance(event, events.MixedRun)])
+
+
+def test_no_content_is_waited_for() -> None:
+    """Broken: a relay would copy the beginning of each page whose end arrives later."""
+    data = stream_with(page_run(0, range(100), None))
+    begun = data.index((50 * PAGE | 0x28).to_bytes(8, "big")) + 8 + 1000
+    reader = StreamReader(mixed=True)
+    found, used = reader.parse(memoryview(data)[:begun])
+    assert [page // PAGE for _, page, _ in pages(found)] == list(range(51))
+    assert (used, reader.to_skip) == (begun, PAGE - 1000)
+    # Whether the rest is skipped or presented makes no difference.
+    reader.skip(500)
+    found, _ = reader.parse(memoryview(data)[begun + 500 :])
+    assert [page // PAGE for _, page, _ in pages(found)] == list(range(51, 100))
