@@ -9,16 +9,15 @@ import os
 import select
 import socket
 import stat
-import struct
 import time
 
 from ..transport.silence import GONE_AFTER, silence, unacknowledged
+from ..transport.sockets import reset_on_close
 
 MAX_PEEKED = 1 << 16
 """Most bytes that are read behind the end of a stream; no handover needs so many."""
 LINGER = 2.0
 """Seconds that a finished side waits for the other end to close the connection."""
-_RESET = struct.pack("ii", 1, 0)
 
 
 class Line:
@@ -111,7 +110,7 @@ class Line:
     def break_off(self) -> None:
         """Close this descriptor, and reset the connection once no other process has it open."""
         if self._socket is not None:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            reset_on_close(self._socket)
         self.drop()
 
     def close(self) -> None:

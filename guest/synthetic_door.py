@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 
+from ..transport.sockets import credentials_of_peer
 from .errors import GuestError
 
-_CREDENTIALS = struct.Struct("iII")
-"""Layout of SO_PEERCRED: process, user and group of the peer (unix(7))."""
 _ANSWER = b"running\n"
 _TIMEOUT = 10.0
 """Seconds that a guest may take to answer a knock."""
@@ -39,9 +37,7 @@ class Door:
             visitor, _ = self._listening.accept()
         except BlockingIOError:
             return False
-        raw = visitor.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        _, user, _ = _CREDENTIALS.unpack(raw)
-        if user not in (0, os.getuid()):
+        if credentials_of_peer(visitor).user not in (0, os.getuid()):
             visitor.close()
             return False
         self._visitor = visitor

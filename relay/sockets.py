@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from ..transport.pieces import drop_front
+from ..transport.sockets import reset_on_close
 
-_RESET = struct.pack("ii", 1, 0)
 _MOST_PIECES = 1024
 """Limit for the pieces in one system call, as Linux has it."""
 
@@ -92,7 +91,7 @@ class Socket:
         """Break the connection, so that the other end does not take it for an orderly end."""
         if not self.closed:
             with suppress(OSError):
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                reset_on_close(self._socket)
             self.close()
 
 

@@ -8,12 +8,12 @@ import select
 import signal
 import socket
 import stat
-import struct
 import subprocess
 
 from ..protocol.errors import VmferryError
 from .pieces import drop_front
 from .silence import silence
+from .sockets import reset_on_close
 from .unix_socket import UnixListener
 from .uri import Exec, Fd, Tcp, Unix, Uri
 
@@ -33,7 +33,6 @@ TCP_USER_TIMEOUT is not set: it also counts the time in which a live peer reads 
 """
 BACKLOG = 256
 """Limit for the connections that wait to be accepted; a multifd source opens all of its at once."""
-_RESET = struct.pack("ii", 1, 0)
 _CLOSED = "the other end closed the connection; its log says why"
 _ENDED = "what reads it ended before it took all"
 
@@ -153,7 +152,7 @@ class Channel:
             # TCP distinguishes a connection that was reset from one that was closed, and so does
             # vmferry. Without a connection this option has no effect, and the other end knows
             # already.
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            reset_on_close(self._socket)
         self._close_descriptor()
         if self._command is not None:
             command, self._command = self._command, None

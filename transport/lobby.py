@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import select
 import socket
-import struct
 from collections.abc import Callable, Generator
 from contextlib import closing
 
 from ..protocol.errors import VmferryError
 from .channel import Channel, ChannelError, Listener
+from .sockets import credentials_of_peer
 from .uri import Tcp
 
 MAX_WAITING = 16
@@ -22,7 +22,6 @@ HEAD_BYTES = 64
 """Limit for the bytes of a connection that are examined."""
 _EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-_CREDENTIALS = struct.Struct("iII")
 
 Begins = Callable[[bytes], "bool | None"]
 """Function that returns whether a connection begins as expected, given its first bytes.
@@ -148,9 +147,7 @@ def _peer(sock: socket.socket) -> str:
     """Return a readable name for the other end."""
     try:
         if sock.family == socket.AF_UNIX:
-            size = _CREDENTIALS.size
-            data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-            pid = _CREDENTIALS.unpack(data)[0]
+            pid = credentials_of_peer(sock).pid
             return f"process {pid}" if pid else "a process out of sight"
         return str(Tcp(*sock.getpeername()[:2])).removeprefix("tcp:")
     except OSError:

@@ -27,11 +27,10 @@ from vmferry.protocol.states import MigrationStatus
 from vmferry.protocol.words import ping, word_on_wire
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
 from vmferry.receiver.errors import KeptError
+from vmferry.transport.sockets import reset_on_close
 
 from tests.patience import PATIENCE
 from tests.streams import before_ram, of_synthetic
-
-RESET = struct.pack("ii", 1, 0)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +123,7 @@ def test_source_that_breaks_the_connection(stream: bytes) -> None:
     def source(connection: socket.socket) -> None:
         connection.sendall(stream)
         wait_for_answer(connection)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        reset_on_close(connection)
 
     with pytest.raises(KeptError, match="reset"):
         receive(source)

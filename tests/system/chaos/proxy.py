@@ -9,16 +9,16 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
+from vmferry.transport.sockets import reset_on_close
+
 from .marks import AnswerMarks, Mark, StreamMarks
 
 FORWARD, BACK = "forward", "back"
-_RESET = struct.pack("ii", 1, 0)
 _PIECE = 1 << 16
 _HEAD = 4
 """Bytes by which a stream says that it is one."""
@@ -115,7 +115,7 @@ class Proxy:
             target = self._connect()
         except OSError as error:
             self._note(f"no destination: {error.strerror}")
-            source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            reset_on_close(source)
             source.close()
             self.over = True
             return
@@ -278,7 +278,7 @@ class Proxy:
         self._note("cut: reset" if reset else "cut: close")
         for way in self._ways:
             if reset:
-                way.source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                reset_on_close(way.source)
             way.source.close()
 
     def _chosen(self, direction: str) -> list[Direction]:
