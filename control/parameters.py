@@ -123,7 +123,8 @@ class Parameters:
             PARAMETERS[name].check(value)
         values = self._values | wanted
         if values["max-cpu-throttle"] < values["cpu-throttle-initial"]:
-            expects = "an integer in the range of cpu-throttle-initial to 99"
+            most = settings.MAX_CPU_THROTTLE.most
+            expects = f"an integer in the range of cpu-throttle-initial to {most}"
             raise QmpError(f"Parameter 'max-cpu-throttle' expects {expects}")
         size = values["xbzrle-cache-size"]
         if "xbzrle-cache-size" in wanted and (size < page_size or size & (size - 1)):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..protocol.errors import ParameterError
 from ..protocol.handover import Destination, Source
 from ..protocol.wire.kept import Payload
-from ..protocol.wire.marks import PAGE_SIZES
+from ..protocol.wire.marks import DEFAULT_PAGE_SIZE, PAGE_SIZES
 from ..transport.sparse import data_parts, next_data
 from .errors import GuestError
 from .handing import Outcome
@@ -80,7 +80,7 @@ class Machine:
     """The description of a machine; `page_bits_sent` says that its stream carries the page size."""
 
     name: str
-    page_size: int = 4096
+    page_size: int = DEFAULT_PAGE_SIZE
     capabilities: tuple[str, ...] | None = None
     uuid: bytes | None = None
     page_bits_sent: bool = False

@@ -21,11 +21,10 @@ from ..protocol.reading.configuration import (
     checked_page_size,
 )
 from ..protocol.wire.cursor import decode_name
+from ..protocol.wire.marks import MAX_NAME
 from ..protocol.wire.ram import SECTION_NAME
 from .base import BlockLayout, Machine
 
-MAX_NAME = 255
-"""Largest size in bytes of a name on the wire, and of a file's name."""
 MAX_RAM = 1 << 46
 """Largest size in bytes of all RAM blocks that a destination accepts."""
 MAX_DEVICE_STATE = 8 << 30

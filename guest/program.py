@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..protocol.errors import ParameterError
+from ..protocol.wire.marks import DEFAULT_PAGE_SIZE
 from .base import BlockLayout, DeviceState, Guest, Machine, RamBlock, map_block
 from .errors import GuestError
 from .one_section import one_section, payload_of
@@ -27,7 +28,7 @@ class ProgramGuest(Guest):
     """
 
     def __init__(
-        self, name: str, ram: Mapping[str, int] | None = None, *, page_size: int = 4096
+        self, name: str, ram: Mapping[str, int] | None = None, *, page_size: int = DEFAULT_PAGE_SIZE
     ) -> None:
         """Create a guest of the kind `name`, or with `ram` None one that is to arrive.
 

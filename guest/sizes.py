@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from ..transport.settings import MAX_SIZE
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-MAX_SIZE = (1 << 63) - 1
 _PATTERN = re.compile(r"(\d+)(?:\.(\d+))?\s*([KMGT]?)(?:i?B)?(?:/s)?", re.IGNORECASE)
 
 

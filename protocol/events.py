@@ -16,10 +16,11 @@ import numpy.typing as npt
 from .section_events import BitmapChunk, DiskEvent, HtabEvent, StorageAttributes
 from .wire.kept import Payload
 from .wire.mapped_ram import MappedRam
-from .wire.marks import SectionType
+from .wire.marks import DEFAULT_PAGE_SIZE, SectionType
 from .wire.ram import (
     COMPRESSED_HEAD_SIZE,
     RECORD_HEADER_SIZE,
+    SECTION_NAME,
     SECTION_VERSION,
     XBZRLE_HEAD_SIZE,
 )
@@ -68,7 +69,7 @@ class IterativeSection:
 class RamSection(IterativeSection):
     """The header of one piece of the `ram` section."""
 
-    name: str = "ram"
+    name: str = SECTION_NAME
     version: int = SECTION_VERSION
 
 
@@ -119,7 +120,7 @@ class RamBlocks:
     offset: int
     total: int
     blocks: tuple[RamBlock, ...]
-    page_size: int = 4096
+    page_size: int = DEFAULT_PAGE_SIZE
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from .reading.section_table import SectionStart, SectionTable
 from .sections.registry import SectionReader
 from .wire.cursor import Cursor, Incomplete
 from .wire.kept import Kept, KeptInMemory
-from .wire.marks import SectionType
+from .wire.marks import DEFAULT_PAGE_SIZE, SectionType
 from .wire.ram import SECTION_NAME
 
 MAX_IN_MEMORY = 64 << 20
@@ -55,7 +55,7 @@ class StreamReader:
     def __init__(
         self,
         *,
-        page_size: int = 4096,
+        page_size: int = DEFAULT_PAGE_SIZE,
         described_page_size: Callable[[], int | None] | None = None,
         keep: Callable[[], Kept] = KeptInMemory,
         keep_rest: Callable[[int], Kept] | None = None,

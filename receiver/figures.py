@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..protocol.states import MigrationStatus
+from ..protocol.wire.marks import DEFAULT_PAGE_SIZE
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Figures:
     duplicate: int = 0
     normal: int = 0
     xbzrle: int = 0
-    page_size: int = 4096
+    page_size: int = DEFAULT_PAGE_SIZE
     mbps: float = 0.0
     total_time: int = 0
 

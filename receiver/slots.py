@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..protocol.events import PageRun, RamBlock, XbzrleRun
+from ..protocol.wire.marks import DEFAULT_PAGE_SIZE
 from ..transport.counters import Counters
 from ..transport.ring import Ring, RingWriter
 from ..transport.shared import SharedFd, wait_readable
@@ -80,7 +81,7 @@ class DirectSlots:
     def __init__(self, apply: Callable[[npt.NDArray[np.uint8], int], None]) -> None:
         self._slot = np.empty(SLOT_SIZE, np.uint8)
         self._apply = apply
-        self._page_size = 4096
+        self._page_size = DEFAULT_PAGE_SIZE
 
     def set_blocks(self, blocks: tuple[RamBlock, ...], page_size: int) -> None:  # noqa: ARG002
         """Record the RAM blocks, of which only the page size matters here."""
@@ -116,7 +117,7 @@ class RingSlots:
         self._published = 0
         self._next = 0
         self._in_flight: list[npt.NDArray[np.bool_]] = []
-        self._page_size = 4096
+        self._page_size = DEFAULT_PAGE_SIZE
         self._open: npt.NDArray[np.uint8] | None = None
 
     def set_blocks(self, blocks: tuple[RamBlock, ...], page_size: int) -> None:

@@ -10,6 +10,7 @@ from ..protocol import events
 from ..protocol.devices.description import with_capabilities
 from ..protocol.reading.configuration import MAPPED_RAM
 from ..protocol.wire.kept import Part, Payload
+from ..protocol.wire.marks import DEFAULT_PAGE_SIZE
 from ..transport.spill import SentFile, SpillFile
 
 
@@ -19,7 +20,7 @@ class Incoming:
     def __init__(self) -> None:
         self.configuration: events.Configuration | None = None
         self.ram_section_id = 0
-        self.page_size = 4096
+        self.page_size = DEFAULT_PAGE_SIZE
         self.early: list[DeviceSection] = []
         self.sections: list[DeviceSection] = []
         self.description: bytes | None = None

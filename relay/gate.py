@@ -12,9 +12,8 @@ from ..protocol.events import Command, DeviceSection, IterativeSection
 from ..protocol.formats.zstd import is_compressed
 from ..protocol.reader import StreamReader
 from ..protocol.wire.marks import MAGIC, CommandType
+from .watch import TLS
 
-_TLS = b"\x16\x03"
-"""First bytes of a TLS connection: a handshake record of version 3.x (RFC 8446)."""
 _HEAD = 4
 _KNOWN = "let it through with --one-way if you know that"
 
@@ -61,7 +60,7 @@ class Gate:
 
 def _foreign(head: bytes) -> str | None:
     """Return whether a connection that is no migration stream may pass."""
-    if head.startswith(_TLS):
+    if head.startswith(TLS):
         return (
             "the stream is encrypted, so the relay cannot see whether the destination confirms the"
             f" end; {_KNOWN} it does"

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..protocol.states import MigrationStatus
+from ..protocol.wire.marks import DEFAULT_PAGE_SIZE
 from .stall import Stall, command_line_option
 
 
@@ -123,7 +124,7 @@ class Figures:
     remaining: int = 0
     duplicate: int = 0
     normal: int = 0
-    page_size: int = 4096
+    page_size: int = DEFAULT_PAGE_SIZE
     dirty_pages_rate: int = 0
     dirty_sync_count: int = 0
     mbps: float = 0.0

@@ -19,10 +19,7 @@ from .. import events
 from ..errors import StreamError
 from ..wire.kept import Kept
 from ..wire.marks import SectionType
-from .description import Described, DescriptionError, described
-
-MAX_DESCRIPTION = 64 << 20
-"""Limit for a description, in bytes; QEMU's have up to some MiB."""
+from .description import CONTROL, MAX_DESCRIPTION, Described, DescriptionError, described
 
 MAX_CANDIDATES = 50_000
 """Limit for the candidates examined in one input; a real input has one, or a few."""
@@ -33,8 +30,7 @@ HEADER_SIZE = 6
 _STEP = 1 << 20
 _FIRST_STEP = 1 << 10
 _BEGIN = re.compile(rb"\x00\x06(?=....\{)", re.DOTALL)
-_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-_LAST_CONTROL = re.compile(rb"(?s:.*)" + _CONTROL.pattern)
+_LAST_CONTROL = re.compile(rb"(?s:.*)" + CONTROL.pattern)
 _MARK = bytes([SectionType.VMDESCRIPTION])
 
 
@@ -100,7 +96,7 @@ def _is_text(kept: Kept, start: int, size: int) -> bool:
     """Return whether none of these bytes is a control character; fast if an early one is."""
     at, step = 0, _FIRST_STEP
     while at < size:
-        if _CONTROL.search(kept.read(start + at, min(step, size - at))):
+        if CONTROL.search(kept.read(start + at, min(step, size - at))):
             return False
         at, step = at + step, min(2 * step, _STEP)
     return True

@@ -8,6 +8,7 @@ docs/devel/migration/main.rst, and the descriptions of captured streams.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -17,6 +18,12 @@ from ..wire.marks import CAPABILITIES, PAGE_BITS
 
 MAX_NUMBER = 1 << 32
 """Limit that no size, length, version or instance id reaches."""
+
+MAX_DESCRIPTION = 64 << 20
+"""Limit for a description, in bytes; QEMU's have up to some MiB."""
+
+CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+"""Bytes that no JSON contains."""
 
 MAX_DEPTH = 32
 """Limit for the depth of nested structures, or of nested subsections."""

@@ -12,10 +12,10 @@ import re
 from ..wire import stream
 from ..wire.kept import Kept
 from ..wire.marks import SectionType
-from .candidates import HEADER_SIZE, MAX_DESCRIPTION, Candidate
+from .candidates import HEADER_SIZE, Candidate
+from .description import MAX_DESCRIPTION
 from .following import MismatchError, Section, read_commands, read_section
 
-_FOOTER_SIZE: int = stream.SectionFooter.sizeof()
 _STEP = 1 << 20
 
 
@@ -77,7 +77,7 @@ def _undescribed(kept: Kept) -> MismatchError:
         end = first_footer(kept, section)
         if end is None:
             return MismatchError("the stream ends early, in: device", kept.size, section.name)
-        at = end + _FOOTER_SIZE
+        at = end + stream.FOOTER_SIZE
 
 
 def _no_section(kept: Kept, at: int) -> MismatchError:
@@ -93,7 +93,7 @@ def first_footer(kept: Kept, section: Section) -> int | None:
     for behind in (rb"(?=\x00(?:\x06|\Z)|[\x04\x08]|\Z)", rb"(?=\x00)"):
         pattern = re.compile(footer + behind, re.DOTALL)
         for start in range(section.payload, kept.size, _STEP):
-            match = pattern.search(kept.read(start, _STEP + _FOOTER_SIZE))
+            match = pattern.search(kept.read(start, _STEP + stream.FOOTER_SIZE))
             if match is not None:
                 return start + match.start()
     return None

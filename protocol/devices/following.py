@@ -25,7 +25,6 @@ _HEADER_SIZE = 1 + 4 + 1 + 4 + 4
 _MAX_HEADER = _HEADER_SIZE + 255
 """Limit for the header of a device section, in bytes."""
 
-_FOOTER_SIZE: int = stream.SectionFooter.sizeof()
 _COMMAND_HEADER = 5
 _STEP = 1 << 20
 MAX_COMMANDS = 64
@@ -126,8 +125,8 @@ def read_commands(kept: Kept, position: int) -> tuple[list[CommandAt], int]:
 
 def behind_footer(kept: Kept, position: int, section_id: int) -> int | None:
     """Return the position after the section's footer at `position`; None if there is no footer."""
-    footer = kept.read(position, _FOOTER_SIZE)
-    return position + _FOOTER_SIZE if footer == stream.section_footer(section_id) else None
+    footer = kept.read(position, stream.FOOTER_SIZE)
+    return position + stream.FOOTER_SIZE if footer == stream.section_footer(section_id) else None
 
 
 @dataclass
@@ -277,7 +276,7 @@ class Follower:
         footer = stream.section_footer(section.section_id)
         usual = section.payload + described.length.size
         if following == len(self.listed):
-            end = self.candidate.position - _FOOTER_SIZE
+            end = self.candidate.position - stream.FOOTER_SIZE
             if end != usual and end >= section.payload and self.kept.read(end, 5) == footer:
                 yield end
             return
@@ -286,7 +285,7 @@ class Follower:
         instance = described.instance_id.to_bytes(4, "big")
         header = b"\x04....%s%s" % (re.escape(name), re.escape(instance))
         pattern = re.compile(re.escape(footer) + b"(?=%s|\x08)" % header, re.DOTALL)
-        at, overlap = section.payload, _FOOTER_SIZE + _MAX_HEADER
+        at, overlap = section.payload, stream.FOOTER_SIZE + _MAX_HEADER
         while at < self.candidate.position and self.search.allows(_STEP):
             for match in pattern.finditer(self.kept.read(at, _STEP + overlap)):
                 if match.start() < _STEP and at + match.start() != usual:

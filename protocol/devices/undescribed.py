@@ -20,7 +20,6 @@ from ..wire.kept import Kept
 from ..wire.marks import SectionType
 from .following import Part, read_commands, read_section
 
-_FOOTER_SIZE: int = stream.SectionFooter.sizeof()
 _FOOTERS = re.compile(rb"\x7e(?=\x00...[\x00\x04\x08])", re.DOTALL)
 """Footers of sections below MAX_SECTION_ID that are followed by something valid."""
 _STEP = 1 << 20
@@ -86,7 +85,7 @@ def _find_footers(kept: Kept) -> list[int] | None:
     """Return the positions of all that look like footers; None if there are too many."""
     found: list[int] = []
     for at in range(0, kept.size, _STEP):
-        data = kept.read(at, _STEP + _FOOTER_SIZE)
+        data = kept.read(at, _STEP + stream.FOOTER_SIZE)
         found += [at + match.start() for match in _FOOTERS.finditer(data)]
         if len(found) > _MAX_FOOTERS:
             return None
@@ -130,7 +129,7 @@ class _Ways:
         self._behind: dict[int, _Behind] = defaultdict(_Behind)
         """The usable footers, by section id."""
         for footer in reversed(footers):
-            count, eof = self._from(footer + _FOOTER_SIZE)
+            count, eof = self._from(footer + stream.FOOTER_SIZE)
             if count:
                 section_id = int.from_bytes(kept.read(footer + 1, 4), "big")
                 self._behind[section_id].add(footer, count, eof)
@@ -160,7 +159,7 @@ class _Ways:
             taken.add(section.section_id)
             end = -self._behind[section.section_id].footers[0]
             parts.append(replace(section, size=end - section.payload))
-            at = end + _FOOTER_SIZE
+            at = end + stream.FOOTER_SIZE
 
     def _is_end(self, at: int) -> bool:
         return at >= self._ends_from and self._kept.read(at, 1) == _EOF

@@ -10,7 +10,6 @@ examined. Anything unexpected raises NotOrdinary, which does not mean that the s
 from __future__ import annotations
 
 import json
-import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,23 +18,26 @@ from mmap import mmap
 from operator import ne
 from typing import NamedTuple
 
-from ..devices.description import Described, described
+from ..devices.description import CONTROL, MAX_DESCRIPTION, Described, described
 from ..wire.marks import (
+    COMMAND_LENGTHS,
+    DEFAULT_PAGE_SIZE,
     MAGIC,
     MAX_DEVICE_VERSION,
+    MAX_NAME,
     MAX_SECTION_ID,
+    RAM_SECTION,
+    RAM_VERSION,
     VERSION,
     CommandType,
     RamFlag,
     SectionType,
 )
 
-PAGE_SIZE = 4096
+PAGE_SIZE = DEFAULT_PAGE_SIZE
+"""The only page size in bytes of an ordinary stream."""
 MAX_TOTAL_RAM = 1 << 38
 """Limit for the RAM of a stream, in bytes; a byte is kept for each page of it."""
-MAX_DESCRIPTION = 64 << 20
-"""Limit for a description in bytes, the same as the reader's."""
-MAX_NAME = 255
 MAX_ROUNDS = 1000
 PLAIN, ZERO = 0, 1
 """Indexes of counts of pages."""
@@ -65,14 +67,12 @@ _STEP = 32 << 20
 _FEWEST = 16
 """Number of pages that are first compared together."""
 _COMMANDS = {
-    int(CommandType.OPEN_RETURN_PATH): 0,
-    int(CommandType.PING): 4,
-    int(CommandType.SWITCHOVER_START): 0,
+    int(command): COMMAND_LENGTHS[command]
+    for command in (CommandType.OPEN_RETURN_PATH, CommandType.PING, CommandType.SWITCHOVER_START)
 }
 """Bytes of data of each command that does not change the meaning of what follows."""
 
 
-_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _TRIES = 4
 """Number of candidates for the beginning of a description that are examined.
 
@@ -174,7 +174,8 @@ class _Walk:
         kind, start = self._part(), self._position - 1
         self._expect(kind == SectionType.START)
         (found.section_id,) = self._take(_U32)
-        self._expect(self._name(self._byte()) == "ram" and self._take(_IDS) == (0, 4))
+        self._expect(self._name(self._byte()) == RAM_SECTION)
+        self._expect(self._take(_IDS) == (0, RAM_VERSION))
         self._block_list()
         while True:
             self._pages()
@@ -319,7 +320,7 @@ class _Walk:
             start = end + 1 + _FOOTER.size
             if int.from_bytes(self._data[end + 2 : start], "big") == size - start:
                 text = self._data[start:]
-                self._expect(text[:1] == b"{" and not _CONTROL.search(text))
+                self._expect(text[:1] == b"{" and not CONTROL.search(text))
                 return text
         raise NotOrdinary
 

@@ -9,8 +9,8 @@ import xxhash
 
 from ..errors import VmferryError
 from ..wire import link
-from ..wire.layout import is_fixed, struct_of
 from ..wire.link import RecordType
+from ..wire.packed import is_fixed, struct_of
 
 _HEAD = struct_of(link.RecordHead)
 HEAD_SIZE = _HEAD.size

@@ -9,7 +9,6 @@ Both directions work on batches: numpy finds or reads the runs of all pages at o
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,18 +16,20 @@ import numpy.typing as npt
 
 from ..errors import StreamError, VmferryError
 from ..events import XbzrleRun
+from ..wire.layout import dtype_of
 from ..wire.marks import RamFlag
-from ..wire.ram import RECORD_HEADER_SIZE, SECTION_NAME, XBZRLE_ENCODING
+from ..wire.packed import struct_of
+from ..wire.ram import RECORD_HEADER_SIZE, SECTION_NAME, XBZRLE_ENCODING, XbzrleContinued
 from .records import Buffer
 
 Bytes = npt.NDArray[np.uint8]
 Indexes = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
 
-RECORD_HEAD = np.dtype([("header", ">u8"), ("encoding", "u1"), ("length", ">u2")])
+RECORD_HEAD = dtype_of(XbzrleContinued)
 """Layout of a record before its encoded bytes, if the record has the flag CONTINUE."""
 
-_HEAD = struct.Struct(">QBH")
+_HEAD = struct_of(XbzrleContinued)
 _CONTINUED = int(RamFlag.XBZRLE | RamFlag.CONTINUE)
 _MAX_LENGTH = (1 << 14) - 1
 """Limit for the length of a run, in bytes: two bytes of ULEB128 hold no more."""

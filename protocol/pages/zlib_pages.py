@@ -6,7 +6,6 @@ capability, docs/multi-thread-compression.txt. The records are declared in `wire
 
 from __future__ import annotations
 
-import struct
 import zlib
 
 import numpy as np
@@ -15,12 +14,13 @@ import numpy.typing as npt
 from ..errors import StreamError
 from ..events import CompressedRun
 from ..wire.marks import RamFlag
-from ..wire.ram import SECTION_NAME
+from ..wire.packed import struct_of
+from ..wire.ram import SECTION_NAME, CompressedContinued
 
 MAX_RUN_BYTES = 16 << 20
 """Limit for what the records of one event decompress to, in bytes."""
 
-_HEAD = struct.Struct(">QI")
+_HEAD = struct_of(CompressedContinued)
 _CONTINUED = int(RamFlag.COMPRESS_PAGE | RamFlag.CONTINUE)
 
 

@@ -17,8 +17,6 @@ from ..wire.kept import Kept
 from .device_limit import check_device_state
 from .section_table import SectionStart
 
-_FOOTER_SIZE: int = stream.SectionFooter.sizeof()
-
 DescribedSize = Callable[[int, int, str, int], int | None]
 """Function that returns the bytes of payload of a device section, or None if unknown.
 
@@ -84,7 +82,7 @@ class EarlyDevices:
             section.instance_id,
             section.version,
             self._payload.part(0, size),
-            cursor.offset - size - _FOOTER_SIZE,
+            cursor.offset - size - stream.FOOTER_SIZE,
         )
         self.found.append(event)
         return event

@@ -15,7 +15,7 @@ from ..pages import records, xbzrle, zlib_pages
 from ..wire import ram
 from ..wire.cursor import Cursor, Incomplete
 from ..wire.marks import RamFlag, SectionType
-from ..wire.stream import SectionFooter, Str8, section_footer, section_part
+from ..wire.stream import FOOTER_SIZE, Str8, section_footer, section_part
 from .block_list import BlockListReader
 
 # Plain numbers: enum's operators take longer than reading a record does.
@@ -29,7 +29,6 @@ _MAX_RECORDS = 4096
 _ENOUGH_PAGES = 16
 """Number of pages read without error after which their size is taken to be right."""
 _EOS_SIZE = ram.RECORD_HEADER_SIZE
-_FOOTER_SIZE: int = SectionFooter.sizeof()
 
 _Records = tuple[list[int], list[int], list[int]]
 _Run = TypeVar("_Run", bound=events.EncodedRun)
@@ -167,7 +166,7 @@ class RamReader:
         assert self._start is not None
         start, offset = self._start, cursor.offset
         cursor.position = end
-        footer, part = offset + _EOS_SIZE, offset + _EOS_SIZE + _FOOTER_SIZE
+        footer, part = offset + _EOS_SIZE, offset + _EOS_SIZE + FOOTER_SIZE
         return [
             events.EndOfRam(offset),
             events.Footer(footer, start.section_id),

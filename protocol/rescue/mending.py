@@ -8,9 +8,10 @@ from .. import events
 from ..wire import stream
 from ..wire.marks import RamFlag, SectionType
 from ..wire.ram import RECORD_HEADER_SIZE
+from ..wire.stream import FOOTER_SIZE
 from .failure import Failure
 from .resync import Layout, leads_on
-from .tail import FOOTER_SIZE, ReadAt
+from .tail import ReadAt
 from .walk import First
 
 _MAX_MENDED = 256

@@ -26,7 +26,7 @@ ReadAt = Callable[[int, int], bytes]
 Arguments: position, size.
 """
 
-MAX_DESCRIPTION = 16 << 20
+SEARCHED = 16 << 20
 """Bytes at the end of a stream in which its description is searched for."""
 MAX_SECTION = 64 << 20
 """Limit for a device section that is accepted without a description, in bytes."""
@@ -39,7 +39,6 @@ _WINDOW, _MAX_WINDOW = 64 << 10, 4 << 20
 _HEADER = 512
 """Limit for the header of a section, in bytes; more than any has."""
 _START = re.compile(rb"\x00\x06(....)(?=\{)", re.DOTALL)
-FOOTER_SIZE: int = stream.SectionFooter.sizeof()
 
 
 @dataclass
@@ -60,7 +59,7 @@ class Tail:
 
 def find_description(read_at: ReadAt, size: int) -> events.Description | None:
     """Return the description of a stream of `size` bytes, searched for from its end."""
-    first = max(0, size - MAX_DESCRIPTION)
+    first = max(0, size - SEARCHED)
     text = read_at(first, size - first)
     for match in [*_START.finditer(text)][: -_MAX_TRIES - 1 : -1]:
         length = int.from_bytes(match[1], "big")
@@ -109,7 +108,7 @@ def _ending_at(
     name, instance, size = wanted
     ids = b"\0" * 4
     header = b"\4" + ids + bytes([len(name.encode())]) + name.encode() + instance.to_bytes(4, "big")
-    behind = end - (FOOTER_SIZE if footers else 0)
+    behind = end - (stream.FOOTER_SIZE if footers else 0)
     start = behind - size - len(header) - 4
     if start < 0:
         return None
@@ -117,7 +116,7 @@ def _ending_at(
     if head[:1] != header[:1] or head[5 : len(header)] != header[5:]:
         return None
     section_id = int.from_bytes(head[1:5], "big")
-    if footers and read_at(behind, FOOTER_SIZE) != stream.section_footer(section_id):
+    if footers and read_at(behind, stream.FOOTER_SIZE) != stream.section_footer(section_id):
         return None
     version, place = int.from_bytes(head[-4:], "big"), start + len(head)
     payload = read_at(place, size)
@@ -158,7 +157,9 @@ def read_forwards(
             section = None
         if section is None:
             break
-        start = section.payload_offset + len(section.payload) + (FOOTER_SIZE if footers else 0)
+        start = (
+            section.payload_offset + len(section.payload) + (stream.FOOTER_SIZE if footers else 0)
+        )
         if start > end:
             break
         last = section.section_id

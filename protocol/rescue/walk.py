@@ -14,8 +14,9 @@ from ..sections.registry import SectionReader
 from ..wire import stream
 from ..wire.cursor import Cursor, Incomplete
 from ..wire.marks import SectionType
+from ..wire.stream import FOOTER_SIZE
 from .failure import Failure, Progress
-from .tail import FOOTER_SIZE, ReadAt
+from .tail import ReadAt
 
 PIECE = 4 << 20
 """Bytes that are read at once; more than any record has."""

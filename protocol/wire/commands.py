@@ -9,16 +9,8 @@ from typing import Any
 
 from ..errors import StreamError, UnsupportedError
 from . import stream
-from .marks import CommandType
+from .marks import COMMAND_LENGTHS, CommandType
 
-_LENGTHS = {
-    CommandType.OPEN_RETURN_PATH: 0,
-    CommandType.PING: 4,
-    CommandType.POSTCOPY_LISTEN: 0,
-    CommandType.POSTCOPY_RUN: 0,
-    CommandType.SWITCHOVER_START: 0,
-}
-"""Bytes of data of each command that carries no data, or only one number."""
 _DECLARATIONS = {
     CommandType.POSTCOPY_ADVISE: stream.PostcopyAdvice,
     CommandType.POSTCOPY_RAM_DISCARD: stream.RamDiscard,
@@ -36,7 +28,7 @@ def read_command(command: int, data: bytes, offset: int) -> Any:
     if command not in list(CommandType):
         raise StreamError(f"unknown command {command}", offset=offset)
     kind = CommandType(command)
-    length = _LENGTHS.get(kind)
+    length = COMMAND_LENGTHS.get(kind)
     if kind == CommandType.POSTCOPY_ADVISE and not data:
         length = 0
     if length is None and kind not in _DECLARATIONS:

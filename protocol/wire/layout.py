@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Any, cast
 
 import construct as c  # type: ignore[import-untyped]
@@ -28,23 +27,6 @@ def dtype_of(declaration: c.Struct) -> np.dtype[Any]:
     fields = {"names": names, "formats": formats, "offsets": offsets, "itemsize": offset}
     made: np.dtype[Any] = np.dtype(cast(Any, fields))
     return made
-
-
-def is_fixed(declaration: c.Struct) -> bool:
-    """Return whether a structure has only integers and bytes of fixed size."""
-    return all(isinstance(part.subcon, (c.FormatField, c.Bytes)) for part in declaration.subcons)
-
-
-def struct_of(declaration: c.Struct) -> struct.Struct:
-    """Return the `struct` view of a fixed structure whose integers have the same byte order."""
-    order, text = ">", ""
-    for part in declaration.subcons:
-        if isinstance(part.subcon, c.FormatField):
-            order, letter = part.subcon.fmtstr
-            text += letter
-        else:
-            text += f"{part.sizeof()}s"
-    return struct.Struct(order + text)
 
 
 def _format(part: c.Construct, size: int) -> str:

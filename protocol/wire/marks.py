@@ -10,6 +10,14 @@ from enum import IntEnum, IntFlag
 MAGIC = 0x5145564D
 """The characters QEVM, as a be32."""
 VERSION = 3
+MAX_NAME = 255
+"""Limit for the name of a section, a RAM block or a disk in bytes: one byte holds its length."""
+DEFAULT_PAGE_SIZE = 4096
+"""Page size in bytes of most guests, where neither stream nor user gives another."""
+RAM_SECTION = "ram"
+"""Name of the section that brings RAM."""
+RAM_VERSION = 4
+"""Version of the section `ram`."""
 
 
 class SectionType(IntEnum):
@@ -41,6 +49,16 @@ class CommandType(IntEnum):
     POSTCOPY_RESUME = 9
     RECV_BITMAP = 10
     SWITCHOVER_START = 11
+
+
+COMMAND_LENGTHS = {
+    CommandType.OPEN_RETURN_PATH: 0,
+    CommandType.PING: 4,
+    CommandType.POSTCOPY_LISTEN: 0,
+    CommandType.POSTCOPY_RUN: 0,
+    CommandType.SWITCHOVER_START: 0,
+}
+"""Bytes of data of each command that carries no data, or only one number."""
 
 
 class RamFlag(IntFlag):

@@ -23,7 +23,7 @@ from enum import IntEnum, IntFlag
 import construct as c  # type: ignore[import-untyped]
 import numpy as np
 
-from .packed import struct_of
+from .packed import names_of, struct_of
 
 MAGIC = 0x11223344
 VERSION = 1
@@ -91,8 +91,8 @@ that the source has room for, or 0. `number`: the packet's number, counted over 
 """
 
 PACKET_HEADER_SIZE: int = PacketHeader.sizeof()
-PACKET_HEADER_FIELDS, PACKET_HEADER_STRUCT = struct_of(PacketHeader)
-"""The same declaration for the `struct` module: one packet brings 512 KiB, so time counts."""
+PACKET_HEADER_FIELDS = names_of(PacketHeader)
+PACKET_HEADER_STRUCT = struct_of(PacketHeader)
 
 OFFSET = np.dtype(">u8")
 """The position of a page in its block, in bytes."""

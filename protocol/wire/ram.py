@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import construct as c  # type: ignore[import-untyped]
 
-from .marks import RamFlag
+from .marks import RAM_SECTION, RAM_VERSION, RamFlag
 from .stream import Str8
 
-SECTION_NAME = "ram"
-SECTION_VERSION = 4
+SECTION_NAME = RAM_SECTION
+SECTION_VERSION = RAM_VERSION
 
 
 XBZRLE_ENCODING = 1
@@ -49,8 +49,10 @@ def zero_record(*, continued: bool) -> c.Construct:
 XbzrleHead = c.Struct("encoding" / c.Int8ub, "length" / c.Int16ub)
 """The part of an XBZRLE record between the block's name and the encoded bytes."""
 
-XBZRLE_HEAD_SIZE: int = RECORD_HEADER_SIZE + XbzrleHead.sizeof()
-"""Bytes of an XBZRLE record before the encoding, if the record has the flag CONTINUE."""
+XbzrleContinued = c.Struct("header" / RecordHeader, *XbzrleHead.subcons)
+"""An XBZRLE record before its encoded bytes, if it has the flag CONTINUE."""
+
+XBZRLE_HEAD_SIZE: int = XbzrleContinued.sizeof()
 
 
 def xbzrle_record(*, continued: bool) -> c.Construct:
@@ -59,22 +61,26 @@ def xbzrle_record(*, continued: bool) -> c.Construct:
     return c.Struct(
         "header" / RecordHeader,
         *name,
-        "encoding" / c.Const(XBZRLE_ENCODING, c.Int8ub),
-        "data" / c.Prefixed(c.Int16ub, c.GreedyBytes),
+        "encoding" / c.Const(XBZRLE_ENCODING, XbzrleHead.encoding.subcon),
+        "data" / c.Prefixed(XbzrleHead.length.subcon, c.GreedyBytes),
     )
 
 
 CompressedHead = c.Int32ub
 """Length of the zlib data that follows, in bytes."""
 
-COMPRESSED_HEAD_SIZE: int = RECORD_HEADER_SIZE + CompressedHead.sizeof()
-"""Bytes of a COMPRESS_PAGE record before its data, if the record has the flag CONTINUE."""
+CompressedContinued = c.Struct("header" / RecordHeader, "length" / CompressedHead)
+"""A COMPRESS_PAGE record before its data, if it has the flag CONTINUE."""
+
+COMPRESSED_HEAD_SIZE: int = CompressedContinued.sizeof()
 
 
 def compressed_record(*, continued: bool) -> c.Construct:
     """Return the declaration of COMPRESS_PAGE: header, block name unless CONTINUE, zlib data."""
     name = () if continued else ("name" / Str8,)
-    return c.Struct("header" / RecordHeader, *name, "data" / c.Prefixed(c.Int32ub, c.GreedyBytes))
+    return c.Struct(
+        "header" / RecordHeader, *name, "data" / c.Prefixed(CompressedHead, c.GreedyBytes)
+    )
 
 
 def mem_size(total: int) -> bytes:

@@ -48,6 +48,8 @@ SectionContinuation = c.Struct("type" / c.Int8ub, "section_id" / c.Int32ub)
 
 SectionFooter = c.Struct("type" / c.Const(SectionType.FOOTER, c.Int8ub), "section_id" / c.Int32ub)
 
+FOOTER_SIZE: int = SectionFooter.sizeof()
+
 Command = c.Struct(
     "type" / c.Const(SectionType.COMMAND, c.Int8ub),
     "command" / c.Int16ub,

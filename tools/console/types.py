@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...guest.sizes import MAX_SIZE, parse_size
+from ...guest.sizes import parse_size
+from ...transport.settings import MAX_SIZE
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ...guest.sizes import format_size
-from ...protocol.wire.marks import CommandType
+from ...protocol.wire.marks import RAM_SECTION, CommandType
 from ..console.tables import table
 from ..console.text import echo
 from ..sources.channel_count import ChannelCount
@@ -41,7 +41,7 @@ def _lines(summary: Summary) -> Iterator[tuple[str, str]]:
     yield "size", f"{format_size(summary.size)} ({summary.size} bytes)"
     for section in summary.sections.values():
         pieces = "1 piece" if section.pieces == 1 else f"{section.pieces} pieces"
-        rounds = _told_rounds(summary) if section.name == "ram" else ""
+        rounds = _told_rounds(summary) if section.name == RAM_SECTION else ""
         unknown = "" if section.known else ", of an unknown kind"
         size = format_size(section.size)
         yield "section", f"{section.name}, {pieces}{rounds}, {size}{unknown}"

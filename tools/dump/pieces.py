@@ -14,9 +14,9 @@ import numpy.typing as npt
 from ...protocol import events
 from ...protocol.fast.outline import Device
 from ...protocol.pages.rounds import Rounds
-from ...protocol.wire.marks import SectionType
+from ...protocol.wire.marks import DEFAULT_PAGE_SIZE, SectionType
 from ..console.text import echo
-from ..sources.stream_events import PAGE_SIZE, USUALLY, Behind, Found, How, read_events
+from ..sources.stream_events import USUALLY, Behind, Found, How, read_events
 from .summary import BlockSummary, PageCount, SectionSummary, Summary
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def summarise(
 
     `how` and `channels` are those of `read_events`. Raises StreamError.
     """
-    summary, rounds = WithDevices(page_size=how.page_size or PAGE_SIZE), Rounds()
+    summary, rounds = WithDevices(page_size=how.page_size or DEFAULT_PAGE_SIZE), Rounds()
     split = rounds.split if channels is None else rounds.split_interval
     for event in read_events(stream, how, channels):
         if isinstance(event, (events.PageRun, events.EncodedRun)):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...protocol.fast.outline import Device, Outline
+from ...protocol.wire.marks import DEFAULT_PAGE_SIZE, RAM_SECTION, RAM_VERSION
 
 if TYPE_CHECKING:
     from ..sources.channel_count import ChannelCount
@@ -78,7 +79,7 @@ class Summary:
     """The facts on a stream that `dump` shows."""
 
     machine: str | None = None
-    page_size: int = 4096
+    page_size: int = DEFAULT_PAGE_SIZE
     capabilities: list[str] = field(default_factory=list)
     size: int = 0
     ram_parts: int = 0
@@ -130,7 +131,9 @@ class Summary:
 
 def from_outline(found: Outline) -> Summary:
     """Return the summary of an ordinary stream from its outline."""
-    ram = SectionSummary("ram", found.section_id, 0, 4, found.ram_pieces, found.ram_size)
+    ram = SectionSummary(
+        RAM_SECTION, found.section_id, 0, RAM_VERSION, found.ram_pieces, found.ram_size
+    )
     return Summary(
         machine=found.machine,
         size=found.size,

@@ -20,6 +20,7 @@ from ...protocol.errors import StreamError
 from ...protocol.formats.memory_image import Region
 from ...protocol.section_events import DiskBlock
 from ...protocol.wire.kept import Payload, pieces
+from ...protocol.wire.marks import DEFAULT_PAGE_SIZE
 from ..console.failure import CommandError, named
 from ..machines.main_ram import Guest
 from ..machines.plugged import LeftOut
@@ -29,7 +30,7 @@ from ..rebuild.guest import absent_message
 from ..rebuild.staged import Staged
 from ..sources.domain import Domain
 from ..sources.source import Left
-from ..sources.stream_events import PAGE_SIZE, USUALLY, Behind, Found, How, read_events
+from ..sources.stream_events import USUALLY, Behind, Found, How, read_events
 from .disks import Disk, DiskFiles
 from .memory_output import Asked, MemoryOutput
 
@@ -198,7 +199,7 @@ class _Extraction:
         self._survey = survey
         named_by_libvirt = "" if wanted.domain is None else wanted.domain.machine
         self._machine = wanted.machine or named_by_libvirt
-        self._page_size = wanted.how.page_size or PAGE_SIZE
+        self._page_size = wanted.how.page_size or DEFAULT_PAGE_SIZE
         self._files: dict[str, BlockFile] = {}
         self._paths: dict[str, Path] = {}
         self._shown: dict[str, Path] = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_PC = ("i386", "x86_64")
+PC_TARGETS = ("i386", "x86_64")
 _ARM = ("aarch64", "arm")
 _RISCV = ("riscv32", "riscv64")
 _PPC = ("ppc", "ppc64")
@@ -44,10 +44,10 @@ class Family:
 
 
 FAMILIES = (
-    Family("q35", _PC, "pc-q35-"),
-    Family("pc", _PC, "pc-", root="pci.0"),
-    Family("isapc", _PC, "isapc"),
-    Family("microvm", _PC, "microvm", Slots(0xFEB0_0000)),
+    Family("q35", PC_TARGETS, "pc-q35-"),
+    Family("pc", PC_TARGETS, "pc-", root="pci.0"),
+    Family("isapc", PC_TARGETS, "isapc"),
+    Family("microvm", PC_TARGETS, "microvm", Slots(0xFEB0_0000)),
     Family("virt", _ARM, "virt-", Slots(0x0A00_0000)),
     Family("vexpress-a9", _ARM, "vexpress-a9", Slots(0x1001_3000)),
     Family("vexpress-a15", _ARM, "vexpress-a15", Slots(0x1C13_0000)),

@@ -16,6 +16,7 @@ from ...guest.sizes import format_size
 from ...protocol.events import RamBlock
 from ...protocol.formats.memory_image import Region
 from ..console.failure import CommandError
+from .families import PC_TARGETS
 from .table import Machine, is_of_a_device, table
 
 GIB = 1 << 30
@@ -24,7 +25,7 @@ ADDRESS_HOLE = 0xFD_0000_0000
 """The start of the address hole below 1 TiB: on some hosts, RAM that would reach it begins at 1 TiB
 instead of 4 GiB.
 """
-PC = frozenset({"i386", "x86_64"})
+PC = frozenset(PC_TARGETS)
 """The targets whose memory is split around a hole."""
 
 NODE_NAME = re.compile(r"(?:/objects/)?ram-node(\d{1,4})")

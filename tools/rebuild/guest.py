@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 
 from ...protocol import events
+from ...protocol.wire.marks import DEFAULT_PAGE_SIZE
 from ..console.failure import CommandError, named
 from ..sources.source import Left
 from ..sources.stream_events import Behind, Found
@@ -39,7 +40,7 @@ class RebuiltGuest:
     """
 
     def __init__(self, stack: ExitStack, wanted: Collection[str] | None = None) -> None:
-        self.page_size = 4096
+        self.page_size = DEFAULT_PAGE_SIZE
         self.blocks: dict[str, events.RamBlock] = {}
         self.arrivals = Arrivals()
         self.images: dict[str, BlockFile] = {}

@@ -11,7 +11,8 @@ from ...protocol.errors import CutError, StreamError
 from ...protocol.rescue.damage import Damage, Salvaged
 from ...protocol.rescue.failure import Failure, Progress
 from ...protocol.rescue.salvage import Salvage
-from ...protocol.rescue.tail import FOOTER_SIZE, Tail, find_tail
+from ...protocol.rescue.tail import Tail, find_tail
+from ...protocol.wire.stream import FOOTER_SIZE
 from ..sources.spool import spooled
 from ..sources.stream_events import USUALLY, Behind, Found, How, Reading, mapped_pages
 from .survey import Survey

@@ -20,12 +20,10 @@ from ...protocol.wire import multifd
 from ..console.failure import ChannelError
 from .channel_count import ChannelCount
 from .compressed import format_of
+from .containers import MAX_LAYERS
 from .save_image import HEAD
 from .source import Source, fill, give_back, sought_or_source
 from .stream_events import Found
-
-MAX_LAYERS = 4
-"""The most compressions that a channel's file may be nested in."""
 
 
 class _Channel:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .channels import Channels
 
 MAX_LAYERS = 4
+"""The most compressions that a file may be nested in."""
 _STREAM = MAGIC.to_bytes(4, "big")
 _BEGINNING = 4096
 """The number of bytes within which a stream shows whether it is a mapped-ram file."""

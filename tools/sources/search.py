@@ -10,7 +10,7 @@ from ...protocol.errors import StreamError
 from ...protocol.formats import libvirt
 from ...protocol.wire import stream
 from ...protocol.wire.cursor import Cursor, Incomplete, decode_name
-from ...protocol.wire.marks import MAGIC, MAX_SECTION_ID, VERSION, SectionType
+from ...protocol.wire.marks import MAGIC, MAX_NAME, MAX_SECTION_ID, VERSION, SectionType
 from .compressed import FORMATS, format_of
 
 MAX_SEARCHED = 64 << 20
@@ -23,7 +23,6 @@ _MAX_TRIALS = 4096
 """The most magics of compressed data that are checked; random data has a few in 64 MiB."""
 _LONGEST_MAGIC = len(libvirt.MAGIC)
 _HEADER = MAGIC.to_bytes(4, "big") + VERSION.to_bytes(4, "big")
-_MAX_NAME = 255
 
 
 class Place(NamedTuple):
@@ -82,7 +81,7 @@ def _may_go_on(head: bytes) -> bool:
         kind = cursor.peek()
         if kind == SectionType.CONFIGURATION:
             size = int.from_bytes(head[1:5], "big")
-            return size <= _MAX_NAME and decode_name(head[5 : 5 + size]) is not None
+            return size <= MAX_NAME and decode_name(head[5 : 5 + size]) is not None
         if kind in (SectionType.START, SectionType.FULL):
             section = cursor.take(stream.SectionHeader)
             return section.section_id < MAX_SECTION_ID and decode_name(section.name) is not None

@@ -13,7 +13,7 @@ from ...protocol.errors import StreamError, UnsupportedError
 from ...protocol.pages.mapped_pages import OnMissing, read_pages
 from ...protocol.reader import StreamReader
 from ...protocol.wire.kept import LARGE, Kept, Part, Payload
-from ...protocol.wire.marks import PAGE_SIZES
+from ...protocol.wire.marks import DEFAULT_PAGE_SIZE, PAGE_SIZES
 from ...protocol.wire.ram import SECTION_NAME
 from ...protocol.wire.stream import section_footer
 from ...transport.spill import Spill
@@ -22,8 +22,6 @@ from .source import Left, Source, fill, give_back, left_in
 if TYPE_CHECKING:
     from .channels import Channels
 
-PAGE_SIZE = 4096
-"""The default page size in bytes."""
 
 PIECE = 4 << 20
 """The number of bytes that are read at once."""
@@ -156,7 +154,7 @@ class Reading:
         if limit is None and described is None:
             limit = MAX_DEVICE_STATE
         self.reader = StreamReader(
-            page_size=how.page_size or PAGE_SIZE,
+            page_size=how.page_size or DEFAULT_PAGE_SIZE,
             described_page_size=None if how.page_size or described is None else described.page_size,
             keep=Spill,
             keep_rest=None if self._start is None else self._in_place,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from ....guest.base import BlockLayout, DeviceState, Guest, Machine, RamBlock
 from ....guest.errors import GuestError
+from ....guest.one_section import RAM_SECTION_ID
 
-RAM_SECTION_ID = 2
 DESCRIPTION = b'{"page_size": 4096, "devices": []}'
 
 
