@@ -49,7 +49,7 @@ class StreamReader:
     `described_size`: returns the bytes of payload of a device section before RAM, given its
     payload's offset, section id, name and instance id, or None if unknown. `max_total_ram`: bytes
     of RAM that a stream may announce. `mixed`: whether plain and zero pages are returned as
-    MixedRun, which takes less time where the kinds alternate, and as soon as their headers are there.
+    MixedRun, which takes less time where the kinds alternate, as soon as their headers are there.
     """
 
     def __init__(
