@@ -23,7 +23,7 @@ from ..transport.sparse import data_parts, next_data
 from .errors import GuestError
 from .handing import Outcome
 from .handing_in import DestinationJob, hand_in
-from .handing_out import SourceJob, hand_out
+from .handing_out import SourceHolder, SourceJob, hand_out
 from .tracking.errors import TrackingError
 from .tracking.marks import WriteMarks
 from .tracking.process_memory import ProcessMemory
@@ -106,8 +106,9 @@ Listener = Callable[[str], None]
 class Guest(ABC):
     """The interface of a guest, which lives in one process; others map its RAM by descriptors.
 
-    Outgoing: (running) -> pause -> save_devices -> begin_handing_out -> close. If its controller
-    dies, a paused guest runs on by itself; after `commit`, which the handover calls, it never does.
+    Outgoing: (running) -> pause -> finish_ram -> save_devices -> begin_handing_out -> close. If its
+    controller dies, a paused guest runs on by itself; after `commit`, which the handover calls, it
+    never does.
 
     Incoming: prepare -> others write RAM -> load_devices -> invalidate_caches -> seal ->
     begin_handing_in, which calls `complete`. After a failure later than `prepare`: abort_incoming.
@@ -200,6 +201,12 @@ class Guest(ABC):
         finally:
             self._listeners = listeners
 
+    def finish_ram(self) -> None:  # noqa: B027 - usual guests have all RAM at any time
+        """Complete blocks whose contents can be had of a paused guest only.
+
+        It is called once the guest is paused, before the last round. Raises GuestError.
+        """
+
     @abstractmethod
     def save_devices(self, *, running: bool = True) -> DeviceState:
         """Return the state of all devices; on a running guest only ids and `early` are final.
@@ -228,6 +235,14 @@ class Guest(ABC):
         ours, theirs = Pipe()
         threading.Thread(target=hand_out, args=(fd, job, self, theirs), daemon=True).start()
         return ours
+
+    def successor(self) -> SourceHolder | None:
+        """Return who holds the paused guest once the process has died that handed it over.
+
+        It is None if the guest died with that process. `running` says whether that process let the
+        guest run again before it died.
+        """
+        return None
 
     def begin_handing_in(self, fd: int, job: DestinationJob) -> Connection:
         """Start to take over the whole guest on the channel `fd`, and pass `fd` to the handover.

@@ -196,6 +196,7 @@ class Sender:
             self._crew.wait_fd(self._proceed.fileno())
             self.states.to(MigrationStatus.DEVICE)
             self._progress.note()
+        self._guest.finish_ram()
         self._precopy.send_last()
 
     def _hand_over(self, return_path: bool) -> None:

@@ -19,7 +19,13 @@ from multiprocessing.connection import Pipe
 from ..guest.base import Guest
 from ..guest.errors import MigrationCancelledError, MigrationError
 from ..guest.handing import Outcome
-from ..guest.handing_out import ALL_SENT, ANSWER_TIMEOUT, SourceJob, hand_out
+from ..guest.handing_out import (
+    ALL_SENT,
+    ANSWER_TIMEOUT,
+    SourceHolder,
+    SourceJob,
+    hand_out,
+)
 from ..guest.watching import HolderDied, HolderSilent, Wishes, watch
 from ..protocol.handover import Peer, Source
 from ..transport.channel import Channel
@@ -37,6 +43,7 @@ UNSURE_TIMEOUT = 5.0
 
 The destination may not have received all of it.
 """
+_HANDED_BY_DEAD = "the process that handed the guest over died"
 
 
 @dataclass(frozen=True)
@@ -96,10 +103,42 @@ def lead(
         except HolderSilent:
             return Handed(None)
         except HolderDied:
+            holder = guest.successor()
+            if holder is not None:
+                return _lead_on(channel, job, holder, guest, wishes, on_look, ALL_SENT in reports)
             if not job.return_path:
                 return Handed(Outcome(Source.STAYED), dead=True)
             seconds = ANSWER_TIMEOUT if ALL_SENT in reports else UNSURE_TIMEOUT
             return Handed(_lead_for_the_dead(channel, job, wishes, on_look, seconds), dead=True)
+    guest.settled(outcome)
+    return Handed(outcome)
+
+
+def _lead_on(
+    channel: Channel,
+    job: SourceJob,
+    holder: SourceHolder,
+    guest: Guest,
+    wishes: Wishes,
+    on_look: Callable[[], None],
+    all_sent: bool,
+) -> Handed:
+    """Continue in place of a dead process whose guest lives on, held by `holder`.
+
+    `all_sent`: that process has sent the whole stream.
+    """
+    if guest.running:
+        # It decided so, and nobody may be told to start the guest any more.
+        return Handed(Outcome(Source.STAYED, _HANDED_BY_DEAD))
+    if not job.return_path and not all_sent:
+        channel.abort()
+        if job.resume:
+            holder.resume()
+        return Handed(Outcome(Source.STAYED, _HANDED_BY_DEAD))
+    if not all_sent:
+        deadline, cancel = time.monotonic() + UNSURE_TIMEOUT, wishes.cancel
+        wishes = replace(wishes, cancel=lambda: cancel() or time.monotonic() > deadline)
+    outcome = _lead_rest(channel, replace(job, closing=b""), holder, wishes, on_look)
     guest.settled(outcome)
     return Handed(outcome)
 
@@ -118,10 +157,21 @@ def _lead_for_the_dead(
     """
     deadline = time.monotonic() + seconds
     wishes = replace(wishes, cancel=lambda: wishes.leave() or time.monotonic() > deadline)
-    ours, theirs = Pipe()
     rest = replace(job, closing=b"", abort=b"", resume=False)
+    return _lead_rest(channel, rest, DeadHolder(), wishes, on_look)
+
+
+def _lead_rest(
+    channel: Channel,
+    rest: SourceJob,
+    holder: SourceHolder,
+    wishes: Wishes,
+    on_look: Callable[[], None],
+) -> Outcome[Source]:
+    """Hand the guest over in a thread of this process."""
+    ours, theirs = Pipe()
     fd = os.dup(channel.fileno())
-    thread = threading.Thread(target=hand_out, args=(fd, rest, DeadHolder(), theirs), daemon=True)
+    thread = threading.Thread(target=hand_out, args=(fd, rest, holder, theirs), daemon=True)
     thread.start()
     with ours:
         outcome: Outcome[Source] = watch(ours, wishes, on_look)

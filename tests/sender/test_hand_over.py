@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 
 import pytest
 from vmferry.guest.errors import MigrationCancelledError, MigrationError
-from vmferry.guest.handing_out import SourceJob
+from vmferry.guest.handing_out import ALL_SENT, SourceJob
+from vmferry.guest.program import ProgramGuest
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol.events import Command
 from vmferry.protocol.handover import Word
@@ -259,3 +260,89 @@ def test_guest_whose_process_is_stopped_is_left_alone(source: SyntheticGuest) ->
         hand_over(source, last)
     assert time.monotonic() - started < PATIENCE
     os.kill(source.pid, signal.SIGCONT)
+
+
+class HandedByAnother(ProgramGuest):
+    """A guest that lives on when whoever hands it over dies at once: `sends` and `resumes` before.
+
+    `sends`: the end of the stream, or nothing. `resumes`: lets the guest run again.
+    """
+
+    def __init__(self, *, sends: bool, resumes: bool = False) -> None:
+        super().__init__("another", {"ram": 1 << 20})
+        self._sends, self._resumes = sends, resumes
+        self.resume()
+
+    def start(self) -> None:
+        """Do nothing: the guest writes nothing."""
+
+    def stop(self) -> None:
+        """Do nothing: the guest writes nothing."""
+
+    def save(self) -> bytes:
+        return b""
+
+    def load(self, state: bytes) -> None:
+        del state
+
+    def begin_handing_out(self, fd: int, job: SourceJob) -> Connection:
+        ours, theirs = Pipe()
+        with theirs, socket.socket(fileno=fd) as channel:
+            if self._sends:
+                channel.sendall(job.closing)
+                theirs.send(ALL_SENT)
+            if self._resumes:
+                self.resume()
+        return ours
+
+    def successor(self) -> HandedByAnother:
+        return self
+
+
+def migrate(guest: HandedByAnother, last: Last) -> Destination:
+    destination = Destination(last, confirming=True)
+    destination.sender = Sender(guest, destination.uri)
+    try:
+        destination.sender.run()
+    finally:
+        destination.close()
+        guest.close()
+    return destination
+
+
+def test_guest_that_lives_on_is_given_up_to_a_destination_that_has_it() -> None:
+    """Broken: nobody would run a guest whose handover was in the hands of a process that died."""
+
+    def last(destination: Destination) -> None:
+        destination.answer(shut(0))
+        destination.wait_for(ping(Word.CONFIRM))
+        destination.answer(pong(Word.CONFIRM))
+
+    guest = HandedByAnother(sends=True)
+    assert state(migrate(guest, last)) is MigrationStatus.COMPLETED
+    assert not guest.running
+
+
+def test_guest_that_lives_on_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: a guest would stand still for good if the process died that handed it over."""
+    monkeypatch.setattr("vmferry.sender.handover.UNSURE_TIMEOUT", 0.1)
+    guest = HandedByAnother(sends=False)
+    running: list[bool] = []
+    guest.add_listener(lambda event: running.append(event == "resume"))
+    with pytest.raises(MigrationError):
+        migrate(guest, lambda _: None)
+    assert running[:2] == [False, True]
+
+
+def test_guest_that_was_let_run_is_not_started_elsewhere() -> None:
+    """Broken: the guest would run at both ends, if whoever let it run here died after that."""
+    said: list[bytes] = []
+
+    def last(destination: Destination) -> None:
+        destination.answer(shut(0))
+        with suppress(ConnectionResetError):
+            said.append(destination.connection.recv(100))
+
+    with pytest.raises(MigrationError, match="that handed the guest over died"):
+        migrate(HandedByAnother(sends=True, resumes=True), last)
+    assert b"".join(said) in (b"", ping(Word.ABORT))
