@@ -140,6 +140,11 @@ class Guest(ABC):
         """Return whether the guest is executing now, so that its RAM may change."""
 
     @property
+    def moves_itself(self) -> bool:
+        """Return whether its hypervisor migrates it, and is only told to (`control.migrating`)."""
+        return False
+
+    @property
     def death_fd(self) -> int | None:
         """Return a descriptor that becomes readable when the guest's own process dies, or None.
 

@@ -1,4 +1,4 @@
-"""Open the guest that a user names: `dir:PATH`, `synthetic:SIZE[,option=value...]`."""
+"""Open the guest that a user names: `dir:PATH`, `synthetic:SIZE[,option=value...]`, `qemu:SOCK`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from .synthetic import SyntheticGuest
 _KINDS: dict[str, Callable[[str, bool], Guest]] = {
     "dir": lambda path, _: DirectoryGuest(path),
     "synthetic": SyntheticGuest.parse,
+    "qemu": lambda path, _: _open_qemu(path),
 }
+
+
+def _open_qemu(path: str) -> Guest:
+    # The library for QMP is slow to import, and other guests do without.
+    from .qemu.guest import QemuGuest  # noqa: PLC0415
+
+    if not path:
+        raise GuestError("qemu: needs the socket of a QMP monitor: qemu:PATH")
+    return QemuGuest(path)
 
 
 def open_guest(text: str, *, incoming: bool = False) -> Guest:

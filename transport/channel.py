@@ -13,7 +13,7 @@ import subprocess
 from ..protocol.errors import VmferryError
 from .pieces import drop_front
 from .silence import silence
-from .sockets import reset_on_close
+from .sockets import credentials_of_peer, reset_on_close
 from .unix_socket import UnixListener
 from .uri import Exec, Fd, Tcp, Unix, Uri
 
@@ -122,6 +122,13 @@ class Channel:
         if error.errno in (errno.EPIPE, errno.ECONNRESET):
             reason = _ENDED if self._socket is None else f"{_CLOSED} ({reason})"
         return ChannelError(f"{self.name}: {reason}")
+
+    @property
+    def peer_process(self) -> int:
+        """Return the process that listens at the other end of a Unix socket; 0 if not known."""
+        if self._socket is None or self._socket.family != socket.AF_UNIX:
+            return 0
+        return credentials_of_peer(self._socket).pid
 
     def close(self) -> None:
         """Close the channel; raise ChannelError if the command behind it failed."""

@@ -7,6 +7,7 @@ import os
 import select
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 
 
 class SharedFd:
@@ -68,6 +69,16 @@ class Wakeup:
         """Close the descriptor, which must not be waited for any more."""
         with self._lock:
             self._event.close()
+
+
+class Bell(Wakeup):
+    """A descriptor that becomes readable when `set` is called, until `clear` is."""
+
+    def clear(self) -> None:
+        """Make the descriptor unreadable again, if it was readable."""
+        with self._lock, suppress(BlockingIOError):
+            if self._event.fileno() >= 0:
+                os.eventfd_read(self._event.fileno())
 
 
 def wait_readable(fds: Iterable[int], timeout: float | None = None) -> set[int]:

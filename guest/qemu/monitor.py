@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import socket
-import struct
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
 
+from ...transport.sockets import credentials_of_peer
 from ..errors import GuestError
 
 GREETING = 5.0
@@ -27,7 +27,6 @@ _NO_GREETING = (
     f"no greeting within {GREETING:.0f} s; a QEMU talks to one client of a monitor at a time, so"
     " start it with a second -qmp"
 )
-_CREDENTIALS = struct.Struct("iII")
 T = TypeVar("T")
 
 Listener = Callable[[str, dict[str, Any]], None]
@@ -78,8 +77,7 @@ class Monitor:
         try:
             sock.setblocking(False)
             await self._loop.sock_connect(sock, self.path)
-            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            self.process = _CREDENTIALS.unpack(credentials)[0]
+            self.process = credentials_of_peer(sock).pid
             await self._qmp.connect(sock)
         except ConnectError as error:
             sock.close()
@@ -129,7 +127,11 @@ class Monitor:
 
     def add_listener(self, listener: Listener) -> None:
         """Call `listener` with each event from now on."""
-        self._listeners.append(listener)
+        self._listeners = [*self._listeners, listener]
+
+    def remove_listener(self, listener: Listener) -> None:
+        """Call `listener` no more; nothing happens if it is not called anyway."""
+        self._listeners = [one for one in self._listeners if one != listener]
 
     async def _hear(self) -> None:
         while True:

@@ -23,8 +23,6 @@ _MACHINE = "-machine"
 _HEX = r"\s+0x([0-9a-f]+)"
 _BLOCK = re.compile(rf"^\s*(\S.*?)\s+\d+ \S+{_HEX}{_HEX}{_HEX}", re.MULTILINE)
 """A line of x-query-ramblock: name, page size, place, size in use, largest size."""
-_LOG_END = 4096
-"""Bytes of QEMU's log that are looked at, from its end."""
 
 
 @dataclass(frozen=True)
@@ -121,28 +119,3 @@ def command_line(monitor: Monitor) -> list[str]:
     except OSError:
         return []
     return [os.fsdecode(word) for word in data.split(b"\0")[:-1]]
-
-
-def where_to_look(process: int) -> str:
-    """Return in words where a QEMU of this process number writes why something failed.
-
-    That is the last line of its log, if the log is a file that can be read.
-    """
-    try:
-        path = Path(f"/proc/{process}/fd/2").readlink()
-    except OSError:
-        return "its log says why"
-    return _last_line(path)
-
-
-def _last_line(path: Path) -> str:
-    if not path.is_file():
-        return "what it wrote to its standard error says why"
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _LOG_END))
-            lines = file.read().decode(errors="replace").split("\n")
-    except OSError:
-        return f"its log says why: {path}"
-    told = [line.strip() for line in lines if line.strip()]
-    return f"its log {path} ends with: {told[-1]}" if told else f"its log {path} is empty"

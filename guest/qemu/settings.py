@@ -63,6 +63,11 @@ class Settings:
                 self.restore()
             raise
 
+    def adjust(self, name: str, value: Any) -> None:
+        """Change a parameter while the migration runs. Raises QemuError."""
+        self._monitor.ask("migrate-set-parameters", **{name: value})
+        self._changed.parameters[name] = value
+
     def restore(self) -> None:
         """Set everything as it was before `change`. Raises QemuError; a QEMU that is gone is none.
 

@@ -266,6 +266,9 @@ class BareMachine:
 class Machine(BareMachine):
     """A QEMU with a guest of a few instructions that writes its memory and a heartbeat."""
 
+    _before: tuple[str, ...] = ()
+    """What stands before the command line."""
+
     def __init__(
         self,
         version: str,
@@ -280,7 +283,7 @@ class Machine(BareMachine):
         target = "aarch64" if machine.startswith("virt") else "x86_64"
         command, environment = qemu_command(version, target)
         super().__init__(
-            command,
+            [*self._before, *command],
             folder,
             *("-machine", machine, "-m", "32", *_boot_options(machine, code, folder)),
             *("-serial", f"file:{self.serial}"),

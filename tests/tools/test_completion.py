@@ -59,7 +59,7 @@ def offered(line: str, folder: Path) -> list[str]:
         ("receive unix:sav", ["saved\\ as", "saved/"]),
         ("receive tcp:h", [""]),
         ("serve --qmp ", ["unix:", "tcp:"]),
-        ("send tcp:h:1 --guest ", ["dir:", "synthetic:"]),
+        ("send tcp:h:1 --guest ", ["dir:", "synthetic:", "qemu:"]),
         ("send tcp:h:1 --guest dir:", ["saved/"]),
         ("send tcp:h:1 --guest=dir:s", ["saved/"]),
         ("send tcp:h:1 --max-b", ["--max-bandwidth"]),

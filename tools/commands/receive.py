@@ -7,10 +7,12 @@ import json
 import click
 
 from ...control.announce import AnnounceError, Announcer, Interface
+from ...control.migrating import new_receiver
 from ...guest.errors import GuestError, MigrationError
 from ...guest.open import open_guest
+from ...protocol.errors import ParameterError
 from ...protocol.states import MigrationStatus
-from ...receiver.coordinator import ReceiveParameters, Receiver
+from ...receiver.coordinator import ReceiveParameters
 from ...receiver.figures import Figures
 from ...transport import settings
 from ..console.command import command
@@ -28,6 +30,7 @@ from ..console.types import Uri
     "receive tcp::7001 --guest dir:saved --multifd-channels 4",
     "receive file:guest.save --guest dir:saved",
     "receive --resume --guest dir:saved",
+    "receive tcp::7001 --guest qemu:/run/vm.qmp",
 )
 @click.argument("uri", type=Uri(), required=False)
 @guest_option
@@ -86,6 +89,9 @@ def receive(
             for line in announcer.finish():
                 # A failed announcement is no failure: the guest has arrived.
                 Progress.say(f"receiving: {line}")
+    except ParameterError as error:
+        # Options are spelled with hyphens.
+        raise click.UsageError(str(error).replace("_", "-")) from None
     except (GuestError, MigrationError, AnnounceError, OSError) as error:
         fail(describe(error))
     if as_json:
@@ -120,7 +126,7 @@ def _receive(
 
     guest = open_guest(guest_text, incoming=True)
     try:
-        receiver = Receiver(guest, uri, parameters)
+        receiver = new_receiver(guest, uri, parameters)
         receiver.states.add_listener(announce_if_completed)
         on_signals(lambda _: receiver.leave())
         with progress:

@@ -8,14 +8,15 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from ...control.migrating import new_sender
 from ...guest.errors import GuestError, MigrationError
 from ...guest.open import open_guest
 from ...protocol.errors import ParameterError
-from ...sender.coordinator import Sender
 from ...sender.page_cache import CacheSizeError
 from ...sender.parameters import SendParameters
 from ...sender.throttle import ThrottleParameters
 from ...transport import settings
+from ...transport.uri import UriError
 from ..console.command import command
 from ..console.failure import describe, fail
 from ..console.interruption import on_signals
@@ -81,6 +82,7 @@ def _parameters(values: dict[str, Any], *, auto_converge: bool) -> SendParameter
     "send tcp:host:7001 --guest synthetic:512M --compress adaptive --max-bandwidth 100M",
     "send tcp:host:7001 --guest dir:saved --multifd-channels 4 --multifd-compression zstd",
     "send file:guest.save --guest dir:saved --mapped-ram --workers 4",
+    "send tcp:host:7001 --guest qemu:/run/vm.qmp --downtime-limit 100 --auto-converge",
     groups=_GROUPS,
 )
 @click.argument("uri", type=Uri())
@@ -143,7 +145,7 @@ def send(
     try:
         guest = open_guest(guest_text)
         try:
-            sender = Sender(guest, uri, parameters)
+            sender = new_sender(guest, uri, parameters)
             on_signals(lambda _: sender.leave())
             with Progress("sending", quiet=quiet) as progress:
                 figures = sender.run(progress.update)
@@ -155,7 +157,10 @@ def send(
             raise
         finally:
             guest.close()
-    except (GuestError, MigrationError, CacheSizeError, OSError) as error:
+    except ParameterError as error:
+        # Options are spelled with hyphens.
+        raise click.UsageError(str(error).replace("_", "-")) from None
+    except (GuestError, MigrationError, UriError, CacheSizeError, OSError) as error:
         fail(describe(error))
     if as_json:
         click.echo(json.dumps(figures.as_qmp()))

@@ -31,9 +31,9 @@ guest_option = click.option(
     "guest_text",
     required=True,
     type=GuestText(),
-    help="dir:PATH, a guest kept in a folder; or synthetic:SIZE[,OPTION=VALUE]..., a process that"
+    help="dir:PATH, a guest kept in a folder; synthetic:SIZE[,OPTION=VALUE]..., a process that"
     " writes its own memory, such as synthetic:512M,dirty-rate=50M (SIZE may be left out where the"
-    " guest is to arrive)",
+    " guest is to arrive); or qemu:PATH, the guest of a QEMU with a QMP monitor at that socket",
 )
 paused_option = click.option(
     "--paused", is_flag=True, help="leave the guest stopped when it has arrived"

@@ -21,7 +21,7 @@ else:
 
 SCHEMES = ("tcp:", "unix:", "exec:", "fd:", "file:")
 """Beginnings of the URIs that a migration can use."""
-GUESTS = ("dir:", "synthetic:")
+GUESTS = ("dir:", "synthetic:", "qemu:")
 """Beginnings of the descriptions of guests, one for each kind."""
 
 
@@ -87,7 +87,7 @@ class GuestText(_Beginning):
 
     name = "guest"
     words = GUESTS
-    with_paths = ("dir:",)
+    with_paths = ("dir:", "qemu:")
 
 
 def _paths(beginning: str, *, folders: bool) -> list[str]:

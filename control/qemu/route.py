@@ -1,0 +1,111 @@
+"""Open the ways on which the stream of a QEMU leaves it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+
+from ...guest.qemu.log import Log
+from ...guest.qemu.monitor import Monitor
+from ...transport.channel import Channel
+from ...transport.connecting import Connecting
+from ...transport.uri import File, Unix, Uri
+
+_NAME = "vmferry"
+"""Name under which QEMU knows the descriptor that it is given."""
+Wait = Callable[[int], None]
+"""Function that waits until a descriptor is readable; it may raise."""
+
+
+class Route(ABC):
+    """A way of the stream from a QEMU to its destination."""
+
+    @abstractmethod
+    def open(self, monitor: Monitor, wait: Wait) -> str:
+        """Connect to the destination, and return the URI that `migrate` takes for it.
+
+        Raises ChannelError, QemuError, and what `wait` raises.
+        """
+
+    @property
+    def log(self) -> str:
+        """Return in words where the destination says why it refused a guest."""
+        return "the destination's log says why"
+
+    @abstractmethod
+    def completed(self) -> None:
+        """Close the way in order, after QEMU has sent everything.
+
+        Raises ChannelError if that did not arrive.
+        """
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Break the way; nothing happens if it is closed."""
+
+
+class Itself(Route):
+    """The way that QEMU opens by itself, for what takes several connections or places in a file."""
+
+    def __init__(self, uri: Uri) -> None:
+        self._uri = uri
+
+    def open(self, monitor: Monitor, wait: Wait) -> str:
+        """Return the URI; a path in it is not relative, as QEMU may run in another folder."""
+        del monitor, wait
+        if isinstance(self._uri, Unix):
+            return str(Unix(str(Path(self._uri.path).absolute())))
+        if isinstance(self._uri, File):
+            return str(File(str(Path(self._uri.path).absolute()), self._uri.offset))
+        return str(self._uri)
+
+    def completed(self) -> None:
+        """Do nothing: QEMU has closed what it opened."""
+
+    def abort(self) -> None:
+        """Do nothing: QEMU closes what it opened."""
+
+
+class Direct(Route):
+    """A connection that is made here and then is QEMU's own."""
+
+    def __init__(self, uri: Uri) -> None:
+        self._uri = uri
+        self._channel: Channel | None = None
+        self._log: Log | None = None
+
+    @property
+    def log(self) -> str:
+        """Return the last words of a destination on this host, where they can be read."""
+        return super().log if self._log is None else str(self._log)
+
+    def open(self, monitor: Monitor, wait: Wait) -> str:
+        """Connect, and give QEMU the connection."""
+        connecting = Connecting(self._uri)
+        try:
+            wait(connecting.fileno())
+        except BaseException:
+            connecting.abandon()
+            raise
+        self._channel = channel = connecting.result()
+        if isinstance(self._uri, Unix):
+            self._log = Log(channel.peer_process, "the destination's")
+        monitor.give(_NAME, channel.fileno())
+        if channel.bidirectional:
+            # The other end sees QEMU close the connection only if nobody else has it open.
+            channel.drop()
+            self._channel = None
+        return f"fd:{_NAME}"
+
+    def completed(self) -> None:
+        """Wait for the command that reads the stream, or for the disk."""
+        if self._channel is not None:
+            channel, self._channel = self._channel, None
+            channel.close()
+
+    def abort(self) -> None:
+        """Break the connection, as far as it is not QEMU's own."""
+        if self._channel is not None:
+            self._channel.abort()
+            self._channel = None
