@@ -33,7 +33,7 @@ TOOLS = (
     ("sources", "client"),
     ("rebuild", "machines", "measure"),
     ("dump", "rescue", "convert"),
-    ("compare", "extract"),
+    ("compare", "extract", "precheck"),
     ("commands",),
     ("cli",),
     ("__main__",),

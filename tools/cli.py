@@ -26,6 +26,7 @@ COMMANDS = {
     "diff": "Show how the guests in the streams A and B differ.",
     "dump": "Show what a stream holds: its machine, RAM, rounds and devices.",
     "extract": "Extract a guest's RAM, devices and disks from a stream.",
+    "precheck": "Say whether the guest in A would load at B, and what to change if not.",
     "receive": "Receive a guest from URI, and let it run.",
     "relay": "Pass migrations of QEMUs over a link that compresses and survives a cut.",
     "send": "Send a guest to URI, while it runs.",

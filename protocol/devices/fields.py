@@ -180,7 +180,7 @@ def _declare_entry(entry: Entry, depth: int, first: int, repeated: bool) -> _Dec
     name, kind = text(entry, "name"), text(entry, "type")
     count, size = extent(entry)
     try:
-        element = _declare_value(entry, _base(kind), size, depth)
+        element = _declare_value(entry, base_type(kind), size, depth)
     except DescriptionError as error:
         raise DescriptionError(_at(name, error)) from None
     if element.fixed and element.size != size:
@@ -190,15 +190,15 @@ def _declare_entry(entry: Entry, depth: int, first: int, repeated: bool) -> _Dec
         if repeated or "index" in entry:
             name = f"{name}[{first}]"
         return replace(element, construct=_Placed(element.construct, name, kind))
-    if _base(kind) in _SCALARS and not repeated:
-        return _Declared(_Placed(_numbers(_base(kind), count), name, kind), count * size)
+    if base_type(kind) in _SCALARS and not repeated:
+        return _Declared(_Placed(_numbers(base_type(kind), count), name, kind), count * size)
     # The caller compares the size with the payload's before it parses that many elements.
     array = c.Array(count, _Placed(element.construct, name, kind, first))
     fields = max(count, 1) * element.fields
     return _Declared(array, count * element.size, fields, element.fixed)
 
 
-def _base(kind: str) -> str:
+def base_type(kind: str) -> str:
     """Return a type without its condition for the destination: ` equal`, or ` le` (not greater)."""
     return kind.removesuffix(" equal").removesuffix(" le")
 
