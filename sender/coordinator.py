@@ -34,6 +34,7 @@ from .precopy import Precopy
 from .processes import Processes
 from .reactions import Reactions
 from .report import Report
+from .sections import sources_of, total_of
 from .topology import plan
 
 _log = logging.getLogger(__name__)
@@ -50,8 +51,7 @@ class Sender:
         self._uri = uri
         self._parameters = parameters or SendParameters()
         compression = parse_compression(self._parameters.compress)
-        total = sum(block.length for block in guest.blocks)
-        convergence = Convergence(total, self._parameters.downtime_limit)
+        convergence = Convergence(total_of(guest), self._parameters.downtime_limit)
         self.limits = Limits(guest, self._parameters, convergence)
         """The limits of this migration, which may be changed while it runs."""
         self.states = StateMachine()
@@ -67,10 +67,17 @@ class Sender:
         self._processes = Processes(
             guest, self._topology, self._crew, compression, self.limits.shared
         )
+        self._sources = sources_of(guest, self._topology, self._processes)
         self._progress = DestinationProgress(self._processes)
         method = None if compression is None else str(compression)
         self._report = Report(
-            guest, self._parameters, self._processes, convergence, self.limits, method
+            guest,
+            self._parameters,
+            self._processes,
+            self._sources,
+            convergence,
+            self.limits,
+            method,
         )
         self._reactions = Reactions(
             guest,
@@ -81,7 +88,7 @@ class Sender:
         )
         self._precopy = Precopy(
             guest,
-            processes=self._processes,
+            sources=self._sources,
             convergence=convergence,
             report=self._report,
             reactions=self._reactions,
@@ -144,6 +151,7 @@ class Sender:
         # Section ids, names and what is sent before RAM do not change while the guest runs.
         state = self._guest.save_devices()
         opening = path.begin(self._channel, self._guest, state, return_path=return_path)
+        opening += self._sources.start(state)
         self._processes.start(
             state.ram_section_id, self._channel, self._channels, return_path=return_path
         )
@@ -156,7 +164,7 @@ class Sender:
         self._report.meter.end("setup")
         self.on_round(1)
         self.states.to(MigrationStatus.ACTIVE)
-        self._send_ram(return_path)
+        self._send_rounds(return_path)
         self._hand_over(return_path)
         self._report.meter.end("downtime")
         self._report.meter.end("total")
@@ -172,7 +180,7 @@ class Sender:
             raise
         return connecting.result()
 
-    def _send_ram(self, return_path: bool) -> None:
+    def _send_rounds(self, return_path: bool) -> None:
         """Send rounds while the guest runs, then the last round of the paused guest."""
         self._precopy.converge()
         if return_path:
@@ -203,7 +211,7 @@ class Sender:
         """Send the device state, then the end of the stream, which passes the guest on."""
         state = self._guest.save_devices(running=self._paused_here)
         path = self._topology.path
-        self._processes.write(stream.ram_end(state))
+        self._processes.write(self._sources.complete())
         self._processes.write(stream.devices(state))
         self._processes.flush()
         path.finish()

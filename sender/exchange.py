@@ -1,6 +1,6 @@
 """Define what coordinator and transport process tell each other.
 
-Rounds are commanded as the workers' are (`worker.StartRound`). `receiver.exchange` is the
+Rounds are commanded as the workers' are (`sources.StartRound`). `receiver.exchange` is the
 counterpart.
 """
 

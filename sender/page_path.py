@@ -34,10 +34,16 @@ class PagePath(Protocol):
     def begin(
         self, channel: Channel, guest: Guest, state: DeviceState, *, return_path: bool
     ) -> bytes:
-        """Return the beginning of the stream on the main channel. Raises ChannelError."""
+        """Return what the main channel carries before the iterative sections.
+
+        Raises ChannelError.
+        """
+
+    def ram_start(self, guest: Guest, section_id: int) -> bytes:
+        """Return the piece that begins `ram`, after `begin`. Raises ChannelError."""
 
     def worker(self) -> WorkerEntry:
-        """Return what each worker process runs, after `begin`."""
+        """Return what each worker process runs, after `ram_start`."""
 
     def round_head(self, section_id: int) -> bytes:
         """Return what the main channel carries before a round."""
@@ -74,7 +80,11 @@ class MainPath:
     ) -> bytes:
         """Return the beginning of an ordinary stream."""
         del channel
-        return stream.opening(guest, state, return_path=return_path, flush=False)
+        return stream.head(guest, state, guest.machine.capabilities, return_path=return_path)
+
+    def ram_start(self, guest: Guest, section_id: int) -> bytes:
+        """Return the list of RAM blocks."""
+        return stream.ram_start(guest, section_id, flush=False)
 
     def worker(self) -> WorkerEntry:
         """Return the entry of a worker that fills its ring."""

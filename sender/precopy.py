@@ -1,4 +1,4 @@
-"""Send RAM in rounds until the rest fits the downtime limit."""
+"""Send the sources in rounds until the rest fits the downtime limit."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 from ..guest.base import Guest
 from .convergence import Convergence, Round
-from .processes import Processes
 from .reactions import Reactions
 from .report import Report
-from .worker import StartRound
+from .sources import Sources, StartRound
 
 
 class Precopy:
@@ -21,14 +20,14 @@ class Precopy:
     def __init__(
         self,
         guest: Guest,
-        processes: Processes,
+        sources: Sources,
         convergence: Convergence,
         report: Report,
         reactions: Reactions,
         on_round: Callable[[int], None],
     ) -> None:
         self._guest = guest
-        self._processes = processes
+        self._sources = sources
         self._convergence = convergence
         self._report = report
         self._reactions = reactions
@@ -56,7 +55,7 @@ class Precopy:
         if self._report.round:
             self._on_round(self._report.round + 1)
         self._report.round_begins()
-        self._processes.run_round(StartRound(self._report.round, tracked))
+        self._sources.iterate(StartRound(self._report.round, tracked))
         done = self._report.round_ends()
         self._convergence.round_done(done)
         return done

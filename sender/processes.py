@@ -26,10 +26,11 @@ from .outlet import OUTLET_COUNTERS
 from .record_writer import slot_size
 from .scanners import WorkerSetup
 from .sinks import SLOT_FLUSHED, SLOT_PIECE
+from .sources import StartRound
 from .topology import Topology
 from .tracking import Tracking, begin_tracking
 from .transport import TransportSetup, run_transport
-from .worker import WORKER_COUNTERS, StartRound
+from .worker import WORKER_COUNTERS
 
 RING_SLOTS = 8
 CONTROL_PIECE = 1 << 20

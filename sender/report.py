@@ -17,15 +17,14 @@ from .figures import (
 from .limits import Limits
 from .parameters import SendParameters
 from .processes import Processes
+from .ram import FOUND
+from .sources import Sources
 from .stall import LIMITED, Situation, Stall, explain
 from .throttle import AutoConverge
 
-_FOUND = ("normal", "duplicate", "xbzrle_pages", "unchanged")
-"""Counters that add up to the pages found dirty."""
-
 
 class Report:
-    """The source of a migration's figures; it reads the other parts and changes only its records.
+    """The maker of a migration's figures; it reads the other parts and changes only its records.
 
     `method` names the compression of slots; None means no compression.
     """
@@ -35,12 +34,14 @@ class Report:
         guest: Guest,
         parameters: SendParameters,
         processes: Processes,
+        sources: Sources,
         convergence: Convergence,
         limits: Limits,
         method: str | None,
     ) -> None:
         self._parameters = parameters
         self._processes = processes
+        self._sources = sources
         self._convergence = convergence
         self._limits = limits
         self._method = method
@@ -48,7 +49,7 @@ class Report:
         self._total = sum(block.length for block in guest.blocks)
         self._xbzrle_rounds = XbzrleRounds()
         self._forecast = Forecast()
-        self._before = dict.fromkeys(("scanned", "found", "transferred", "busy_ns"), 0)
+        self._before = dict.fromkeys(("scanned", "found", "pages", "transferred", "busy_ns"), 0)
         self.throttle: AutoConverge | None = None
         self.stall: Stall | None = None
         self._round_bandwidth = 0.0
@@ -63,7 +64,7 @@ class Report:
     def window(self) -> None:
         """Close a measuring window of the bandwidth."""
         now = self._now()
-        self.meter.window(now["transferred"], now["busy_ns"], now["found"])
+        self.meter.window(now["transferred"], now["busy_ns"], now["pages"])
         limited = bool(self._limits.shared["max_bandwidth"])
         if not limited and not self._was_limited:
             self._unlimited = self.meter.bandwidth
@@ -97,26 +98,27 @@ class Report:
         self.meter.end("round")
         self.window()
         now = self._now()
-        scanned, found, sent, busy_ns = (now[name] - self._before[name] for name in now)
+        scanned, found, pages, sent, busy_ns = (now[name] - self._before[name] for name in now)
         self._before["scanned"] += scanned
         done = Round(
             self.round,
-            found * self._page_size,
+            found,
             sent,
             self.meter.milliseconds("round") / 1000,
             busy_ns / 1e9,
-            self._processes.dirty_bytes(),
+            self._sources.pending(),
         )
         if done.busy > 0:
             self._round_bandwidth = done.sent_bytes / done.busy
-        self._xbzrle_rounds.round_done(self._processes.scanned, found, self._page_size)
+        self._xbzrle_rounds.round_done(self._processes.scanned, pages, self._page_size)
         self.round += 1
         return done
 
     def _now(self) -> dict[str, int]:
         return {
-            "scanned": self._processes.scanned("scanned"),
-            "found": sum(self._processes.scanned(kind) for kind in _FOUND),
+            "scanned": self._sources.scanned,
+            "found": self._sources.found,
+            "pages": sum(map(self._processes.scanned, FOUND)),
             "transferred": self._processes.sent("transferred"),
             "busy_ns": self._processes.sent("busy_ns"),
         }
@@ -210,9 +212,9 @@ class Report:
         return round(self._convergence.expected_dirty * (1 - self._scanned_part()))
 
     def _scanned_part(self) -> float:
-        """Return the part of RAM that this round has scanned, from 0 to 1."""
-        scanned = self._processes.scanned("scanned") - self._before["scanned"]
-        return min(1.0, scanned * self._page_size / max(self._total, 1))
+        """Return the part of all sources that this round has gone over, from 0 to 1."""
+        scanned = self._sources.scanned - self._before["scanned"]
+        return min(1.0, scanned / max(self._sources.total, 1))
 
     def _remaining_time(self, status: MigrationStatus) -> int | None:
         """Return the remaining milliseconds, or None if unknown.

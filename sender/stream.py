@@ -11,20 +11,6 @@ from ..protocol.wire.marks import CommandType, SectionType
 from ..protocol.writer import StreamWriter
 
 
-def opening(guest: Guest, state: DeviceState, *, return_path: bool, flush: bool) -> bytes:
-    """Return the header, configuration, early devices, and the list of RAM blocks.
-
-    `flush`: the channels of multifd sync at MULTIFD_FLUSH records, of which the list has the first.
-    """
-    return b"".join(
-        [
-            head(guest, state, guest.machine.capabilities, return_path=return_path),
-            StreamWriter().write(block_list(guest)),
-            part_tail(state.ram_section_id, flush=flush),
-        ]
-    )
-
-
 def head(
     guest: Guest,
     state: DeviceState,
@@ -32,7 +18,7 @@ def head(
     *,
     return_path: bool,
 ) -> bytes:
-    """Return what stands before the list of RAM blocks; the configuration has `capabilities`."""
+    """Return what stands before the iterative sections; the configuration has `capabilities`."""
     machine = guest.machine
     write = StreamWriter().write
     pieces = [
@@ -51,8 +37,21 @@ def head(
         command = int(CommandType.OPEN_RETURN_PATH)
         pieces.append(write(events.Command(offset=0, command=command, data=b"")))
     pieces += [_device(section) for section in state.early]
-    pieces.append(write(events.RamSection(0, SectionType.START, state.ram_section_id)))
     return b"".join(pieces)
+
+
+def ram_head(section_id: int) -> bytes:
+    """Return the header of the piece that begins `ram`."""
+    return StreamWriter().write(events.RamSection(0, SectionType.START, section_id))
+
+
+def ram_start(guest: Guest, section_id: int, *, flush: bool) -> bytes:
+    """Return the piece that begins `ram`: the list of RAM blocks.
+
+    `flush`: the channels of multifd sync at MULTIFD_FLUSH records, of which the list has the first.
+    """
+    listed = StreamWriter().write(block_list(guest))
+    return ram_head(section_id) + listed + part_tail(section_id, flush=flush)
 
 
 def block_list(guest: Guest) -> events.RamBlocks:
@@ -69,10 +68,10 @@ def part_tail(section_id: int, *, flush: bool) -> bytes:
     return write(events.MultifdFlush(offset=0)) + end if flush else end
 
 
-def ram_end(state: DeviceState) -> bytes:
+def ram_end(section_id: int) -> bytes:
     """Return the empty SECTION_END of `ram`."""
-    section = events.RamSection(0, SectionType.END, state.ram_section_id)
-    return StreamWriter().write(section) + part_tail(state.ram_section_id, flush=False)
+    section = events.RamSection(0, SectionType.END, section_id)
+    return StreamWriter().write(section) + part_tail(section_id, flush=False)
 
 
 def devices(state: DeviceState) -> bytes:

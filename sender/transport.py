@@ -24,7 +24,8 @@ from .exchange import Flushed, Greeted, LetGo, Released, RoundSent
 from .outlet import Outlet
 from .scanners import WorkerSetup, direct_sink
 from .sinks import SLOT_END_OF_ROUND, SLOT_FLUSHED, pieces_on_wire
-from .worker import StartRound, Worker
+from .sources import StartRound
+from .worker import Worker
 
 
 @dataclass(frozen=True)

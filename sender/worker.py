@@ -17,6 +17,7 @@ from .deltas import DELTA_COUNTERS, Deltas
 from .outlet import OUTLET_COUNTERS
 from .page_writer import Numbers, Pages, PageWriter
 from .sampler import SAMPLE_COUNTERS, Sampler
+from .sources import StartRound
 
 WORKER_COUNTERS = (
     "scanned",
@@ -40,14 +41,6 @@ class Share:
     def of(self, whole: int) -> int:
         """Return how many of `whole` equal things this worker gets."""
         return whole // self.count + (self.index < whole % self.count)
-
-
-@dataclass(frozen=True)
-class StartRound:
-    """Command: make one pass. `tracked`: keep digests, because another round will follow."""
-
-    number: int
-    tracked: bool
 
 
 class Worker:

@@ -41,6 +41,7 @@ class MappedPath:
         self._channel: Channel | None = None
         self._plan: FilePlan | None = None
         self._start = 0
+        self._head = b""
 
     def check_uri(self, uri: Uri) -> None:
         """Raise MigrationError unless pages have a place where the URI points to."""
@@ -67,10 +68,18 @@ class MappedPath:
     def begin(
         self, channel: Channel, guest: Guest, state: DeviceState, *, return_path: bool
     ) -> bytes:
-        """Write what stands before and between the pages, and return what follows them."""
+        """Keep what stands before the iterative sections: it has its place in the file."""
         with _writing(channel):
             self._channel, self._start = channel, os.lseek(channel.fileno(), 0, os.SEEK_CUR)
-            head = stream.head(guest, state, self._capabilities, return_path=return_path)
+        self._head = stream.head(guest, state, self._capabilities, return_path=return_path)
+        return b""
+
+    def ram_start(self, guest: Guest, section_id: int) -> bytes:
+        """Write what stands before and between the pages, and return what follows them."""
+        channel = self._channel
+        assert channel is not None
+        with _writing(channel):
+            head = self._head + stream.ram_head(section_id)
             listed = replace(stream.block_list(guest), offset=len(head))
             placed, end = place_blocks(listed, self._start)
             self._plan = plan_file(placed)
@@ -80,7 +89,7 @@ class MappedPath:
                 write_at(channel.fileno(), piece, self._start + place)
             # All processes that write to the main channel share this offset.
             os.lseek(channel.fileno(), end, os.SEEK_SET)
-        return stream.part_tail(state.ram_section_id, flush=False)
+        return stream.part_tail(section_id, flush=False)
 
     def worker(self) -> WorkerEntry:
         """Return the entry of a worker that writes into the file."""

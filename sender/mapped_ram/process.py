@@ -12,7 +12,8 @@ from ...transport.ring import Ring
 from ..outlet import Pace
 from ..scanners import WorkerSetup
 from ..sinks import RingSink
-from ..worker import StartRound, Worker
+from ..sources import StartRound
+from ..worker import Worker
 from .page_writer import FileWriter
 from .plan import FilePlan
 

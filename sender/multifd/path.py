@@ -49,9 +49,13 @@ class MultifdPath:
     def begin(
         self, channel: Channel, guest: Guest, state: DeviceState, *, return_path: bool
     ) -> bytes:
-        """Return the beginning of the stream, with the first sync point."""
+        """Return the beginning of an ordinary stream."""
         del channel
-        return stream.opening(guest, state, return_path=return_path, flush=self._plan.flush)
+        return stream.head(guest, state, guest.machine.capabilities, return_path=return_path)
+
+    def ram_start(self, guest: Guest, section_id: int) -> bytes:
+        """Return the list of RAM blocks, with the first sync point."""
+        return stream.ram_start(guest, section_id, flush=self._plan.flush)
 
     def worker(self) -> WorkerEntry:
         """Return the entry of a worker that feeds its channel."""

@@ -16,7 +16,8 @@ from ..outlet import Outlet
 from ..record_writer import RecordWriter
 from ..scanners import WorkerSetup
 from ..sinks import RingSink
-from ..worker import StartRound, Worker
+from ..sources import StartRound
+from ..worker import Worker
 from .numbers import PacketNumbers
 from .packet_writer import PacketWriter
 from .plan import ChannelPlan

@@ -269,7 +269,8 @@ def attempt(path: Path) -> None:
     guest = DirectoryGuest(str(path))
     state = guest.save_devices()
     pieces = [
-        stream.opening(guest, state, return_path=True, flush=False),
+        stream.head(guest, state, guest.machine.capabilities, return_path=True),
+        stream.ram_start(guest, state.ram_section_id, flush=False),
         stream.devices(state),
         stream.closing(state),
     ]

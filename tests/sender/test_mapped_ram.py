@@ -30,7 +30,8 @@ from vmferry.sender.mapped_ram.page_writer import FileWriter
 from vmferry.sender.mapped_ram.plan import plan_file
 from vmferry.sender.parameters import SendParameters
 from vmferry.sender.sinks import RingSink
-from vmferry.sender.worker import WORKER_COUNTERS, Share, StartRound, Worker
+from vmferry.sender.sources import StartRound
+from vmferry.sender.worker import WORKER_COUNTERS, Share, Worker
 from vmferry.transport.channel import Channel
 from vmferry.transport.counters import Counters
 
