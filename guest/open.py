@@ -9,6 +9,9 @@ from .directory import DirectoryGuest
 from .errors import GuestError
 from .synthetic import SyntheticGuest
 
+SCAN = ",scan"
+"""End of the name of a QEMU's guest whose shared memory is moved by the migration itself."""
+
 _KINDS: dict[str, Callable[[str, bool], Guest]] = {
     "dir": lambda path, _: DirectoryGuest(path),
     "synthetic": SyntheticGuest.parse,
@@ -19,10 +22,12 @@ _KINDS: dict[str, Callable[[str, bool], Guest]] = {
 def _open_qemu(path: str) -> Guest:
     # The library for QMP is slow to import, and other guests do without.
     from .qemu.guest import QemuGuest  # noqa: PLC0415
+    from .qemu.scanned import ScannedGuest  # noqa: PLC0415
 
-    if not path:
-        raise GuestError("qemu: needs the socket of a QMP monitor: qemu:PATH")
-    return QemuGuest(path)
+    socket = path.removesuffix(SCAN)
+    if not socket:
+        raise GuestError(f"qemu: needs the socket of a QMP monitor: qemu:PATH or qemu:PATH{SCAN}")
+    return QemuGuest(path) if socket == path else ScannedGuest(socket)
 
 
 def open_guest(text: str, *, incoming: bool = False) -> Guest:
