@@ -7,12 +7,16 @@ can be imported from here; nothing is imported before it is used.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 # By its full name: tests load this file under the name of its folder, whatever that is.
 from vmferry.protocol.lazy import exported
 
+# Checkers know this name. Nothing that takes long is imported here: until a command handles
+# signals, Ctrl-C shows a traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .guest import Guest, GuestError, MigrationError, ProgramGuest, open_guest
     from .protocol import StreamError, StreamReader, StreamWriter, VmferryError
     from .receiver import ReceiveParameters, Receiver

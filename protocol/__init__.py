@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .lazy import exported
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .errors import CutError, ParameterError, StreamError, UnsupportedError, VmferryError
     from .reader import StreamReader

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..protocol.lazy import exported
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .console.failure import CommandError
     from .sources.containers import open_stream

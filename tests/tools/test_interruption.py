@@ -165,3 +165,14 @@ def test_signal_where_exceptions_are_dropped() -> None:
         [sys.executable, "-c", LOST], capture_output=True, timeout=PATIENCE, check=False
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (128 + signal.SIGTERM, b"", b"")
+
+
+def test_little_is_imported_before_signals_are_handled() -> None:
+    """Broken: Ctrl-C in the first moment would show a traceback, the likelier the longer it is."""
+    code = (
+        "import sys; before = set(sys.modules); import vmferry.tools.console.interruption;"
+        " print(*sorted(name for name in set(sys.modules) - before if 'vmferry' not in name))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert set(done.stdout.split()) <= {"contextlib", "signal"}

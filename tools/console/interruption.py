@@ -13,14 +13,14 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import TYPE_CHECKING
 
+# Ctrl-C shows a traceback until this module has been imported, so it imports as little as it can.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    # asyncio is slow to import.
     from asyncio import AbstractEventLoop
+    from collections.abc import Callable, Iterator
+    from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 1.0

@@ -46,6 +46,10 @@ from .plan import Cancel, Fault, Signal
 from .run import ENDED_WITHIN, Done, Record
 
 _NOISE = re.compile(r"Traceback|Exception ignored|Error in |leaked|Fatal Python|Segmentation")
+_NOT_BEGUN = re.compile(
+    r"Traceback(?:(?!Traceback|tools/__main__\.py).)*\nKeyboardInterrupt\n", re.DOTALL
+)
+"""What the interpreter prints if Ctrl-C comes before it runs a line of the command."""
 _HELD_THERE = re.compile(r"the destination (has the (whole )?guest|says that it keeps)|left alone")
 NEVER = float("inf")
 
@@ -261,7 +265,7 @@ class Judge:
     def _check_words(self) -> None:
         record = self._record
         for side, text in record.stderr.items():
-            if found := _NOISE.search(text):
+            if found := _NOISE.search(_NOT_BEGUN.sub("", text)):
                 last = text.strip().splitlines()[-1:]
                 self.faults.append(f"{side} stderr: {found.group()} ... {' '.join(last)}")
         self._check_status()

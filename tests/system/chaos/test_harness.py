@@ -179,3 +179,11 @@ def test_plans_do_all_there_is_to_do() -> None:
     assert len(signals) >= 40
     assert len(faults) == 5 * 3 + 2
     assert len(ends) == 12
+
+
+@pytest.mark.parametrize(("line", "fault"), [("__init__.py", False), ("tools/__main__.py", True)])
+def test_ctrl_c_before_the_command_has_begun(record: Record, line: str, fault: bool) -> None:
+    """Broken: a traceback of the command would be taken for one of the interpreter's start."""
+    head = 'Traceback (most recent call last):\n  File "runpy"\n'
+    record.stderr["source"] = f'{head}  File "/at/{line}", line 1\n\nKeyboardInterrupt\n'
+    assert ("Traceback" in _faults(record)) is fault
