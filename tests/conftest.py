@@ -1,4 +1,4 @@
-"""What every test stands on."""
+"""Provide options, markers and fixtures for all tests."""
 
 from __future__ import annotations
 

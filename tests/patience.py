@@ -1,4 +1,4 @@
-"""How long tests wait for what must come.
+"""Wait for what must happen, for as long as a busy machine needs.
 
 Only what never comes takes that long, so a test that passes is no slower for it. Tests about how
 soon something comes have limits of their own.

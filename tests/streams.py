@@ -75,7 +75,7 @@ def read_file(path: Path, **options: Any) -> list[events.Event]:
 def device(
     section_id: int, name: str, payload: bytes, instance_id: int = 0, version: int = 1
 ) -> events.DeviceSection:
-    """Return a device section."""
+    """Return the section of a device."""
     return events.DeviceSection(0, section_id, name, instance_id, version, payload)
 
 
@@ -83,7 +83,7 @@ RETURN_PATH = events.Command(0, CommandType.OPEN_RETURN_PATH)
 """The source's wish for an answer."""
 
 EARLY = device(1, "early", b"virtio-mem")
-"""The device before RAM."""
+"""Section of the device before RAM."""
 
 DEVICES = (
     device(3, "cpu", bytes(range(256)) * 4),
@@ -346,7 +346,7 @@ RAM = ram_images(EVENTS)
 """The RAM that it builds."""
 
 WHOLE = to_bytes([*opening(), *zeros(), *EVENTS[len(opening()) :]])
-"""The same stream with every page that it lacks, as zero."""
+"""Stream like the one above, with every page that it lacks as a zero page."""
 
 DESCRIPTION = description([EARLY, *DEVICES])
-"""What stands at the end of these streams."""
+"""End of these streams: the description of their devices."""

@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(name: str, *arguments: str) -> str:
-    """What an example prints."""
+    """Return the output of an example."""
     ran = subprocess.run(
         [sys.executable, EXAMPLES / name, *arguments],
         capture_output=True,

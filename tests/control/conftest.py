@@ -15,7 +15,7 @@ from tests.control.serving import Serve, Serving
 
 @pytest.fixture
 def guest() -> Iterator[SyntheticGuest]:
-    """A small one."""
+    """Return a small guest."""
     guest = SyntheticGuest.parse("8M")
     yield guest
     guest.close()

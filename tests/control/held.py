@@ -22,7 +22,7 @@ HOLD = 0.3
 
 
 class Wire:
-    """What a migration writes into; taken away, or not, as the test says."""
+    """Destination of a migration that takes bytes, or holds them back, as the test says."""
 
     def __init__(self, *, socketpair: bool = False) -> None:
         if socketpair:
@@ -35,7 +35,7 @@ class Wire:
         self._thread: threading.Thread | None = None
 
     def flow(self) -> None:
-        """From now on all is taken."""
+        """Take all bytes from now on."""
         self._thread = threading.Thread(target=self._take, daemon=True)
         self._thread.start()
 
@@ -51,7 +51,7 @@ class Wire:
             seen = data[-len(hello) :]
 
     def hold(self) -> None:
-        """From now on nothing is."""
+        """Take no bytes from now on."""
         if self._thread is not None:
             os.eventfd_write(self._stop, 1)
             self._thread.join()
@@ -59,13 +59,13 @@ class Wire:
             self._thread = None
 
     def close(self) -> None:
-        """The end that takes it is gone."""
+        """Close the end that takes bytes."""
         self.hold()
         os.close(self._far)
         os.close(self._stop)
 
     def migrate(self, source: Monitor) -> None:
-        """Into this."""
+        """Begin a migration into this wire."""
         source.qmp.send_fd_scm(self.near)
         os.close(self.near)
         source.ask("getfd", fdname="wire")
@@ -73,17 +73,17 @@ class Wire:
 
 
 class Look:
-    """What `query-migrate` says in each state."""
+    """Answers of `query-migrate` in each state."""
 
     def __init__(self, source: Monitor) -> None:
         self._source = source
         self.keys: dict[str, set[str]] = {}
         self.run_states: dict[str, str] = {}
         self.refused: list[str] = []
-        """What a second migration, and a change of capabilities, is told while one is cancelled."""
+        """Errors for a second migration and a change of capabilities while one is cancelled."""
 
     def at(self, status: str, case: str | None = None) -> None:
-        """The source must come to this status, and stay there when it is not an end."""
+        """Wait until the source has this status, and check that it keeps one that is no end."""
         self._source.wait_for(status)
         time.sleep(HOLD)
         answer = self._source.ask("query-migrate")
@@ -93,7 +93,7 @@ class Look:
 
 
 def look_everywhere(source: Monitor, frozen: Callable[[], AbstractContextManager[None]]) -> Look:
-    """A running source in every state but those that take a destination.
+    """Look at a running source in every state but those that take a destination.
 
     `frozen`: its processes do nothing meanwhile, where a full pipe does not do that.
     """
@@ -107,7 +107,7 @@ def look_everywhere(source: Monitor, frozen: Callable[[], AbstractContextManager
 
 
 def _setup(look: Look, source: Monitor) -> None:
-    """The destination takes no connection."""
+    """Look at a source whose destination takes no connection."""
     with socket.socket() as listening, socket.socket() as first:
         listening.bind(("127.0.0.1", 0))
         # The one that fills the queue is never accepted, and the next one does not get in.
@@ -144,7 +144,7 @@ def _cancelling(
 
 
 def _device(look: Look, source: Monitor) -> None:
-    """The device state has gone, and the destination does not answer, and then goes away."""
+    """Look at a source whose destination has the device state and leaves without an answer."""
     source.set(pause_before_switchover=True, return_path=True)
     source.ask("migrate-set-parameters", max_bandwidth=0)
     wire = Wire(socketpair=True)

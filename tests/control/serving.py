@@ -27,7 +27,7 @@ class Nobody:
     """A client that passes no descriptors."""
 
     def take_fd(self) -> int | None:
-        """None."""
+        """Return None: there are no descriptors."""
         return None
 
 
@@ -38,11 +38,11 @@ class Monitor:
         self.qmp = qmp
 
     def ask(self, name: str, **arguments: Any) -> Any:
-        """The result."""
+        """Return the result of a command."""
         return self.qmp.cmd(name, **{key.replace("_", "-"): v for key, v in arguments.items()})
 
     def error(self, name: str, **arguments: Any) -> str:
-        """Class and text of the error that it must raise."""
+        """Return class and text of the error that a command must raise."""
         try:
             result = self.qmp.cmd(name, **arguments)
         except ExecuteError as error:
@@ -69,11 +69,11 @@ class Monitor:
             time.sleep(0.02)
 
     def wait_until_over(self) -> str:
-        """The status in which the migration ended."""
+        """Wait for the end of the migration, and return its status."""
         return str(self.wait_for("completed", "failed", "cancelled")["status"])
 
     def run_state(self) -> str:
-        """Of the guest."""
+        """Return the run state of the guest."""
         return str(self.ask("query-status")["status"])
 
     def events(self) -> list[Event]:
@@ -109,7 +109,7 @@ class Serving(Monitor):
         super().__init__(self.connect())
 
     def connect(self) -> QEMUMonitorProtocol:
-        """Another client."""
+        """Connect another client."""
         qmp = QEMUMonitorProtocol(self.address)
         qmp.connect()
         return qmp
@@ -133,7 +133,7 @@ Serve = Callable[..., Serving]
 
 
 def keys(answer: dict[str, Any]) -> set[str]:
-    """Names of all members, those of inner objects with the outer name before; not our own."""
+    """Return the names of all members, inner ones behind the outer name, without vmferry's own."""
     answer = {name: value for name, value in answer.items() if not name.startswith(PREFIX)}
     found = set(answer)
     for name, value in answer.items():
@@ -180,15 +180,15 @@ WRONG: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 class Played:
-    """What an observer saw of the script."""
+    """Record of what an observer saw of the script."""
 
     def __init__(self) -> None:
         self.errors: dict[str, str] = {}
-        """By what was asked, the class of the error."""
+        """Class of the error for each thing that was asked."""
         self.events: dict[str, list[Event]] = {}
-        """By the step and side; passes that depend on how busy the guest is are left out."""
+        """Events of each step and side, without passes, which depend on how busy the guest is."""
         self.keys: dict[str, set[str]] = {}
-        """Of `query-migrate`, by state of the source."""
+        """Members of `query-migrate` in each state of the source."""
         self.run_states: list[str] = []
 
     def refused(self, side: Monitor, name: str, **arguments: Any) -> None:
@@ -197,7 +197,7 @@ class Played:
         self.errors[case] = side.error(name, **arguments).partition(":")[0]
 
     def heard(self, step: str, side: Monitor) -> None:
-        """Note what happened since."""
+        """Note the events since the last call."""
         events = side.events()
         names = [name for name, _ in events]
         first = names.index("MIGRATION_PASS") if "MIGRATION_PASS" in names else -1
@@ -210,7 +210,7 @@ class Played:
 
 
 def play(source: Monitor, destination: Monitor, uri: str) -> Played:
-    """Migrations that fail, are cancelled, and succeed, from a running source to `uri`."""
+    """Run migrations that fail, are cancelled, and succeed, from a running source to `uri`."""
     seen = Played()
     seen.keys["none"] = keys(source.ask("query-migrate"))
     for name, arguments in WRONG:
@@ -266,7 +266,7 @@ def _complete(seen: Played, source: Monitor, destination: Monitor, uri: str) -> 
 
 
 def play_stopped(source: Monitor, destination: Monitor, uri: str) -> Played:
-    """A guest that was stopped migrates to where guests run on, and runs there when told to."""
+    """Migrate a stopped guest to where guests run on, and let it run there."""
     seen = Played()
     for side in (source, destination):
         side.set(events=True)

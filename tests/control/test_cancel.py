@@ -50,8 +50,11 @@ def test_cancel_at_any_moment(serve: Serve, tmp_path: Path) -> None:
 
 
 def ended(destination: Serving) -> bool:
-    """Whether the source's end ended it. A source that sent nothing, or did not connect yet, leaves
-    its place to the next: then the destination still waits for that, and is asked to end."""
+    """Return whether the source's end ended the destination.
+
+    A source that sent nothing, or did not connect yet, leaves its place to the next one: the
+    destination still waits then, and is asked to end.
+    """
     asked = False
     with suppress(EOFError, QMPError, OSError):
         if destination.wait_for("setup", "failed")["status"] == "setup":
@@ -62,7 +65,7 @@ def ended(destination: Serving) -> bool:
 
 
 def nobody_takes(scheme: str, folder: Path, stack: ExitStack) -> str:
-    """A URI that a migration waits for without end, in one way or the other."""
+    """Return a URI that a migration waits for without end, in one way or the other."""
     if scheme == "exec":
         return "exec:sleep 1000"
     path = f"{folder}/nobody"

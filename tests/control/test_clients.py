@@ -17,7 +17,7 @@ from tests.control.serving import Monitor, Serve
 from tests.patience import PATIENCE
 
 LIBVIRT = Path(__file__).with_name("libvirt.jsonl")
-"""What libvirt 9.0 wrote into the monitor of a QEMU 7.2, from its own log of it.
+"""Commands of libvirt 9.0 to the monitor of a QEMU 7.2, from its own log.
 
 At the start of a domain; of `virsh qemu-monitor-command` with query-migrate, query-status,
 query-migrate-capabilities, migrate-set-parameters and a command that is none; migrate-setspeed,
@@ -36,7 +36,7 @@ class Libvirt:
         assert "QMP" in json.loads(self._lines.readline())
 
     def give(self, line: bytes, fds: list[int]) -> dict[str, Any]:
-        """The answer."""
+        """Return the answer to a command."""
         socket.send_fds(self._socket, [line + b"\r\n"], fds)
         while "event" in (answer := json.loads(self._lines.readline())):
             self._take(answer)
@@ -44,7 +44,7 @@ class Libvirt:
         return dict(answer)
 
     def wait_for_end(self) -> None:
-        """By events alone, as libvirt does."""
+        """Wait for the end of the migration by events alone, as libvirt does."""
         while self.events[-1:] != ["completed"]:
             self._take(json.loads(self._lines.readline()))
 
@@ -53,7 +53,7 @@ class Libvirt:
         assert "failed" not in self.events
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._lines.close()
         self._socket.close()
 

@@ -1,4 +1,4 @@
-"""What QEMU has not: compression, workers, stalls and forecasts over QMP."""
+"""Test vmferry's extensions of QMP: compression, workers, stalls and forecasts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STALL = f"{PREFIX}MIGRATION_STALL"
 
 
 def own(answer: dict[str, Any]) -> dict[str, Any]:
-    """The members that QEMU has not."""
+    """Return the members that QEMU has not."""
     return {
         name.removeprefix(PREFIX): value
         for name, value in answer.items()
@@ -38,7 +38,7 @@ def change(service: Serving, **values: Any) -> None:
 
 
 def stalling(serve: Serve) -> Serving:
-    """A service with a guest that writes more than may be sent, on a busy machine too."""
+    """Yield a service whose guest writes more than may be sent, also on a busy machine."""
     source = serve(STALLING)
     source.set(events=True)
     source.ask("migrate-set-parameters", max_bandwidth=256 << 10, downtime_limit=0)
@@ -50,7 +50,7 @@ TRIES = range(6)
 
 
 def ended(source: Serving) -> bool:
-    """Whether a migration from a service is over."""
+    """Return whether a migration from a service is over."""
     return bool(source.ask("query-migrate").get("status") == "completed")
 
 
@@ -99,7 +99,7 @@ def test_compression_and_forecast(serve: Serve, tmp_path: Path) -> None:
 
 
 def stalled(serve: Serve) -> tuple[Serving, dict[str, Any]]:
-    """A service whose migration has stalled, and what its event says."""
+    """Yield a service whose migration has stalled, and the data of its event."""
     for _ in TRIES:
         source = stalling(serve)
         source.ask("migrate", uri="exec:cat > /dev/null")
@@ -221,7 +221,7 @@ def test_auto_converge(serve: Serve, tmp_path: Path) -> None:
 
 
 def slowed_down(serve: Serve, uri: str) -> tuple[list[int], dict[str, Any], tuple[str, str]]:
-    """The percentages seen in a migration, its last figures, and the states of both ends."""
+    """Return the percentages seen in a migration, its last figures, and the states of both ends."""
     source = serve("synthetic:1M,dirty-rate=8M,hot=256K,zero=0")
     destination = serve("synthetic:", "--incoming", uri)
     source.set(auto_converge=True, events=True)

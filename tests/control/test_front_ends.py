@@ -44,7 +44,7 @@ FROM_PYTHON: dict[str, Callable[[Any], Any]] = {
 
 
 def by_python(name: str, value: int) -> bool:
-    """Whether a program may set this."""
+    """Return whether the Python parameters accept this value."""
     try:
         FROM_PYTHON[name](value)
     except ParameterError:
@@ -53,7 +53,7 @@ def by_python(name: str, value: int) -> bool:
 
 
 def by_command(name: str, value: int) -> bool:
-    """Whether a user may write this behind the option."""
+    """Return whether the option of the command line accepts this text."""
     option = OPTIONS[name]
     try:
         assert option.type.convert(str(value), option, None) == value
@@ -63,7 +63,7 @@ def by_command(name: str, value: int) -> bool:
 
 
 def by_qmp(name: str, value: int) -> bool:
-    """Whether a client may set this."""
+    """Return whether the QMP service accepts this value."""
     name = name if name in PARAMETERS else PREFIX + name
     together = {"max-cpu-throttle": {"cpu-throttle-initial": 1}}.get(name, {})
     try:

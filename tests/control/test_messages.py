@@ -21,7 +21,7 @@ GOOD = b'{"execute": "query-status"}'
 
 
 def shown(found: list[Any]) -> list[Any]:
-    """Errors as text, to compare."""
+    """Return errors as text, to compare them."""
     return [str(item) if isinstance(item, QmpError) else item for item in found]
 
 

@@ -239,7 +239,7 @@ def test_death_of_the_guest_on_its_way(serve: Serve) -> None:
 
 
 def guest_of(service: Serving) -> psutil.Process:
-    """Its process."""
+    """Return the process of the guest."""
     (guest,) = (
         child
         for child in psutil.Process(service.process.pid).children()

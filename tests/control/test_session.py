@@ -134,12 +134,12 @@ class Chaos:
         return pick.choice(simple + (nested if depth < 3 else []))()
 
     def word(self) -> str:
-        """The name of an argument, as a rule."""
+        """Return a text, mostly the name of an argument."""
         known = ["uri", "blk", "state", "capabilities", "capability", "value", "fdname", "detach"]
         return self._random.choice([*known, *PARAMETERS, "events", "nope"])
 
     def message(self) -> bytes:
-        """A command, right or wrong, or something that is none."""
+        """Return a message that is a command, right or wrong, or none at all."""
         pick = self._random
         name = pick.choice(self._names)
         arguments = {self.word(): self.value() for _ in range(pick.randrange(3))}
@@ -155,7 +155,7 @@ class Chaos:
 
 
 async def talk(path: str, messages: int, seed: int) -> int:
-    """So many messages from one client; how many answers came."""
+    """Send so many messages from one client, and return how many answers arrived."""
     reader, writer = await asyncio.open_unix_connection(path, limit=1 << 20)
     writer.write(b'{"execute": "qmp_capabilities"}')
     chaos, answers = Chaos(seed), 0

@@ -1,4 +1,4 @@
-"""What can be set, in what range, and what happens to the rest."""
+"""Test what can be set, in what range, and how other values are refused."""
 
 from __future__ import annotations
 

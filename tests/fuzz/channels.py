@@ -58,14 +58,14 @@ class Alone(ChannelSteps):
     finished = False
 
     def pass_sync(self) -> bool:
-        """Go on."""
+        """Go on without waiting for other channels."""
         return True
 
     def end(self) -> None:
-        """Go on."""
+        """Go on without waiting for other channels."""
 
     def drained(self) -> None:
-        """Nobody waits for this."""
+        """Do nothing: nobody waits for this."""
 
 
 class Memory:
@@ -85,7 +85,7 @@ class Memory:
         self._size = place
 
     def check(self) -> None:
-        """All guards must be as they were."""
+        """Check that all guards are as they were."""
         assert os.fstat(self.fd).st_size == self._size
         for guard in self._guards:
             assert os.pread(self.fd, PAGE, guard) == bytes([GUARD]) * PAGE

@@ -22,7 +22,7 @@ from vmferry.protocol.wire.stream import section_footer
 from tests.fuzz.targets import harmless
 
 SECONDS = 60
-"""For one variant, on a machine that does other things, too."""
+"""Limit of the time for one variant, in seconds, on a machine that does other things, too."""
 MEMORY = 512 << 20
 """Bytes that all variants together may take beyond what the first ones took."""
 WARM = 12
@@ -98,7 +98,7 @@ KINDS: dict[str, Damage] = {
     "forged": _forged,
 }
 READERS = ("reader", "partial", "verify", "partial")
-"""Targets, in turn."""
+"""Names of the targets, which take turns."""
 
 
 class HangError(Exception):
@@ -107,7 +107,7 @@ class HangError(Exception):
 
 @dataclass
 class Figures:
-    """What was read: variants by kind and target; the longest time, and memory beyond the first."""
+    """Numbers of variants by kind and target, their longest time, and their growth in memory."""
 
     variants: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0

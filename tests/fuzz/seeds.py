@@ -1,4 +1,4 @@
-"""What fuzzing begins with: small inputs that are accepted, of each kind."""
+"""Make the seeds of fuzzing: small inputs of each kind that are accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is fuzzed: each takes any bytes, and may raise nothing but StreamError.
+"""Define the targets of fuzzing: each takes any bytes, and may raise nothing but StreamError.
 
 `python -m tests.fuzz TARGET` runs one under atheris. A failure is kept in tests/protocol/corpus.
 """
@@ -42,7 +42,7 @@ def fuzz_reader(data: bytes) -> None:
 
 
 def _outcome(data: bytes, step: int) -> object:
-    """The bytes that are written again, or where and why the stream is refused."""
+    """Return the bytes that are written again, or where and why the stream is refused."""
     reader, written = StreamReader(), bytearray()
     writer, mapped = StreamWriter(), False
     try:
@@ -62,7 +62,7 @@ def _is_mapped(listed: events.RamBlocks) -> bool:
 
 
 def fuzz_verify(data: bytes) -> None:
-    """All that `verify` does: RAM is rebuilt, mapped-ram files too; devices are taken apart."""
+    """Do all that `verify` does: rebuild RAM, also of mapped-ram files, and take devices apart."""
     with ExitStack() as stack:
         guest = rebuild(read_events(io.BytesIO(data)), stack)
         check_devices(guest)
@@ -70,7 +70,7 @@ def fuzz_verify(data: bytes) -> None:
 
 
 def fuzz_partial(data: bytes) -> None:
-    """What is left of a damaged stream: places in order, and pages inside their blocks."""
+    """Read what is left of a damaged stream; check that places rise and pages fit their blocks."""
     survey = Survey()
     salvager = Salvager(io.BytesIO(data), survey)
     arrivals, blocks, place = Arrivals(), set[str](), 0
@@ -110,7 +110,7 @@ def fuzz_container(data: bytes) -> None:
 
 
 def fuzz_mapped_pages(data: bytes) -> None:
-    """Of a mapped-ram file: the pages come in order, each once, and as they stand in the file."""
+    """Read a mapped-ram file, and check that each page arrives once, in order, with its content."""
     listed: events.RamBlocks | None = None
     last = (-1, -1)
     for event in read_events(io.BytesIO(data)):
@@ -150,7 +150,7 @@ def fuzz_compress(data: bytes) -> None:
 
 
 def fuzz_libvirt(data: bytes) -> None:
-    """What stands before the stream of a save image."""
+    """Read the header of a save image."""
     read_save_image(io.BytesIO(data))
 
 
@@ -164,7 +164,7 @@ def fuzz_zstd(data: bytes) -> None:
 
 
 def fuzz_qcow2(data: bytes) -> None:
-    """Its snapshots, and the first bytes of each state."""
+    """Read the snapshots of an image, and the first bytes of each state."""
     image = Image(io.BytesIO(data))
     for snapshot in image.snapshots[:4]:
         if snapshot.state_size:
@@ -172,7 +172,7 @@ def fuzz_qcow2(data: bytes) -> None:
 
 
 def fuzz_description(data: bytes) -> None:
-    """A payload, by the length that its first two bytes tell, and a structure that describes it."""
+    """Read a payload, whose length is in the first two bytes, by the structure that follows it."""
     size = int.from_bytes(data[:2], "big")
     payload, text = data[2 : 2 + size], data[2 + size :]
     try:

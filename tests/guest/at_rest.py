@@ -29,7 +29,7 @@ STATE = DeviceState(
 
 
 def arrived(path: Path) -> DirectoryGuest:
-    """A guest whose RAM and devices are all there, but which is not sealed."""
+    """Return a guest whose RAM and devices are all there, but which is not sealed."""
     guest = DirectoryGuest(str(path))
     guest.check_incoming()
     guest.prepare(MACHINE, LAYOUT)
@@ -41,26 +41,26 @@ def arrived(path: Path) -> DirectoryGuest:
 
 
 def sealed(path: Path, *, running: bool = True) -> DirectoryGuest:
-    """A guest of which only `complete` is left."""
+    """Return a guest of which only `complete` is left."""
     guest = arrived(path)
     guest.seal(running=running)
     return guest
 
 
 def receive(path: Path, *, running: bool = True) -> None:
-    """A whole guest at `path`."""
+    """Receive a whole guest at `path`."""
     guest = sealed(path, running=running)
     guest.complete(running=running)
     guest.close()
 
 
 def kept(path: Path) -> str:
-    """A whole guest at `path` that was not started; the line that says so."""
+    """Receive a whole guest at `path` that is not started, and return the line that says so."""
     return sealed(path).keep()
 
 
 def assert_whole(path: Path) -> None:
-    """The guest at `path` is the one above."""
+    """Check that the guest at `path` is the one above."""
     guest = DirectoryGuest(str(path))
     assert guest.machine == MACHINE
     assert guest.save_devices() == STATE
@@ -71,7 +71,7 @@ def assert_whole(path: Path) -> None:
 
 
 def everything(path: Path) -> dict[str, bytes | str]:
-    """Every name below a folder, with what it holds."""
+    """Return every name below a folder, with what it holds."""
     return {
         str(found.relative_to(path)): found.read_bytes() if found.is_file() else "not a file"
         for found in path.rglob("*")

@@ -1,4 +1,4 @@
-"""Guests at rest."""
+"""Test guests at rest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.guest.at_rest import LAYOUT, MACHINE, STATE, assert_whole, receive, r
 NAMES = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=63) | st.just(
     "n" * 255
 )
-"""As they are on the wire."""
+"""Names of the RAM blocks on the wire."""
 
 
 def test_round_trip(tmp_path: Path) -> None:

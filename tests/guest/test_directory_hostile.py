@@ -26,7 +26,7 @@ DEEP = "[" * 300 + "]" * 300
 
 
 def refused(path: Path) -> str:
-    """What is said of a folder that is not accepted: one line."""
+    """Return the one line with which a folder is refused."""
     with pytest.raises(GuestError) as caught:
         DirectoryGuest(str(path))
     text = str(caught.value)
@@ -111,17 +111,17 @@ def test_description_that_is_none(tmp_path: Path, text: str) -> None:
 
 
 def fifo(path: Path) -> None:
-    """A FIFO that nobody writes to."""
+    """Make a FIFO that nobody writes to."""
     os.mkfifo(path)
 
 
 def device(path: Path) -> None:
-    """A link to a device that can be read without end."""
+    """Make a link to a device that can be read without end."""
     path.symlink_to("/dev/zero")
 
 
 def unix_socket(path: Path) -> None:
-    """A socket."""
+    """Make a Unix socket."""
     there = os.getcwd()
     os.chdir(path.parent)
     with socket.socket(socket.AF_UNIX) as made:
@@ -130,7 +130,7 @@ def unix_socket(path: Path) -> None:
 
 
 def link(path: Path) -> None:
-    """A link to a file that would do."""
+    """Make a link to a file that would do."""
     (path.parent / "elsewhere").write_bytes(b"\0\1")
     path.symlink_to(path.parent / "elsewhere")
 
@@ -164,7 +164,7 @@ def test_files_that_change_under_our_eyes(
 
 
 def open_without_a_look(folder: int, name: str) -> int:
-    """A folder of the guest."""
+    """Open a folder of the guest without the checks."""
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
 
 
@@ -228,7 +228,7 @@ VALUES = st.recursive(
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: str) -> bytes:
-    """A guest.json in which a member is missing, or has another value, or bytes are changed."""
+    """Return a guest.json with a missing or changed member, or with changed bytes."""
     document = json.loads(whole)
     for _ in range(draw(st.integers(1, 2))):
         place: Any = document

@@ -1,4 +1,4 @@
-"""What is removed of an incoming guest at rest whose coordinator died before it was whole."""
+"""Test what is removed of an incoming guest at rest whose coordinator died before it was whole."""
 
 from __future__ import annotations
 

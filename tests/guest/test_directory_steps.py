@@ -86,7 +86,7 @@ def test_errors_of_writing_back_are_seen(tmp_path: Path, monkeypatch: pytest.Mon
         """A C library whose `syncfs` reports a disk that failed."""
 
         def syncfs(self, _: int) -> int:
-            """Fail."""
+            """Fail, as a broken disk does."""
             ctypes.set_errno(errno.EIO)
             return -1
 

@@ -1,4 +1,4 @@
-"""What users write: guests, options, sizes."""
+"""Test what users write: guests, options, sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a synthetic guest whose controller is killed (laws 4 and 5)."""
+"""Test what becomes of a synthetic guest whose controller is killed (laws 4 and 5)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ sys.stdin.read()
 
 
 def orphan(folder: Path, steps: str, lives_for: float = 5.0) -> list[psutil.Process]:
-    """Guests after these steps, whose controller was then killed."""
+    """Return a guest after these steps, whose controller was then killed."""
     with subprocess.Popen(
         [sys.executable, "-c", CONTROLLER, steps, str(lives_for)],
         cwd=folder,
@@ -64,7 +64,7 @@ def _written_at(file: Path) -> int:
 
 
 def wait_gone(guest: psutil.Process) -> None:
-    """Fails when the guest is still there long after it should have ended itself."""
+    """Wait until the guest has ended; fail long after it should have ended itself."""
     psutil.wait_procs([guest], timeout=PATIENCE)
     assert not guest.is_running() or guest.status() == psutil.STATUS_ZOMBIE
 

@@ -35,14 +35,14 @@ BUSY = "4M,dirty-rate=32M,hot=50%,zero=25%"
 
 
 def copy_ram(source: SyntheticGuest, target: SyntheticGuest) -> None:
-    """What a migration does, without one."""
+    """Copy RAM as a migration does, without one."""
     target.prepare(source.machine, [BlockLayout(b.name, b.length, 4096) for b in source.blocks])
     for ours, theirs in zip(source.blocks, target.blocks, strict=True):
         map_block(theirs)[:] = map_block(ours)
 
 
 def wait_written(guest: SyntheticGuest, pages: int) -> None:
-    """Returns when the guest has written so many more pages."""
+    """Return when the guest has written so many more pages."""
     written = guest.counter() + pages
     wait_until(lambda: guest.counter() >= written)
 
@@ -74,7 +74,7 @@ class Clock:
         self.now = 100.0
 
     def monotonic(self) -> float:
-        """The time in seconds."""
+        """Return the time in seconds that the test has set."""
         return self.now
 
 
@@ -87,7 +87,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def writing(clock: Clock) -> Callable[[float, int], int]:
-    """How many pages a guest of 4 MiB/s writes in so many seconds, slowed down by so many %."""
+    """Return how many pages a guest of 4 MiB/s writes in this time, slowed down by so many %."""
     ours, theirs = Pipe()
     ram, rom = (np.zeros(size, np.uint8) for size in (1 << 20, ROM_SIZE))
     memory = Memory(ram, rom, 1, "random")

@@ -1,4 +1,4 @@
-"""Zero pages."""
+"""Test how zero pages are found."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def mount() -> None:
 
 
 def marks_are_exact() -> None:
-    """The real bits of this process: what was written, and nothing else."""
+    """Check that the bits of this process name the pages that were written, and no others."""
     guest = Still("still", {"ram": COUNT * 4096, "rom": 3 * 4096})
     ram = guest.memory("ram").reshape(COUNT, 4096)
     ram[: COUNT // 2] = 1

@@ -32,14 +32,14 @@ MODULES = (
     "vmferry.sender.worker",
     "vmferry.transport.forkserver",
 )
-"""What the virtual machine needs, also in the children of its first process."""
+"""Python modules that the virtual machine needs, also in the children of its first process."""
 LIMIT = 1500
 """Seconds after which a virtual machine is given up, on a machine that is busy otherwise."""
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What a virtual machine found, by the name of the step."""
+    """Return what a virtual machine found, by the name of the step."""
     kernel = os.environ.get("VMFERRY_LINUX")
     if not kernel:
         pytest.skip("on demand: VMFERRY_LINUX names no kernel image")

@@ -105,7 +105,7 @@ class _Source:
         self.note(block, {**pages, **dict.fromkeys(zero, bytes(PAGE))})
 
     def note(self, block: str, pages: dict[int, bytes]) -> None:
-        """Pages go over the main channel."""
+        """Take pages over the main channel."""
         for at, content in pages.items():
             self.images[block][at * PAGE : (at + 1) * PAGE] = content
 

@@ -54,7 +54,7 @@ def piece(
 
 
 def _with_section(*pieces: list[events.Event]) -> list[events.Event]:
-    """The pieces of a section between those of `ram`."""
+    """Return the pieces of a section between those of `ram`."""
     ram = [ram_part(page_run(0, [number])) for number in range(len(pieces))]
     between = [event for both in zip(pieces, ram, strict=True) for each in both for event in each]
     return [*opening(answers=True), *zeros(), *between, *closing(DEVICES)]
@@ -191,7 +191,7 @@ def _postcopy() -> list[events.Event]:
 
 
 def _no_footers() -> list[events.Event]:
-    """As of a machine type before 2.4: no configuration either."""
+    """Return a stream of a machine type before 2.4: without footers and configuration."""
     devices = [events.DeviceSection(**{**vars(each), "footer": False}) for each in DEVICES]
     ram = [
         *ram_start()[:-1],
@@ -212,7 +212,7 @@ def _nothing_told() -> list[events.Event]:
 
 
 def closely(length: int, page_size: int, behind_header: int) -> MappedRam:
-    """A place in a mapped-ram file without the room that QEMU leaves."""
+    """Return a place in a mapped-ram file without the room that QEMU leaves."""
     behind_bitmap = behind_header + bitmap_size(length, page_size)
     return MappedRam(page_size, behind_header, behind_bitmap)
 
@@ -226,7 +226,7 @@ def mapped(
     shared: str | None = None,
     place_of: Callable[[int, int, int], MappedRam] = lay_out,
 ) -> tuple[bytes, dict[str, bytes]]:
-    """A mapped-ram stream, at `file_offset` of its file, and its RAM.
+    """Return a mapped-ram stream, at `file_offset` of its file, and its RAM.
 
     `pages`: numbers of the pages that are not zero, by the name of the block of `count` pages.
     `shared`: the name of one more block, the first, which is left out (x-ignore-shared).

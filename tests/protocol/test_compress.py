@@ -1,4 +1,4 @@
-"""Pages as zlib data."""
+"""Test pages that arrive as zlib data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAGE = 4096
 def test_records_are_as_declared(
     records: list[tuple[int, bytes]], behind: bytes, most: int
 ) -> None:
-    """If it failed, the fast reading of records would find others than those declared."""
+    """Broken: the fast reading of records would find others than those declared."""
     declared = ram.compressed_record(continued=True)
     flags = int(RamFlag.COMPRESS_PAGE | RamFlag.CONTINUE)
     data = b"".join(
@@ -44,7 +44,7 @@ def test_records_are_as_declared(
 
 @pytest.mark.parametrize("cut", range(1, 15))
 def test_a_record_that_is_not_whole_is_left(cut: int) -> None:
-    """If it failed, a page would be read from bytes that have not come yet."""
+    """Broken: a page would be read from bytes that have not come yet."""
     flags = int(RamFlag.COMPRESS_PAGE | RamFlag.CONTINUE)
     data = ram.compressed_record(continued=True).build({"header": flags, "data": b"abc"})
     assert zlib_pages.parse_records(memoryview(data[:-cut]), 0, 9, PAGE) == ([], [], [])
@@ -52,7 +52,7 @@ def test_a_record_that_is_not_whole_is_left(cut: int) -> None:
 
 @given(pages=st.lists(st.binary(max_size=300), min_size=1, max_size=9), level=st.integers(0, 9))
 def test_pages_come_back(pages: list[bytes], level: int) -> None:
-    """If it failed, RAM would differ from the source's."""
+    """Broken: RAM would differ from the source's."""
     whole = [page.ljust(PAGE, page[:1] or b"\0") for page in pages]
     contents = {n: zlib.compress(page, level) for n, page in enumerate(whole)}
     found = zlib_pages.decompress(compressed_run(0, contents), PAGE)
@@ -72,7 +72,7 @@ def test_pages_come_back(pages: list[bytes], level: int) -> None:
     ],
 )
 def test_what_is_no_page_is_refused_where_it_stands(data: bytes) -> None:
-    """If it failed, half a page would be taken for one, or an error would not say where."""
+    """Broken: half a page would be taken for one, or an error would not say where."""
     run = compressed_run(0, {0: zlib.compress(bytes(PAGE)), 1: data})
     with pytest.raises(StreamError, match="not the zlib data of 4096 bytes") as caught:
         zlib_pages.decompress(run, PAGE)
@@ -80,7 +80,7 @@ def test_what_is_no_page_is_refused_where_it_stands(data: bytes) -> None:
 
 
 def test_a_bomb_costs_no_memory() -> None:
-    """If it failed, a few kilobytes would take all memory."""
+    """Broken: a few kilobytes would take all memory."""
     bomb = zlib.compress(bytes(64 << 20), 9)
     run = compressed_run(0, {0: bomb})
     tracemalloc.start()
@@ -93,7 +93,7 @@ def test_a_bomb_costs_no_memory() -> None:
 
 
 def test_random_pages_fit_the_bound() -> None:
-    """If it failed, pages that do not compress would be refused as too long."""
+    """Broken: pages that do not compress would be refused as too long."""
     for size in (1 << 10, 1 << 12, 1 << 16):
         page = np.random.default_rng(size).integers(0, 256, size, np.uint8).tobytes()
         assert max(len(zlib.compress(page, level)) for level in range(10)) <= zlib_pages.bound(size)

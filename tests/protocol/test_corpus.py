@@ -1,4 +1,4 @@
-"""What fuzzing begins with, and what it found: see tests/fuzz.
+"""Test the inputs that fuzzing begins with, and those that it found (`tests/fuzz`).
 
 An input that fuzzing failed on is kept as corpus/TARGET/NAME. Beside these are small inputs that
 the targets refuse, each for a reason of its own, after which the file is named.

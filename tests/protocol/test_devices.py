@@ -1,4 +1,4 @@
-"""Where device sections end."""
+"""Test where device sections end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FOOTER = section_footer(3)
     ],
 )
 def test_a_footer_inside_a_payload_is_not_the_end(payload: bytes, step: int) -> None:
-    """If it failed, a device whose state looks like a footer would be cut in two."""
+    """Broken: a device whose state looks like a footer would be cut in two."""
     devices = [device(3, "timer", payload + b"."), device(4, "cpu", payload)]
     stream = to_bytes([*opening(), *closing(devices)])
     found = [e for e in read(stream, step) if isinstance(e, events.DeviceSection)]
@@ -39,7 +39,7 @@ def test_a_footer_inside_a_payload_is_not_the_end(payload: bytes, step: int) -> 
 
 @pytest.mark.parametrize("step", [1, 1 << 20])
 def test_the_description_corrects_the_search(step: int) -> None:
-    """If it failed, a device state that holds a whole stream's pieces would be taken apart."""
+    """Broken: a device state that holds a whole stream's pieces would be taken apart."""
     inner = to_bytes([device(5, "inner", b"state")])
     fake = b"before" + FOOTER + inner[: -len(FOOTER)]
     devices = [device(3, "timer", fake), device(4, "cpu", b"registers")]
@@ -51,7 +51,7 @@ def test_the_description_corrects_the_search(step: int) -> None:
 
 
 def test_a_section_unlike_its_description_is_refused() -> None:
-    """If it failed, device state that lost or gained bytes would be loaded."""
+    """Broken: device state that lost or gained bytes would be loaded."""
     told = description([device(3, "timer", b"12345")])
     end = [*closing([device(3, "timer", b"1234")])[:-1], told]
     with pytest.raises(StreamError, match=r"section 'timer'.*has 4 bytes, its description 5"):
@@ -59,7 +59,7 @@ def test_a_section_unlike_its_description_is_refused() -> None:
 
 
 def test_described_lengths() -> None:
-    """If it failed, arrays, structures or subsections would be counted wrongly."""
+    """Broken: arrays, structures or subsections would be counted wrongly."""
     inner = {"vmsd_name": "x/y", "version": 1, "fields": [{"name": "f", "type": "u8", "size": 1}]}
     struct = {"name": "s", "type": "struct", "size": 10, "struct": inner}
     fields = [struct, {"name": "a", "type": "u32", "size": 4, "array_len": 3}]
@@ -101,7 +101,7 @@ def _nested(levels: int) -> dict[str, Any]:
     ],
 )
 def test_senseless_descriptions_are_refused(devices: object) -> None:
-    """If it failed, a hostile description would end in a traceback."""
+    """Broken: a hostile description would end in a traceback."""
     stream = to_bytes([*opening(), *closing()[:-1]])
     stream += to_bytes([description([], devices=devices)])
     with pytest.raises(StreamError):

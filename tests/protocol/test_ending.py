@@ -1,4 +1,4 @@
-"""Where sections and streams end, whatever a guest has written into its devices."""
+"""Test where sections and streams end, whatever a guest has written into its devices."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TIMER, GPU, NVME, TPM = 3, 4, 5, 6
 
 
 def _stream(*devices: events.DeviceSection, told: Any = None) -> bytes:
-    """A stream with these devices; `told`: its description, if another than theirs."""
+    """Return a stream with these devices; `told`: its description, if not theirs."""
     *rest, described = closing(devices)
     return to_bytes([*opening(), *rest, told or described])
 
@@ -45,7 +45,7 @@ def _payloads(found: list[events.Event]) -> list[bytes]:
 
 
 def forged(before: list[events.DeviceSection], inside: events.DeviceSection) -> bytes:
-    """The end of the section, EOF and a complete description that fits all up to here.
+    """Return the end of the section, EOF and a complete description that fits all up to here.
 
     `inside`: the device that holds it, with what its payload has before the forgery.
     """
@@ -292,7 +292,7 @@ def test_a_damaged_description_is_no_old_data() -> None:
 
 
 def _alone(*devices: events.DeviceSection) -> bytes:
-    """What Xen saves: devices, and nothing else."""
+    """Return devices and nothing else, as Xen saves them."""
     return to_bytes([events.Header(0), *devices, events.EndOfStream(0)])
 
 

@@ -20,23 +20,25 @@ from vmferry.protocol.errors import StreamError
 from tests.streams import closing, description_of, opening, read, to_bytes
 
 START = 0x1000
-"""Where in the stream the payloads stand."""
+"""Offset of the payloads in the stream."""
 SIZES = {f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 
 def plain(value: Value) -> Any:
-    """A value that compares."""
+    """Return a value in a form that can be compared."""
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def decoded(structure: Any, payload: bytes) -> dict[str, Any]:
-    """The fields that hold no others: values by path."""
+    """Return the values of the fields that hold no others, by path."""
     found = decode(structure, payload, START, "device")
     return {path: plain(field.value) for path, field in leaves(found)}
 
 
 def places(fields: tuple[Field, ...]) -> Iterator[tuple[int, int]]:
-    """Where each field that holds no others begins and ends, from the start of the payload."""
+    """Return the start and end of each field that holds no others, counted from the payload's
+    start.
+    """
     for _, field in leaves(fields):
         yield field.offset - START, field.offset - START + field.size
 
@@ -59,7 +61,7 @@ class Known:
 
 
 def read_number(kind: str, data: bytes) -> int | bool:
-    """As QEMU writes it."""
+    """Return a number as QEMU writes it."""
     if kind == "bool":
         return data != b"\0"
     return int.from_bytes(data, "big", signed=not kind.startswith("u"))
@@ -67,7 +69,7 @@ def read_number(kind: str, data: bytes) -> int | bool:
 
 @st.composite
 def numbers(draw: st.DrawFn, name: str) -> Known:
-    """A number or boolean; or an array of them, in each form."""
+    """Draw a number or boolean, or an array of them, in each form."""
     kind = draw(st.sampled_from([*SIZES, "bool"]))
     size = SIZES.get(kind, 1)
     form = draw(st.sampled_from(["one", "array_len", "index"]))
@@ -86,7 +88,7 @@ def numbers(draw: st.DrawFn, name: str) -> Known:
 
 @st.composite
 def others(draw: st.DrawFn, name: str) -> Known:
-    """Bytes of a type that only QEMU knows; a capability; pointers."""
+    """Draw bytes of a type that only QEMU knows, a capability, or pointers."""
     kind = draw(st.sampled_from(["timer", "qtailq", "unused_buffer", "capability", "nullptr"]))
     if kind == "nullptr":
         return Known([entry(name, kind, 1)], b"0", {name: None})
@@ -100,12 +102,12 @@ def others(draw: st.DrawFn, name: str) -> Known:
 
 
 def inside(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a structure, by the paths from outside it."""
+    """Return the values of a structure, by their paths from outside it."""
     return {f"{name}/{path}": value for path, value in values.items()}
 
 
 def structures(name: str) -> st.SearchStrategy[Known]:
-    """A structure, in each of the ways to describe one."""
+    """Draw a structure, in each of the ways to describe one."""
 
     def within(known: Known, form: str) -> Known:
         body = {"vmsd_name": "x", "version": 1, "fields": known.fields}
@@ -135,7 +137,7 @@ def structures(name: str) -> st.SearchStrategy[Known]:
 
 @st.composite
 def listings(draw: st.DrawFn) -> Known:
-    """All fields of a structure."""
+    """Draw all fields of a structure."""
     whole = Known([], b"", {})
     for number in range(draw(st.integers(0, 4))):
         makers = st.sampled_from([numbers, numbers, others, structures])
@@ -148,7 +150,7 @@ def listings(draw: st.DrawFn) -> Known:
 
 @st.composite
 def devices(draw: st.DrawFn) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
-    """A device with subsections: description, payload, values by path."""
+    """Draw a device with subsections: its description, payload, and values by path."""
     known = draw(listings())
     payload, values = known.payload, known.values
     subsections = []
@@ -177,7 +179,7 @@ HOSTILE: list[Any] = [None, -1, 0, 10**12, 1 << 31, 10**400, 1.5, True, "x", [],
 
 
 def _nodes(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every place in a JSON value: what holds it, and its key or index."""
+    """Yield every place in a JSON value: its container, and its key or index."""
     keys = value if isinstance(value, dict) else range(len(value))
     for key in list(keys):
         yield value, key

@@ -74,7 +74,7 @@ class World:
 
 
 class Ends:
-    """What each kind of world can become. `stock`: which end is a stock QEMU, if any."""
+    """Ends that a kind of world can reach; `stock`: the end that is a stock QEMU, if any."""
 
     def __init__(self, stock: str) -> None:
         self.stock = stock
@@ -273,7 +273,7 @@ class Ends:
 
 
 def worlds(ends: Ends, without: tuple[str, ...] = ()) -> dict[World, tuple[World | None, str]]:
-    """Every world that can come about, with the one before it and what happened."""
+    """Return every world that can be reached, with the one before it and the event between."""
     first = ends.begin()
     found: dict[World, tuple[World | None, str]] = {first: (None, "")}
     todo = deque([first])
@@ -287,7 +287,7 @@ def worlds(ends: Ends, without: tuple[str, ...] = ()) -> dict[World, tuple[World
 
 
 def history(found: dict[World, tuple[World | None, str]], world: World) -> str:
-    """What happened up to this world, in order."""
+    """Return the events up to this world, in order."""
     steps = []
     at: World | None = world
     while at is not None:
@@ -297,17 +297,17 @@ def history(found: dict[World, tuple[World | None, str]], world: World) -> str:
 
 
 def hears(world: World) -> bool:
-    """Whether a source that still holds its guest has, or soon will, hear that nobody answers."""
+    """Return whether a source that holds its guest hears, or will hear, that nobody answers."""
     return world.cut or world.destination.closed or not world.source.leader
 
 
 def killed(world: World) -> bool:
-    """Whether somebody killed the guest where it ran."""
+    """Return whether somebody killed the guest where it ran."""
     return any(end.ran and not end.holder for end in (world.source, world.destination))
 
 
 def settled(ends: Ends, world: World) -> bool:
-    """Whether nothing happens any more by itself: only people, deaths and a cut could."""
+    """Return whether only people, deaths or a cut could still change anything."""
     outside = ("cancel", "timeout", "leave", "killed", "cut")
     return not any(
         after != world for what, after in ends.steps(world) if not any(w in what for w in outside)

@@ -28,7 +28,7 @@ def _placed(found: list[events.Event]) -> list[Any]:
 
 @EACH
 def test_events_and_bytes_are_the_same_thing(kind: str) -> None:
-    """If it failed, a stream would lose something between reading and writing it."""
+    """Broken: a stream would lose something between reading and writing it."""
     data = to_bytes(KINDS[kind])
     found = read(data)
     assert _placed(found) == _placed(KINDS[kind])
@@ -41,7 +41,7 @@ def test_events_and_bytes_are_the_same_thing(kind: str) -> None:
 
 @EACH
 def test_byte_by_byte(kind: str) -> None:
-    """If it failed, some structure would be read before it is complete."""
+    """Broken: some structure would be read before it is complete."""
     data = to_bytes(KINDS[kind])
     step = 4099 if kind == "block" else 1
     reader, found = StreamReader(), []
@@ -54,7 +54,7 @@ def test_byte_by_byte(kind: str) -> None:
 @given(cuts=st.lists(st.integers(1, 3000), min_size=1))
 @EACH
 def test_any_cut_gives_the_same_events(kind: str, cuts: list[int]) -> None:
-    """If it failed, what is read would depend on how the network cuts the stream."""
+    """Broken: what is read would depend on how the network cuts the stream."""
     data = to_bytes(KINDS[kind])
     reader, at, found = StreamReader(), 0, []
     while at < len(data):
@@ -73,7 +73,7 @@ def test_any_cut_gives_the_same_events(kind: str, cuts: list[int]) -> None:
 def test_damage_never_ends_in_another_exception(
     kind: str, places: list[tuple[float, bytes]], cut: float
 ) -> None:
-    """If it failed, a hostile stream would end in a traceback, or be misread."""
+    """Broken: a hostile stream would end in a traceback, or be misread."""
     data = bytearray(to_bytes(KINDS[kind]))
     for place, new in places:
         at = int(place * len(data))
@@ -85,7 +85,7 @@ def test_damage_never_ends_in_another_exception(
 
 @EACH
 def test_a_stream_that_ends_early_is_refused(kind: str) -> None:
-    """If it failed, a destination would start half a guest."""
+    """Broken: a destination would start half a guest."""
     data = to_bytes(KINDS[kind])
     end = max(e.offset for e in read(data) if isinstance(e, events.EndOfStream))
     for at in {*range(0, end, max(1, end // 97)), end}:

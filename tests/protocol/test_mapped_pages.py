@@ -46,7 +46,7 @@ def _images(data: bytes) -> dict[str, bytes]:
 @pytest.mark.parametrize("page_size", [4096, 1 << 16])
 @pytest.mark.parametrize("file_offset", [0, 12345])
 def test_pages_are_where_they_are(page_size: int, file_offset: int) -> None:
-    """If it failed, RAM would differ from the source's."""
+    """Broken: RAM would differ from the source's."""
     count = 700 if page_size == 4096 else 70
     wanted = {name: [n for n in pages if n < count] for name, pages in SPARSE.items()}
     data, images = mapped(wanted, page_size=page_size, file_offset=file_offset, count=count)
@@ -56,13 +56,13 @@ def test_pages_are_where_they_are(page_size: int, file_offset: int) -> None:
 @settings(deadline=None, max_examples=25)
 @given(pages=st.sets(st.integers(0, 699), max_size=40))
 def test_any_pages(pages: set[int]) -> None:
-    """If it failed, a run or a window of pages would lose or gain one."""
+    """Broken: a run or a window of pages would lose or gain one."""
     data, images = mapped({"ram": sorted(pages), "rom": [5]})
     assert _images(data) == images
 
 
 def test_the_list_is_written_as_it_was() -> None:
-    """If it failed, a mapped-ram file could not be written as it was read."""
+    """Broken: a mapped-ram file could not be written as it was read."""
     data, _ = mapped(SPARSE, file_offset=4096)
     pieces = list_pieces(_listed(data))
     assert len(pieces) == 4
@@ -75,7 +75,7 @@ def test_the_list_is_written_as_it_was() -> None:
 @pytest.mark.parametrize("step", [1 << 20, 70_001])
 @pytest.mark.parametrize("skipped", [False, True])
 def test_pages_may_be_skipped(step: int, skipped: bool) -> None:
-    """If it failed, a file would have to be read from end to end, or what follows be misplaced."""
+    """Broken: a file would have to be read from end to end, or what follows be misplaced."""
     data, _ = mapped(SPARSE)
     reader, at, found, presented = StreamReader(), 0, [], 0
     while at < len(data):
@@ -90,7 +90,7 @@ def test_pages_may_be_skipped(step: int, skipped: bool) -> None:
 
 
 def test_blocks_that_were_left_out() -> None:
-    """If it failed, mapped-ram together with x-ignore-shared could not be read."""
+    """Broken: mapped-ram together with x-ignore-shared could not be read."""
     blocks = (
         events.RamBlock("shared", 1 << 20, address=0, mapped=MappedRam(4096, 0, 0)),
         events.RamBlock("other", 1 << 20, address=1 << 20, mapped=MappedRam(4096, 0, 0)),
@@ -103,7 +103,7 @@ def test_blocks_that_were_left_out() -> None:
 
 
 def _lying(**lies: int) -> tuple[bytes, int]:
-    """A file whose second block's header lies; where that stands."""
+    """Return a file whose second block has a false header, and the offset of that."""
     data, _ = mapped({"ram": [1], "rom": [2]})
     at, entry = list_pieces(_listed(data))[2]
     at += len(entry) - mapped_ram.HEADER_SIZE
@@ -126,7 +126,7 @@ def _lying(**lies: int) -> tuple[bytes, int]:
     ],
 )
 def test_lies_about_places_are_refused(lies: dict[str, int], message: str) -> None:
-    """If it failed, pages would be read from headers or other pages, or wherever a stream likes."""
+    """Broken: pages would be read from headers or other pages, or wherever a stream likes."""
     data, at = _lying(**lies)
     with pytest.raises(StreamError, match=message) as caught:
         read(data)
@@ -135,7 +135,7 @@ def test_lies_about_places_are_refused(lies: dict[str, int], message: str) -> No
 
 
 def test_a_bitmap_before_its_header_is_refused() -> None:
-    """If it failed, a stream would be said to begin before its file does."""
+    """Broken: a stream would be said to begin before its file does."""
     data, _ = mapped({"ram": [1]})
     at = list_pieces(_listed(data))[1][0] + 1 + len("ram") + 8
     header = mapped_ram.Header.parse(data[at:])
@@ -146,7 +146,7 @@ def test_a_bitmap_before_its_header_is_refused() -> None:
 
 @pytest.mark.parametrize("what", ["a page of block", "the bitmap of block"])
 def test_what_lies_past_the_end_is_refused(what: str) -> None:
-    """If it failed, pages that were cut off would be taken for zero, or for others."""
+    """Broken: pages that were cut off would be taken for zero, or for others."""
     data, _ = mapped({"ram": [699]})
     listed = _listed(data)
     place = listed.blocks[0].mapped
@@ -157,7 +157,7 @@ def test_what_lies_past_the_end_is_refused(what: str) -> None:
 
 
 def test_bits_behind_the_last_page_are_refused() -> None:
-    """If it failed, a page would be put behind its RAM block."""
+    """Broken: a page would be put behind its RAM block."""
     data, _ = mapped({"ram": [1]}, count=700)
     listed = _listed(data)
     place = listed.blocks[0].mapped
@@ -170,7 +170,7 @@ def test_bits_behind_the_last_page_are_refused() -> None:
 
 @pytest.mark.parametrize("bits", [0, 255])
 def test_huge_blocks_take_no_memory(bits: int) -> None:
-    """If it failed, a declared petabyte would be allocated."""
+    """Broken: a declared petabyte would be allocated."""
     length = 1 << 44
     place = mapped_ram.lay_out(length, 4096, 100)
     block = events.RamBlock("ram", length, mapped=place)
@@ -193,7 +193,7 @@ def test_huge_blocks_take_no_memory(bits: int) -> None:
 
 
 def test_runs_are_long() -> None:
-    """If it failed, reading would take a step in Python, or a system call, for each page."""
+    """Broken: reading would take a step in Python, or a system call, for each page."""
     data, _ = mapped({"ram": [*range(0, 700, 2)], "rom": [*range(700)]})
     runs = list(read_pages(_listed(data), _at(data)))
     assert len(runs) == 6

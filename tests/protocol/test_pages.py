@@ -22,7 +22,7 @@ RANDOM = np.random.default_rng(1)
 def _declared(
     kind: RamFlag, offsets: list[int], name: bytes | None, bodies: list[dict[str, object]]
 ) -> bytes:
-    """The records as their declarations build them, one by one."""
+    """Return the records as their declarations build them, one by one."""
     pieces = []
     for index, (offset, body) in enumerate(zip(offsets, bodies, strict=True)):
         continued = index > 0 or name is None
@@ -44,7 +44,7 @@ def _offsets(numbers: list[int], page_size: int) -> npt.NDArray[np.uint64]:
 def test_plain_records_are_as_declared(
     page_size: int, numbers: list[int], name: bytes | None
 ) -> None:
-    """If it failed, pages would leave in another form than the one declared."""
+    """Broken: pages would leave in another form than the one declared."""
     offsets = _offsets(numbers, page_size)
     data = RANDOM.integers(0, 256, (len(numbers), page_size), np.uint8)
     bodies: list[dict[str, object]] = [{"page": bytes(page)} for page in data]
@@ -65,7 +65,7 @@ def test_plain_records_are_as_declared(
 def test_zero_records_are_as_declared(
     page_size: int, numbers: list[int], name: bytes | None, fill: int
 ) -> None:
-    """If it failed, zero pages would leave in another form than the one declared."""
+    """Broken: zero pages would leave in another form than the one declared."""
     offsets = _offsets(numbers, page_size)
     bodies: list[dict[str, object]] = [{"fill": fill}] * len(numbers)
     expected = _declared(RamFlag.ZERO, offsets.tolist(), name, bodies)
@@ -84,7 +84,7 @@ def test_zero_records_are_as_declared(
 def test_a_run_is_found_to_its_end(
     page_size: int, count: int, fill: int | None, other: str
 ) -> None:
-    """If it failed, a run would stop early (slow) or swallow a record that is not of it."""
+    """Broken: a run would stop early (slow) or swallow a record that is not of it."""
     offsets = _offsets(list(range(count + 1)), page_size)
     out = bytearray(records.plain_size(count + 1, page_size, None))
     if fill is None:
@@ -111,7 +111,7 @@ def test_a_run_is_found_to_its_end(
 
 
 def test_pages_of_a_run_are_a_view() -> None:
-    """If it failed, every received page would be copied once more."""
+    """Broken: every received page would be copied once more."""
     data = RANDOM.integers(0, 256, (9, 4096), np.uint8)
     out = np.zeros(records.plain_size(9, 4096, b"ram"), np.uint8)
     records.pack_plain(out, b"ram", _offsets(list(range(9)), 4096), data)
@@ -131,7 +131,7 @@ def _best(action: object, times: int = 30) -> float:
 
 @pytest.mark.parametrize("count", [255])
 def test_parsing_a_run_costs_less_than_copying_it(count: int) -> None:
-    """If it failed, taking a run apart would touch its pages, or go record by record."""
+    """Broken: taking a run apart would touch its pages, or go record by record."""
     data = np.ones((count, 4096), np.uint8)
     out = np.zeros(records.plain_size(count, 4096, None), np.uint8)
     records.pack_plain(out, None, _offsets(list(range(count)), 4096), data)

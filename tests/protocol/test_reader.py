@@ -36,11 +36,11 @@ from tests.streams import (
 )
 
 OUTSIDE = BLOCKS[0].length
-"""Where the first page behind `pc.ram` would be."""
+"""Offset that the first page behind `pc.ram` would have."""
 
 
 def test_events_and_bytes_are_the_same_thing() -> None:
-    """If it failed, a stream would lose something between reading and writing it."""
+    """Broken: a stream would lose something between reading and writing it."""
     made = every_event()
     data = to_bytes(made)
     found = read(data)
@@ -66,7 +66,7 @@ def test_no_ram_at_all(size: int) -> None:
 
 
 def test_offsets_are_true() -> None:
-    """If it failed, reports and errors would point at the wrong place in the stream."""
+    """Broken: reports and errors would point at the wrong place in the stream."""
     data = to_bytes(every_event())
     at = 0
     for event in read(data):
@@ -80,7 +80,7 @@ def test_offsets_are_true() -> None:
 @settings(deadline=None, max_examples=30)
 @given(cuts=st.lists(st.integers(1, 9000), min_size=1))
 def test_any_cut_gives_the_same_events(cuts: list[int]) -> None:
-    """If it failed, what is read would depend on how the network cuts the stream."""
+    """Broken: what is read would depend on how the network cuts the stream."""
     data = to_bytes(every_event())
     reader, at, found = StreamReader(), 0, []
     while at < len(data):
@@ -92,7 +92,7 @@ def test_any_cut_gives_the_same_events(cuts: list[int]) -> None:
 
 @given(most=st.integers(1, 9))
 def test_reading_some_events_at_a_time_gives_the_same(most: int) -> None:
-    """If it failed, a receiver would lose what follows many small parts, as 200,000 pings."""
+    """Broken: a receiver would lose what follows many small parts, as 200,000 pings."""
     data = memoryview(to_bytes(every_event()))
     reader, at, found = StreamReader(), 0, []
     while True:
@@ -105,7 +105,7 @@ def test_reading_some_events_at_a_time_gives_the_same(most: int) -> None:
 
 
 def test_byte_by_byte() -> None:
-    """If it failed, some structure would be read before it is complete."""
+    """Broken: some structure would be read before it is complete."""
     data = to_bytes(every_event())
     reader, found = StreamReader(), []
     for at in range(len(data)):
@@ -114,7 +114,7 @@ def test_byte_by_byte() -> None:
 
 
 def test_what_parse_leaves_is_short() -> None:
-    """If it failed, a receiver's slot would fill up with bytes that are not done with."""
+    """Broken: a receiver's slot would fill up with bytes that are not done with."""
     devices = [device(3, "big", bytes(200_000)), device(4, "next", bytes(100_000))]
     data = to_bytes([*opening(), *closing(devices)])
     reader, at = StreamReader(), 0
@@ -127,7 +127,7 @@ def test_what_parse_leaves_is_short() -> None:
 
 
 def test_page_data_is_a_view() -> None:
-    """If it failed, received pages would be copied before they reach guest RAM."""
+    """Broken: received pages would be copied before they reach guest RAM."""
     data = to_bytes([*opening(), *ram_part(page_run(0, [3]))])
     view = memoryview(bytearray(data))
     found, _ = StreamReader().parse(view)
@@ -139,7 +139,7 @@ def test_page_data_is_a_view() -> None:
 
 @pytest.mark.parametrize("cut", range(1, 400, 7))
 def test_a_stream_that_ends_early_is_refused(cut: int) -> None:
-    """If it failed, a destination would start half a guest."""
+    """Broken: a destination would start half a guest."""
     data = to_bytes([*opening(), *closing([device(3, "timer", b"12345")])])
     end = data.index(b"\x00\x06", data.index(b"timer")) + 1
     with pytest.raises(StreamError):
@@ -149,7 +149,7 @@ def test_a_stream_that_ends_early_is_refused(cut: int) -> None:
 
 
 def test_a_stream_may_end_without_description() -> None:
-    """If it failed, streams of sources that send none could not be read."""
+    """Broken: streams of sources that send none could not be read."""
     made = [*opening(), *closing([device(3, "timer", b"12345")])][:-1]
     data = to_bytes(made)
     reader = StreamReader()
@@ -163,7 +163,7 @@ def test_a_stream_may_end_without_description() -> None:
 
 
 def test_bytes_behind_the_stream_are_left_alone() -> None:
-    """If it failed, a stream inside another file could not be read."""
+    """Broken: a stream inside another file could not be read."""
     data = to_bytes(every_event())
     reader = StreamReader()
     reader.feed(data)
@@ -177,7 +177,7 @@ def test_bytes_behind_the_stream_are_left_alone() -> None:
 @settings(deadline=None, max_examples=150)
 @given(place=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255))
 def test_damage_never_ends_in_another_exception(place: float, value: int) -> None:
-    """If it failed, a hostile stream would end in a traceback, or worse."""
+    """Broken: a hostile stream would end in a traceback, or worse."""
     part = ram_part(page_run(0, [1, 2], 0), page_run(1, [3], 1))
     data = bytearray(
         to_bytes([*opening(answers=True), *part, *closing([device(3, "timer", b"1" * 9)])])
@@ -223,7 +223,7 @@ def _header(value: int) -> bytes:
     ],
 )
 def test_bad_records_are_refused_where_they_stand(record: bytes, message: str) -> None:
-    """If it failed, a page could land outside RAM, or an error would not say where."""
+    """Broken: a page could land outside RAM, or an error would not say where."""
     data = _records(record)
     with pytest.raises(StreamError, match=message) as caught:
         read(data + bytes(5000))
@@ -237,7 +237,7 @@ def test_bad_records_are_refused_where_they_stand(record: bytes, message: str) -
 @pytest.mark.parametrize("which", [0, 1, 5, 30, 200])
 @pytest.mark.parametrize("fill", [None, 0])
 def test_every_page_of_a_run_is_checked(which: int, fill: int | None) -> None:
-    """If it failed, a page hidden in a long run could be written outside RAM."""
+    """Broken: a page hidden in a long run could be written outside RAM."""
     numbers = [3] * 201
     numbers[which] = OUTSIDE // PAGE
     good = _records(to_bytes([page_run(0, numbers[:which], fill)] if which else []))
@@ -268,13 +268,13 @@ def _ram_start(total: int, *blocks: tuple[bytes, int]) -> bytes:
 def test_bad_block_lists_are_refused(
     total: int, blocks: list[tuple[bytes, int]], message: str
 ) -> None:
-    """If it failed, a stream could make a destination allocate what it likes."""
+    """Broken: a stream could make a destination allocate what it likes."""
     with pytest.raises(StreamError, match=message):
         read(_ram_start(total, *blocks))
 
 
 def test_huge_page_blocks_after_postcopy_advice() -> None:
-    """If it failed, sources with huge pages and the postcopy capability could not be read."""
+    """Broken: sources with huge pages and the postcopy capability could not be read."""
     blocks = (events.RamBlock("huge", 2 << 20, 2 << 20), events.RamBlock("small", 4096))
     advice = events.Command(0, 3, _advice(4096))
     for order in (blocks, blocks[::-1]):
@@ -295,14 +295,14 @@ def test_huge_page_blocks_after_postcopy_advice() -> None:
     ],
 )
 def test_what_is_not_read_is_named(event: events.Event, message: str) -> None:
-    """If it failed, an unsupported stream would be misread instead of refused by name."""
+    """Broken: an unsupported stream would be misread instead of refused by name."""
     before = [] if isinstance(event, events.Header) else opening()[:1]
     with pytest.raises(UnsupportedError, match=message):
         read(to_bytes([*before, event]) + b"\0")
 
 
 def test_page_size_comes_from_the_stream() -> None:
-    """If it failed, guests with pages of another size would be read as noise."""
+    """Broken: guests with pages of another size would be read as noise."""
     block = events.RamBlock("ram", 1 << 20)
     run = page_run(0, range(3), blocks=[block], page_size=1 << 16)
     middle = [*ram_start([block]), *ram_part(run), *closing(())[:-1]]
@@ -315,7 +315,7 @@ def test_page_size_comes_from_the_stream() -> None:
 
 
 def test_a_long_run_costs_little_more_than_its_headers() -> None:
-    """If it failed, reading would touch every page, or every record, in Python."""
+    """Broken: reading would touch every page, or every record, in Python."""
     start = to_bytes(opening()) + stream.section_part(2)
     name = to_bytes([page_run(0, [1])])
     run = to_bytes([page_run(0, list(range(60)) * 4, continued=True)])
@@ -340,7 +340,7 @@ def _advice(page_size: int) -> bytes:
 
 
 def test_page_size_comes_with_the_advice() -> None:
-    """If it failed, a postcopy stream of a guest with large pages would be read as noise."""
+    """Broken: a postcopy stream of a guest with large pages would be read as noise."""
     block = events.RamBlock("ram", 1 << 16)
     run = page_run(0, [0], blocks=[block], page_size=1 << 14)
     advice = events.Command(0, 3, _advice(1 << 14))
@@ -353,19 +353,19 @@ def test_page_size_comes_with_the_advice() -> None:
 
 @pytest.mark.parametrize("data", [bytes(8), bytes(17), _advice(12288), _advice(1 << 17)])
 def test_advice_is_checked(data: bytes) -> None:
-    """If it failed, a stream could make pages of any size, or none."""
+    """Broken: a stream could make pages of any size, or none."""
     with pytest.raises(StreamError, match=r"a POSTCOPY_ADVISE command of|pages of \d+ bytes"):
         read(to_bytes([*opening()[:1], events.Command(0, 3, data)]))
 
 
 def test_advice_without_ram() -> None:
-    """If it failed, block sizes would be taken for page sizes where only bitmaps are postcopied."""
+    """Broken: block sizes would be taken for page sizes where only bitmaps are postcopied."""
     data = to_bytes([*opening()[:2], events.Command(0, 3), *ram_start(), *closing(early=())])
     assert to_bytes(read(data)) == data
 
 
 def test_unsaid_page_size_is_told() -> None:
-    """If it failed, nobody would know why a stream of other pages makes no sense."""
+    """Broken: nobody would know why a stream of other pages makes no sense."""
     block = events.RamBlock("ram", 1 << 16)
     run = page_run(0, [0], blocks=[block], page_size=1 << 13)
     data = to_bytes([events.Header(0), *ram_start([block]), *ram_part(run)])
@@ -374,7 +374,7 @@ def test_unsaid_page_size_is_told() -> None:
 
 
 def test_blocks_with_addresses() -> None:
-    """If it failed, x-ignore-shared streams could not be read, or block places would be wrong."""
+    """Broken: x-ignore-shared streams could not be read, or block places would be wrong."""
     blocks = (
         events.RamBlock("low", 1 << 20, address=0),
         events.RamBlock("rom", 8192, address=0xFFFC0000),
@@ -391,7 +391,7 @@ def test_blocks_with_addresses() -> None:
 def test_every_encoded_record_of_a_run_is_checked(
     which: int, make_run: Callable[[int, dict[int, bytes]], events.XbzrleRun | events.CompressedRun]
 ) -> None:
-    """If it failed, a page hidden in a long run could be written outside RAM."""
+    """Broken: a page hidden in a long run could be written outside RAM."""
     inside = dict.fromkeys(range(which), b"\x05\x01a")
     good = _records(to_bytes([make_run(0, inside)] if inside else []))
     run = make_run(0, {**inside, OUTSIDE // PAGE: b"\0\x01a"})

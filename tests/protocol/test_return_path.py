@@ -8,7 +8,7 @@ from vmferry.protocol.return_path import OtherMessage, Pong, ReturnPathReader, S
 
 
 def test_messages_survive_any_cut() -> None:
-    """If it failed, an answer that arrives in pieces would be lost or misread."""
+    """Broken: an answer that arrives in pieces would be lost or misread."""
     data = pong(0x01020304) + b"\x00\x06\x00\x04\x00\x00\x00\x01" + shut(1)
     reader = ReturnPathReader()
     found = [message for i in range(len(data)) for message in reader.feed(data[i : i + 1])]
@@ -17,14 +17,14 @@ def test_messages_survive_any_cut() -> None:
 
 
 def test_wire_form() -> None:
-    """If it failed, a stock QEMU source would not understand the answer."""
+    """Broken: a stock QEMU source would not understand the answer."""
     assert shut(0) == bytes.fromhex("0001 0004 00000000")
     assert pong(5) == bytes.fromhex("0002 0004 00000005")
 
 
 @pytest.mark.parametrize("data", ["0063 0000", "0001 ffff", "0001 0002 0000"])
 def test_nonsense_is_refused(data: str) -> None:
-    """If it failed, garbage from the peer would be waited for or believed."""
+    """Broken: garbage from the peer would be waited for or believed."""
     reader = ReturnPathReader()
     reader.feed(shut(0))
     with pytest.raises(StreamError, match=r"^offset 0x8 \(section 'return path'\): "):

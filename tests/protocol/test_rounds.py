@@ -12,7 +12,7 @@ RUNS = st.lists(st.tuples(st.integers(0, 1), PAGES.filter(bool)), max_size=12)
 
 
 def _one_by_one(runs: list[tuple[int, list[int]]]) -> list[int]:
-    """The round of each page."""
+    """Return the round of each page."""
     found: list[int] = []
     sent: set[tuple[int, int]] = set()
     current = 0

@@ -29,7 +29,7 @@ START, PART, END = SectionType.START, SectionType.PART, SectionType.END
 
 
 def _begun(name: str, version: int = 1) -> bytes:
-    """A stream up to the payload of this section's first piece."""
+    """Return a stream up to the payload of this section's first piece."""
     section = events.IterativeSection(0, START, 9, name, 0, version)
     return to_bytes([*opening(), section])
 
@@ -73,7 +73,7 @@ BEGUN = b"\x1c" + NAMES + b"\0\0\x10\0\x01"
 def test_bad_records_are_refused_where_they_stand(
     name: str, before: bytes, record: bytes, message: str
 ) -> None:
-    """If it failed, memory would be taken for what lies, or an error would not say where."""
+    """Broken: memory would be taken for what lies, or an error would not say where."""
     data = _begun(name, 0 if name.startswith("s390") else 1) + before + record
     with pytest.raises(StreamError, match=message) as caught:
         read(data + bytes(40))
@@ -82,7 +82,7 @@ def test_bad_records_are_refused_where_they_stand(
 
 
 def test_entries_outside_the_table() -> None:
-    """If it failed, a reader would put page table entries outside their table."""
+    """Broken: a reader would put page table entries outside their table."""
     data = _begun("spapr/htab") + b"\0\0\0\x12" + stream.section_footer(9)
     data += stream.SectionContinuation.build({"type": PART, "section_id": 9}) + bytes(4)
     assert _read_until_early_end(data + b"\0\0\x3f\xff\0\1\0\0") == "records"
@@ -98,7 +98,7 @@ def _read_until_early_end(data: bytes) -> str:
 
 
 def test_names_in_force() -> None:
-    """If it failed, bits would be taken for those of another bitmap."""
+    """Broken: bits would be taken for those of another bitmap."""
     found = read(to_bytes(KINDS["dirty-bitmap"]))
     chunks = [event for event in found if isinstance(event, BitmapChunk)]
     names = ["backup", "other", "backup", "backup", "backup", "backup", "backup"]
@@ -107,7 +107,7 @@ def test_names_in_force() -> None:
 
 
 def test_a_section_of_another_version_is_passed() -> None:
-    """If it failed, a section would be read by the rules of another version."""
+    """Broken: a section would be read by the rules of another version."""
     unknown = piece(START, "block", events.OpaquePiece(0, b"whatever"), version=7)
     ended = piece(END, "block", events.OpaquePiece(0, b""), version=7)
     data = to_bytes([*opening(), *unknown, *ended, *closing(DEVICES)])
@@ -117,7 +117,7 @@ def test_a_section_of_another_version_is_passed() -> None:
 
 
 def test_an_unknown_section_is_bounded() -> None:
-    """If it failed, a section that never ends would take all memory."""
+    """Broken: a section that never ends would take all memory."""
     data = _begun("vfio") + bytes(1 << 20)
     with pytest.raises(StreamError, match="more than 65536 bytes of an unknown section") as caught:
         read(data, max_device_state=1 << 16)
@@ -129,7 +129,7 @@ def _piece_of(name: str, payload: bytes, version: int = 1) -> list[events.Event]
 
 
 def _first_piece(kind: str) -> list[events.Event]:
-    """Of the section beside `ram`, with its footer."""
+    """Return the first piece of the section beside `ram`, with its footer."""
     made = KINDS[kind]
     start = next(n for n, e in enumerate(made) if type(e) is events.IterativeSection)
     return made[start : 1 + next(n for n, e in enumerate(made) if e == events.Footer(0, 9))]
@@ -163,7 +163,7 @@ def test_ram_that_only_begins() -> None:
 
 
 def test_an_unknown_section_without_footers_is_named() -> None:
-    """If it failed, what follows it would be misread."""
+    """Broken: what follows it would be misread."""
     unknown = events.IterativeSection(0, START, 9, "vfio")
     data = to_bytes([*KINDS["no-footers"][:5], unknown]) + bytes(100)
     with pytest.raises(UnsupportedError, match=r"'vfio'\): this kind of section cannot be passed"):
@@ -171,7 +171,7 @@ def test_an_unknown_section_without_footers_is_named() -> None:
 
 
 def test_footers_are_everywhere_or_nowhere() -> None:
-    """If it failed, damage would pass for an old machine type's stream."""
+    """Broken: damage would pass for an old machine type's stream."""
     some = [*opening(), *ram_part()[:-1], *ram_piece(END)]
     with pytest.raises(StreamError, match="byte 0x03 where a section's footer stands"):
         read(to_bytes(some))
@@ -180,7 +180,7 @@ def test_footers_are_everywhere_or_nowhere() -> None:
 
 
 def test_devices_that_no_description_fits_stay_whole() -> None:
-    """If it failed, devices of an old machine type would be cut at wrong places, or refused."""
+    """Broken: devices of an old machine type would be cut at wrong places, or refused."""
     *before, first, second, eof, _ = KINDS["no-footers"]
     wrong = description([device(3, "timer", b"1234")])
     data = to_bytes([*before, first, second, eof, wrong])
@@ -189,7 +189,7 @@ def test_devices_that_no_description_fits_stay_whole() -> None:
 
 
 def test_devices_behind_a_package() -> None:
-    """If it failed, a section could reach out of its package, and what follows be read twice."""
+    """Broken: a section could reach out of its package, and what follows be read twice."""
     made = KINDS["postcopy"]
     at = next(n for n, e in enumerate(made) if isinstance(e, events.Command) and e.command == 7)
     command = made[at]
@@ -230,7 +230,7 @@ def test_devices_behind_a_package() -> None:
     ],
 )
 def test_bad_commands_are_refused(command: int, data: bytes, message: str) -> None:
-    """If it failed, a command that makes no sense would be obeyed."""
+    """Broken: a command that makes no sense would be obeyed."""
     before = to_bytes(opening())
     with pytest.raises(StreamError, match=message) as caught:
         read(before + to_bytes([events.Command(0, command, data)]))
@@ -238,7 +238,7 @@ def test_bad_commands_are_refused(command: int, data: bytes, message: str) -> No
 
 
 def test_disks_take_constant_memory() -> None:
-    """If it failed, a stream with disks would need as much memory as these are large."""
+    """Broken: a stream with disks would need as much memory as these are large."""
     begin = piece(START, "block")[:1]
     blocks = [e for e in KINDS["block"] if type(e).__name__ == "DiskBlock"][:1]
     reader, block = StreamReader(), to_bytes(blocks)

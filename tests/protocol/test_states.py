@@ -14,7 +14,7 @@ from vmferry.protocol.states import (
 @pytest.mark.parametrize("old", list(MigrationStatus))
 @pytest.mark.parametrize("new", list(MigrationStatus))
 def test_table_alone_decides(old: MigrationStatus, new: MigrationStatus) -> None:
-    """If it failed, a migration could leave the table of transitions, or not follow it."""
+    """Broken: a migration could leave the table of transitions, or not follow it."""
     machine = StateMachine()
     machine._state = old
     if new in TRANSITIONS[old]:
@@ -27,7 +27,7 @@ def test_table_alone_decides(old: MigrationStatus, new: MigrationStatus) -> None
 
 
 def test_listeners_hear_each_change_once_in_order() -> None:
-    """If it failed, a listener that changes the state would let others hear changes reversed."""
+    """Broken: a listener that changes the state would let others hear changes reversed."""
     machine = StateMachine()
     heard: list[tuple[str, str]] = []
 

@@ -1,4 +1,4 @@
-"""What a virtio-mem device says of its memory."""
+"""Test what is read from the section of a virtio-mem device."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PLUGGED = [0, 3, 64, 127]
 
 
 def bitmap(blocks: list[int], count: int = REGION // BLOCK) -> bytes:
-    """A bit a block, in big-endian words."""
+    """Return one bit for each block, in big-endian words."""
     bits = np.zeros(-(-count // 64) * 64, np.uint8)
     bits[blocks] = 1
     return np.packbits(bits, bitorder="little").view("<u8").astype(">u8").tobytes()
 
 
 def early(**changes: Any) -> DeviceSection:
-    """The section of a machine type from 8.1 on."""
+    """Return the section of a machine type from 8.1 on."""
     values = {
         "address": 1 << 32,
         "region_size": REGION,
@@ -39,7 +39,7 @@ def early(**changes: Any) -> DeviceSection:
 
 
 def late(*, before: bytes = bytes(200), behind: bytes = b"\x05\x05later", **changes: Any) -> Any:
-    """The section of an older machine type."""
+    """Return the section of a machine type before 8.1."""
     values = {
         "address": 1 << 32,
         "region_size": REGION,
@@ -55,7 +55,7 @@ def late(*, before: bytes = bytes(200), behind: bytes = b"\x05\x05later", **chan
 
 
 def described(section: DeviceSection) -> Description:
-    """A description of it, as QEMU's."""
+    """Return a description of the section, as QEMU's."""
     sizes = {"addr": 8, "region_size": 8, "block_size": 8, "node": 4}
     inner = [{"name": n, "type": f"uint{8 * s}", "size": s} for n, s in sizes.items()]
     fields = [

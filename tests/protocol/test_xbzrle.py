@@ -32,7 +32,7 @@ def _edited(batch: list[list[tuple[int, int]]]) -> tuple[Pages, Pages]:
 
 
 def _decoded(old: bytes, encoding: bytes) -> bytes:
-    """By the words of the documentation, byte by byte."""
+    """Return a decoded page, byte by byte as the documentation says."""
     page, at, position = bytearray(old), 0, 0
     while position < len(encoding):
         lengths = []
@@ -52,7 +52,7 @@ def _decoded(old: bytes, encoding: bytes) -> bytes:
 
 
 def _optimum(old: Pages, new: Pages) -> int:
-    """Bytes of the shortest encoding, over all ways to choose runs."""
+    """Return the size of the shortest encoding, over all ways to choose runs."""
 
     def head(length: int) -> int:
         return 1 if length < 128 else 2
@@ -78,7 +78,7 @@ def _optimum(old: Pages, new: Pages) -> int:
 def test_records_are_as_declared_and_decode(
     batch: list[list[tuple[int, int]]], name: bytes | None
 ) -> None:
-    """If it failed, a destination would have other bytes than the source."""
+    """Broken: a destination would have other bytes than the source."""
     old, new = _edited(batch)
     delta = Delta(old, new)
     assert (delta.sizes == 0).tolist() == (old == new).all(axis=1).tolist()
@@ -103,7 +103,7 @@ def test_records_are_as_declared_and_decode(
 @settings(deadline=None, max_examples=60)
 @given(batch=BATCHES)
 def test_encodings_are_near_the_shortest(batch: list[list[tuple[int, int]]]) -> None:
-    """If it failed, XBZRLE would save less than it can."""
+    """Broken: XBZRLE would save less than it can."""
     old, new = _edited(batch)
     delta = Delta(old, new)
     for index, size in enumerate(delta.sizes.tolist()):
@@ -111,7 +111,7 @@ def test_encodings_are_near_the_shortest(batch: list[list[tuple[int, int]]]) -> 
 
 
 def test_overflow() -> None:
-    """If it failed, pages that changed altogether would be longer than they are as they stand."""
+    """Broken: pages that changed altogether would be longer than they are as they stand."""
     random = np.random.default_rng(1)
     old, new = random.integers(0, 256, (2, 3, PAGE), np.uint8)
     new[1] = old[1]
@@ -123,7 +123,7 @@ def test_overflow() -> None:
 
 
 def test_runs_longer_than_a_length_overflow() -> None:
-    """If it failed, big pages would carry lengths of three bytes, which no QEMU takes."""
+    """Broken: big pages would carry lengths of three bytes, which no QEMU takes."""
     old = np.zeros((2, 1 << 16), np.uint8)
     new = old.copy()
     new[0, -1] = new[1, 16383] = 1
@@ -131,7 +131,7 @@ def test_runs_longer_than_a_length_overflow() -> None:
 
 
 def _encodings(old: Pages, new: Pages) -> list[bytes]:
-    """Of every page, those that are unchanged or overflow as nothing."""
+    """Return the encoding of every page, empty for those that are unchanged or overflow."""
     delta = Delta(old, new)
     out = np.empty(delta.pack_size(None), np.uint8)
     delta.pack(out, None, np.zeros(len(old), np.uint64))
@@ -155,7 +155,7 @@ def _apply(pages: Pages, numbers: list[int], encodings: list[bytes]) -> None:
 @settings(deadline=None, max_examples=60)
 @given(batch=BATCHES)
 def test_round_trip_of_batches(batch: list[list[tuple[int, int]]]) -> None:
-    """If it failed, pages decoded together would differ from pages decoded one by one."""
+    """Broken: pages decoded together would differ from pages decoded one by one."""
     old, new = _edited(batch)
     encodings = _encodings(old, new)
     pages = np.zeros((len(batch) + 2, PAGE), np.uint8)
@@ -187,7 +187,7 @@ def test_round_trip_of_batches(batch: list[list[tuple[int, int]]]) -> None:
     ],
 )
 def test_wrong_encodings_are_refused(encoding: bytes, message: str, others: int) -> None:
-    """If it failed, a stream could write outside a page, or a page would be rebuilt wrong."""
+    """Broken: a stream could write outside a page, or a page would be rebuilt wrong."""
     pages = np.zeros((others + 1, PAGE), np.uint8)
     encodings = [b"\x00\x01x\x01\x01y"] * others
     encodings.insert(others // 2, encoding)
@@ -200,7 +200,7 @@ def test_wrong_encodings_are_refused(encoding: bytes, message: str, others: int)
 @settings(deadline=None, max_examples=200)
 @given(encodings=st.lists(st.binary(max_size=40), min_size=1, max_size=30))
 def test_anything_is_decoded_or_refused(encodings: list[bytes]) -> None:
-    """If it failed, one bad page could be decoded among many, or end the program."""
+    """Broken: one bad page could be decoded among many, or end the program."""
 
     def outcome(numbers: list[int], some: list[bytes]) -> tuple[bool, Pages]:
         pages = np.zeros((len(encodings) + 2, PAGE), np.uint8)
@@ -218,7 +218,7 @@ def test_anything_is_decoded_or_refused(encodings: list[bytes]) -> None:
 
 
 def test_changes_of_one_page_come_in_order() -> None:
-    """If it failed, the older of two changes could win."""
+    """Broken: the older of two changes could win."""
     pages = np.zeros((2, PAGE), np.uint8)
     _apply(pages, [1, 1, 0, 1], [b"\x00\x03aaa", b"\x01\x01b", b"\x00\x01c", b"\x02\x01d"])
     assert pages[1, :4].tobytes() == b"abd\0"

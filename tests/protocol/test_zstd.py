@@ -19,12 +19,12 @@ MAX_CONTENT = 4000
 
 
 def compressed(content: bytes, **options: Any) -> bytes:
-    """As zstd makes it."""
+    """Return the data as zstd compresses it."""
     return zstandard.ZstdCompressor(level=3, **options).compress(content)
 
 
 def in_blocks(content: bytes) -> bytes:
-    """As a program makes it that flushes now and then, and does not know how much will come."""
+    """Return the frame of a program that flushes now and then, and does not know the final size."""
     made = zstandard.ZstdCompressor().compressobj()
     pieces = [content[start : start + 700] for start in range(0, len(content), 700)]
     flush = zstandard.COMPRESSOBJ_FLUSH_BLOCK
@@ -55,7 +55,7 @@ streams = st.lists(st.tuples(st.sampled_from(sorted(MAKERS)), contents), max_siz
 
 
 def walk(stream: bytes, step: int) -> tuple[bytes, list[tuple[type, int]]]:
-    """What the frames hold, and where they begin, from a walker fed so many bytes at a time."""
+    """Return content and start of each frame, from a walker fed so many bytes at a time."""
     walker = zstd.FrameWalker(MAX_CONTENT)
     content, waiting, piecewise = b"", b"", None
     found: list[tuple[type, int]] = []

@@ -1,4 +1,4 @@
-"""What shows that a stream is of the kind that it is said to be: each fails where it is not."""
+"""Check that a stream is of the kind that a test is about; each check fails where it is not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLOB = np.random.default_rng(1).bytes(4096)
 
 
 def pages(found: list[events.Event]) -> Counter[type]:
-    """How many pages came in events of each kind; zero pages not counted."""
+    """Return how many pages arrived in events of each kind, without zero pages."""
     count: Counter[type] = Counter()
     for event in found:
         zero = isinstance(event, events.PageRun) and event.data is None
@@ -38,7 +38,7 @@ def once(found: list[events.Event]) -> None:
 
 
 def again(found: list[events.Event]) -> None:
-    """Pages come again, some of them as zero."""
+    """Check that pages arrive again, some of them as zero."""
     assert _pages_that_come_again(found) > 500
     written: set[tuple[int, int]] = set()
     cleared = 0
@@ -60,7 +60,7 @@ def compressed(found: list[events.Event]) -> None:
 
 
 def around_the_hole(below: int) -> Shows:
-    """What the guest has at 4 GiB stands `below` in its block."""
+    """Check that the guest's memory at 4 GiB is at `below` in its block."""
 
     def shows(found: list[events.Event]) -> None:
         runs = [event for event in found if isinstance(event, events.PageRun)]

@@ -61,7 +61,7 @@ class Libvirt:
         self._wait_for(self.socket, b"")
 
     def ask(self, *arguments: str) -> str:
-        """What `virsh ARGUMENTS` says."""
+        """Return the output of `virsh ARGUMENTS`."""
         ran = subprocess.run(
             ["virsh", "-q", "-c", "qemu:///session", *arguments],
             capture_output=True,

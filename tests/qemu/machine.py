@@ -30,7 +30,10 @@ def missing(what: str) -> None:
 
 
 def qemu_command(version: str, target: str = "x86_64") -> tuple[list[str], dict[str, str]]:
-    """The beginning of a command line, and its environment; no such QEMU: skips, or fails."""
+    """Return the beginning of a QEMU's command line, and its environment.
+
+    Without such a QEMU the test is skipped, or fails if one is required.
+    """
     program = f"qemu-system-{target}"
     if version == "7.2":
         if shutil.which(program) is None:
@@ -134,7 +137,7 @@ _FIRMWARE_SIZE = 1 << 16
 
 
 def _boot_options(machine: str, code: bytes, folder: Path) -> tuple[str, ...]:
-    """What makes a machine run this code."""
+    """Return the options with which a machine runs this code."""
     image = folder / "boot.img"
     if machine.startswith("virt"):
         image.write_bytes(code)
@@ -249,7 +252,7 @@ class BareMachine:
             time.sleep(0.02)
 
     def shared_memory(self) -> Path:
-        """What a `memory-backend-memfd` of this QEMU holds, at this moment."""
+        """Return the present content of a `memory-backend-memfd` of this QEMU."""
         for path in Path(f"/proc/{self._process.pid}/fd").iterdir():
             if path.readlink().name.startswith("memfd:memory-backend"):
                 return path
@@ -318,7 +321,7 @@ def check_arrived(destination: Machine, saved: Path, folder: Path) -> None:
 
 
 def saved_stream(version: str, folder: Path) -> Path:
-    """The stream of a guest that ran for a while."""
+    """Return the stream of a guest that ran for a while."""
     stream = folder / "stream"
     source = Machine(version, folder / "source")
     try:
@@ -337,7 +340,7 @@ def rebuilt_stream(
     capabilities: tuple[str, ...] = (),
     uri: str | None = None,
 ) -> Path:
-    """What a stock QEMU makes of a stream, as a stream again.
+    """Return the stream that a stock QEMU sends after it has loaded this one.
 
     `capabilities`: what it takes to read the stream, whose `uri` may be another than a pipe.
     """
@@ -355,7 +358,7 @@ def rebuilt_stream(
 
 
 def stock_ram(again: Path, folder: Path) -> list[str]:
-    """Options of `verify` for all RAM of an ordinary stream."""
+    """Return the options of `verify` for all RAM of an ordinary stream."""
     saved = folder / "saved"
     received = vmferry("receive", f"file:{again}", "--guest", f"dir:{saved}")
     assert received.returncode == 0, received.stderr
@@ -363,7 +366,7 @@ def stock_ram(again: Path, folder: Path) -> list[str]:
 
 
 def ram_options(folder: Path) -> list[str]:
-    """Options of `verify`, for all RAM of a directory guest."""
+    """Return the options of `verify` for all RAM of a directory guest."""
     document = json.loads((folder / "guest.json").read_text())
     blocks = [(block["name"], folder / "ram" / block["file"]) for block in document["blocks"]]
     assert len(blocks) > 3

@@ -30,7 +30,7 @@ from tests.qemu.make_machines import Monitored, Program, RefusedError, programs,
 
 TABLE = Path(__file__).parents[2] / "tools" / "machines" / "devices.json"
 PLACE = "10.0"
-"""Of the device, on a PCI bus."""
+"""Address of the device on a PCI bus."""
 SMALL = ("-m", "16")
 MACHINES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("x86_64", "pc", SMALL),
@@ -68,14 +68,14 @@ HOSTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "": ("x86_64", "q35", SMALL),
     "spapr-vio-bus": ("ppc64", "pseries", ("-m", "256")),
 }
-"""By the bus of a device, what it is added to: target, machine, further options."""
+"""Target, machine and further options that a device is added to, by its bus."""
 BUSES = {
     "usb-bus": ("-device", "qemu-xhci,id=usb,addr=0f.0"),
     "SCSI": ("-device", "virtio-scsi-pci,id=scsi,addr=0f.0"),
     "HDA": ("-device", "ich9-intel-hda,id=sound0,addr=0f.0"),
     "virtio-serial-bus": ("-device", "virtio-serial-pci,id=serial,addr=0f.0"),
 }
-"""What brings a bus."""
+"""Options that add a bus."""
 BACKENDS = (
     *("-blockdev", "driver=null-co,node-name=disk,read-zeroes=on"),
     *("-chardev", "null,id=characters"),
@@ -114,26 +114,26 @@ def stream_of(guest: Monitored) -> list[events.Event]:
 
 
 def sections_of(found: list[events.Event]) -> dict[str, bytes]:
-    """Payloads of devices by name; of several of one name, of the last."""
+    """Return the payloads of devices by name; the last one where several have one name."""
     return {
         e.name: b"".join(pieces(e.payload)) for e in found if isinstance(e, events.DeviceSection)
     }
 
 
 def counts_of(found: list[events.Event]) -> dict[str, int]:
-    """How many devices have each name."""
+    """Return how many devices have each name."""
     names = [e.name for e in found if isinstance(e, events.DeviceSection)]
     return {name: names.count(name) for name in names}
 
 
 def blocks_of(found: list[events.Event]) -> dict[str, int]:
-    """Sizes of RAM blocks by name."""
+    """Return the sizes of RAM blocks by name."""
     listed = [event for event in found if isinstance(event, events.RamBlocks)]
     return {block.name: block.length for block in listed[0].blocks}
 
 
 class Base:
-    """What a machine has of its own."""
+    """Sections and RAM blocks that a machine has without further devices."""
 
     def __init__(self, found: list[events.Event]) -> None:
         self.counts = counts_of(found)
@@ -141,7 +141,7 @@ class Base:
 
 
 def ask_device(program: Program, device: str, bus: str, base: Base) -> dict[str, Any] | None:
-    """What it brings; None: it does not start, or cannot migrate."""
+    """Return what a device adds to a stream; None if it does not start, or cannot migrate."""
     place = f",addr={PLACE}" if bus == "PCI" else ""
     _, machine, options = HOSTS[bus]
     own = ("-machine", machine, *options, *BACKENDS, *BUSES.get(bus, ()))
@@ -167,7 +167,7 @@ def ask_device(program: Program, device: str, bus: str, base: Base) -> dict[str,
 
 
 def names_of(program: Program) -> list[tuple[str, str]]:
-    """Names and buses of the devices that a user can add to the hosts of this target."""
+    """Return names and buses of the devices that a user can add to the hosts of this target."""
     buses = [bus for bus, (target, _, _) in HOSTS.items() if target == program.target]
     listed = subprocess.run(
         [*program.command, "-machine", HOSTS[buses[0]][1], "-device", "help"],
@@ -183,7 +183,7 @@ def names_of(program: Program) -> list[tuple[str, str]]:
 
 
 def survey(program: Program, names: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Of each of these devices."""
+    """Return an entry for each of these devices."""
     bases: dict[str, Base] = {}
     for bus in {bus for _, bus in names}:
         _, machine, options = HOSTS[bus]

@@ -32,7 +32,7 @@ PC = ("i386", "x86_64")
 LIMIT = 60
 """Seconds that one start and its questions may take."""
 FLASH_SIZES_MIB = (16, 32)
-"""Of flash files that a machine wants to have just one size."""
+"""Sizes in MiB of flash files, for machines that want just one size."""
 SIZES_MIB = (64, 200, 768, 1536, 3072, 6144)
 DEVICES = ("x86_64", "sparc", "s390x")
 """Targets whose devices are added: those of the others are among them, or no user adds them."""
@@ -71,7 +71,9 @@ class Program:
 
     @property
     def environment(self) -> dict[str, str]:
-        """With which it finds its libraries, and not the modules of another version."""
+        """Return the environment with which a QEMU finds its libraries, and no modules of another
+        version.
+        """
         libraries = f"{self.folder}/usr/lib/x86_64-linux-gnu"
         found = {"LD_LIBRARY_PATH": libraries, "QEMU_MODULE_DIR": f"{libraries}/qemu"}
         return {} if self.folder is None else found
@@ -79,14 +81,14 @@ class Program:
 
 @dataclass
 class Layout:
-    """What one start showed: sizes of RAM blocks, and ranges (address, size, name, offset)."""
+    """Layout of one start: sizes of RAM blocks, and ranges (address, size, name, offset)."""
 
     blocks: dict[str, int]
     ranges: list[tuple[int, int, str, int]] = field(default_factory=list)
 
 
 def programs() -> list[Program]:
-    """Of every target, of both versions."""
+    """Return the QEMUs of every target, of both versions."""
     found = []
     for folder in (None, os.environ["VMFERRY_QEMU10"]):
         for path in sorted(Path(f"{folder or ''}/usr/bin").glob("qemu-system-*")):
@@ -149,7 +151,7 @@ class Monitored:
         raise RefusedError("it has ended")
 
     def stop(self) -> None:
-        """It has nothing to lose."""
+        """Kill the QEMU, which has nothing to lose."""
         self._end.cancel()
         self._process.kill()
         with suppress(OSError):
@@ -158,7 +160,7 @@ class Monitored:
 
 @contextmanager
 def started(program: Program, *options: str) -> Iterator[Monitored]:
-    """Raises RefusedError where it does not start."""
+    """Start a QEMU. Raises RefusedError if it does not start."""
     guest = Monitored(program, *options)
     try:
         yield guest
@@ -167,7 +169,7 @@ def started(program: Program, *options: str) -> Iterator[Monitored]:
 
 
 def layout_of(guest: Monitored) -> Layout:
-    """Ask a guest."""
+    """Return the layout of a guest."""
     listed = guest.ask_people("info ramblock")
     found = Layout({name: int(size, 16) for name, size in _BLOCK.findall(listed)})
     views = guest.ask_people("info mtree -f").split("FlatView #")
@@ -185,7 +187,7 @@ def layout_of(guest: Monitored) -> Layout:
 
 
 def ways_to_start(blob: str) -> list[tuple[str, ...]]:
-    """Options that one machine or another does not start without."""
+    """Return options, one set of which each machine starts with."""
     return [
         (),
         ("-kernel", blob),
@@ -200,7 +202,7 @@ def ways_to_start(blob: str) -> list[tuple[str, ...]]:
 
 
 def ask_machine(program: Program, name: str, blob: str, *, sizes: bool) -> list[Layout]:
-    """With its own size of memory, then (`sizes`) with others that it takes."""
+    """Return the layout with the machine's own size of memory, then with others that it takes."""
     for way in ways_to_start(blob):
         try:
             with started(program, "-machine", name, *way) as guest:
@@ -214,7 +216,7 @@ def ask_machine(program: Program, name: str, blob: str, *, sizes: bool) -> list[
 
 
 def other_sizes(program: Program, name: str, way: tuple[str, ...]) -> list[Layout]:
-    """Of those that the machine takes."""
+    """Return those of these sizes that the machine takes."""
     found = []
     for size in SIZES_MIB:
         try:
@@ -226,7 +228,9 @@ def other_sizes(program: Program, name: str, way: tuple[str, ...]) -> list[Layou
 
 
 def memory_of(ram: str | None, layouts: list[Layout]) -> list[str]:
-    """Names of the blocks that are the memory: what the machine says, else the largest mapped."""
+    """Return the names of the blocks that are memory: those that the machine names, else the
+    largest.
+    """
     first = layouts[0]
     if ram in first.blocks:
         return [ram]
@@ -267,7 +271,7 @@ def windows_of(memory: str, layouts: list[Layout]) -> list[list[int | None]] | N
 
 
 def known_windows(memory: str, layouts: list[Layout]) -> list[list[int | None]] | None:
-    """As `windows_of`; where larger sizes are elsewhere, as behind devices: up to these sizes."""
+    """Return the windows of `windows_of`; where larger sizes move them, up to these sizes only."""
     ordered = sorted(layouts, key=lambda layout: layout.blocks.get(memory, 0))
     for count in range(len(ordered), 0, -1):
         found = windows_of(memory, ordered[:count])
@@ -280,7 +284,7 @@ def known_windows(memory: str, layouts: list[Layout]) -> list[list[int | None]] 
 
 
 def survey(program: Program, blob: str) -> dict[str, dict[str, Any]]:
-    """Of each machine of a program, an entry."""
+    """Return an entry for each machine of a program."""
     with started(program, "-machine", "none") as guest:
         listed = guest.ask("query-machines")
     found: dict[str, dict[str, Any]] = {}
@@ -313,12 +317,12 @@ def survey(program: Program, blob: str) -> dict[str, dict[str, Any]]:
 
 
 def version_of(name: str) -> list[int]:
-    """The numbers in the name of a machine."""
+    """Return the numbers in the name of a machine."""
     return [int(number) for number in re.findall(r"\d+", name)]
 
 
 def further_blocks(program: Program, machine: tuple[str, ...]) -> set[str]:
-    """Names of RAM blocks that switches and devices bring, but for those with a device's path."""
+    """Return the RAM blocks that switches and devices add, except those with a device's path."""
     options = ("-machine", *machine)
     with started(program, *options) as guest:
         base = {*layout_of(guest).blocks}

@@ -1,4 +1,4 @@
-"""What a stock QEMU announces, beside what we do."""
+"""Test that vmferry's announcements are those of a stock QEMU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def network(wire: socket.socket) -> list[str]:
 
 
 def frames(wire: socket.socket, count: int) -> tuple[list[bytes], list[float]]:
-    """So many and no more, and when each arrived."""
+    """Return so many frames, and when each arrived; fail if there are more."""
     wire.settimeout(PATIENCE)
     found = [receive(wire) for _ in range(count)]
     assert silent(wire)
@@ -42,7 +42,7 @@ def frames(wire: socket.socket, count: int) -> tuple[list[bytes], list[float]]:
 
 
 def silent(wire: socket.socket) -> bool:
-    """Whether nothing comes for half a second."""
+    """Return whether nothing arrives for half a second."""
     wire.settimeout(0.5)
     try:
         wire.recv(2048)

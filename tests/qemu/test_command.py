@@ -19,7 +19,7 @@ DISKS = [
         f"driver=null-co,node-name=disk{number},size=1048576,read-zeroes=on",
     )
 ]
-"""What the comments ask for, under the names that they have for it."""
+"""Files that the comments ask for, under the names used there."""
 
 GUESTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "pc with disks and screen": (
@@ -233,7 +233,7 @@ GUESTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 
 def captured(name: str, folder: Path) -> Path:
-    """The stream of one of these guests."""
+    """Return the stream of one of these guests."""
     version, target, options = GUESTS[name]
     stream = folder / "stream"
     command, environment = qemu_command(version, target)

@@ -30,7 +30,7 @@ from tests.qemu.test_streams import made
 from tests.tools.conversions import MAPPED, XML, check_conversion
 
 FEW = ("plain", "zstd", "libvirt", *MAPPED)
-"""Of the others, compressors are all that differs."""
+"""Containers that are tried with every stream; others differ in the compressor alone."""
 
 
 def check_all(
@@ -39,7 +39,7 @@ def check_all(
     not_mapped: str | None = None,
     containers: Iterable[str] = FEW,
 ) -> None:
-    """Into each of these; `not_mapped`: why it cannot become a mapped-ram file."""
+    """Convert into each container; `not_mapped`: the reason why none can be a mapped-ram file."""
     for container in containers:
         told = check_conversion(source, container, folder / "converted")
         if not_mapped is not None and container in MAPPED:
@@ -53,7 +53,7 @@ Send = Callable[[Machine, Path], None]
 
 
 def _slowly(*capabilities: str) -> Send:
-    """With these, while the guest writes to its memory."""
+    """Migrate with these capabilities, while the guest writes its memory."""
 
     def send(source: Machine, stream: Path) -> None:
         source.enable(*capabilities)
@@ -75,7 +75,7 @@ def test_live(version: str, capabilities: list[str], tmp_path: Path) -> None:
 
 
 def _qemu_takes_mapped(stream: Path, folder: Path) -> None:
-    """A QEMU builds the same of the stream as a mapped-ram file."""
+    """Check that a QEMU builds the same guest from the stream as a mapped-ram file."""
     out = folder / "mapped"
     ran = vmferry("convert", str(stream), str(out), "--to", "mapped-ram")
     assert ran.returncode == 0, ran.stderr

@@ -1,4 +1,4 @@
-"""What `vmferry convert` makes, given to a stock QEMU."""
+"""Test that a stock QEMU takes what `vmferry convert` makes."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Core(NamedTuple):
     segments: list[tuple[int, int, int]]
 
     def at(self, address: int, length: int) -> bytes | None:
-        """What it has at an address; None: not all of it."""
+        """Return the memory at an address; None if not all of it is there."""
         found = b""
         for start, size, place in sorted(self.segments):
             if start <= address < start + size:
@@ -44,7 +44,7 @@ class Core(NamedTuple):
 
 
 def read_core(path: Path) -> Core:
-    """Its head alone."""
+    """Return the head of a core."""
     with path.open("rb") as file:
         data = file.read(4 << 20)
     bits, little = (32, 64)[data[4] - 1], data[5] == 1
@@ -73,7 +73,7 @@ def both_cores(
     capabilities: tuple[str, ...] = (),
     before: Callable[[], None] = lambda: None,
 ) -> tuple[Core, Core, Any]:
-    """QEMU's core of a guest that has something in its memory, ours, and what extract told."""
+    """Return QEMU's core of a guest, vmferry's, and what `extract` printed."""
     dump, stream, core = (folder / name for name in ("dump", "stream", "core"))
     command, environment = qemu_command(version, target)
     guest = BareMachine([*command, "-S"], folder / "guest", *options, environment=environment)
@@ -93,7 +93,7 @@ def both_cores(
 
 
 def blobs(folder: Path, *places: int) -> list[str]:
-    """Options that put something at each of these addresses."""
+    """Return the options that put something at each of these addresses."""
     options = []
     for place in places:
         blob = folder / f"{place:x}.blob"
@@ -120,7 +120,7 @@ def check_same(theirs: Core, ours: Core, places: tuple[int, ...]) -> None:
 
 
 def starts(core: Core) -> set[int]:
-    """Addresses of its segments."""
+    """Return the addresses of a core's segments."""
     return {address for address, _, _ in core.segments}
 
 

@@ -75,13 +75,13 @@ class Watching:
         raise AssertionError(self.lines)
 
     def end(self) -> int:
-        """Its exit status."""
+        """Wait for the end, and return the exit status."""
         self.lines += self._process.communicate(timeout=PATIENCE)[1].splitlines()
         return self._process.returncode
 
 
 def migrate_without_end(machine: Machine) -> None:
-    """It writes more than may be sent."""
+    """Begin a migration of a guest that writes more than may be sent."""
     machine.wait_for_beats()
     machine.ask("migrate-set-parameters", **{"max-bandwidth": 1 << 20})
     machine.ask("migrate", uri="exec:cat > /dev/null")

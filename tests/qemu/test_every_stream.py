@@ -176,7 +176,7 @@ def test_every_stream(name: str, version: str, tmp_path: Path) -> None:
 
 
 def make(row: Row, version: str, folder: Path) -> Path:
-    """The row's stream."""
+    """Return the stream of a row."""
     stream = folder / "stream"
     source = _start(row, version, folder / "source", _memory(row, folder, source=True))
     mapped_ram, answered = "mapped-ram" in row.capabilities, "postcopy-ram" in row.capabilities
@@ -212,7 +212,7 @@ def _start(row: Row, version: str, folder: Path, memory: str, *options: str) -> 
 
 
 def _memory(row: Row, folder: Path, *, source: bool) -> str:
-    """What holds the memory: at the destination, something that can be looked at from outside.
+    """Return options for memory that can be read from outside the destination.
 
     Not where it is large: each page that is looked at would be made, which takes half a minute.
     """
@@ -223,7 +223,9 @@ def _memory(row: Row, folder: Path, *, source: bool) -> str:
 
 
 def read(stream: Path) -> list[events.Event]:
-    """Its events, which make its bytes again; of a mapped-ram file, those beside the pages."""
+    """Return the events of a stream, which make its bytes again; without pages for mapped-ram
+    files.
+    """
     data = stream.read_bytes()
     found = streams.read(data)
     listed = next(event for event in found if isinstance(event, events.RamBlocks))
@@ -244,7 +246,7 @@ def read(stream: Path) -> list[events.Event]:
 
 
 def check_devices(found: list[events.Event]) -> None:
-    """Every byte of each is part of a field that the description knows."""
+    """Check that every byte of each device is part of a field that the description knows."""
     (description,) = [event for event in found if isinstance(event, events.Description)]
     sections = [event for event in found if isinstance(event, events.DeviceSection)]
     decoder = Decoder(description)
@@ -256,14 +258,14 @@ def check_devices(found: list[events.Event]) -> None:
 
 
 def call(*arguments: str) -> str:
-    """`vmferry ARGUMENTS`: it succeeds."""
+    """Run `vmferry ARGUMENTS`, which must succeed."""
     ran = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert ran.exit_code == 0, ran.output
     return ran.stdout
 
 
 def extract(stream: Path, folder: Path) -> dict[str, Path]:
-    """What `extract` makes of each RAM block that is in the stream."""
+    """Return what `extract` makes of each RAM block in the stream."""
     told = json.loads(call("extract", str(stream), "-o", str(folder), "--all", "--json"))
     return {block["block"]: Path(block["file"]) for block in told["blocks"]}
 
@@ -271,7 +273,9 @@ def extract(stream: Path, folder: Path) -> dict[str, Path]:
 def check_rebuilt(
     row: Row, version: str, stream: Path, extracted: dict[str, Path], folder: Path
 ) -> None:
-    """A stock QEMU builds the same: the memory as seen from outside, the rest as it sends it."""
+    """Check that a stock QEMU builds the same guest: memory as seen from outside, the rest as it is
+    sent.
+    """
     memory, again = _memory(row, folder, source=False), folder / "again"
     stock = _start(row, version, folder / "stock", memory, "-S", "-incoming", "defer")
     try:

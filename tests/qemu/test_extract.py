@@ -68,8 +68,9 @@ def test_memory_of_nodes(
 def _seen_at(
     places: list[int], version: str, folder: Path, *options: str, capability: str | None = None
 ) -> tuple[Path, dict[int, bytes]]:
-    """The stream of a guest that has something of its own at each of these addresses, and three
-    pages that QEMU has there."""
+    """Return the stream of a guest with content of its own at each of these addresses, and three
+    pages of memory that QEMU has there.
+    """
     blobs = {place: folder / f"{place:x}.blob" for place in places}
     loaders = []
     for number, (place, blob) in enumerate(blobs.items()):
@@ -92,7 +93,7 @@ def _seen_at(
 
 
 def _check_core(stream: Path, core: Path, seen: dict[int, bytes], *options: str) -> Any:
-    """An ELF core of the stream has these bytes at these addresses; its blocks."""
+    """Check that an ELF core has these bytes at these addresses, and return its blocks."""
     ran = vmferry("extract", str(stream), "-o", str(core), "--format", "elf", "--json", *options)
     assert ran.returncode == 0, ran.stderr
     for place, data in seen.items():
@@ -101,7 +102,7 @@ def _check_core(stream: Path, core: Path, seen: dict[int, bytes], *options: str)
 
 
 def _in_core(core: Path, address: int, size: int) -> bytes:
-    """What an ELF core holds at this address, by readelf's word."""
+    """Return the bytes of an ELF core at this address, as `readelf` finds them."""
     listed = subprocess.run(
         ["readelf", "-lW", str(core)], capture_output=True, text=True, check=True
     ).stdout
@@ -137,7 +138,7 @@ def test_registers(version: str, tmp_path: Path) -> None:
 
 
 def _notes(path: Path) -> list[tuple[bytes, bytes]]:
-    """Names and contents of the notes of an ELF core."""
+    """Return names and contents of the notes of an ELF core."""
     with path.open("rb") as file:
         head = file.read(1 << 20)
     # QEMU's has section headers too.

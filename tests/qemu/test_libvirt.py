@@ -16,12 +16,12 @@ from tests.qemu.machine import MIB, missing
 from tests.qemu.test_every_stream import call, check_devices, extract, read
 
 HOLE = slice(640 << 10, 1 << 20)
-"""Where a guest sees something else than its memory."""
+"""Range of addresses where a guest sees something else than its memory."""
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """One with a short path that others than the user that tests run as may enter."""
+    """Yield a folder with a short path that libvirt's own user may enter."""
     with TemporaryDirectory() as path:
         yield Path(path)
 

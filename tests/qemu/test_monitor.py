@@ -1,4 +1,4 @@
-"""What a running QEMU is asked, and its settings that are changed and put back."""
+"""Test queries of a running QEMU, and settings that are changed and put back."""
 
 from __future__ import annotations
 

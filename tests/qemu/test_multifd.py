@@ -109,8 +109,9 @@ def test_multifd(name: str, tmp_path: Path) -> None:
 
 
 def check_order(row: Row, main: Path, others: list[Path]) -> None:
-    """What lets packets between two sync points come in any order: no page comes twice; or (7.2) if
-    so with another content, then again behind the sync point."""
+    """Check that packets between two sync points may be taken in any order: no page arrives twice,
+    or (QEMU 7.2) it arrives again behind the sync point if its content differed.
+    """
     with main.open("rb") as file, opened_channels([str(one) for one in others]) as channels:
         interval: dict[tuple[int, int], int] = {}
         over: dict[tuple[int, int], set[int | None]] = {}
@@ -138,7 +139,7 @@ def check_order(row: Row, main: Path, others: list[Path]) -> None:
 
 
 def check_loads(row: Row, plain: Path, truth: Path, folder: Path) -> None:
-    """A stock QEMU builds the same memory from the ordinary stream."""
+    """Check that a stock QEMU builds the same memory from the ordinary stream."""
     options = ("-object", MEMORY, "-machine", "memory-backend=pc.ram", "-S", "-incoming", "defer")
     stock = Machine(row.version, folder / "stock", *options, machine=row.machine, code=MANY_PAGES)
     try:

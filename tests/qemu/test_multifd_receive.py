@@ -102,7 +102,7 @@ def test_guest_arrives_and_runs_on(name: str, tmp_path: Path) -> None:
 
 
 def check_runs_on(row: Row, saved: Path, folder: Path) -> None:
-    """The guest's heart goes on beating in a stock QEMU that vmferry gives it to."""
+    """Check that the guest runs on in a stock QEMU that vmferry sends it to."""
     target = Machine(
         row.version,
         folder / "target",

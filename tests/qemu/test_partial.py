@@ -17,13 +17,13 @@ from tests.qemu.machine import MANY_PAGES, MIB, Machine, in_fourth_round
 from tests.tools.salvaging import KINDS, Damaged, Sound, Verdict, flip
 
 PLACES = 3
-"""Of each kind of damage in each stream."""
+"""Number of places for each kind of damage in each stream."""
 EXCESS = 3
 """Pages that may be lost beside those that one damage touches."""
 
 
 def _save(version: str, folder: Path, *options: str) -> bytes:
-    """A guest at rest whose memory has a content of its own."""
+    """Return a guest at rest whose memory has a content of its own."""
     stream, content = folder / "stream", folder / "content"
     content.write_bytes(b"".join(struct.pack("<I", n + 1) * 1024 for n in range(1500)))
     load = f"loader,file={content},addr=0x200000,force-raw=on"
@@ -36,7 +36,7 @@ def _save(version: str, folder: Path, *options: str) -> bytes:
 
 
 def _live(version: str, folder: Path, *capabilities: str) -> bytes:
-    """A guest that writes while it moves, in several rounds."""
+    """Return a guest that writes while it moves, in several rounds."""
     stream = folder / "stream"
     machine = Machine(version, folder / "machine", code=MANY_PAGES)
     try:

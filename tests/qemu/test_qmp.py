@@ -30,7 +30,7 @@ LOOKS = {
         (state, "ram.skipped") for state in ("active", "pre-switchover", "device", "cancelling")
     },
 }
-"""The same of the states that migrations are held in."""
+"""Members, by version, in which the answers of held states differ from those of a QEMU."""
 
 
 Script = Callable[[Monitor, Monitor, str], Played]
@@ -83,7 +83,7 @@ def test_stopped_guest_stays_stopped(
 
 @contextmanager
 def suspended(service: Serving) -> Iterator[None]:
-    """The processes of its migration."""
+    """Suspend the processes of a migration."""
     children = psutil.Process(service.process.pid).children()
     servers = [child for child in children if "forkserver" in "".join(child.cmdline())]
     processes = [process for server in servers for process in server.children()]

@@ -27,7 +27,7 @@ Source = Callable[[Machine, Path], None]
 
 
 def made(version: str, folder: Path, *options: str, **more: Any) -> Path:
-    """The stream of a guest; `send` (Source) migrates it there, if not in the ordinary way."""
+    """Return the stream of a guest, which `send` migrates if the ordinary way will not do."""
     stream, send = folder / "stream", more.pop("send", _send)
     source = Machine(version, folder / "source", *options, **more)
     try:
@@ -50,7 +50,7 @@ def check(stream: Path, *options: str) -> str:
 
 
 def dumped(stream: Path) -> Any:
-    """What `dump` tells."""
+    """Return the output of `dump`."""
     ran = vmferry("dump", "--json", str(stream))
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)

@@ -1,4 +1,6 @@
-"""What compressed streams hold reaches the slots, whole and in order; lies do not."""
+"""Test that the content of compressed streams reaches the slots whole and in order, and that false
+sizes do not.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ THREADS = pytest.mark.parametrize("threads", [0, 1, 3])
 
 
 class Taken:
-    """What came out, of a stream of `length` bytes."""
+    """Content that was decompressed from a stream of `length` bytes."""
 
     def __init__(self, length: int = 1 << 40) -> None:
         self.data = bytearray()
@@ -49,7 +51,7 @@ def inflate(stream: bytes, threads: int, step: int = 100_000, length: int = 1 <<
 
 
 def put(inflater: Inflater, piece: bytes) -> None:
-    """The next piece of the compressed stream."""
+    """Put the next piece of the compressed stream."""
     inflater.space[: len(piece)] = piece
     inflater.filled(len(piece))
 
@@ -63,7 +65,7 @@ def stored(content: bytes) -> bytes:
 
 
 def lying(make: Callable[[bytes], bytes], content: bytes, announced: int) -> bytes:
-    """A frame that says that it holds another number of bytes."""
+    """Return a frame whose header gives another number of bytes than it has."""
     real = io.BytesIO(make(content))
     header = zstd.FrameHeader.parse_stream(real)
     header.descriptor.content_size_flag = 2
@@ -202,7 +204,7 @@ def test_threads_have_their_own_bytes() -> None:
 
 
 def in_other_blocks(content: bytes) -> bytes:
-    """A frame that begins as a stored one does, and is laid out otherwise."""
+    """Return a frame that begins as a stored one does, and is laid out otherwise."""
     head = stored(content)[:9]
     for start in range(0, len(content), 60_000):
         block = content[start : start + 60_000]
@@ -213,7 +215,9 @@ def in_other_blocks(content: bytes) -> bytes:
 
 
 def inflate_at_once(stream: bytes, step: int) -> tuple[Taken, int]:
-    """As the transport process does it; and how many frames were read straight into a slot."""
+    """Decompress as the transport process does; return how many frames were read straight into a
+    slot.
+    """
     taken, source, straight = Taken(), io.BytesIO(stream), 0
     inflater = Inflater(0, taken.take)
     while used := source.readinto(inflater.space[:step]):

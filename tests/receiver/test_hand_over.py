@@ -1,4 +1,4 @@
-"""When the receiver may start the guest: laws 4 and 5, with sources that end in every way."""
+"""Test when the receiver may start the guest: laws 4 and 5, with sources that end in every way."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def receive(
     source: Callable[[socket.socket], None], workers: int = 0, options: str = ""
 ) -> SyntheticGuest:
-    """The guest, which the caller closes, after `source` has sent what it likes."""
+    """Receive a guest, which the caller closes, after `source` has sent what it likes."""
     guest = SyntheticGuest.parse(options)
     threads: list[threading.Thread] = []
 

@@ -34,7 +34,7 @@ COUNT = 700
 
 
 def listed_in(data: bytes) -> events.RamBlocks:
-    """The list of RAM blocks of a stream."""
+    """Return the list of RAM blocks of a stream."""
     reader = StreamReader()
     (found,) = (event for event in reader.feed(data) if isinstance(event, events.RamBlocks))
     return found
@@ -114,7 +114,7 @@ def receive(
 
 
 def images_in(folder: Path) -> dict[str, bytes]:
-    """The RAM of a guest in a folder."""
+    """Return the RAM of a guest in a folder."""
     blocks = json.loads((folder / "guest.json").read_text())["blocks"]
     return {block["name"]: (folder / "ram" / block["file"]).read_bytes() for block in blocks}
 

@@ -1,4 +1,4 @@
-"""What must be done before a guest resumes at the destination, and in which order (law 4)."""
+"""Test what must be done before a guest resumes at the destination, and in which order (law 4)."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ class Proxy:
     def __init__(self, listen: str, connect: str) -> None:
         self._listen, self._connect = _path(listen), _path(connect)
         self.forward = bytearray()
-        """What passed from the near relay to the far one."""
+        """Bytes that passed from the near relay to the far one."""
         self.breaks = 0
         self.mute = False
-        """Whether nothing gets from the far relay to the near one."""
+        """True while nothing passes from the far relay to the near one."""
         self.swallows = ""
         """Direction whose bytes are lost from now on: "forward" or "back"; empty: neither."""
         self._break_every = 0

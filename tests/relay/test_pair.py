@@ -1,4 +1,4 @@
-"""What a source sends through a pair of relays, its destination gets, and the other way round."""
+"""Test that each end of a pair of relays gets what the other one sends."""
 
 from __future__ import annotations
 

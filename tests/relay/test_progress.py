@@ -1,4 +1,4 @@
-"""What a relay shows of the stream that passes, to people and to programs."""
+"""Test what a relay shows of the stream that passes, to people and to programs."""
 
 from __future__ import annotations
 

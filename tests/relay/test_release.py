@@ -1,4 +1,4 @@
-"""What a relay keeps of migrations that have ended: nothing."""
+"""Test that a relay keeps nothing of migrations that have ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a relay sees of the stream that passes, and what it does not do because of that."""
+"""Test what a relay sees of the stream that passes, and how it acts on that."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WITH_ANSWERS = streams.to_bytes(
     ]
 )
 DESCRIPTION = WITH_ANSWERS.rindex(b"\0" + bytes([SectionType.VMDESCRIPTION]))
-"""Where the EOF byte stands, and the description behind it."""
+"""Offset of the EOF byte, which the description follows."""
 
 END_OF_RAM = WITH_ANSWERS.index(streams.to_bytes(streams.DEVICES[:1]))
 

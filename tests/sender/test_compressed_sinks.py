@@ -61,7 +61,7 @@ class Sent:
             self.slots = FramedDirectSink(direct, SIZE, choice, 2)
 
     def publish(self, content: bytes) -> memoryview:
-        """As a slot; the room that it was put into."""
+        """Send a slot, and return the room that it was put into."""
         room = self.slots.acquire()
         assert len(room) == SIZE
         room[: len(content)] = content
@@ -70,7 +70,7 @@ class Sent:
         return room
 
     def end(self) -> None:
-        """Of the round."""
+        """Send the end of the round."""
         self.slots.end_round(3)
         self._drain()
         assert self.ended == 3
@@ -169,7 +169,7 @@ def mixed(chance: random.Random, words: int) -> bytes:
 
 
 def english(chance: random.Random) -> bytes:
-    """Bytes that match little before them, but are not equally frequent."""
+    """Return bytes that match little before them, but are not equally frequent."""
     return bytes(chance.choices(range(26), weights=[2**-n for n in range(26)], k=2 << 20))
 
 

@@ -1,4 +1,4 @@
-"""When the guest is stopped, and what is forecast of the rounds to come, on made-up rounds."""
+"""Test, on made-up rounds, when the guest is stopped and what is forecast of further rounds."""
 
 from __future__ import annotations
 

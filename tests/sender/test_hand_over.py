@@ -1,4 +1,4 @@
-"""Who has the guest when things break between the end of the stream and the answer (law 5)."""
+"""Test who has the guest when things break between the end of the stream and the answer (law 5)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Destination:
         self.uri = f"tcp:127.0.0.1:{self._server.getsockname()[1]}"
         self.connection: socket.socket
         self.after = b""
-        """What the source sent behind the end of its stream."""
+        """Bytes that the source sent behind the end of its stream."""
         self.sender: Sender
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

@@ -98,7 +98,9 @@ class Save:
             worker.run_round(StartRound(number, tracked=not last))
 
     def check(self) -> None:
-        """The file, where the bitmaps say, must have what memory has, and zero pages no bit."""
+        """Check that the file has what memory has where the bitmaps say so, and no bit for zero
+        pages.
+        """
         bitmaps = self.plan.bitmaps()
         for block in self.blocks:
             name, count = block.block.name, len(block.ram)

@@ -45,7 +45,7 @@ class Destination:
         self.syncs = 0
         self.ended: list[int] = []
         self.on_send: Callable[[], None] = lambda: None
-        """What the guest does before and after pages leave its memory."""
+        """Function that is called when pages leave the memory of the guest."""
         self._channel = ChannelReader()
         self._channel.greet(memoryview(packets.hello(bytes(16), 0)))
         self._channel.list_blocks(LISTED)
@@ -138,7 +138,7 @@ class Source:
         self._round = 0
 
     def send(self, *, tracked: bool = True) -> None:
-        """Run a round."""
+        """Send a round."""
         self._worker.run_round(StartRound(self._round, tracked))
         self._round += 1
 

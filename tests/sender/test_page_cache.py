@@ -27,7 +27,7 @@ from tests.streams import RAM_ID, opening, to_bytes
 
 PAGE = 4096
 COUNT = 12
-"""Pages of RAM."""
+"""Number of pages of RAM."""
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ class Source:
         self.ram[pages, at] ^= 0xFF
 
     def send(self, *, tracked: bool = True, equal: bool = True) -> None:
-        """A round; whether the destination is the same then."""
+        """Send a round, and return whether the destination is then the same."""
         self._worker.run_round(StartRound(self._round, tracked))
         self._round += 1
         assert (self.destination.ram == self.ram).all() == equal

@@ -26,7 +26,7 @@ MIB = 1 << 20
 
 
 def detect(*sent: int, seconds: float = 1.0) -> list[bool]:
-    """Whether it stalls after each of these rounds."""
+    """Return whether the migration stalls after each of these rounds."""
     detector, found = StallDetector(), []
     for number, size in enumerate(sent):
         detector.round_done(Round(number, size, size, seconds, seconds))

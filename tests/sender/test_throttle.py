@@ -1,4 +1,4 @@
-"""How far a guest is slowed down, on made-up rounds, and that it is let go whatever the end."""
+"""Test, on made-up rounds, how far a guest is slowed down, and that it is let go at any end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.sender.incoming import Incoming
 
 
 def rounds(throttle: AutoConverge, *sent: int, seconds: float = 1.0) -> list[int]:
-    """The percentage after each of these rounds."""
+    """Return the percentage after each of these rounds."""
     found = []
     for number, size in enumerate(sent):
         throttle.round_done(Round(number, size, size, seconds, seconds))

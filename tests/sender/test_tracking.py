@@ -1,4 +1,4 @@
-"""How a migration chooses its tracker, and that each one moves a guest that writes."""
+"""Test how a migration chooses its tracker, and that each one moves a guest that writes."""
 
 from __future__ import annotations
 

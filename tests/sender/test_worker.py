@@ -24,7 +24,7 @@ PAGE_SIZE = 4096
 
 
 class Buffer:
-    """Sink that go nowhere."""
+    """Sink that throws away what is put into it."""
 
     def __init__(self) -> None:
         self._buffer = memoryview(bytearray(slot_size(PAGE_SIZE)))

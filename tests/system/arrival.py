@@ -1,4 +1,4 @@
-"""When the kernel took in a packet: a busy reader gets to it later."""
+"""Find out when the kernel took in a packet, which a busy reader sees later."""
 
 from __future__ import annotations
 

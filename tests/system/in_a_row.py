@@ -36,7 +36,7 @@ ENOUGH = 60.0
 
 @dataclass
 class Tally:
-    """What the runs of one combination have found; `wrong` has a line for each that was wrong."""
+    """Findings of the runs of one combination; `wrong` has a line for each that was wrong."""
 
     runs: int = 0
     rounds: int = 0

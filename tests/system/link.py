@@ -84,12 +84,12 @@ class Link:
 
     @property
     def near(self) -> list[str]:
-        """What to put before a command that shall run at the sending end."""
+        """Return the words before a command that is to run at the sending end."""
         return ["ip", "netns", "exec", self._names[0]]
 
     @property
     def far(self) -> list[str]:
-        """The same for the other end."""
+        """Return the words before a command that is to run at the receiving end."""
         return ["ip", "netns", "exec", self._names[1]]
 
     def cut(self) -> None:
@@ -120,5 +120,5 @@ class Link:
 
 
 def run(command: str) -> None:
-    """A command that must succeed."""
+    """Run a command that must succeed."""
     subprocess.run(command.split(), check=True, timeout=PATIENCE)

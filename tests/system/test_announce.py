@@ -42,7 +42,7 @@ class Cable:
 
     @property
     def inside(self) -> tuple[str, ...]:
-        """What to put before a command of the near end."""
+        """Return the words before a command that is to run at the near end."""
         return ("ip", "netns", "exec", self._near)
 
     def near(self, *command: str) -> subprocess.CompletedProcess[str]:
@@ -68,7 +68,7 @@ class Cable:
         assert self._capturing.stdout.readline() == "listening\n"
 
     def heard(self) -> list[tuple[float, bytes]]:
-        """When each frame came, and its bytes; also of a round that is yet to come."""
+        """Return the frames with their times, also those of a round that is yet to follow."""
         assert self._capturing is not None
         time.sleep(0.6)
         self._capturing.terminate()
@@ -77,7 +77,7 @@ class Cable:
         return [(float(seconds), bytes.fromhex(frame)) for seconds, frame in parts]
 
     def close(self) -> None:
-        """Take it down."""
+        """Take the cable down."""
         if self._capturing is not None:
             self._capturing.kill()
             self._capturing.wait()

@@ -106,14 +106,14 @@ class Migration:
         wait_until((folder / "source").exists)
 
     def beat(self, side: str) -> tuple[int, int, bool] | None:
-        """The guest's process, its counter and whether it runs, if it is there."""
+        """Return the guest's process, its counter and whether it runs, if it is there."""
         with suppress(FileNotFoundError):
             pid, counter, running = (self.folder / side).read_text().split()
             return int(pid), int(counter), running == "1"
         return None
 
     def processes(self) -> dict[str, psutil.Process]:
-        """All processes of both commands but the source guest, by side and number."""
+        """Return all processes of both commands but the source guest, by side and number."""
         guest = self.beat("source")
         found = {}
         for side, command in (("send", self.send), ("receive", self.receive)):
@@ -125,7 +125,7 @@ class Migration:
         return found
 
     def check(self, victim: str) -> None:
-        """All that must be, some time after the deed."""
+        """Check all that must be true some time after the deed."""
         deadline = time.monotonic() + GONE_WITHIN
         assert self.send.wait(GONE_WITHIN) != 0
         if self._still_listens():
@@ -185,12 +185,14 @@ def migration(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Migrat
 
 
 def shared_memory() -> set[str]:
-    """What lies in /dev/shm."""
+    """Return the names in /dev/shm."""
     return {path.name for path in Path("/dev/shm").iterdir()}
 
 
 def random_victim(migration: Migration, side: str, generator: random.Random) -> psutil.Process:
-    """A process of the migration: a child of the fork server, which is a child of the command."""
+    """Return a process of the migration: a child of the fork server, which is a child of the
+    command.
+    """
     command = migration.known[side].pid
     found: list[psutil.Process] = []
     deadline = time.monotonic() + PATIENCE

@@ -36,7 +36,9 @@ def make_link() -> Iterator[Callable[[Quality], Link]]:
 
 
 def migrate(link: Link, saved: Path, *options: str) -> dict[str, Any]:
-    """A busy guest from the near end into a directory at the far end; the sender's figures."""
+    """Migrate a busy guest from the near end into a folder at the far end; return the sender's
+    figures.
+    """
     # On a busy machine the link may be slower than the guest.
     options = ("--json", "--on-stall", "switchover", *options)
     guest = "synthetic:32M,dirty-rate=10M,hot=8M,zero=10%,pattern=text"
@@ -64,7 +66,7 @@ def migrate(link: Link, saved: Path, *options: str) -> dict[str, Any]:
 
 
 def bad_pages(saved: Path) -> list[object]:
-    """Pages that are not what the guest itself knows of them."""
+    """Return the pages that are not what the guest itself knows of them."""
     side, guest = Incoming(f"unix:{saved}.sock"), DirectoryGuest(str(saved))
     try:
         Sender(guest, side.address).run()

@@ -50,7 +50,7 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """All of them, or those in which every two values come together."""
+    """Return all cases, or those in which every two values occur together."""
     encodings, patterns = range(len(ENCODINGS)), range(len(PATTERNS))
     if "VMFERRY_FULL_MATRIX" in os.environ:
         every = product(encodings, range(len(WORKERS)), range(len(LINKS)), patterns)
@@ -89,7 +89,7 @@ def test_memory_is_equal(case: Case) -> None:
 
 
 def check_encoding(figures: Figures, encoding: str, pattern: str) -> None:
-    """The encoding was really used."""
+    """Check that the encoding was really used."""
     if "zstd" in encoding:
         assert figures.compression is not None
         assert (figures.compression.rate > 1.5) == (pattern in TEXT_PATTERNS)

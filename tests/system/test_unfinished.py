@@ -1,4 +1,4 @@
-"""What stays of a `dir:` guest when the command that receives it is killed by SIGKILL.
+"""Test what stays of a `dir:` guest when the command that receives it is killed by SIGKILL.
 
 Before an answer can have left nothing stays; from then on nothing is removed (law 5).
 """
@@ -55,7 +55,7 @@ class Receiving:
         self._family = family
 
     def all_gone(self) -> bool:
-        """Whether every process of the command has ended."""
+        """Return whether every process of the command has ended."""
         _, alive = psutil.wait_procs(self._family, WITHIN)
         return alive == []
 
@@ -73,7 +73,7 @@ def receiving(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Receiv
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether the condition holds within so many seconds."""
+    """Return whether the condition holds within so many seconds."""
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:

@@ -1,4 +1,4 @@
-"""What `convert` makes of a stream, beside the stream itself."""
+"""Check what `convert` makes of a stream, beside the stream itself."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check_conversion(source: Path | str, container: str, out: Path) -> str | Non
 
 
 def _read(path: str, stack: ExitStack) -> tuple[RebuiltGuest, list[events.Event]]:
-    """The guest, and all but its RAM, wherever in the stream it stands."""
+    """Return the guest, and all but its RAM, wherever it is in the stream."""
     guest = RebuiltGuest(stack)
     beside: list[events.Event] = []
     with open_stream(path) as opened:

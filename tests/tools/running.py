@@ -20,7 +20,9 @@ from tests.patience import PATIENCE
 
 @dataclass(frozen=True)
 class Ran:
-    """How a command ended. `seconds`: until all its processes were gone; `rss`: KiB at most."""
+    """Result of a command; `seconds`: until all its processes had ended; `rss`: its largest size in
+    KiB.
+    """
 
     status: int
     out: str
@@ -105,7 +107,7 @@ class Vmferry:
         self.folder = folder
 
     def call(self, *arguments: str, feed: bytes | None = None) -> Result:
-        """In this process; an exception that nobody caught fails the test."""
+        """Run a command in this process; an exception that nobody caught fails the test."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.getsignal(number) for number in numbers}
         try:
@@ -115,13 +117,13 @@ class Vmferry:
                 signal.signal(number, handler)
 
     def run(self, *arguments: str, feed: bytes | None = None, limit: float = PATIENCE) -> Ran:
-        """In a process of its own."""
+        """Run a command in a process of its own."""
         place = self.folder / "standard"
         place.mkdir(exist_ok=True)
         return run_process(*arguments, feed=feed, limit=limit, folder=place)
 
     def write(self, name: str, data: bytes) -> str:
-        """A file with this content; its path."""
+        """Write a file with this content, and return its path."""
         path = self.folder / name
         path.write_bytes(data)
         return str(path)

@@ -37,7 +37,7 @@ SIZES = (1, 7, 100, 5000, 70_000)
 
 
 def small_pages() -> bytes:
-    """A stream of pages of 256 bytes, so that a short one has chains that are long enough."""
+    """Return a stream of pages of 256 bytes: a short one then has chains that are long enough."""
     size, blocks = 256, (events.RamBlock("ram", 512 * 256), events.RamBlock("rom", 512 * 256))
     seeds = itertools.count()
 
@@ -118,7 +118,7 @@ KINDS: dict[str, Callable[[bytes, random.Random], Damaged]] = {
     "lost": _lose,
     "inserted": _insert,
 }
-"""What makes damage at a random place."""
+"""Kinds of damage at a random place."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Record:
 
 @dataclass
 class Verdict:
-    """What became of pages, each as (block, number).
+    """Fate of pages, each named as (block, number).
 
     `wrong`: they differ, and nothing said so, though damage did not touch them; `unseen`: so do
     ones that it touched, or where any page is said to be maybe older; `excess`: they are called

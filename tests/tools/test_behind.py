@@ -50,7 +50,9 @@ TAILS = {
 
 
 def _checked(vmferry: Any, path: str, same: bytes) -> list[Any]:
-    """What every command says stands behind the stream; `convert` must copy none of it."""
+    """Return the line in which every command reports what follows the stream; `convert` must copy
+    none of it.
+    """
     found = []
     for command in ("dump", "verify"):
         ran = vmferry.call(command, "--json", path)

@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 
 def case(**changes: Any) -> Case:
-    """A live guest of 2 GiB, unless the changes say otherwise."""
+    """Return a live guest of 2 GiB, unless the changes say otherwise."""
     values: dict[str, Any] = {
         "size": 2 * GIB,
         "content": "random",

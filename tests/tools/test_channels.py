@@ -34,13 +34,13 @@ class Files:
 
 
 def written(vmferry: Any, made: Migration, name: str = "") -> Files:
-    """Write it."""
+    """Write the stream and its channels."""
     files = [vmferry.write(f"{name}ch{n}", data) for n, data in enumerate(made.channels)]
     return Files(vmferry.write(f"{name}main", made.main), files, vmferry.folder)
 
 
 def ram_pairs(vmferry: Any, made: Migration) -> list[str]:
-    """Options of `verify` for all its RAM."""
+    """Return the options of `verify` for all RAM."""
     return [
         f"--ram={name}={vmferry.write(f'ram-{name}', image)}" for name, image in made.ram.items()
     ]
@@ -162,7 +162,7 @@ def test_a_channel_alone(command: str, vmferry: Any) -> None:
 
 
 def _spoiled(what: str, made: Migration) -> tuple[list[bytes], int, int, str]:
-    """Channels in which something is wrong; in which of them, where, and what is said of it."""
+    """Return channels in which something is wrong: which one, where, and the message about it."""
     one, two = made.channels
     hello, half = multifd.HELLO_SIZE, len(two) - 2000
     other = bytes(Channel(1, uuid=bytes(16)).data)

@@ -29,7 +29,7 @@ SCHEMES = ("tcp:", "unix:", "exec:", "fd:", "file:")
 
 
 def after(*arguments: str, code: str) -> str:
-    """What `code` prints in the process of a command, after it has ended."""
+    """Return what `code` prints in the process of a command, after that has ended."""
     run = (
         f"import gc, sys, vmferry.tools.__main__ as begin; sys.argv = {['vmferry', *arguments]}\n"
         f"try: begin.main()\nexcept SystemExit: print(); print({code})"

@@ -24,14 +24,14 @@ def section(name: str, instance_id: int = 0, payload: bytes = b"") -> events.Dev
 
 
 def told(machine: str, blocks: dict[str, int], *names: str) -> Told:
-    """What a stream tells that has these RAM blocks (MiB) and device sections."""
+    """Return what is known of a stream that has these RAM blocks (MiB) and device sections."""
     listed = [events.RamBlock(name, size * MIB) for name, size in blocks.items()]
     counted = [section(name, names[:at].count(name)) for at, name in enumerate(names)]
     return Told(events.Configuration(0, machine), listed, counted, None)
 
 
 def options(found: Told) -> list[str]:
-    """Of the command line, as one text each."""
+    """Return the options of a command line, each as one text."""
     return [" ".join(option) for option in command_for(found, "defer").options]
 
 

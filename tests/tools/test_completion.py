@@ -1,4 +1,4 @@
-"""What the shell offers when the user presses the tabulator key."""
+"""Test what the shell offers when the user presses the tabulator key."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def offered(line: str, folder: Path) -> list[str]:
-    """What bash would offer behind this line, in its own order."""
+    """Return what bash would offer behind this line, in its own order."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     ran = subprocess.run(
         ["bash", "--norc", "-c", SCRIPT, "bash", f"vmferry {line}"],

@@ -41,7 +41,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def lzop(content: bytes, block: int = 4096) -> bytes:
-    """As lzop writes it, by its declaration; blocks that do not become smaller as they are."""
+    """Return an lzop file made by its declaration; blocks that do not shrink are stored."""
     fields = {
         "version": 0x1040,
         "library": 0x20A0,
@@ -66,17 +66,17 @@ def lzop(content: bytes, block: int = 4096) -> bytes:
 
 
 ALONE: dict[str, Callable[[bytes], bytes]] = {**COMPRESS, "lzop": lzop}
-"""With those of which there is only one in a file."""
+"""Compressors of the containers that libvirt has, and lzop."""
 EVERY: dict[str, Callable[[bytes], bytes]] = {
     **ALONE,
     "lz4": lz4.frame.compress,
     "lzma": lambda content: lzma.compress(content, lzma.FORMAT_ALONE),
 }
-"""With those that libvirt does not make."""
+"""Compressors of all containers."""
 
 
 def save_image(stream: bytes, header: Any = LITTLE, **changes: Any) -> bytes:
-    """A libvirt save image of a stream, its header changed so."""
+    """Return a libvirt save image of a stream, its header changed like this."""
     xml, cookie = XML.encode() + b"\0", COOKIE.encode() + b"\0"
     fields = {
         "magic": libvirt.MAGIC,
@@ -278,7 +278,7 @@ def test_cut_compressed_file_is_refused(name: str) -> None:
 
 
 def _offset_of_error(data: bytes) -> int | None:
-    """Where reading all of it failed, if it did."""
+    """Return the offset at which reading all of it failed, if it did."""
     try:
         stream = unpack(io.BytesIO(data), None).stream
         while stream.read(1 << 16):

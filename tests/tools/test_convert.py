@@ -206,7 +206,7 @@ def test_to_mapped_ram_and_back(vmferry: Any) -> None:
 
 
 def read_blocks(path: Path) -> tuple[events.RamBlock, ...]:
-    """The RAM blocks of a stream."""
+    """Return the RAM blocks of a stream."""
     with path.open("rb") as file:
         found = read_events(cast(BinaryIO, file))
         return next(event.blocks for event in found if isinstance(event, events.RamBlocks))

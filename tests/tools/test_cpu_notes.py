@@ -17,7 +17,7 @@ from tests import streams
 
 
 def program_headers(data: bytes) -> list[Any]:
-    """Those of an ELF file."""
+    """Return the program headers of an ELF file."""
     header = ElfHeader.parse(data)
     size, count = ProgramHeader.sizeof(), header.program_header_count
     starts = range(header.program_headers, header.program_headers + count * size, size)
@@ -54,7 +54,7 @@ def _processor() -> tuple[events.DeviceSection, list[dict[str, Any]]]:
 def _core_of(
     vmferry: Any, cpu: events.DeviceSection, fields: list[dict[str, Any]]
 ) -> tuple[bytes, int]:
-    """The ELF core of a guest with this processor; of how many registers are told."""
+    """Return the ELF core of a guest with this processor, and how many registers were reported."""
     device = {"name": "cpu", "instance_id": 0, "vmsd_name": "cpu", "version": 1, "fields": fields}
     described = streams.description_of({"page_size": 4096, "devices": [device]})
     made = [*streams.opening(), *streams.zeros(), *streams.closing([cpu])[:-1], described]

@@ -110,7 +110,7 @@ class Peer:
                 peer.sendall(answer)
 
     def close(self) -> None:
-        """Once its client went."""
+        """Close the socket once its client has gone."""
         self._thread.join(PATIENCE)
         self._server.close()
         assert not self._thread.is_alive()
@@ -204,7 +204,9 @@ def test_nobody_there(address: str, told: str, vmferry: Any) -> None:
 
 
 def scripted(*answers: dict[str, Any]) -> Answer:
-    """These answers of `query-migrate`, one after the other, the last again and again."""
+    """Answer `query-migrate` with these answers, one after the other, and the last one again and
+    again.
+    """
     left = list(answers)
     return lambda _: {"return": left.pop(0) if len(left) > 1 else left[0]}
 

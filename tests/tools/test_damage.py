@@ -30,7 +30,7 @@ from tests.protocol.kinds import KINDS, mapped
 from tests.tools.running import run_process
 
 SECONDS = 5.0
-"""For one variant in this process, some hundred times what it takes."""
+"""Limit in seconds for one variant in this process, some hundred times what it takes."""
 MEMORY = 96 << 10
 """KiB that a damaged stream may cost beyond what the whole one does."""
 
@@ -44,7 +44,7 @@ class Field:
 
 
 def fields_of(stream: bytes) -> list[Field]:
-    """The fields of a whole stream that could lie about what follows them."""
+    """Return the fields of a whole stream that could lie about what follows them."""
     reader = StreamReader()
     found = [field for event in reader.feed(stream) for field in _fields_of_event(event)]
     reader.close()
@@ -52,7 +52,7 @@ def fields_of(stream: bytes) -> list[Field]:
 
 
 def _fields_of_event(event: events.Event) -> list[Field]:
-    """Each is (distance from the event's offset, size)."""
+    """Return each field of an event as (distance from the event's offset, size)."""
     places: list[tuple[int, int]] = []
     if isinstance(event, events.Configuration):
         # The machine's name; behind it the first subsection's name.
@@ -134,7 +134,7 @@ class Damage:
             data[field.offset : end] = (chance.choice(lies) % top).to_bytes(field.size, "big")
 
     def _move(self, chance: random.Random, data: bytearray) -> None:
-        """A piece is lost, comes twice, or comes elsewhere."""
+        """Lose, repeat or move a piece."""
         start, count = self._place(chance, data), chance.choice([1, 8, 9, 100, 4104])
         piece = data[start : start + count]
         if chance.random() < 0.7:
@@ -192,7 +192,7 @@ def _memory(name: str) -> int:
 
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """What `vmferry send` wrote: a stream from the real sender."""
+    """Return a stream from the real sender: what `vmferry send` wrote."""
     path = tmp_path_factory.mktemp("sent") / "stream"
     source = SyntheticGuest.parse("1M,zero=80%")
     try:
@@ -203,7 +203,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def images(folder: Path, ram: Mapping[str, bytes]) -> dict[str, str]:
-    """Files with these blocks."""
+    """Return the files of these blocks."""
     files = {}
     for number, (block, image) in enumerate(ram.items()):
         path = folder / str(number)
@@ -213,7 +213,7 @@ def images(folder: Path, ram: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def read_damaged(stream: bytes, numbers: range, files: dict[str, str]) -> Counter[str]:
-    """Outcomes of these variants."""
+    """Return the outcomes of these variants."""
     damage = Damage(stream)
     return Counter(read_outcome(damage.variant(number), files) for number in numbers)
 
@@ -389,7 +389,9 @@ def test_receive_of_frames(workers: int, vmferry: Any) -> None:
 
 
 def declaring(*blocks: events.RamBlock, touched: bool = False) -> bytes:
-    """A whole stream of these blocks; `touched`: with many zero pages, and the first's last one."""
+    """Return a whole stream of these blocks; `touched`: with many zero pages, and the last page of
+    the first block.
+    """
     if not touched:
         return streams.to_bytes([*streams.opening(blocks), *streams.closing()])
     zeros = streams.page_run(0, range((256 << 20) // streams.PAGE), 0, blocks=blocks)
@@ -455,7 +457,7 @@ def test_receive_of_empty_block(vmferry: Any) -> None:
 
 
 def described(text: str) -> bytes:
-    """The whole stream, with the `"size": 1024` of its description replaced."""
+    """Return the whole stream, with the `"size": 1024` of its description replaced."""
     changed = streams.DESCRIPTION.text.decode().replace('"size": 1024', text)
     description = events.Description(0, changed.encode(), {})
     return streams.to_bytes([*streams.EVENTS[:-1], description])

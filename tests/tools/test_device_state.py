@@ -31,7 +31,7 @@ LAST = streams.device(9, "globalstate", b"running")
 
 
 def _stream(devices: list[events.DeviceSection], *, answer: bool = False) -> bytes:
-    """A whole small guest with these devices."""
+    """Return a whole small guest with these devices."""
     first = [event for event in streams.opening(answers=answer) if event != streams.EARLY]
     return streams.to_bytes([*first, *streams.zeros(), *streams.closing(devices, early=())])
 
@@ -182,7 +182,7 @@ def _sending(data: bytes) -> Callable[[socket.socket], None]:
 
 
 def _forged(*, answer: bool) -> tuple[bytes, int]:
-    """A stream with a complete forged end in a framebuffer, and where that ends."""
+    """Return a stream with a complete forged end in a framebuffer, and where that ends."""
     timer, gpu = streams.device(3, "timer", b"1" * 24), streams.device(4, "gpu", b"pixels")
     fake = _without_early(forged([timer], gpu))
     held = streams.device(4, "gpu", b"pixels" + fake + bytes(5000))

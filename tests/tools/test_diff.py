@@ -1,4 +1,4 @@
-"""`vmferry diff`."""
+"""Test `vmferry diff`."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def make(
     whole: bool = True,
     entries: list[dict[str, Any]] | None = ENTRIES,
 ) -> bytes:
-    """A stream with these devices, all described by `entries` (None: without description); `whole`:
-    with all pages, as zero, before the `runs`."""
+    """Return a stream with these devices, all described by `entries` (None: without description);
+    `whole`: with all pages, as zero, before the `runs`.
+    """
     sections = [
         streams.device(number, name, payload, instance)
         for number, ((name, instance), payload) in enumerate(devices.items(), 3)

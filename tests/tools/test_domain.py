@@ -1,4 +1,4 @@
-"""What libvirt's XML says of a guest whose stream does not."""
+"""Test what libvirt's XML says of a guest whose stream does not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ XML = """<domain type='kvm'><name>guest</name>
 
 
 def image(xml: str | None) -> SaveImage:
-    """One that has this XML."""
+    """Return a save image that has this XML."""
     return SaveImage(xml, None, True, "raw", True)
 
 

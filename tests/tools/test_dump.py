@@ -1,4 +1,4 @@
-"""`vmferry dump`."""
+"""Test `vmferry dump`."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def test_other_sections_are_named(
 
 
 def _pieces(kind: str, name: str) -> Iterator[bytes]:
-    """Events of a section, as they are on the wire."""
+    """Return the events of a section in the order of the wire."""
     inside = False
     for event in KINDS[kind]:
         if isinstance(event, events.IterativeSection):

@@ -38,7 +38,9 @@ DEVICE = {"name": "c", "version": 2, "fields": FIELDS, "subsections": [SUBSECTIO
 
 
 def make(more: tuple[tuple[str, Any], ...] = ()) -> bytes:
-    """A stream with two devices `c`, described field by field, and one that is not described."""
+    """Return a stream with two devices `c`, described field by field, and one that is not
+    described.
+    """
     devices = [
         streams.device(3, "c", PAYLOAD, version=2),
         streams.device(4, "c", PAYLOAD.replace(b"\x2a", b"\x2b"), 1, version=2),

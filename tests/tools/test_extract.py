@@ -134,7 +134,7 @@ def test_around_the_hole(vmferry: Any, kind: str) -> None:
 
 
 def _elf_places(file: Any) -> dict[int, int]:
-    """Where in the file each segment stands, by its address."""
+    """Return where in the file each segment stands, by its address."""
     headers = program_headers(file.read(4096))
     return {each.physical_address: each.offset for each in headers if each.type == PT_LOAD}
 

@@ -30,7 +30,7 @@ MARK = "VMFERRY_TEST_OF_SIGNALS"
 
 
 def left(mark: str) -> list[psutil.Process]:
-    """The processes that have this mark in their environment."""
+    """Return the processes that have this mark in their environment."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -111,8 +111,11 @@ def test_status_tells_the_signal(tmp_path: Path) -> None:
 
 
 def _status_after(process: subprocess.Popen[Any], number: int) -> int:
-    """Its exit status. A signal that comes just before it waits for input is seen only behind it;
-    the next one is not."""
+    """Return the exit status after a signal.
+
+    One that arrives just before the command waits for input is seen only behind it; the next one is
+    not.
+    """
     for _ in range(10):
         process.send_signal(number)
         try:

@@ -31,7 +31,7 @@ def _image_of_all_that_is_allowed() -> bytes:
 
 
 def _bomb() -> bytes:
-    """A stream whose device never ends: 4 GiB of a byte that begins no footer."""
+    """Return a stream whose device never ends: 4 GiB of a byte that begins no footer."""
     made = zstandard.ZstdCompressor().compressobj()
     data = made.compress(streams.SMALL[: streams.SMALL.index(b"virtio-mem") + 9])
     return data + b"".join(made.compress(b"\x55" * (1 << 20)) for _ in range(4096)) + made.flush()
@@ -45,7 +45,7 @@ def _bomb_of_zeros_as_an_image() -> bytes:
 
 
 def _mapped(end: Callable[[events.RamBlock], int]) -> bytes:
-    """A mapped-ram file that ends there."""
+    """Return a mapped-ram file that ends there."""
     data, _ = mapped({"ram": [1, 600]})
     found = StreamReader().feed(data)
     (listed,) = [event for event in found if isinstance(event, events.RamBlocks)]
@@ -57,7 +57,7 @@ def _cut_bitmap() -> bytes:
 
 
 def _bitmap_far_away() -> bytes:
-    """All places moved by a terabyte: the first bitmap then tells that the file began before."""
+    """Move all places by a terabyte: by the first bitmap, the file then began before."""
     return _moved(1)
 
 

@@ -12,7 +12,7 @@ from tests import streams
 from tests.tools.running import run_process
 
 PAGES = 32768
-"""Of the guest, all of them sent: 128 MiB."""
+"""Number of the guest's pages, all of which are sent: 128 MiB."""
 STEP = 2048
 MORE = 24 << 10
 """KiB that may come on top of what a small stream takes: buffers, whatever their number."""

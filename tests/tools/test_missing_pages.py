@@ -95,7 +95,7 @@ def test_diff(vmferry: Any) -> None:
 
 
 def _with_memory(state: events.DeviceSection, sent: list[int]) -> bytes:
-    """A stream with a virtio-mem device, of whose blocks these were sent."""
+    """Return a stream with a virtio-mem device, of whose blocks these were sent."""
     count = BLOCK // PAGE
     numbers = [n for block in sent for n in range(block * count, (block + 1) * count)]
     pages = streams.ram_part(streams.page_run(0, numbers, 0, blocks=[MEMORY]))

@@ -73,7 +73,7 @@ def test_it_tells_what_the_reader_tells(runs: list[tuple[int, int, int | None, b
 
 
 def _if_ordinary(stream: bytes) -> bool:
-    """Whether it is; then both have to agree."""
+    """Check that outline and reader agree if the stream is ordinary; return whether it is."""
     try:
         found = outline(stream)
     except NotOrdinary:

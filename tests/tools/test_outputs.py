@@ -200,8 +200,11 @@ def test_nothing_is_left_when_it_is_told_to_end(number: signal.Signals, tmp_path
 
 
 def _end(process: subprocess.Popen[bytes], number: signal.Signals) -> int:
-    """Its exit status. A signal that comes just before it waits for input is seen only behind it;
-    the next one is not."""
+    """Return the exit status.
+
+    A signal that arrives just before the command waits for input is seen only behind it; the next
+    one is not.
+    """
     for _ in range(10):
         process.send_signal(number)
         with suppress(subprocess.TimeoutExpired):

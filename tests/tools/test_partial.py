@@ -60,7 +60,7 @@ def _stream() -> bytes:
 
 @pytest.fixture(scope="module")
 def sound() -> Sound:
-    """The stream above."""
+    """Return the stream above."""
     return Sound(_stream())
 
 
@@ -70,13 +70,13 @@ def _hole(sound: Sound, start: int, size: int) -> Damaged:
 
 
 def _record(sound: Sound, number: int, time: int = 0) -> int:
-    """Where a page of the first block stands in the stream, the first time or again."""
+    """Return the offset of a page of the first block in the stream, the first time or again."""
     found = [r.start for r in sound.records if (r.block, r.number) == ("pc.ram", number)]
     return found[time]
 
 
 def _lost(verdict: Verdict, fate: str = "lost") -> list[tuple[int, int]]:
-    """Ranges of pages of the first block."""
+    """Return the ranges of lost pages of the first block."""
     ranges = getattr(verdict.survival.blocks[0], fate).ranges
     return [(start // PAGE, end // PAGE) for start, end in ranges]
 

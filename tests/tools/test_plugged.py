@@ -22,7 +22,7 @@ LOW = [Region(0, GIB, 0)]
 
 
 def virtio_mem(numbers: tuple[int, ...], early: bool = True, **changes: int) -> Facts:
-    """What a device at 4 GiB tells that has these blocks of 2 MiB."""
+    """Return what is known of a device at 4 GiB that has these blocks of 2 MiB."""
     bits = bytearray(16)
     for number in numbers:
         bits[number // 64 * 8 + 7 - number % 64 // 8] |= 1 << number % 8

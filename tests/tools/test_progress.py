@@ -1,4 +1,4 @@
-"""What is shown of a running migration: rates, how much is done, and how long yet."""
+"""Test what is shown of a running migration: rates, how much is done, and how long yet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people get to read of values such as JSON has."""
+"""Test how JSON values are shown to people."""
 
 from __future__ import annotations
 

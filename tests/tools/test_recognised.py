@@ -1,4 +1,6 @@
-"""What is no stream is named in one line that says what to do; a stream at an offset is found."""
+"""Test that one line names what is not a stream and says what to do, and that a stream at an offset
+is found.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a relay says of a migration: a forecast, and what would help if it stalls."""
+"""Test what a relay says of a migration: a forecast, and what would help if it stalls."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class Layout:
 
 
 def read(image: bytes) -> bytes:
-    """The state in the only snapshot."""
+    """Return the state in the only snapshot."""
     data: bytes = unpack(io.BytesIO(image), "first").stream.read()
     return data
 

@@ -1,4 +1,4 @@
-"""`vmferry verify`."""
+"""Test `vmferry verify`."""
 
 from __future__ import annotations
 

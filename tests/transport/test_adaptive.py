@@ -52,16 +52,16 @@ class World:
     _seconds: float = 0.0
 
     def wire(self, level: int) -> float:
-        """Seconds that a slot takes on the wire."""
+        """Return seconds that a slot takes on the wire."""
         slow = self.decompress * RAW if level else 0.0
         return max(RAW * self.remains[level] / self.link, slow)
 
     def steady(self, level: int) -> float:
-        """Seconds that a slot takes if all go at this level."""
+        """Return seconds that a slot takes if all go at this level."""
         return RAW * max(self.pipeline.times(self.work, self.costs[level], self.wire(level) / RAW))
 
     def run(self, adaptive: Adaptive, slots: int) -> float:
-        """Seconds until so many slots were sent, samples included."""
+        """Return the seconds until so many slots were sent, samples included."""
         started = self.time
         for _ in range(slots):
             if (level := adaptive.wants) is not None:
@@ -78,7 +78,7 @@ class World:
         return max(self.time, self._free_at) - started
 
     def _on_wire(self, level: int) -> float:
-        """Seconds of the next slot, which buffers may take at once."""
+        """Return seconds of the next slot, which buffers may take at once."""
         wire = 1e-4 if self.buffers > 0 else self.wire(level)
         self.buffers -= round(RAW * self.remains[level])
         return wire

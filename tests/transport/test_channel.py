@@ -1,4 +1,4 @@
-"""Channels of every scheme."""
+"""Test channels of every scheme."""
 
 from __future__ import annotations
 

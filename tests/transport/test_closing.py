@@ -1,4 +1,4 @@
-"""What is shared between processes is given back at once, not when Python collects garbage."""
+"""Test that what processes share is given back at once, not when Python collects garbage."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def test_result(tmp_path: Path) -> None:
 
 
 def full_listener(stack: ExitStack, uri: Uri) -> tuple[socket.socket, Uri]:
-    """It has as many connections waiting as it takes, so that the next one waits."""
+    """Return a listener whose backlog is full, so that the next connection waits."""
     tcp = isinstance(uri, Tcp)
     listening = stack.enter_context(socket.socket(socket.AF_INET if tcp else socket.AF_UNIX))
     listening.bind(("127.0.0.1", 0) if tcp else "full")

@@ -15,19 +15,19 @@ from tests.patience import PATIENCE
 
 
 def answer(connection: Connection, report: object) -> None:
-    """A child that reports at once, and then waits for its end."""
+    """Report at once as a child, and then wait for its end."""
     send_message(connection, report)
     connection.recv()
 
 
 def die(connection: Connection) -> None:
-    """A child that is killed from outside."""
+    """Wait as a child that is killed from outside."""
     del connection
     os.kill(os.getpid(), 9)
 
 
 def break_down(connection: Connection) -> None:
-    """A child with a bug."""
+    """Fail as a child with a bug does."""
     del connection
     raise ValueError("this is not it")
 
@@ -78,7 +78,7 @@ def test_death(crew: Crew) -> None:
 
 
 def lose_file(connection: Connection) -> None:
-    """A child whose mapped file is cut before it touches it."""
+    """Touch a mapped file that was cut before."""
     del connection
     fd = os.memfd_create("file")
     os.ftruncate(fd, mmap.PAGESIZE)
@@ -88,7 +88,7 @@ def lose_file(connection: Connection) -> None:
 
 
 def abort(connection: Connection) -> None:
-    """A child in which a library gives up."""
+    """End as a child does in which a library gives up."""
     del connection
     os.abort()
 

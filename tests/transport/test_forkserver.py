@@ -23,13 +23,13 @@ from tests.patience import PATIENCE, wait_until
 
 
 def echo(connection: Connection) -> None:
-    """A child that says what is said to it."""
+    """Answer with each message that arrives."""
     while True:
         send_message(connection, connection.recv())
 
 
 def write_to(connection: Connection, shared: list[SharedFd]) -> None:
-    """A child that writes its number to each descriptor."""
+    """Write this child's number to each descriptor."""
     for number, target in enumerate(shared):
         os.write(target.fileno(), bytes([number % 256]))
     send_message(connection, "written")
@@ -37,13 +37,13 @@ def write_to(connection: Connection, shared: list[SharedFd]) -> None:
 
 
 def sleep_on(connection: Connection) -> None:
-    """A child that does not look at its connection."""
+    """Sleep, and do not look at the connection."""
     send_message(connection, "asleep")
     time.sleep(1000)
 
 
 def server_of(pid: int) -> psutil.Process:
-    """The process that this child was forked from."""
+    """Return the process that this child was forked from."""
     parent = psutil.Process(pid).parent()
     assert parent is not None
     assert "forkserver" in "".join(parent.cmdline())

@@ -1,4 +1,4 @@
-"""Who is let in: the one who begins as expected, whoever else connects before or beside."""
+"""Test who is let in: the one who begins as expected, whoever else connects before or beside."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.patience import PATIENCE, wait_until
 
 
 def begins(head: bytes) -> bool | None:
-    """Whether it is GOOD."""
+    """Return whether the head is GOOD."""
     if head.startswith(b"GOOD"):
         return True
     return None if b"GOOD".startswith(head) else False
@@ -45,7 +45,7 @@ class Waiting:
             raise TimeoutError
 
     def connect(self, data: bytes = b"") -> socket.socket:
-        """Come, and say this."""
+        """Connect, and send these bytes."""
         uri = parse_uri(self.listener.address)
         if isinstance(uri, Unix):
             client = socket.socket(socket.AF_UNIX)
@@ -61,7 +61,7 @@ class Waiting:
         wait_until(lambda: len(self.said) >= count)
 
     def read(self, count: int) -> bytes:
-        """The first bytes of the channel that was let in."""
+        """Return the first bytes of the channel that was let in."""
         self._thread.join(PATIENCE)
         assert self.channel is not None
         data = bytearray(count)
@@ -146,7 +146,7 @@ def test_wait_can_be_left(tmp_path: Path) -> None:
     listener = listen(Unix(str(tmp_path / "x")))
 
     class CancelledError(Exception):
-        """What a crew raises."""
+        """Exception that a crew raises to leave a wait."""
 
     def cancelled(_: int) -> None:
         raise CancelledError

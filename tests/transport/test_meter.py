@@ -6,7 +6,7 @@ from vmferry.transport.meter import Meter
 
 
 class Clock:
-    """Seconds, set by hand."""
+    """Clock in seconds that the test sets by hand."""
 
     def __init__(self) -> None:
         self.now = 100.0

@@ -22,7 +22,7 @@ def left_behind(path: Path) -> None:
 
 
 def answers(path: Path) -> bool:
-    """Whether somebody can connect."""
+    """Return whether somebody can connect."""
     with socket.socket(socket.AF_UNIX) as client:
         client.setblocking(False)
         return client.connect_ex(str(path)) == 0
@@ -55,7 +55,7 @@ def test_socket_in_use_is_left_alone(kind: int, listening: bool, tmp_path: Path)
 
 
 def make_link(path: Path) -> None:
-    """A link to a dead socket: whoever made it did so for a reason."""
+    """Make a link to a dead socket: whoever made it did so for a reason."""
     left_behind(path.with_name("y"))
     path.symlink_to("y")
 

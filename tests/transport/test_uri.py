@@ -1,4 +1,4 @@
-"""URIs."""
+"""Test how URIs are parsed and refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only the digest tracker does."""
+"""Test what only the digest tracker does."""
 
 from __future__ import annotations
 

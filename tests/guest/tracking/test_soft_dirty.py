@@ -62,7 +62,7 @@ def marks_of(guest: BusyGuest, bits: SoftDirtyBits) -> Iterator[SoftDirtyMarks]:
 
 
 def trackers(marks: SoftDirtyMarks, guest: Guest) -> list[TableTracker]:
-    """What a worker has, which maps the table by its descriptor."""
+    """Return what a worker has, which maps the table by its descriptor."""
     counts = [block.length // block.page_size for block in guest.blocks]
     return [TableTracker(part) for part in map_table(marks.table, counts)]
 

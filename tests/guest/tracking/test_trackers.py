@@ -34,7 +34,7 @@ Make = Callable[..., AbstractContextManager[Made]]
 
 
 def fill(ram: Ram) -> None:
-    """Write pages that differ."""
+    """Write different content to each page."""
     ram[:] = np.random.default_rng(3).integers(1, 256, ram.shape, np.uint8)
 
 
@@ -77,7 +77,7 @@ def dirty(ram: Ram, tracker: Tracker, first: int = 0, end: int | None = None) ->
 
 
 def on_the_wire(pages: Ram) -> Ram:
-    """Copies behind 8 bytes of header each: a strided view, as in a slot."""
+    """Return copies behind 8 bytes of header each, as a strided view, like those in a slot."""
     slot = np.zeros((len(pages), 8 + pages.shape[1]), np.uint8)
     slot[:, 8:] = pages
     return slot[:, 8:]

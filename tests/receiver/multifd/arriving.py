@@ -33,7 +33,7 @@ class Slowly:
 
 
 def at_once(connection: socket.socket, data: bytes) -> None:
-    """Send all."""
+    """Send all channels at once."""
     connection.sendall(data)
 
 

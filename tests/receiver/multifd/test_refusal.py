@@ -1,4 +1,4 @@
-"""What a multifd source may get wrong: one line says what and where, and no guest stays here."""
+"""Test that one line says what a multifd source gets wrong, and that no guest stays here."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Row:
     wrong: Callable[[Channel], None]
     says: str
     within: bool = True
-    """Whether the packet's number is known, and so named."""
+    """True if the packet's number is known, and so named."""
 
 
 def packet(**changes: object) -> Callable[[Channel], None]:

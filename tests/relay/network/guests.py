@@ -88,7 +88,7 @@ done
 _BOOT_LINE = re.compile(rb"^([0-9A-F]{8})$", re.MULTILINE)
 _LINUX_LINE = re.compile(rb"^BEAT (\d+) (ok|BAD)\r?$", re.MULTILINE)
 _TROUBLE = ("BUG:", "Kernel panic", "Oops")
-"""What a kernel says when it cannot go on."""
+"""Words of a kernel that cannot go on."""
 
 
 def beats(said: bytes) -> list[int]:

@@ -29,7 +29,7 @@ GROWTH = 32 << 20
 
 @dataclass(frozen=True)
 class Held:
-    """What one relay has: bytes of memory, and open descriptors."""
+    """Memory in bytes, and open descriptors, of one relay."""
 
     memory: int
     descriptors: int

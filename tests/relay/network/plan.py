@@ -1,4 +1,4 @@
-"""What happens in one run: a guest, a pair of relays, and a cut of the link at some moment."""
+"""Plan one run: a guest, a pair of relays, and a cut of the link at some moment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.relay.network.guests import KINDS
 
 MIB = 1 << 20
 PHASES = ("round 0", "later round", "switchover", "end", "return path")
-"""When the link is cut.
+"""Phases of a migration in which the link is cut.
 
 `round 0` and `later round` of the source. `switchover`: the guest has stopped. `end`: the guest
 runs at the destination, and the source may not know it yet. `return path`: at any time from round 0
@@ -18,7 +18,7 @@ to the end, and only what the far host sends is lost.
 VERSIONS = (("7.2", "7.2"), ("10", "10"), ("7.2", "10"))
 """Versions of QEMU at source and destination."""
 CHANNELS = 2
-"""Channels of multifd."""
+"""Number of multifd channels."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Plan:
     """Limit of the source QEMU, in bytes a second; 0: it sends as the link takes it."""
     phase: str
     reset: bool
-    """Whether the connections are reset, too, when the link is cut."""
+    """True if the cut also resets the connections."""
     seconds: float
-    """How long the link is cut."""
+    """Length of the cut in seconds."""
     moment: float
-    """Where in the phase it is cut, from 0 to 1."""
+    """Moment of the cut in its phase, from 0 to 1."""
     reconnect: float = 300
     """Seconds after which the relays give up."""
 

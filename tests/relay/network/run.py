@@ -29,18 +29,18 @@ _SLOW, _QUICK = 1, 2000
 
 @dataclass
 class Outcome:
-    """How a run went: what is wrong, and figures."""
+    """Outcome of a run: what is wrong, and figures."""
 
     faults: list[str] = field(default_factory=list)
     missed: bool = False
-    """Whether the migration had ended before the moment of the cut."""
+    """True if the migration had ended before the moment of the cut."""
     seconds: float = 0.0
     downtime: int = 0
     """Milliseconds, as the source says."""
     cuts: int = 0
     """Cuts that the near relay told of."""
     told: list[str] = field(default_factory=list)
-    """What the relays said."""
+    """Lines that the relays printed."""
 
     def __str__(self) -> str:
         verdict = "; ".join(self.faults) if self.faults else "ok"

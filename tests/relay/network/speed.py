@@ -1,4 +1,4 @@
-"""How fast QEMUs migrate through relays: `python -m tests.relay.network.speed`.
+"""Measure how fast QEMUs migrate through relays: `python -m tests.relay.network.speed`.
 
 The runs of both take turns, and the table has the medians. Each page of the guest is half random
 and half zero, so memory compresses 2:1; a few pages change all the time. Needs root, iproute2 and

@@ -1,4 +1,5 @@
-"""What a folder holds of a `dir:` guest that was to arrive there, and whether its RAM is right.
+"""Check what a folder holds of a `dir:` guest that was to arrive there, and whether its RAM is
+right.
 
 The device state of a synthetic guest is a table that says what each page must hold, so a folder
 proves by itself that its RAM is the source's.

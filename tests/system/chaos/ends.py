@@ -15,7 +15,7 @@ from .qmp import NoAnswerError, ask
 
 VMFERRY = [sys.executable, "-m", "vmferry.tools"]
 DOWNTIME_LIMIT = 200
-"""Milliseconds."""
+"""Downtime limit of each migration, in milliseconds."""
 OVER = ("completed", "failed", "cancelled")
 _ASK_EVERY = 0.3
 
@@ -28,9 +28,9 @@ class End:
         self.orphan = orphan
         self.folder = folder
         self.migration = ""
-        """What a service says of its migration."""
+        """Last answer of a service on its migration."""
         self.changed = time.monotonic()
-        """When the command ended, or the state of its migration changed."""
+        """Time at which the command ended, or the state of its migration changed."""
         self._family = family
         self._command: subprocess.Popen[bytes] | None = None
         self._stderr = folder / f"{side}.stderr"
@@ -85,17 +85,17 @@ class End:
 
     @property
     def over(self) -> bool:
-        """Whether the migration has ended here, one way or the other."""
+        """Return whether the migration has ended at this end, in whatever way."""
         return self._command is None or self._poll() is not None or self.migration in OVER
 
     @property
     def serves(self) -> bool:
-        """Whether it is a service that is still there."""
+        """Return whether this end is a service that is still there."""
         return self.monitored and self._command is not None and self._poll() is None
 
     @property
     def monitored(self) -> bool:
-        """Whether it speaks QMP, and stays when the migration is over."""
+        """Return whether this end speaks QMP, and stays when the migration is over."""
         return self.kind not in ("send", "receive")
 
     def signal(self, number: signal.Signals) -> int:
@@ -106,7 +106,7 @@ class End:
         return self._command.pid
 
     def said(self) -> str:
-        """Return its standard error."""
+        """Return what was written to standard error."""
         return self._stderr.read_text(errors="replace") if self._stderr.exists() else ""
 
     def close(self) -> int | None:
@@ -125,7 +125,7 @@ class Destination(End):
         self._asked_port: int | None = None
 
     def start(self) -> None:
-        """Start it."""
+        """Start the destination."""
         uri = f"unix:{self._socket}" if self._plan.unix else "tcp:127.0.0.1:0"
         if self._plan.guest == "dir":
             guest = f"dir:{self.folder / 'some' / 'where' / 'guest'}"

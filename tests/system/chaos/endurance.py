@@ -30,7 +30,7 @@ from .watch import Heart
 LIMIT = 60.0
 """Seconds that a migration, or an answer, may take."""
 GROWTH = {"memory": 6 << 20, "descriptors": 0, "processes": 0, "files": 0}
-"""By how much a figure may be larger at the end; memory in bytes, of all processes."""
+"""Limit for the growth of each figure; memory in bytes, of all processes."""
 CANCEL_EVERY, FAIL_EVERY = 7, 11
 
 
@@ -40,7 +40,7 @@ class EnduranceError(Exception):
 
 @dataclass(frozen=True)
 class Usage:
-    """What all processes of both services use. `memory`: bytes, what is shared counted once."""
+    """Resources of all processes of both services; `memory` in bytes, shared pages counted once."""
 
     memory: int
     descriptors: int
@@ -63,7 +63,7 @@ class Service(End):
         self._start(["serve", "--guest", guest, "--qmp", f"unix:{self._qmp}", *incoming])
 
     def ask(self, name: str, **arguments: object) -> object:
-        """Give a QMP command."""
+        """Return the answer to a QMP command."""
         return ask(self._qmp, name, timeout=LIMIT, **arguments)
 
     def status(self) -> str:
@@ -71,7 +71,7 @@ class Service(End):
         return str(ask(self._qmp, "query-migrate", timeout=LIMIT).get("status", ""))
 
     def runs(self) -> bool:
-        """Whether the guest beats here since the last call."""
+        """Return whether the guest has written here since the last call."""
         beat = self.heart.look()
         return beat is not None and beat.running
 

@@ -56,7 +56,7 @@ NEVER = float("inf")
 
 @dataclass
 class Verdict:
-    """How a run ended: `outcome` in a word or two, and one line for each thing that is wrong."""
+    """Verdict on a run: `outcome` in a word or two, and one line for each thing that is wrong."""
 
     outcome: str
     faults: list[str] = field(default_factory=list)
@@ -122,7 +122,7 @@ class Judge:
         return f"none: {reason}"
 
     def _arrived(self) -> bool:
-        """Whether the guest runs at the destination, or ran until its command was done."""
+        """Return whether the guest runs at the destination, or ran until its command was done."""
         record = self._record
         if self._plan.guest == "dir":
             return self._rest.whole
@@ -176,7 +176,7 @@ class Judge:
         )
 
     def _killed(self, side: str, *roles: str) -> list[Done]:
-        """Signals by which processes of a side died."""
+        """Return the signals by which processes of a side died."""
         return [
             done
             for done in self._record.to(side, *(roles or ("command", "guest", "transport")))
@@ -256,7 +256,7 @@ class Judge:
                 self.faults.append(f"a folder is left: some {' '.join(found[:6])}")
 
     def _was_killed(self, side: str, role: str = "command") -> bool:
-        """Whether the process that should clean up could not."""
+        """Return whether the process that should have cleaned up was killed."""
         return any(
             isinstance(done.deed, Signal) and done.deed.number is signal.SIGKILL
             for done in self._record.to(side, role)

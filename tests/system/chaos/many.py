@@ -21,7 +21,7 @@ from .stock_judge import judge_stock
 
 @dataclass(frozen=True)
 class Runs:
-    """What all runs of a loop have in common.
+    """Settings that all runs of a loop have in common.
 
     `long`: with waits of a minute. `qemu`: the side at which a QEMU is, if one is; `saved`: the
     folders of guests that are sent to it, by version.
@@ -105,7 +105,7 @@ class Figures:
         self._longest = (0.0, 0)
 
     def add(self, record: Record, verdict: Verdict) -> None:
-        """Take one run."""
+        """Add the figures of one run."""
         self.outcomes[verdict.outcome] += 1
         if record.ended_after > ENDED_WITHIN:
             self._slow.append(record.ended_after)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 SHUT, PONG = 1, 2
 PINGS = {0x766D6601: "hello", 0x766D6603: "confirm", 0x766D6604: "abort"}
-"""What a vmferry source's PINGs mean, by their value."""
+"""Meaning of a vmferry source's PINGs, by their value."""
 PONGS = {0x766D6601: "hello answered", 0x766D6602: "confirms", 0x766D6603: "confirmed"}
-"""What a destination's PONGs mean, by their value."""
+"""Meaning of a destination's PONGs, by their value."""
 
 _HEADER = struct.Struct(">HH")
 _KEEP = 64

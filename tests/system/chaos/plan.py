@@ -1,4 +1,4 @@
-"""What one run does, all of it made from the seed and the run's number.
+"""Plan one run, all of it made from the seed and the run's number.
 
 A plan says which commands run with which options, and what happens to them: signals, a bad link, a
 cancel; each at a mark of the handover, at a place in the stream, or some time behind one of these.
@@ -75,7 +75,7 @@ Deed = Signal | Fault | Cancel
 
 @dataclass(frozen=True)
 class Plan:
-    """One run.
+    """All choices of one run.
 
     `final`: how a connection is ended that is dead, and whose one end waits on rightly. `patient`:
     guests that are left alone shall end by themselves. `long`: there is time to wait for what
@@ -107,7 +107,7 @@ class Plan:
 
     @property
     def dead_link(self) -> bool:
-        """Whether the link stops passing for ever."""
+        """Return whether the link stops passing for ever."""
         return any(isinstance(d, Fault) and d.kind in ("stall", "swallow") for d in self.deeds)
 
     def __str__(self) -> str:
@@ -136,7 +136,7 @@ class _Planner:
         self._size = 0
 
     def plan(self, seed: int, number: int) -> Plan:
-        """Choose everything."""
+        """Choose everything for a run."""
         chance = self._chance
         self._size = chance.choice((8, 8, 12, 16)) * MIB
         guest = "dir" if chance.random() < 0.25 else "synthetic"
@@ -205,7 +205,9 @@ class _Planner:
         return deeds
 
     def _end_of_dead_link(self) -> list[Deed]:
-        """The source waits a minute for an answer, which is too long for a short loop."""
+        """Choose how a run with a dead link ends: the source waits a minute, too long for a short
+        loop.
+        """
         if self._long and self._chance.random() < 0.7:
             return []
         first = next(iter(self._marks))

@@ -37,7 +37,9 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it is there, and not only its exit status."""
+        """Return whether the process runs; one that only waits for its exit status to be read does
+        not.
+        """
         fields = self.stat()
         return fields is not None and fields[0] not in "ZX"
 
@@ -85,7 +87,8 @@ class Family:
     def __init__(self, tag: str) -> None:
         self._tag = f"{TAG}={tag}:".encode()
         self._known: dict[tuple[int, str], Process | float] = {}
-        """By id and start time; or when a process that is none of ours was seen first."""
+        """Processes by id and start time; for one that is not of this run, when it was seen first.
+        """
         self._roles: dict[tuple[int, str], str] = {}
         self.commands: dict[str, int] = {}
         """The commands' own ids, by side."""
@@ -121,7 +124,7 @@ class Family:
         return ""
 
     def all(self) -> Iterator[Process]:
-        """Every process that was ever seen."""
+        """Return every process that was ever seen."""
         return (found for found in list(self._known.values()) if isinstance(found, Process))
 
     def alive(self) -> list[Process]:

@@ -56,11 +56,11 @@ class Direction:
 
     @property
     def free(self) -> bool:
-        """Whether bytes may pass now."""
+        """Return whether bytes may pass now."""
         return not self.ended and not self.stalled and time.monotonic() >= self.held_until
 
     def room(self) -> int:
-        """Bytes that may be passed before something has to happen."""
+        """Return how many bytes may pass before something has to happen."""
         end = self.cuts[0][0] - self.passed if self.cuts else len(self.waiting)
         return min(end, len(self.waiting), _PIECE)
 
@@ -78,15 +78,17 @@ class Proxy:
         self._asked: deque[Callable[[Proxy], None]] = deque()
         self._closing = threading.Event()
         self.connected = self.over = False
-        """Whether a source has arrived; whether the connection does not exist any more."""
+        """True once a source has connected; `over`: true once that connection is gone."""
         self.stirred = time.monotonic()
-        """When something passed last, or the connection changed."""
+        """Time at which something passed last, or the connection changed."""
         self.events: list[tuple[float, str]] = []
         self.thread = threading.Thread(target=self._run, name="chaos-proxy", daemon=True)
 
     @property
     def begun(self) -> bool:
-        """Whether the destination has seen that a source is there: it waits for another if not."""
+        """Return whether the destination has seen that a source is there; if not, it waits for
+        another.
+        """
         return bool(self._ways) and self._ways[0].passed >= _HEAD
 
     def start(self) -> None:
@@ -249,7 +251,7 @@ class Proxy:
             way.held_until = time.monotonic() + seconds
 
     def slow(self, direction: str, seconds: float) -> None:
-        """From now on, wait before each piece."""
+        """Wait before each piece from now on."""
         for way in self._chosen(direction):
             way.delay = seconds
 

@@ -26,7 +26,7 @@ from .stock import make_ends, make_watch, unequal
 ENDED_WITHIN = 5.0
 """Seconds from the last event until everything has ended."""
 ALLOWANCE = 12.0
-"""As many again are allowed, and more on a busy machine, which the record shows; see `busy`."""
+"""Further seconds that a run may take; more on a busy machine, as the record shows."""
 ANSWER_WITHIN = 60.0
 """Seconds that a source waits for an answer."""
 _LOOK = 0.03
@@ -50,7 +50,7 @@ class Done:
 
 @dataclass
 class Record:
-    """What was seen of a run. Times are of time.monotonic, `settled` and beats of time.time."""
+    """Observations of a run; times are of time.monotonic, `settled` and beats of time.time."""
 
     plan: Plan
     folder: Path
@@ -58,7 +58,7 @@ class Record:
     done: list[Done] = field(default_factory=list)
     marks: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
-    """How long the run took in all."""
+    """Length of the run in seconds."""
     two: str | None = None
     allowance: float = ALLOWANCE
     """Seconds that were allowed beside those of the rules."""
@@ -69,19 +69,19 @@ class Record:
     hung: list[str] = field(default_factory=list)
     """Ends whose migration was not over in time."""
     began: bool = False
-    """Whether a guest ever ran."""
+    """True if a guest ever ran."""
     runs: dict[str, bool] = field(default_factory=dict)
-    """Whether a guest of this side was seen to run after everything else had ended."""
+    """True if a guest of this side was seen to run after everything else had ended."""
     unequal: str = ""
-    """How RAM in the folder of the guest differs from that of a stock source."""
+    """Difference of RAM in the guest's folder to that of a stock source."""
     status: dict[str, int | None] = field(default_factory=dict)
     """The exit status of each command; None: it was still there (served)."""
     migration: dict[str, str] = field(default_factory=dict)
-    """What a service said of its migration last."""
+    """Last answer of a service on its migration."""
     kept: bool = False
-    """Whether the destination keeps the guest, complete and paused, to be taken up."""
+    """True if the destination keeps the guest, complete and paused, to be taken up."""
     taken_up: str | None = None
-    """What went wrong as it was taken up, empty if nothing; None: this was not tried."""
+    """Fault when the guest was taken up, empty if there was none; None if this was not tried."""
     stderr: dict[str, str] = field(default_factory=dict)
     link: list[str] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
@@ -104,12 +104,12 @@ class Record:
 
 
 def busy() -> float:
-    """How many times longer than alone a process takes here now: those that want a processor."""
+    """Return how many times longer than alone a process takes here now."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 class Run:
-    """A run under way."""
+    """One run under way: both ends, the link, and all their processes."""
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
@@ -138,7 +138,7 @@ class Run:
     # Deeds.
 
     def _fire(self, mark: str, before: bool = False) -> None:
-        """A mark is reached: do what is to be done there, now or later."""
+        """Do what is to be done at a mark, now or later."""
         if (mark, before) == ("forward closed", True) and self.plan.source.startswith("qemu"):
             # An orderly close is the word of a stock source.
             self._fire("confirm", True)
@@ -196,7 +196,7 @@ class Run:
                 heapq.heappush(self._due, (due, next(self._order), process))
 
     def _may_come(self, deed: Signal) -> bool:
-        """Whether a process that is not there may be started yet."""
+        """Return whether a process that is not there may still be started."""
         end = self._source if deed.side == "source" else self._destination
         began = self.record.marks.get(deed.trigger.mark, 0.0)
         soon = time.monotonic() < began + deed.trigger.delay + _COMES_WITHIN
@@ -298,7 +298,8 @@ class Run:
                 self._finish(self.plan.final)
 
     def _patience(self, waits: bool) -> float:
-        """Seconds of quiet after which something is wrong, or is to be ended from outside.
+        """Return the seconds of quiet after which something is wrong, or is to be ended from
+        outside.
 
         `waits`: an end may rightly wait for ever.
         """
@@ -316,13 +317,15 @@ class Run:
         return self.record.allowance
 
     def _may_wait(self) -> bool:
-        """Whether an end that still waits does so rightly: it cannot know."""
+        """Return whether an end that still waits is right to wait, because it cannot know."""
         proxy = self._proxy
         assert proxy is not None
         return not proxy.begun or (self._dead_link and not proxy.over)
 
     def _waits_for_another(self) -> bool:
-        """Whether the destination has not taken the connection for a source's, and it is gone."""
+        """Return whether the destination did not take the connection for a source's, which has
+        gone.
+        """
         said = self._destination.said()
         refused = "ended before it said what it is" in said or "who has left was refused" in said
         return refused and not self._ended_by_term
@@ -351,7 +354,7 @@ class Run:
         self._trace(f"hung: {self.record.hung}")
 
     def _until_ended(self) -> None:
-        """All that has to end has ended, or is noted as left."""
+        """Wait until all that has to end has ended, and note what is left."""
         last = self._last_event()
         until = last + ENDED_WITHIN + self._allowance()
         while left := self._left():
@@ -363,7 +366,9 @@ class Run:
         self._trace("ended")
 
     def _left(self) -> list[Process]:
-        """Processes that should have ended: all but guests, and services that still serve."""
+        """Return the processes that should have ended: all but guests, and services that still
+        serve.
+        """
         served = {
             side
             for side, end in (("source", self._source), ("destination", self._destination))
@@ -379,7 +384,8 @@ class Run:
         ]
 
     def _alone(self) -> bool:
-        """Whether what is left of the destination waits for a word on a link that swallows it.
+        """Return whether what is left of the destination waits for a word on a link that swallows
+        it.
 
         Its command was killed, so nobody can have it leave.
         """
@@ -410,7 +416,7 @@ class Run:
         self.record.kept = self._is_kept()
 
     def _arrived_and_ended(self) -> bool:
-        """Whether the guest is where it does not run: in a folder, or gone with its command."""
+        """Return whether the guest arrived where it does not run, or ended with its command."""
         at_rest = (self.record.guest_folder / "guest.json").exists()
         return at_rest or "receiving: completed" in self._destination.said()
 

@@ -1,4 +1,4 @@
-"""The same with a real QEMU at one end: `python -m tests.system.chaos --qemu source|destination`.
+"""Run chaos with a real QEMU at one end: `python -m tests.system.chaos --qemu source|destination`.
 
 The other end is a vmferry command with a `dir:` guest. Which rules hold there are QEMU's own:
 
@@ -165,7 +165,7 @@ class StockDestination(_Qemu, Destination):
     """A QEMU that waits for a guest."""
 
     def start(self) -> None:
-        """Start it."""
+        """Start the destination."""
         self._start_qemu("-incoming", "defer")
 
     def _ask(self) -> None:

@@ -28,7 +28,7 @@ class _Stock(Judge):
         """Judge no exit status by where the guest runs: by QEMU's rules it may run at both ends."""
 
     def _broke(self, kinds: tuple[str, ...], until: float = float("inf")) -> bool:
-        """Whether the link did one of these, and not later."""
+        """Return whether the link did one of these, and not later."""
         return any(
             isinstance(done.deed, Fault)
             and bool(done.pid)
@@ -38,7 +38,9 @@ class _Stock(Judge):
         )
 
     def _by_no_answer(self) -> bool:
-        """Whether a source that asks for no answer had sent everything, and something happened."""
+        """Return whether a source that asks for no answer had sent everything, and something
+        happened.
+        """
         record = self._record
         happened = any(done.pid for done in record.done)
         # What was sent need not have come as far as the proxy.

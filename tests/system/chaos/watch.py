@@ -14,7 +14,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Beat:
-    """What a guest wrote at `time`, in seconds of the system's clock."""
+    """Counter that a guest wrote at `time`, in seconds of the system's clock."""
 
     time: float
     pid: int
