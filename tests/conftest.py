@@ -74,7 +74,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _client_loop() -> Iterator[None]:
-    """The QMP client makes an event loop where there is none, and leaves it open."""
+    """Close the event loop that the QMP client makes where there is none, and leaves open."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     yield

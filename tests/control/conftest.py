@@ -23,7 +23,7 @@ def guest() -> Iterator[SyntheticGuest]:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Starts services, and ends them."""
+    """Yield a function that starts services, and end them."""
     numbers = itertools.count()
     with ExitStack() as stack:
 

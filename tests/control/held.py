@@ -123,7 +123,7 @@ def _setup(look: Look, source: Monitor) -> None:
 def _cancelling(
     look: Look, source: Monitor, frozen: Callable[[], AbstractContextManager[None]]
 ) -> None:
-    """Nobody takes what is written."""
+    """Look at a source that cancels while nobody takes what is written."""
     source.ask("migrate-set-parameters", max_bandwidth=400_000)
     wire = Wire()
     wire.flow()

@@ -50,7 +50,7 @@ class Monitor:
         raise AssertionError(f"{name} {arguments} gave {result!r}")
 
     def set(self, **capabilities: bool) -> None:
-        """Capabilities, with `_` for `-`."""
+        """Set capabilities, with `_` for `-`."""
         wanted = [
             {"capability": name.replace("_", "-"), "state": state}
             for name, state in capabilities.items()
@@ -58,7 +58,7 @@ class Monitor:
         self.qmp.cmd("migrate-set-capabilities", capabilities=wanted)
 
     def wait_for(self, *statuses: str) -> dict[str, Any]:
-        """`query-migrate` once it says one of these."""
+        """Wait until `query-migrate` reports one of these, and return its answer."""
         deadline = time.monotonic() + PATIENCE
         while True:
             answer: dict[str, Any] = self.ask("query-migrate")
@@ -115,7 +115,7 @@ class Serving(Monitor):
         return qmp
 
     def wait(self) -> tuple[int, str]:
-        """Exit status and what it said."""
+        """Wait for the end; return the exit status and the output."""
         _, said = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, said
 

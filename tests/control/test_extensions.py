@@ -32,7 +32,7 @@ def own(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def change(service: Serving, **values: Any) -> None:
-    """Our own parameters, with `_` for `-`."""
+    """Set vmferry's own parameters, with `_` for `-`."""
     wanted = {PREFIX + name.replace("_", "-"): value for name, value in values.items()}
     service.qmp.cmd("migrate-set-parameters", **wanted)
 

@@ -20,7 +20,7 @@ from tests.streams import before_ram, of_synthetic
 
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A synthetic guest on the wire, whose source wants an answer and confirms."""
+    """Return the stream of a synthetic guest whose source wants an answer and confirms."""
     return before_ram(of_synthetic("1M", tmp_path_factory.mktemp("stream")), ping(Word.HELLO))
 
 

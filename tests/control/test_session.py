@@ -113,7 +113,7 @@ class Chaos:
         self._names = [name for name in COMMANDS if name != "quit"] + ["nope", *REFUSED]
 
     def value(self, depth: int = 0) -> Any:
-        """Anything that JSON can say."""
+        """Return anything that JSON can express."""
         pick = self._random
         simple: list[Callable[[], Any]] = [
             lambda: None,

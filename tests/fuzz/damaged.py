@@ -75,7 +75,7 @@ def _behind(data: bytes, chance: random.Random) -> bytes:
 
 
 def _forged(data: bytes, chance: random.Random) -> bytes:
-    """Footers, ends and heads of sections, as a guest may write them, near the end."""
+    """Forge footers, ends and heads of sections, as a guest may write them, near the end."""
     changed = bytearray(data)
     first = max(0, len(data) - 120_000)
     for _ in range(chance.choice((1, 5, 200))):

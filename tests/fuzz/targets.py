@@ -35,7 +35,7 @@ BLOCK = events.RamBlock("ram", PAGE)
 
 
 def fuzz_reader(data: bytes) -> None:
-    """Whole and in pieces, to the same end; what is accepted is written as it was."""
+    """Read a stream whole and in pieces, to the same end; write what is accepted as it was."""
     whole = _outcome(data, max(len(data), 1))
     assert _outcome(data, 1 + len(data) // 7) == whole
     assert not isinstance(whole, bytes) or data.startswith(whole)
@@ -96,7 +96,7 @@ def fuzz_partial(data: bytes) -> None:
 
 
 def fuzz_container(data: bytes) -> None:
-    """Whatever a stream stands in is taken off, and RAM built of it."""
+    """Take off whatever a stream is wrapped in, and build RAM from it."""
     # Readers of the run before are in cycles, with windows of up to 128 MiB for what was in zstd.
     gc.collect(1)
     try:
@@ -135,7 +135,7 @@ def _run(kind: type[events.XbzrleRun] | type[events.CompressedRun], data: bytes)
 
 
 def fuzz_xbzrle(data: bytes) -> None:
-    """One encoding, applied to a page."""
+    """Apply one encoding to a page."""
     run = _run(events.XbzrleRun, data)
     assert isinstance(run, events.XbzrleRun)
     page = np.zeros((1, PAGE), np.uint8)
@@ -143,7 +143,7 @@ def fuzz_xbzrle(data: bytes) -> None:
 
 
 def fuzz_compress(data: bytes) -> None:
-    """One page of zlib data."""
+    """Decompress one page of zlib data."""
     run = _run(events.CompressedRun, data)
     assert isinstance(run, events.CompressedRun)
     assert zlib_pages.decompress(run, PAGE).shape == (1, PAGE)
@@ -155,7 +155,7 @@ def fuzz_libvirt(data: bytes) -> None:
 
 
 def fuzz_zstd(data: bytes) -> None:
-    """Frames, walked in two pieces."""
+    """Walk frames in two pieces."""
     walker = FrameWalker(1 << 20)
     half = len(data) // 2
     _, done = walker.parse(memoryview(data[:half]))

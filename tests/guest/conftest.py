@@ -12,7 +12,7 @@ from vmferry.guest.synthetic import SyntheticGuest
 
 @pytest.fixture
 def make_block() -> Iterator[Callable[[int], RamBlock]]:
-    """RAM blocks of so many bytes."""
+    """Return a function that makes RAM blocks of so many bytes."""
     made: list[RamBlock] = []
 
     def make(length: int) -> RamBlock:
@@ -28,7 +28,7 @@ def make_block() -> Iterator[Callable[[int], RamBlock]]:
 
 @pytest.fixture
 def make_guest() -> Iterator[Callable[[str], SyntheticGuest]]:
-    """Synthetic guests, by what stands behind `synthetic:`."""
+    """Yield a function that makes synthetic guests from their options."""
     made: list[SyntheticGuest] = []
 
     def make(text: str) -> SyntheticGuest:

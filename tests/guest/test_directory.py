@@ -40,7 +40,7 @@ def test_names_stay_inside(tmp_path: Path) -> None:
 
 @st.composite
 def machines(draw: st.DrawFn) -> Machine:
-    """Any machine that a configuration section can name."""
+    """Draw any machine that a configuration section can name."""
     return Machine(
         name=draw(NAMES),
         page_size=1 << draw(st.integers(8, 16)),
@@ -52,7 +52,7 @@ def machines(draw: st.DrawFn) -> Machine:
 
 @st.composite
 def states(draw: st.DrawFn) -> DeviceState:
-    """Any devices that a stream can bring, with names and instance ids that come twice."""
+    """Draw any devices that a stream can have, also with equal names and instance ids."""
     number = st.integers(0, (1 << 32) - 1)
     ids = draw(st.lists(number, min_size=1, max_size=6, unique=True))
     names = st.sampled_from(["cpu", "isa-ide"]) | NAMES

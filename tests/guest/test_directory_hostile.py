@@ -258,7 +258,7 @@ def damaged(draw: st.DrawFn, whole: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A whole guest, and its guest.json."""
+    """Return a whole guest, and its guest.json."""
     path = tmp_path_factory.mktemp("hostile")
     receive(path)
     return path, (path / "guest.json").read_text()

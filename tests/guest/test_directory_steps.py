@@ -43,7 +43,7 @@ sys.stdin.read()
 
 @pytest.fixture(autouse=True)
 def mask() -> Iterator[None]:
-    """A umask that would let others read everything."""
+    """Set a umask that would let others read everything."""
     before = os.umask(0)
     yield
     os.umask(before)

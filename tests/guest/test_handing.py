@@ -1,4 +1,4 @@
-"""Both sides of a handover on a real connection, one event at a time (law 5)."""
+"""Test both sides of a handover on a real connection, one event at a time (law 5)."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def orphan(folder: Path, steps: str, lives_for: float = 5.0) -> list[psutil.Proc
 
 
 def beat(file: Path) -> tuple[int, bool]:
-    """Counter and whether the guest says that it runs, from its next beat on."""
+    """Wait for the guest's next beat; return its counter, and whether it says that it runs."""
     seen = _written_at(file)
     wait_until(lambda: _written_at(file) != seen)
     _, counter, running = file.read_text().split()
@@ -59,7 +59,7 @@ def beat(file: Path) -> tuple[int, bool]:
 
 
 def _written_at(file: Path) -> int:
-    """0 before the first beat, which a controller may not live to see."""
+    """Return when the guest wrote its beat; 0 before the first, which some never live to see."""
     return file.stat().st_mtime_ns if file.exists() else 0
 
 

@@ -80,7 +80,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of a guest in this process."""
+    """Return the clock of a guest in this process."""
     clock = Clock()
     monkeypatch.setattr(synthetic_process, "time", clock)
     return clock

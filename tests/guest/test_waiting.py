@@ -69,7 +69,7 @@ class Waiting:
 
 @pytest.fixture
 def waiting(tmp_path: Path) -> Iterator[Waiting]:
-    """A guest that waits for the word."""
+    """Return a guest that waits for the word."""
     made = Waiting(tmp_path)
     yield made
     made.close()

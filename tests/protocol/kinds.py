@@ -49,7 +49,7 @@ DEVICES = (device(3, "timer", b"\x01" * 20), device(4, "cpu", bytes(range(256)))
 def piece(
     kind: SectionType, name: str, *records: events.Event, version: int = 1
 ) -> list[events.Event]:
-    """One piece of the iterative section 9 around these records."""
+    """Return one piece of the iterative section 9 around these records."""
     return [events.IterativeSection(0, kind, 9, name, 0, version), *records, events.Footer(0, 9)]
 
 
@@ -205,7 +205,7 @@ def _no_footers() -> list[events.Event]:
 
 
 def _nothing_told() -> list[events.Event]:
-    """Neither configuration, nor footers, nor description."""
+    """Return a stream without configuration, footers and description."""
     *before, _, _, _, _ = _no_footers()
     unsplit = to_bytes(_no_footers()[-4:-2])
     return [*before, events.UnsplitDevices(0, unsplit), events.EndOfStream(0)]

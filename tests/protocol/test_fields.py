@@ -44,7 +44,7 @@ def places(fields: tuple[Field, ...]) -> Iterator[tuple[int, int]]:
 
 
 def entry(name: str, kind: str, size: int, **more: Any) -> dict[str, Any]:
-    """One of the `fields` of a structure."""
+    """Return one of the `fields` of a structure."""
     return {"name": name, "type": kind, "size": size, **more}
 
 

@@ -18,7 +18,7 @@ EACH = pytest.mark.parametrize("kind", KINDS)
 
 
 def _placed(found: list[events.Event]) -> list[Any]:
-    """Comparable, without the places, which only the reader knows."""
+    """Return events without places, which only the reader knows, to compare them."""
     places = ("offset", "payload_offset")
     return [
         (kind, {**rest[0], **dict.fromkeys(places, 0)} if isinstance(rest[0], dict) else rest)

@@ -21,7 +21,7 @@ Pages = npt.NDArray[np.uint8]
 
 
 def _edited(batch: list[list[tuple[int, int]]]) -> tuple[Pages, Pages]:
-    """Old and new pages; an edit is a run of that many bytes, most of which change."""
+    """Draw old and new pages; an edit is a run of that many bytes, most of which change."""
     random = np.random.default_rng(len(batch))
     old = random.integers(0, 256, (len(batch), PAGE), np.uint8)
     new = old.copy()

@@ -187,7 +187,7 @@ class BareMachine:
         self._connect()
 
     def _connect(self) -> None:
-        """QEMU makes the socket some time after it starts, and listens on it some time later."""
+        """Connect to the socket, which QEMU makes and listens on some time after it starts."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
@@ -217,7 +217,7 @@ class BareMachine:
         self.wait_for("completed")
 
     def begin_migration(self, uri: str, **arguments: Any) -> None:
-        """Migrate; whoever waits for "completed" then waits for the end of a command, too.
+        """Migrate; a wait for "completed" then also waits for the end of a command.
 
         QEMU may say so, and end, while the command still writes the last bytes.
         """
@@ -304,7 +304,7 @@ class Machine(BareMachine):
 
 
 def vmferry(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """`vmferry ARGUMENTS`, to its end."""
+    """Run `vmferry ARGUMENTS` to its end."""
     return subprocess.run(
         [*VMFERRY, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
     )

@@ -62,7 +62,7 @@ class Program:
 
     @property
     def command(self) -> list[str]:
-        """The beginning of its command line."""
+        """Return the beginning of the program's command line."""
         if self.folder is None:
             return [f"/usr/bin/qemu-system-{self.target}"]
         data = f"{self.folder}/usr/share"
@@ -240,7 +240,7 @@ def memory_of(ram: str | None, layouts: list[Layout]) -> list[str]:
 
 
 def windows_of(memory: str, layouts: list[Layout]) -> list[list[int | None]] | None:
-    """Address and length of what memory fills, one behind the other; the last has no length.
+    """Return addresses and lengths that memory fills, one behind the other; the last has none.
 
     The lowest address of each byte is its address. None: sizes have nothing in common.
     """

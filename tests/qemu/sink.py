@@ -1,4 +1,4 @@
-"""Either end of a migration that is answered over the return path, with a file at the other."""
+"""Run one end of a migration, answered over the return path, with a file at the other end."""
 
 from __future__ import annotations
 

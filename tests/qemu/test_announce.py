@@ -19,7 +19,7 @@ MAC = bytes.fromhex("5254004a1b2c")
 
 @pytest.fixture
 def wire() -> Iterator[socket.socket]:
-    """The end of a cable of UDP datagrams, a frame each."""
+    """Yield the end of a cable of UDP datagrams, one for each frame."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listening:
         note_arrivals(listening)
         listening.bind(("127.0.0.1", 0))
@@ -27,7 +27,7 @@ def wire() -> Iterator[socket.socket]:
 
 
 def network(wire: socket.socket) -> list[str]:
-    """Options: a network card at the other end."""
+    """Return the options of a network card at the other end."""
     here = f"udp=127.0.0.1:{wire.getsockname()[1]},localaddr=127.0.0.1:0"
     card = f"rtl8139,netdev=net0,romfile=,mac={MAC.hex(':')}"
     return ["-netdev", f"socket,id=net0,{here}", "-device", card]

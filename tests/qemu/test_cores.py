@@ -103,7 +103,7 @@ def blobs(folder: Path, *places: int) -> list[str]:
 
 
 def check_same(theirs: Core, ours: Core, places: tuple[int, ...]) -> None:
-    """Whatever ours has is as in theirs; and ours has these places."""
+    """Check that all of vmferry's core is as in QEMU's, and that it has these addresses."""
     for address, length, _ in ours.segments:
         for start, size, _ in theirs.segments:
             begin, end = max(address, start), min(address + length, start + size)

@@ -16,7 +16,7 @@ from tests.qemu.machine import MANY_PAGES, VMFERRY, Machine, vmferry
 
 @pytest.fixture
 def socket(tmp_path: Path) -> str:
-    """The QMP socket for people; a QEMU talks to one client at each."""
+    """Return the QMP socket for people; a QEMU talks to one client at each."""
     return f"{tmp_path}/people"
 
 
@@ -66,7 +66,7 @@ class Watching:
         self.lines: list[str] = []
 
     def wait_for(self, start: str) -> None:
-        """Until it prints a line that begins so."""
+        """Wait until the command prints a line that begins like this."""
         assert self._process.stderr is not None
         for line in self._process.stderr:
             self.lines.append(line.rstrip("\n"))

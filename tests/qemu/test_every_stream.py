@@ -44,7 +44,7 @@ def stopped(source: Machine, uri: str) -> None:
 
 
 def live(source: Machine, uri: str) -> None:
-    """While the guest writes to its memory: three rounds at least."""
+    """Migrate while the guest writes its memory, for three rounds at least."""
     source.migrate_until(uri, in_fourth_round)
 
 
@@ -53,7 +53,7 @@ def until_xbzrle(source: Machine, uri: str) -> None:
 
 
 def until_throttled(source: Machine, uri: str) -> None:
-    """Slower than the guest writes, until QEMU has slowed that down."""
+    """Migrate slower than the guest writes, until QEMU has slowed the guest down."""
     source.ask("migrate-set-parameters", **{"cpu-throttle-initial": 50})
     source.migrate_until(uri, lambda told: told.get("cpu-throttle-percentage", 0) >= 50, 4 * MIB)
 

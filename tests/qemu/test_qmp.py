@@ -1,4 +1,4 @@
-"""One script, played by two services and by two real QEMUs: both must look the same to a client."""
+"""Test that one script looks the same to a client of two services and of two real QEMUs."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def _send(source: Machine, stream: Path) -> None:
 
 
 def check(stream: Path, *options: str) -> str:
-    """`verify` accepts it; what it says beside that."""
+    """Check that `verify` accepts the stream; return what it prints besides."""
     checked = vmferry("verify", str(stream), *options)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     return checked.stdout

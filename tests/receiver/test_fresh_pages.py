@@ -20,7 +20,7 @@ COUNT = 3000
 
 @pytest.fixture
 def block() -> Iterator[RamBlock]:
-    """RAM of which page 7 is there already."""
+    """Return RAM of which page 7 is there already."""
     fd = os.memfd_create("ram")
     os.ftruncate(fd, COUNT * PAGE)
     os.pwrite(fd, b"x" * PAGE, 7 * PAGE)

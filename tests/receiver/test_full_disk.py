@@ -20,7 +20,7 @@ from tests.qemu.machine import missing
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder with room for 2 MiB."""
+    """Return a folder with room for 2 MiB."""
     if os.geteuid():
         missing("a root user")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", tmp_path], check=True)

@@ -35,7 +35,7 @@ from tests.streams import before_ram, of_synthetic
 
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A synthetic guest on the wire, with the wish for an answer."""
+    """Return the stream of a synthetic guest whose source wants an answer."""
     return of_synthetic("1M", tmp_path_factory.mktemp("stream"))
 
 

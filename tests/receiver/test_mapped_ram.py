@@ -142,7 +142,7 @@ def test_a_file_is_received(workers: int, offset: int, direct_io: bool, tmp_path
 
 
 def refusal(file: Path, folder: Path, uri: str = "") -> str:
-    """Why a file is not received; the folder is not there then."""
+    """Return why a file is not received, and check that no folder is left."""
     with pytest.raises(MigrationError) as caught:
         receive(file, folder, uri=uri)
     assert not folder.exists()

@@ -1,4 +1,4 @@
-"""One direction of a channel, without I/O: every byte leaves in order, once."""
+"""Test one direction of a channel without I/O: every byte leaves in order, once."""
 
 from __future__ import annotations
 

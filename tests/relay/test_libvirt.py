@@ -25,7 +25,7 @@ NEAR = "127.0.0.2"
 
 @pytest.fixture
 def folders() -> Iterator[tuple[Path, Path, Path]]:
-    """Folders with short paths that others than the user that tests run as may enter."""
+    """Yield folders with short paths that libvirt's own user may enter."""
     with TemporaryDirectory() as one, TemporaryDirectory() as two, TemporaryDirectory() as three:
         yield Path(one), Path(two), Path(three)
 

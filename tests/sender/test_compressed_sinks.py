@@ -161,7 +161,7 @@ def test_threads_keep_the_order(make_slots: Callable[[str, bool], Sent]) -> None
 
 
 def mixed(chance: random.Random, words: int) -> bytes:
-    """Pages, half of which is noise; the rest is words, of which there are so many."""
+    """Return pages of which half is noise, and the rest words of a list of so many."""
     known = [chance.randbytes(8) for _ in range(words)]
     return b"".join(
         chance.randbytes(2048) + b"".join(chance.choices(known, k=256)) for _ in range(512)

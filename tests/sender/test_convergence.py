@@ -13,7 +13,7 @@ LINK = 100e6
 
 
 def known(dirty_rate: float, limit: float = 0.3, scan: float = 0.0) -> Convergence:
-    """After three rounds over 1 GB on a link of 100 MB/s; the guest writes all over."""
+    """Return a forecast after three rounds over 1 GB at 100 MB/s; the guest writes all over."""
     convergence, seconds = Convergence(10**9, limit), 10.0 + scan
     convergence.round_done(Round(0, 10**9, 10**9, seconds, 10.0))
     for number in (1, 2):

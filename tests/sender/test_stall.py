@@ -160,7 +160,7 @@ def test_sample_forgets_what_does_not_come_again(counters: Counters) -> None:
 
 @pytest.fixture
 def source() -> Iterator[SyntheticGuest]:
-    """Writes 1024 pages over and over, a little in each: more than can be sent by `slow`."""
+    """Yield a guest that writes a little to each of 1024 pages, more than `slow` can send."""
     guest = SyntheticGuest.parse("8M,dirty-rate=40M,hot=50%,zero=0,pattern=sparse")
     yield guest
     guest.close()

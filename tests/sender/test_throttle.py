@@ -95,7 +95,7 @@ class Watched(SyntheticGuest):
 
 @pytest.fixture
 def source() -> Iterator[Watched]:
-    """Writes 64 pages over and over: more than can be sent, even if it gets little time."""
+    """Yield a guest that writes 64 pages over and over: more than can be sent, even if slow."""
     guest = Watched.parse("1M,dirty-rate=8M,hot=25%,zero=0")
     assert isinstance(guest, Watched)
     guest.percentages = []

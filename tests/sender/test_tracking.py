@@ -64,7 +64,7 @@ class ByUserfaultfd(SoftDirtyBits):
 
 @pytest.fixture
 def soft_dirty_kernel(source: SyntheticGuest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that has soft-dirty bits, as far as the guest `source` can tell."""
+    """Make a kernel that has soft-dirty bits, as far as the guest `source` can tell."""
     monkeypatch.setattr(soft_dirty, "kernel_has_soft_dirty", lambda: True)
     monkeypatch.setattr(process_memory, "_swap_is_on", lambda: False)
     monkeypatch.setattr(soft_dirty, "SoftDirtyBits", lambda _: ByUserfaultfd(source))

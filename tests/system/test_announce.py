@@ -56,7 +56,7 @@ class Cable:
         )
 
     def listen(self) -> None:
-        """At the far end, from now on."""
+        """Listen at the far end from now on."""
         script = [sys.executable, "-m", capture.__name__, "wire"]
         self._capturing = subprocess.Popen(
             ["ip", "netns", "exec", self._far, *script],
@@ -98,7 +98,7 @@ def cable() -> Iterator[Cable]:
 
 @pytest.fixture
 def stream(tmp_path: Path) -> str:
-    """URI of a saved guest."""
+    """Return the URI of a saved guest."""
     uri = f"file:{tmp_path}/stream"
     assert vmferry("send", uri, "--guest", "synthetic:1M,orphan=0").returncode == 0
     return uri

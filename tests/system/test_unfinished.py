@@ -26,7 +26,7 @@ WITHIN = 5.0
 
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A synthetic guest on the wire, whose source waits for an answer and confirms."""
+    """Return the stream of a synthetic guest whose source waits for an answer and confirms."""
     return before_ram(of_synthetic("4M", tmp_path_factory.mktemp("stream")), ping(Word.HELLO))
 
 

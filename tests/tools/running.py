@@ -32,7 +32,7 @@ class Ran:
 
     @property
     def error(self) -> str:
-        """The one line of error; what is told of the progress apart."""
+        """Return the one line of error, without the lines of progress."""
         told = ("listening on ", "receiving: ", "sending: ", "migrating: ")
         lines = [line for line in self.err.splitlines() if not line.startswith(told)]
         assert len(lines) == 1, self.err
@@ -43,7 +43,7 @@ class Ran:
 def run_process(
     *arguments: str, feed: bytes | None = None, limit: float = PATIENCE, folder: Path
 ) -> Ran:
-    """`vmferry ARGUMENTS` in a process; all that it started is gone when this returns."""
+    """Run `vmferry ARGUMENTS` in a process, and wait until all that it started has ended."""
     command = [sys.executable, "-m", "vmferry.tools.cli", *arguments]
     (folder / "in").write_bytes(feed or b"")
     with (
@@ -62,7 +62,7 @@ def run_process(
 
 
 def wait(process: subprocess.Popen[bytes], deadline: float) -> int:
-    """Until it and all that it started have ended; the most memory (KiB) that one of them had."""
+    """Wait until a process and its children have ended; return the peak memory of one in KiB."""
     most, pause = 0, 0.02
     while True:
         alive = _alive(process.pid)

@@ -88,7 +88,7 @@ def _cut(data: bytes, rng: random.Random) -> Damaged:
 
 
 def flip(data: bytes, at: int, rng: random.Random) -> Damaged:
-    """One bit of the byte at this place."""
+    """Change one bit of the byte at this place."""
     changed = bytearray(data)
     changed[at] ^= 1 << rng.randrange(8)
     return Damaged(bytes(changed), at, at + 1)

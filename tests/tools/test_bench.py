@@ -36,7 +36,7 @@ def case(**changes: Any) -> Case:
 
 
 def report() -> Report:
-    """Three programs in one case; a median is no mean, and no figure of two runs."""
+    """Return a report of three programs in one case, whose median is no mean."""
     ours = [
         Run(seconds, downtime, cpu, 0.3, 0.2, transferred, 20.0 * MIB)
         for seconds, downtime, cpu, transferred in (

@@ -292,7 +292,7 @@ def test_channel_that_fails(command: str, uri: str, told: str, vmferry: Any) -> 
 
 @pytest.fixture
 def guest(vmferry: Any) -> Path:
-    """A guest at rest, received from a stream."""
+    """Return a guest at rest, received from a stream."""
     path: Path = vmferry.folder / "guest"
     stream = vmferry.write("first", streams.SMALL)
     ran = vmferry.run("receive", f"file:{stream}", "--guest", f"dir:{path}")
@@ -392,7 +392,7 @@ def test_impossible_cache(size: str, message: str, vmferry: Any) -> None:
 
 @pytest.fixture
 def sink() -> Iterator[socket.socket]:
-    """A destination that takes the connection and reads nothing."""
+    """Yield a destination that takes the connection and reads nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server
 

@@ -24,7 +24,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a guest, a stream, and something that is hidden."""
+    """Return a folder with a guest, a stream, and something that is hidden."""
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved as").write_bytes(b"")
     (tmp_path / ".hidden").mkdir()

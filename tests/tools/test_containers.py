@@ -321,7 +321,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 
 @pytest.fixture(scope="module")
 def usual_rss(tmp_path_factory: pytest.TempPathFactory) -> int:
-    """KiB that reading a small stream takes."""
+    """Return how many KiB of memory reading a small stream takes."""
     folder = tmp_path_factory.mktemp("usual")
     return run_process("dump", "-", feed=streams.SMALL, folder=folder).rss
 

@@ -29,7 +29,7 @@ SEGMENT = {"selector": (4, 1), "base": (8, 1), "limit": (4, 1), "flags": (4, 1)}
 
 
 def _processor() -> tuple[events.DeviceSection, list[dict[str, Any]]]:
-    """One as QEMU's of x86-64, whose registers hold numbers from 1 on; its described fields."""
+    """Return a processor like QEMU's of x86-64 with registers numbered from 1, and its fields."""
     counter = itertools.count(1)
     payload = b""
 

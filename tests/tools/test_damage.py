@@ -97,7 +97,7 @@ class Damage:
         ]
 
     def variant(self, number: int) -> bytes:
-        """Variant `number`; most are damaged once, some twice or thrice."""
+        """Return variant `number`; most are damaged once, some twice or thrice."""
         chance = random.Random(number)
         data = bytearray(self._stream)
         for _ in range(chance.choice([1, 1, 1, 2, 3])):
@@ -105,7 +105,7 @@ class Damage:
         return bytes(data)
 
     def _place(self, chance: random.Random, data: bytearray) -> int:
-        """Anywhere, or near a field: most bytes of a stream are pages, which may be anything."""
+        """Choose a place anywhere or near a field: most bytes are pages, which may be anything."""
         at = chance.randrange(max(1, len(data)))
         if chance.random() < 0.6:
             at = chance.choice(self._fields).offset + chance.randint(-8, 24)
@@ -145,7 +145,7 @@ class Damage:
 
 
 def outcome(read: Callable[[], Any], seconds: float = SECONDS) -> str:
-    """`accepted`, or the kind of the error; anything but a refusal in one line fails."""
+    """Return `accepted` or the kind of the error; anything but a refusal in one line fails."""
     # Of the processor: other programs may keep it for long.
     started = time.process_time()
     line, result = "", "accepted"
@@ -175,7 +175,7 @@ def read_outcome(data: bytes, files: dict[str, str]) -> str:
 
 
 def peak_of(work: Callable[[], None]) -> int:
-    """KiB by which `work` raised the most memory that this process holds."""
+    """Return by how many KiB `work` raised the peak memory of this process."""
     before = _memory("VmRSS:")
     # 5: begin to measure the peak anew (man 5 proc).
     Path("/proc/self/clear_refs").write_text("5")
@@ -298,7 +298,7 @@ def test_verify_command(number: int, vmferry: Any) -> None:
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> int:
-    """KiB of memory that it takes to receive the whole stream."""
+    """Return how many KiB of memory receiving the whole stream takes."""
     folder = tmp_path_factory.mktemp("usual")
     (folder / "stream").write_bytes(streams.SMALL)
     ran = run_process(

@@ -38,7 +38,7 @@ def _stream(devices: list[events.DeviceSection], *, answer: bool = False) -> byt
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stream with a device of SIZE bytes, which holds complete forged ends every MiB."""
+    """Return a stream with a device of SIZE bytes, which has complete forged ends every MiB."""
     gpu, step = streams.device(4, "0000:00:04.0/virtio-gpu", b""), 1 << 20
     payload, path = bytearray(SIZE), tmp_path_factory.mktemp("large") / "stream"
     for at in range(step, SIZE, step):

@@ -81,7 +81,7 @@ def _moved(number: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> int:
-    """KiB that reading a small stream takes."""
+    """Return how many KiB of memory reading a small stream takes."""
     folder = tmp_path_factory.mktemp("usual")
     return run_process("verify", "-", feed=streams.SMALL, folder=folder).rss
 

@@ -52,7 +52,7 @@ def large(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def usual(folder: Path) -> int:
-    """KiB for a small stream."""
+    """Return how many KiB of memory a small stream takes."""
     return int(run_process("verify", "-", feed=streams.WHOLE, folder=folder).rss)
 
 

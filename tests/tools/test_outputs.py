@@ -36,7 +36,7 @@ CONVERSIONS = {
 
 
 def run_limited(arguments: list[str], feed: bytes, size: int) -> subprocess.CompletedProcess[bytes]:
-    """`vmferry`, which may write no file of more than `size` bytes."""
+    """Run `vmferry`, which may write no file of more than `size` bytes."""
     return subprocess.run(
         [*VMFERRY, *arguments],
         input=feed,

@@ -48,7 +48,7 @@ CHANGED = (20, 21, 22, 200)
 
 
 def _stream() -> bytes:
-    """Two rounds: every page; then some again, and some as what changed in them."""
+    """Return two rounds: every page; then some again, and some as what changed in them."""
     every = [page_run(0, range(100)), page_run(0, range(100, 140), 0, continued=True)]
     every += [page_run(0, range(140, 256), continued=True), page_run(1, range(8))]
     again = [page_run(0, range(10, 15), 7), page_run(0, [30, 31, 32], continued=True)]

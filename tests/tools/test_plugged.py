@@ -73,7 +73,7 @@ def test_lies_of_virtio_mem(changes: dict[str, int]) -> None:
 
 
 def tables(*ranges: tuple[int, int], **changes: int) -> bytes:
-    """ACPI tables that tell of these NVDIMMs."""
+    """Return ACPI tables that list these NVDIMMs."""
     made = b"".join(
         nfit.Range.build(
             {

@@ -43,7 +43,7 @@ class Layout:
         return 1 << self.bits
 
     def build(self) -> bytes:
-        """header | snapshot table | L1 | L2 tables | clusters, each at a cluster of its own."""
+        """Build an image: header, snapshot table, L1, L2 tables, data; each in its own cluster."""
         cluster, entry = self.cluster, 16 if self.extended else 8
         covered = cluster // entry * cluster
         first = -(-DISK // covered)
@@ -106,7 +106,7 @@ class Layout:
         return raw + extra + b"7" + self.name
 
     def _clusters(self, at: int) -> tuple[bytes, bytes]:
-        """L2 tables, and what they point to."""
+        """Return L2 tables, and the clusters that they point to."""
         cluster = self.cluster
         count = -(-len(self.state) // cluster)
         there = [number for number in range(count) if number not in self.hidden]
@@ -225,7 +225,7 @@ def test_damaged_images_are_refused_or_read() -> None:
 
 
 def _read_some(image: bytes) -> int:
-    """At most a megabyte of the first snapshot that there is."""
+    """Read at most a megabyte of the first snapshot that there is."""
     count = 0
     try:
         disk = Image(io.BytesIO(image))

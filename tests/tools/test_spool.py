@@ -24,7 +24,7 @@ PAGES = {"pc.ram": [1, 2, 600], "rom": [3]}
 
 @pytest.fixture
 def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary copies."""
+    """Return the folder for temporary copies."""
     folder = tmp_path / "copies"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))

@@ -28,7 +28,7 @@ PAGE = 4096
 
 @pytest.fixture
 def stream(vmferry: Any) -> str:
-    """The path of a whole stream."""
+    """Return the path of a whole stream."""
     return str(vmferry.write("stream", streams.WHOLE))
 
 

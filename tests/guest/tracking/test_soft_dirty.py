@@ -33,7 +33,7 @@ COUNT = 8
 
 @pytest.fixture(autouse=True)
 def no_swap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the machine has that these tests run on."""
+    """Pretend that there is no swap, whatever this machine has."""
     monkeypatch.setattr(process_memory, "_swap_is_on", lambda: False)
 
 

@@ -60,7 +60,7 @@ class End:
             threading.Thread(target=self._drive, name=f"chaos-{self.side}", daemon=True).start()
 
     def _drive(self) -> None:
-        """Thread: ask a service how it is."""
+        """Ask a service for its state again and again; this is a thread."""
         while not self._closing.is_set() and self._poll() is None:
             try:
                 self._ask()

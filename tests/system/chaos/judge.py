@@ -148,7 +148,7 @@ class Judge:
         return f"kept: {reason}"
 
     def _window(self) -> str | None:
-        """Why nobody can know whether the guest may run, if that is so."""
+        """Return why nobody can know whether the guest may run, if that is so."""
         marks = self._record.marks
         if "before shut" not in marks:
             gone = "the source's guest was killed, and the destination kept what it had"
@@ -184,7 +184,7 @@ class Judge:
         ]
 
     def _excuse(self) -> str | None:
-        """Why there is no guest any more, if that is right."""
+        """Return why there is no guest any more, if that is right."""
         marks = self._record.marks
         answered, told = marks.get("shut", NEVER), marks.get("confirm", NEVER)
         source, destination = self._killed("source", "guest"), self._killed("destination", "guest")

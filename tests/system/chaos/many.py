@@ -75,7 +75,7 @@ def run_many(
 
 
 def describe(record: Record, verdict: Verdict) -> str:
-    """One line of a run: its number, what was done, how it ended, and what is wrong."""
+    """Return one line on a run: its number, what was done, how it ended, and what is wrong."""
     done = ", ".join(done.what for done in record.done)
     faults = " | ".join(verdict.faults)
     return f"run {record.plan.number}: {record.plan} => {done} => {verdict.outcome} => {faults}"

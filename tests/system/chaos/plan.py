@@ -102,7 +102,7 @@ class Plan:
 
     @property
     def stopped(self) -> float:
-        """Seconds that processes are stopped and links held up, at most."""
+        """Return the seconds for which processes are stopped and links held up, at most."""
         return sum(deed.seconds for deed in self.deeds if not isinstance(deed, Cancel))
 
     @property
@@ -186,7 +186,7 @@ class _Planner:
         return tuple(options), return_path
 
     def _deeds(self, source: str) -> list[Deed]:
-        """One or two signals, often a bad link beside them, sometimes a cancel."""
+        """Choose one or two signals, often a bad link beside them, sometimes a cancel."""
         chance = self._chance
         deeds: list[Deed] = []
         link, cancelled = (
@@ -254,7 +254,7 @@ class _Planner:
         return Signal(self._trigger(near), side, role, number, seconds)
 
     def _stop_seconds(self) -> float:
-        """Mostly short, with a heavy tail."""
+        """Return a length of a stop: mostly short, with a heavy tail."""
         chance = self._chance
         kind = chance.choices(("short", "middle", "long"), (75, 17, 8))[0]
         if kind == "short":
@@ -264,7 +264,7 @@ class _Planner:
         return chance.uniform(15, 90) if self._long else chance.uniform(5, 8)
 
     def _trigger(self, near: Deed | None) -> Trigger:
-        """At a mark of the handover, or at random; or while something else goes on."""
+        """Choose a mark of the handover, a random moment, or one in which more happens."""
         chance = self._chance
         if near is not None and chance.random() < 0.5:
             seconds = getattr(near, "seconds", 0.0)

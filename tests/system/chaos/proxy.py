@@ -165,7 +165,7 @@ class Proxy:
                 self._wait()
 
     def _wait(self) -> None:
-        """Until something can move, or for a tick."""
+        """Wait until something can move, or for a tick."""
         poll = select.poll()
         wanted: dict[int, int] = {}
         for way in self._ways:

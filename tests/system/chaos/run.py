@@ -270,7 +270,7 @@ class Run:
         return True
 
     def _turn(self) -> None:
-        """One look at everything, and what is due."""
+        """Look at everything once, and do what is due."""
         self._do_due()
         self._watch.look()
         if time.monotonic() >= self._next_scan:
@@ -283,7 +283,7 @@ class Run:
         return max(self._last, stirred, self._source.changed, self._destination.changed)
 
     def _until_over(self) -> None:
-        """Both ends know how it ended; what would wait for ever is ended from outside, once."""
+        """Wait until both ends know how it ended; end once from outside what would never end."""
         while not (self._source.over and self._destination.over) or self._due:
             self._turn()
             waits = not self._ended_outside and self._may_wait()

@@ -74,7 +74,7 @@ def _beat(path: Path, at: float, text: str) -> None:
 
 @pytest.fixture
 def record(tmp_path: Path) -> Record:
-    """A run in which the guest moved and nothing happened."""
+    """Return the record of a run in which the guest moved and nothing happened."""
     (tmp_path / "tmp").mkdir()
     plan = replace(
         make_plan(1, 1, long=False),
