@@ -209,7 +209,12 @@ class Receiver:
         self._prepared = False
         try:
             outcome = lead(
-                self._guest, self._channel, job, wishes, self._tick, self._processes.promised
+                self._guest,
+                self._channel,
+                job,
+                wishes,
+                on_look=self._tick,
+                on_promise=self._processes.promised,
             )
         except HolderSilent:
             outcome = Outcome(Destination.KEPT, "the guest's process does not answer")

@@ -32,6 +32,7 @@ class Delivery:
         self,
         connection: Connection,
         commands: Commands,
+        *,
         reader: StreamReader,
         answers: Answers,
         slots: Slots,

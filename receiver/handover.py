@@ -30,6 +30,7 @@ def lead(
     channel: Channel,
     job: DestinationJob,
     wishes: Wishes,
+    *,
     on_look: Callable[[], None],
     on_promise: Callable[[], None],
 ) -> Outcome[Destination]:

@@ -87,7 +87,12 @@ class Transport:
         self._end = EndOfStream(channel, self._reader, self._answers)
         self._input = Input(connection, channel, setup.counters, self._end)
         self._delivery = Delivery(
-            connection, commands, self._reader, self._answers, self._slots, applier
+            connection,
+            commands,
+            reader=self._reader,
+            answers=self._answers,
+            slots=self._slots,
+            applier=applier,
         )
         self._points: SyncPoints | None = None
         if setup.steps is not None:

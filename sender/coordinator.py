@@ -69,15 +69,14 @@ class Sender:
         )
         self._sources = sources_of(guest, self._topology, self._processes)
         self._progress = DestinationProgress(self._processes)
-        method = None if compression is None else str(compression)
         self._report = Report(
             guest,
             self._parameters,
-            self._processes,
-            self._sources,
-            convergence,
-            self.limits,
-            method,
+            processes=self._processes,
+            sources=self._sources,
+            convergence=convergence,
+            limits=self.limits,
+            method=None if compression is None else str(compression),
         )
         self._reactions = Reactions(
             guest,
@@ -87,7 +86,7 @@ class Sender:
             on_stall=lambda: self._on_progress(self.figures()),
         )
         self._precopy = Precopy(
-            guest,
+            guest=guest,
             sources=self._sources,
             convergence=convergence,
             report=self._report,

@@ -105,7 +105,9 @@ def lead(
         except HolderDied:
             holder = guest.successor()
             if holder is not None:
-                return _lead_on(channel, job, holder, guest, wishes, on_look, ALL_SENT in reports)
+                return _lead_on(
+                    channel, job, holder, guest, wishes, on_look, all_sent=ALL_SENT in reports
+                )
             if not job.return_path:
                 return Handed(Outcome(Source.STAYED), dead=True)
             seconds = ANSWER_TIMEOUT if ALL_SENT in reports else UNSURE_TIMEOUT
@@ -121,6 +123,7 @@ def _lead_on(
     guest: Guest,
     wishes: Wishes,
     on_look: Callable[[], None],
+    *,
     all_sent: bool,
 ) -> Handed:
     """Continue in place of a dead process whose guest lives on, held by `holder`.

@@ -33,6 +33,7 @@ class Report:
         self,
         guest: Guest,
         parameters: SendParameters,
+        *,
         processes: Processes,
         sources: Sources,
         convergence: Convergence,

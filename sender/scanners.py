@@ -66,7 +66,15 @@ class WorkerSetup:
         writer = RecordWriter(sink, self.section_id)
         deltas = Deltas(writer, page_size, self.counters)
         sampler = Sampler(page_size, self.counters)
-        return Worker(self.share, blocks, writer, self.counters, self.limits, deltas, sampler)
+        return Worker(
+            self.share,
+            blocks,
+            writer,
+            self.counters,
+            self.limits,
+            deltas=deltas,
+            sampler=sampler,
+        )
 
 
 def ring_sink(connection: Connection, setup: WorkerSetup, ring: Ring) -> Sink:

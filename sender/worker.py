@@ -57,6 +57,7 @@ class Worker:
         writer: PageWriter,
         counters: Counters,
         limits: Counters,
+        *,
         deltas: Deltas | None = None,
         sampler: Sampler | None = None,
     ) -> None:

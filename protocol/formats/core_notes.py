@@ -119,6 +119,7 @@ QemuState = c.Struct(
 def registers(
     number: int,
     plain: Mapping[str, int],
+    *,
     segments: Mapping[str, Mapping[str, int]],
     control: tuple[int, ...],
     kernel_gs_base: int,

@@ -101,6 +101,7 @@ _SINGLE = c.Struct("value" / c.Int32ub)
 
 def s390_registers(
     number: int,
+    *,
     status: dict[str, object],
     floats: Sequence[int],
     fpc: int,

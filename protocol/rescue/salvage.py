@@ -37,11 +37,11 @@ class Salvage:
         self,
         read_at: ReadAt,
         size: int,
+        *,
         ram: RamReader,
         sections: Sections,
         ram_end: int | None,
         arrived: Arrived,
-        *,
         footers: bool = True,
     ) -> None:
         assert ram.section is not None

@@ -145,7 +145,7 @@ class Source:
         self.writer = InterruptedWriter(self.destination, RAM_ID)
         self.deltas = InterruptedDeltas(self.writer, PAGE, self.counters)
         self._worker = Worker(
-            Share(0, 1), [mapped], self.writer, self.counters, self.limits, self.deltas
+            Share(0, 1), [mapped], self.writer, self.counters, self.limits, deltas=self.deltas
         )
         self._round = 0
 

@@ -170,6 +170,7 @@ def slow(
     source: SyntheticGuest,
     address: str,
     on_stall: OnStall,
+    *,
     max_bandwidth: int = 2 * MIB,
     downtime_limit: float = 0.1,
     avail_switchover_bandwidth: int = 0,

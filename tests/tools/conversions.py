@@ -34,7 +34,7 @@ def check_conversion(source: Path | str, container: str, out: Path) -> str | Non
     out.unlink(missing_ok=True)
     with open_stream(str(source)) as opened:
         try:
-            convert(opened, out, container, XML)
+            convert(opened, out, container, xml=XML)
         except CommandError as error:
             assert not list(out.parent.glob(f"*{out.name}*")), "something was left behind"
             return str(error)

@@ -84,7 +84,9 @@ def convert(
     with opened_stream(stream, offset, channels=channels, length=length) as opened:
         how = How(page_size, max_device_state)
         with transfer_bar("converting", _expected(opened.stream), quiet=quiet) as show:
-            done = convert_command.convert(opened, out, container, text, how, show)
+            done = convert_command.convert(
+                opened, out, container, xml=text, how=how, on_progress=show
+            )
     if not quiet and str(out) != "-":
         click.echo(_sizes(out, done))
     note_guess(stream, done.behind)

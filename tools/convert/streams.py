@@ -118,6 +118,7 @@ def convert(
     opened: Opened,
     out: Path,
     container: str,
+    *,
     xml: str | None = None,
     how: How = USUALLY,
     on_progress: Callable[[int], None] = lambda _: None,

@@ -178,7 +178,14 @@ def _x86_notes(number: int, values: Values) -> tuple[bytes, bytes]:
     # There is no CR1.
     control = (values["env.cr[0]"], 0, *(values[f"env.cr[{number}]"] for number in (2, 3, 4)))
     base = values["env.kernelgsbase"] if wide else 0
-    return registers(number, plain, segments, control, base, 64 if wide else 32)
+    return registers(
+        number,
+        plain,
+        segments=segments,
+        control=control,
+        kernel_gs_base=base,
+        bits=64 if wide else 32,
+    )
 
 
 def _arm_notes(number: int, values: Values) -> tuple[bytes, bytes]:
@@ -258,7 +265,16 @@ def _s390_notes(number: int, values: Values) -> tuple[bytes, bytes]:
     floats = [half(index, 0) for index in range(16)]
     control = [int(value) for value in values["env.cregs"]]
     fpc = values["cpu/fpu/env.fpc"]
-    return s390_registers(number, status, floats, fpc, system, control, vectors), b""
+    note = s390_registers(
+        number,
+        status=status,
+        floats=floats,
+        fpc=fpc,
+        system=system,
+        control=control,
+        vectors=vectors,
+    )
+    return note, b""
 
 
 _NOTES: dict[str, Callable[[int, Values], tuple[bytes, bytes]]] = {

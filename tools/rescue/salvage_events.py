@@ -98,10 +98,10 @@ class Salvager:
         salvage = Salvage(
             self._read_at,
             self._size(),
-            self._reader.ram,
-            self._reader.open_sections,
-            tail.start,
-            self._survey.arrived,
+            ram=self._reader.ram,
+            sections=self._reader.open_sections,
+            ram_end=tail.start,
+            arrived=self._survey.arrived,
             footers=self._reader.has_footers,
         )
         yield from salvage.read(failure)
