@@ -39,8 +39,9 @@ from ..sources.stream_events import How
     "--to",
     "container",
     type=click.Choice(list(convert_command.CONTAINERS)),
+    metavar="CONTAINER",
     required=True,
-    help="container of the output",
+    help=f"container of the output: {', '.join(convert_command.CONTAINERS)}",
 )
 @click.option(
     "--xml",

@@ -22,7 +22,9 @@ class _Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options that are in no group, and then each group."""
-        lines = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
+        # The text of the help explains the arguments.
+        options = (param for param in self.get_params(ctx) if isinstance(param, click.Option))
+        lines = {option.name: option.get_help_record(ctx) for option in options}
         groups = {
             title: [lines.pop(name) for name in names] for title, names in self._groups.items()
         }

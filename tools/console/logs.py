@@ -46,5 +46,5 @@ quiet_option = click.option(
     "-q",
     "--quiet",
     is_flag=True,
-    help="print no progress and no result, only errors; see the exit status",
+    help="print only errors: no progress, no result",
 )

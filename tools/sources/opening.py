@@ -60,18 +60,20 @@ def _folder_message(name: str) -> str:
     from ...guest.directory_finish import NAME as GUEST_FILE  # noqa: PLC0415
 
     if os.path.exists(os.path.join(name, GUEST_FILE)):
-        return f"a guest at rest, no stream: vmferry send URI --guest dir:{name} makes one of it"
-    return "a folder, no stream: name the file in it"
+        return (
+            f"a guest at rest, not a stream: make one by vmferry send file:FILE --guest dir:{name}"
+        )
+    return "a folder, not a stream: name the file in it"
 
 
-def _prefix_hint(name: str) -> str:
-    """Return what to write in place of a URI or a guest, as a continuation of the error message."""
-    kind, colon, path = name.partition(":")
-    if not colon or not os.path.exists(path):
-        return ""
-    if kind == "dir":
-        return f"; {_folder_message(path)}" if os.path.isdir(path) else ""
-    return f"; write {file_name(path)} alone" if kind == "file" else ""
+def _prefix_message(name: str) -> str | None:
+    """Return an error message for a URI or a guest in place of a file; None for anything else."""
+    kind, _, path = name.partition(":")
+    if kind == "dir" and os.path.isdir(path):
+        return _folder_message(path)
+    if kind == "file" and os.path.exists(path):
+        return f"a stream is named by its file alone: {file_name(path)}"
+    return None
 
 
 @contextmanager
@@ -109,6 +111,7 @@ def opened_stream(
         # The reader of our output has gone, which is not an error of the stream.
         raise
     except FileNotFoundError as error:
-        fail(describe(error, name) + _prefix_hint(name))
+        message = _prefix_message(name)
+        fail(describe(error if message is None else CommandError(message), name))
     except (StreamError, OSError, CommandError) as error:
         fail(describe(error, name))
