@@ -34,6 +34,9 @@ class Around(Protocol):
     def channel_broke(self, channel: Channel, *, failure: bool) -> None:
         """Report a channel that broke; `failure`: it cannot have been at the end of its work."""
 
+    def early_end(self, channel: Channel) -> str | None:
+        """Return why the end of what a source sends is none that may pass; None if it may."""
+
     def channel_done(self, channel: Channel) -> None:
         """Forget a channel, which is closed at both ends."""
 
@@ -42,6 +45,9 @@ WORTH = BLOCK_SIZE // 2
 """Bytes from which a block leaves at once."""
 BULK = 0.002
 """Seconds after one block in which the next one waits until it is larger: each costs the same."""
+
+Ear = Callable[[memoryview], None]
+"""Function that sees bytes of the return path before anybody else does."""
 
 Watch = Callable[[memoryview], "str | None"]
 """Function that sees what is read from a local connection before it may leave; nothing at its end.
@@ -70,6 +76,12 @@ class Channel:
         """Function that sees all blocks on their way from the local connection to the link."""
         self.on_in: Spy | None = None
         """Function that sees all blocks on their way from the link to the local connection."""
+        self.on_read: Ear | None = None
+        """Function that sees what was read from the local connection, at once."""
+        self.on_write: Ear | None = None
+        """Function that sees what is about to be written to the local connection."""
+        self.on_close: Callable[[], None] | None = None
+        """Function that is called when the local connection is about to be closed."""
         self._around = around
         self._buffers = buffers
         self._socket: Socket | None = None
@@ -92,6 +104,21 @@ class Channel:
         self._watch, self._held_back = watch, watch is not None
         self._task = asyncio.create_task(self._hand_on())
         self.read_on()
+
+    def fileno(self) -> int:
+        """Return the descriptor of the local connection."""
+        assert self._socket is not None
+        return self._socket.fileno()
+
+    def shut_down(self) -> None:
+        """Close both directions of the local connection for all processes that have it."""
+        assert self._socket is not None
+        self._socket.shut_down()
+
+    @property
+    def source_has_left(self) -> bool:
+        """Return whether nothing more comes from the source, in order or not."""
+        return self.reason is not None or self.outgoing.ended or self.incoming.at_end
 
     @property
     def last_words(self) -> tuple[Record, ...]:
@@ -130,14 +157,24 @@ class Channel:
             return
         if count:
             self.outgoing.filled(count, time.perf_counter() - started)
+            if self.on_read is not None:
+                self.on_read(view[:count])
         self._look(view[:count])
         if not count and self.reason is None:
-            self.outgoing.ended = True
-            self._pause()
-            self._around.say(End(self.number, self.outgoing.position))
+            self._ended()
         if self.outgoing.full or self.outgoing.held >= self._around.share:
             self._pause()
         self._around.notify()
+
+    def _ended(self) -> None:
+        """Pass on that the local connection has ended this direction in order."""
+        refusal = self._around.early_end(self)
+        if refusal is not None:
+            self.broke(refusal, failure=True)
+            return
+        self.outgoing.ended = True
+        self._pause()
+        self._around.say(End(self.number, self.outgoing.position))
 
     def _look(self, view: memoryview) -> None:
         """Have the watch see what was read, until it lets the connection pass."""
@@ -204,6 +241,8 @@ class Channel:
                 if block is not None:
                     if self.on_in is not None and not self.on_in(block.pieces, block.buffer):
                         self.on_in = None
+                    if self.on_write is not None:
+                        self._tell(block.pieces)
                     await self._socket.send(block.pieces)
                     self._taken(block)
                 elif self.incoming.at_end:
@@ -216,6 +255,16 @@ class Channel:
                     await self._arrived.wait()
         except OSError as error:
             self.broke(f"the local connection broke: {error.strerror}")
+
+    def _tell(self, pieces: Sequence[memoryview]) -> None:
+        assert self.on_write is not None
+        for piece in pieces:
+            self.on_write(piece)
+
+    def stop_handing_on(self) -> None:
+        """End the local connection's input behind what is on its way there, whatever follows."""
+        self.incoming.end_here()
+        self._arrived.set()
 
     def _taken(self, block: Arrived) -> None:
         if block.buffer is not None:
@@ -267,6 +316,8 @@ class Channel:
         if task is not None and task is not asyncio.current_task():
             task.cancel()
         if self._socket is not None and not self._socket.closed:
+            if self.on_close is not None:
+                self.on_close()
             if reset:
                 self._socket.reset()
             else:

@@ -6,11 +6,12 @@ import asyncio
 from contextlib import suppress
 
 from ..protocol.formats.link import Hello, LinkError, Welcome, build_record
+from ..protocol.wire.link import Fate, Purpose
 from ..transport.channel import Listener
 from .carrier import Carrier
 from .channel import Channel
 from .deadline import Deadline
-from .greeting import GREETING, greet_near, refuse
+from .greeting import GREETING, greet_near, refuse, tell
 from .local import accepted, connected
 from .parameters import RelayParameters
 from .release import give_back
@@ -21,6 +22,9 @@ MOST_ENDED = 64
 """Limit for the failed migrations whose outcome is remembered."""
 MAX_STRANGERS = 16
 """Limit for connections that have not proved who they are; with one more, the oldest ends."""
+
+
+_NEVER_SEEN = Fate.UNKNOWN, "it does not know this migration"
 
 
 class Far:
@@ -36,7 +40,7 @@ class Far:
         self._connecting: set[asyncio.Task[None]] = set()
         self._begun = asyncio.Event()
         self._idle = asyncio.Event()
-        self._ended: dict[bytes, str] = {}
+        self._ended: dict[bytes, tuple[Fate, str]] = {}
         self.session: Session | None = None
 
     async def run(self) -> None:
@@ -51,17 +55,15 @@ class Far:
                     await session.supervise(self._parameters.reconnect)
                 finally:
                     session.fail("the relay was ended")
+                    if session.error is not None:
+                        self._remember(session)
                     await self._leave()
-                failure = None
-                if session.error is not None:
-                    self._remember(session.outcome)
-                    failure = f"{session.error}; {session.outcome}"
                 if self._parameters.once:
-                    if failure is not None:
-                        raise LinkError(failure)
+                    if session.error is not None:
+                        raise LinkError(session.error)
                     return
-                if failure is not None:
-                    self._report(f"the migration failed: {failure}")
+                if session.error is not None:
+                    self._report(f"the migration failed: {session.error}")
                 del session
                 await give_back()
         finally:
@@ -70,9 +72,10 @@ class Far:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _remember(self, outcome: str) -> None:
+    def _remember(self, session: Session) -> None:
         """Keep what became of a migration, for a near relay that comes back too late."""
-        self._ended[self._key] = f"the migration has ended there; {outcome}"
+        words = f"the migration has ended there: {session.error}"
+        self._ended[self._key] = session.ending.fate, words
         while len(self._ended) > MOST_ENDED:
             del self._ended[next(iter(self._ended))]
 
@@ -113,16 +116,22 @@ class Far:
 
     async def _take_in(self, sock: Socket, hello: Hello, answer: Welcome) -> None:
         """Make a connection part of its session, which it may begin. Raises OSError."""
-        known = self.session is not None and self._key == hello.session
-        if hello.resumes and not known:
+        known = self._knows(hello)
+        if known and self.session is not None:
+            if hello.purpose == Purpose.SETTLE:
+                await self.session.ending.settle("the near relay has ended")
+            if self.session is not None and self.session.ending.settling:
+                await self._idle.wait()
+            known = self._knows(hello)
+        if hello.purpose != Purpose.BEGIN and not known:
             # A new connection to the destination would lack what the old one had.
-            await refuse(sock, self._ended.get(hello.session) or "it does not know this migration")
+            await tell(sock, answer, *self._ended.get(hello.session, _NEVER_SEEN))
             return
         if self.session is not None and not known and self._may_replace():
             if self.session.all_closed:
                 self.session.left()
             else:
-                self.session.fail("another near relay has connected")
+                await self.session.ending.settle("another near relay has connected")
             await self._idle.wait()
         if self.session is None:
             self.session = Session(self._parameters, self._report, self._open)
@@ -143,6 +152,9 @@ class Far:
         # A task that is cancelled before it begins closes nothing.
         task.add_done_callback(lambda _: sock.close())
         self._links[hello.number] = task
+
+    def _knows(self, hello: Hello) -> bool:
+        return self.session is not None and self._key == hello.session
 
     def _may_replace(self) -> bool:
         """Return whether another session may begin: this one has no link, and a secret counts.

@@ -60,6 +60,12 @@ class Incoming:
             raise LinkError("a connection ends twice, at different places")
         self.end = position
 
+    def end_here(self) -> None:
+        """End the direction behind the block that was handed on last; the rest is forgotten."""
+        self._waiting.clear()
+        self._held = 0
+        self.end = self.position
+
     def next(self) -> Arrived | None:
         """Return the next block in order, or None if it has not arrived."""
         block = self._waiting.pop(self.position, None)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
+from functools import partial
 
 from ..protocol.formats.link import LinkError
-from ..protocol.wire.link import SESSION_SIZE
+from ..protocol.wire.link import SESSION_SIZE, Purpose
 from ..transport.channel import Listener
 from .carrier import Carrier, reason_of
+from .channel import Channel
 from .deadline import Deadline
 from .gate import Gate
-from .greeting import GREETING, RefusedError, greet_far
+from .greeting import GREETING, EndedError, RefusedError, greet_far
+from .guard import Guard
+from .guardian import Charge
 from .local import accepted, connected
 from .parameters import RelayParameters
 from .release import give_back
@@ -32,6 +36,8 @@ class Near:
         self._report = report
         self._waiting: deque[Socket] = deque()
         self._arrived = asyncio.Event()
+        self._guard = Guard()
+        self._guarded: Channel | None = None
         self.session: Session | None = None
 
     async def run(self) -> None:
@@ -40,12 +46,11 @@ class Near:
         try:
             while True:
                 await self._arrived.wait()
-                session = self.session = Session(self._parameters, self._report)
+                key = os.urandom(SESSION_SIZE)
+                hold = partial(self._hold, key)
+                session = self.session = Session(self._parameters, self._report, on_stream=hold)
                 self._report("a source has connected")
-                try:
-                    await self._pass(session)
-                finally:
-                    session.fail("the relay was ended")
+                await self._pass(session, key)
                 self.session = None
                 if self._parameters.once:
                     if session.error is not None:
@@ -60,6 +65,40 @@ class Near:
             await asyncio.gather(accepting, return_exceptions=True)
             for sock in self._waiting:
                 sock.reset()
+            self._guard.close()
+
+    def _hold(self, key: bytes, channel: Channel) -> None:
+        """Have a process keep the source's connection if this one is killed."""
+        own = self._parameters
+        charge = Charge(own.connect_uri, own.secret, key, own.connections, own.reconnect)
+        try:
+            self._guard.hold(charge, channel.fileno())
+        except OSError as error:
+            reason = f"there can be no process that keeps the source if this one is killed: {error}"
+            channel.broke(reason, failure=True)
+        else:
+            self._guarded = channel
+            channel.on_close = partial(self._let_go, channel)
+
+    def _let_go(self, channel: Channel) -> None:
+        if channel is self._guarded:
+            self._guarded = None
+            channel.shut_down()
+            self._guard.drop()
+
+    async def _leave(self, session: Session, *, up: bool) -> None:
+        """End a session if it is not over; `up`: whether the link was up to now.
+
+        The guardian tells the far relay, and the source as soon as it is clear who has the guest;
+        whoever ends the relay may not know. A source that was kept waiting runs on, as the user was
+        told.
+        """
+        ending, main = session.ending, self._guarded
+        waits = main is not None and not main.source_has_left and not ending.held
+        if waits and (up or await ending.doubt() is not None):
+            self._guarded = None
+            self._guard.leave()
+        session.fail("the relay was ended")
 
     async def _accept(self) -> None:
         """Accept whatever the source connects."""
@@ -67,17 +106,18 @@ class Near:
             self._waiting.append(await accepted(self._listener))
             self._arrived.set()
 
-    async def _pass(self, session: Session) -> None:
-        key = os.urandom(SESSION_SIZE)
+    async def _pass(self, session: Session, key: bytes) -> None:
         count = self._parameters.connections
         tasks = [asyncio.create_task(self._admit(session))]
         tasks += [asyncio.create_task(self._keep(session, key, number)) for number in range(count)]
         try:
             await session.supervise(self._parameters.reconnect)
         finally:
+            up = bool(session.carriers)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._leave(session, up=up)
 
     async def _admit(self, session: Session) -> None:
         """Pass what the source connects, until the session ends; the rest is for the next one."""
@@ -97,11 +137,14 @@ class Near:
                 carrier = await self._connect(session, key, number)
                 delay = RETRY_FIRST
                 await session.carry(carrier)
-            except RefusedError as error:
+            except (EndedError, RefusedError) as error:
                 if session.leaving:
                     session.left()
                     return
-                await session.give_up(str(error), refused=True)
+                if isinstance(error, EndedError):
+                    await session.ending.ended_there(error.fate, str(error))
+                else:
+                    await session.ending.give_up(str(error), refused=True)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, RETRY_MOST)
             except (OSError, EOFError, LinkError, asyncio.TimeoutError) as error:
@@ -121,9 +164,10 @@ class Near:
     async def _connect(self, session: Session, key: bytes, number: int) -> Carrier:
         sock = await connected(self._parameters.connect_uri)
         secret, count = self._parameters.secret, self._parameters.connections
+        purpose = Purpose.RESUME if session.was_up else Purpose.BEGIN
         try:
             with Deadline(GREETING):
-                await greet_far(sock, secret, key, number, count, resumes=session.was_up)
+                await greet_far(sock, secret, key, number, count, purpose)
         except BaseException:
             sock.close()
             raise

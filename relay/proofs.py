@@ -32,7 +32,7 @@ def near_proof(secret: bytes, hello: Hello, nonce: bytes) -> bytes:
 
 
 def _proof(secret: bytes, side: bytes, hello: Hello, nonce: bytes) -> bytes:
-    numbers = bytes([hello.number, hello.connections, hello.resumes])
+    numbers = bytes([hello.number, hello.connections, hello.purpose])
     text = b"".join((side, hello.session, hello.nonce, nonce, numbers))
     return hmac.digest(secret, text, "sha256")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..protocol.formats.link import (
@@ -26,6 +26,7 @@ from ..transport.compression import parse_compression
 from .blocks import BLOCK_SIZE, Arrived, Buffers
 from .carrier import Carrier, reason_of
 from .channel import Channel, Watch
+from .ending import Ending
 from .figures import Figures
 from .outbox import Outbox
 from .parameters import WINDOW, RelayParameters, Side
@@ -43,7 +44,6 @@ _CHECK = 1.0
 """Seconds between two looks at whether the link is cut, at most."""
 LEAVE = 0.1
 """Seconds in which the far end's answer to BYE leaves, before it closes the link."""
-_LOOK_THERE = "look there; if it does not run, end this relay, and the source runs on"
 
 Report = Callable[[str], None]
 """Function that shows a line to the user."""
@@ -56,12 +56,16 @@ class Session:
     """The channels of one migration and what is under way for them on the link.
 
     `opener` connects a channel that the other end opens; None on the side where sources connect.
+    `on_stream` gets the channel of the migration stream before anything of it leaves.
     """
 
     def __init__(
-        self, parameters: RelayParameters, report: Report, opener: Opener | None = None
+        self,
+        parameters: RelayParameters,
+        report: Report,
+        opener: Opener | None = None,
+        on_stream: Opener | None = None,
     ) -> None:
-        compress = parse_compression(parameters.compress)
         self.figures = Figures()
         self.over = asyncio.Event()
         """Set once the session has ended, in order or not."""
@@ -77,22 +81,25 @@ class Session:
         """True once the far end has said so, too: only then the near one may forget the session."""
         self.max_bandwidth = parameters.max_bandwidth
         """Limit for what is sent over the link, in bytes per second; 0: none."""
-        self.held = False
-        """True while the source is kept waiting, as the destination may run its guest."""
-        self._held_for: set[str] = set()
         self._side = parameters.side
         self._opener = opener
+        self._on_stream = on_stream
         self._report = report
         self._channels: dict[int, Channel] = {}
         self._next_number = 0
         self._finished: dict[int, tuple[Record, ...]] = {}
         """Closed channels, and what the other end has to know of each to close it, too."""
-        self._handed_on = 0
         self.outbox = Outbox(parameters, self._channels, self.figures, self.buffers, self.notify)
         self._since = time.monotonic()
-        near = self._side is Side.NEAR
-        who = "the source" if near else "the near relay"
-        self.watch = StreamWatch(self.buffers, report, who, samples=near and compress is None)
+        self._samples = self._side is Side.NEAR and parse_compression(parameters.compress) is None
+        self._confirmed = self._side is Side.NEAR and not parameters.one_way
+        self._begin_stream()
+
+    def _begin_stream(self) -> None:
+        """Be ready for a migration stream; another one may follow on the same connections."""
+        who = "the source" if self._side is Side.NEAR else "the near relay"
+        self.watch = StreamWatch(self.buffers, self._report, who, samples=self._samples)
+        self.ending = Ending(self.watch, self._report, self.fail, self.over)
 
     # Channels.
 
@@ -107,15 +114,42 @@ class Session:
         if len(self._channels) >= MAX_CHANNELS:
             raise LinkError(f"more than {MAX_CHANNELS} connections are open at once")
         channel = Channel(number, self, self.buffers)
-        see = partial(self.watch.see, number)
+        see, hear = partial(self._see, channel), partial(self._hear, channel)
         if self._side is Side.NEAR:
-            channel.on_out = see
+            channel.on_out, channel.on_write = see, hear
         else:
-            channel.on_in = see
+            channel.on_in, channel.on_read = see, hear
         self._channels[number] = channel
         self._next_number = max(self._next_number, number + 1)
         self.figures.channels += 1
         return channel
+
+    def _see(
+        self, channel: Channel, pieces: Sequence[memoryview], buffer: bytearray | None
+    ) -> bool:
+        """Look at what passes from the source to the destination."""
+        main = self.ending.main
+        if main is not None and main is not channel and main.source_has_left:
+            # A source may begin anew while other connections, of disks, are still open.
+            self.watch.close()
+            self._begin_stream()
+        wanted = self.watch.see(channel.number, pieces, buffer)
+        if self.ending.main is None and channel.number in (self.watch.channel, self.watch.opaque):
+            self.ending.main = channel
+            if self._on_stream is not None:
+                self._on_stream(channel)
+        return wanted
+
+    def _hear(self, channel: Channel, view: memoryview) -> None:
+        """Look at what the destination answers."""
+        if channel is self.ending.main:
+            self.ending.hear(view)
+
+    def early_end(self, channel: Channel) -> str | None:
+        """Return why the end of what a source sends is none that may pass; None if it may."""
+        if not self._confirmed:
+            return None
+        return self.ending.early_end(channel, up=bool(self.carriers))
 
     def _channel(self, number: int) -> Channel | None:
         """Return a channel that the other end names, which may open it; None if it is closed."""
@@ -147,8 +181,6 @@ class Session:
     def channel_done(self, channel: Channel) -> None:
         """Forget a channel; the near end's last one ends the session."""
         self._channels.pop(channel.number, None)
-        if channel.number == self.watch.channel:
-            self._handed_on = channel.incoming.taken
         self._finished[channel.number] = channel.last_words
         if not self._channels and self._side is Side.NEAR and not self.leaving:
             self.leaving = True
@@ -159,45 +191,6 @@ class Session:
         if not self.over.is_set():
             self.error = reason
             self._end()
-
-    @property
-    def outcome(self) -> str:
-        """Return in words what the far end has handed on, once the session is over."""
-        view = self.watch.view
-        if view is None or self.watch.behind or (view.error is not None and not view.ended):
-            return "whether the destination got the whole guest is not known"
-        if view.eof is not None and self._handed_on >= view.eof:
-            return "the destination got the whole guest"
-        return "the destination did not get the whole guest"
-
-    async def give_up(self, reason: str, *, refused: bool = False) -> None:
-        """Fail, but keep the source waiting if the destination may have its guest (laws 5 and 8).
-
-        A source whose connection breaks takes its guest back, and two of them would run. `refused`:
-        the reason is the far relay's word, which says itself what the destination has got.
-        """
-        doubt = await self._doubt()
-        if doubt is None:
-            self.fail(reason)
-            return
-        self.held = True
-        if reason not in self._held_for:
-            self._held_for.add(reason)
-            words = reason if refused else f"{reason}; {doubt}"
-            self._report(f"{words}: {_LOOK_THERE}")
-
-    async def _doubt(self) -> str | None:
-        """Return in words why the destination may have the guest; None if it cannot have it."""
-        watch = self.watch
-        number = watch.opaque if watch.channel is None else watch.channel
-        channel = None if number is None else self._channels.get(number)
-        if channel is None or channel.reason is not None or channel.outgoing.ended:
-            return None
-        if watch.channel is not None:
-            watch.look_ahead(channel.outgoing.open_content)
-            while not watch.idle:
-                await asyncio.sleep(0.01)
-        return watch.doubt(channel.outgoing.left)
 
     @property
     def all_closed(self) -> bool:
@@ -241,8 +234,12 @@ class Session:
                 if self.all_closed:
                     self._end()
                 else:
-                    await self.give_up(f"the link was cut for {reconnect:.3g} s")
+                    await self._give_up(f"the link was cut for {reconnect:.3g} s")
             await asyncio.sleep(min(_CHECK, max(reconnect - cut, 0.05)))
+
+    async def _give_up(self, reason: str) -> None:
+        near = self._side is Side.NEAR
+        await (self.ending.give_up(reason) if near else self.ending.settle(reason))
 
     def notify(self) -> None:
         """Wake the connections of the link: there is more to send."""
@@ -307,7 +304,7 @@ class Session:
         """Use a connection of the link until it breaks. Raises LinkError, OSError, EOFError."""
         if self.was_up and not self.carriers:
             self._report("the link is up again")
-        self.was_up, self.held = True, False
+        self.was_up, self.ending.held = True, False
         self.carriers.add(carrier)
         self.figures.connections = len(self.carriers)
         self._repeat_state()
@@ -328,7 +325,10 @@ class Session:
         if self.over.is_set() or self.leaving:
             return
         self.figures.cuts += 1
-        for channel in self._channels.values():
+        for channel in list(self._channels.values()):
+            reason = self.early_end(channel) if channel.outgoing.ended else None
+            if reason is not None:
+                channel.broke(reason, failure=True)
             self.outbox.repeat(channel.outgoing.lost(carrier))
         self._repeat_state()
 

@@ -79,6 +79,15 @@ class Socket:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._fd
+
+    def shut_down(self) -> None:
+        """Close both directions, for other processes that have this connection, too."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close the connection in order."""
         if not self.closed:

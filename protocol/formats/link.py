@@ -23,9 +23,8 @@ class LinkError(VmferryError):
 class Hello(NamedTuple):
     """Opens a connection of the link: the near relay names its session and this connection.
 
-    `nonce` is fresh; `number` is from 0 to below `connections`, those of the session. `resumes` is
-    1 if the session has had a connection before, so that a far relay that does not know it must not
-    begin it again.
+    `nonce` is fresh; `number` is from 0 to below `connections`, those of the session. `purpose` is
+    one of `Purpose`.
     """
 
     version: int
@@ -33,7 +32,7 @@ class Hello(NamedTuple):
     nonce: bytes
     number: int
     connections: int
-    resumes: int
+    purpose: int
 
 
 class Challenge(NamedTuple):
@@ -61,6 +60,17 @@ class Welcome(NamedTuple):
 class Refused(NamedTuple):
     """Ends the connection before it was taken into a session; `reason` is one line."""
 
+    reason: str
+
+
+class Outcome(NamedTuple):
+    """Ends the connection, as the session has ended: what the destination has of the guest.
+
+    `fate` is one of `Fate`, and `reason` says the same in words. The proof is that of WELCOME.
+    """
+
+    proof: bytes
+    fate: int
     reason: str
 
 
@@ -126,6 +136,7 @@ Record: TypeAlias = (
     | Proof
     | Welcome
     | Refused
+    | Outcome
     | Open
     | Data
     | End
@@ -142,6 +153,7 @@ _TYPES: dict[type[Any], RecordType] = {
     Proof: RecordType.PROOF,
     Welcome: RecordType.WELCOME,
     Refused: RecordType.REFUSED,
+    Outcome: RecordType.OUTCOME,
     Open: RecordType.OPEN,
     Data: RecordType.DATA,
     End: RecordType.END,

@@ -39,6 +39,28 @@ class RecordType(IntEnum):
     CLOSED = 11
     ALIVE = 12
     BYE = 13
+    OUTCOME = 14
+
+
+class Purpose(IntEnum):
+    """The purposes for which a near relay names a session in HELLO."""
+
+    BEGIN = 0
+    """The session is new."""
+    RESUME = 1
+    """It has had a connection before: a far relay that does not know it must not begin it again."""
+    SETTLE = 2
+    """The near relay is gone: the far one is to end it, and to say what became of the guest."""
+
+
+class Fate(IntEnum):
+    """What a destination has of a guest whose migration ended in the middle."""
+
+    UNKNOWN = 0
+    LACKS = 1
+    """It does not have the whole guest, and never will."""
+    HAS = 2
+    """It has the whole guest, and may run it."""
 
 
 _CHANNEL = "channel" / c.Int32ub
@@ -52,7 +74,7 @@ BODIES = {
         "nonce" / c.Bytes(NONCE_SIZE),
         "number" / c.Int8ub,
         "connections" / c.Int8ub,
-        "resumes" / c.Int8ub,
+        "purpose" / c.Int8ub,
     ),
     RecordType.CHALLENGE: c.Struct("version" / c.Int16ub, "nonce" / c.Bytes(NONCE_SIZE)),
     RecordType.PROOF: c.Struct("proof" / c.Bytes(PROOF_SIZE)),
@@ -66,6 +88,7 @@ BODIES = {
     RecordType.CLOSED: c.Struct(_CHANNEL),
     RecordType.ALIVE: c.Struct(),
     RecordType.BYE: c.Struct(),
+    RecordType.OUTCOME: c.Struct("proof" / c.Bytes(PROOF_SIZE), "fate" / c.Int8ub, _REASON),
 }
 """Body of each kind of record."""
 

@@ -23,6 +23,7 @@ RECORDS: st.SearchStrategy[Record] = st.one_of(
     st.builds(link.Proof, B32),
     st.builds(link.Welcome, B32),
     st.builds(link.Refused, TEXT),
+    st.builds(link.Outcome, B32, U8, TEXT),
     st.builds(link.Open, U32),
     st.builds(link.Data, U32, U64, U32, U32),
     st.builds(link.End, U32, U64),

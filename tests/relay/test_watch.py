@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vmferry.protocol.return_path import pong, shut
 from vmferry.protocol.wire.marks import SectionType
+from vmferry.relay import ending
 from vmferry.relay import watch as watch_module
 from vmferry.relay.session import Session
 from vmferry.relay.view import StreamView
@@ -225,7 +228,7 @@ def test_a_source_whose_guest_may_run_there_is_kept(tmp_path: Path, size: int) -
         near = sessions_of_near(pair)
         for _ in range(3):
             before = len(pair.lines)
-            await near.give_up("the link was cut for 0.5 s")
+            await near.ending.give_up("the link was cut for 0.5 s")
             assert not near.over.is_set()
             assert len(pair.lines) == before
         assert not source[0].at_eof()
@@ -278,40 +281,84 @@ def test_a_kept_source_that_leaves_is_not_waited_for(tmp_path: Path) -> None:
     cut(tmp_path, test, WITH_ANSWERS)
 
 
-@pytest.mark.parametrize(
-    ("before", "words"),
-    [
-        (len(WITH_ANSWERS), "the destination got the whole guest"),
-        (DESCRIPTION - 10, "the destination did not get the whole guest"),
-    ],
-)
-def test_a_far_relay_that_gave_up_says_what_became_of_it(
-    tmp_path: Path, before: int, words: str
-) -> None:
-    """Broken: a late near relay would begin the migration anew, in the middle of the stream.
+@dataclass(frozen=True)
+class Last:
+    """What a destination gets before the link is gone, and what it does at the end of its input."""
 
-    And whoever has to find out where the guest runs would get no help.
-    """
+    before: int
+    answer: bytes
+    closes: bool
+    words: str
+    near: str
+    """What the near relay says at last."""
+    runs_on: bool
+    """Whether the source may take its guest back."""
+
+
+_ENDED = "the migration failed: the migration has ended there"
+LASTS = {
+    "has the guest": Last(
+        *(len(WITH_ANSWERS), shut(0), True),
+        *("the destination got the whole guest", "quit the source", False),
+    ),
+    "refuses the guest": Last(
+        *(len(WITH_ANSWERS), shut(1), True),
+        *("the destination did not get the whole guest", _ENDED, True),
+    ),
+    "dies": Last(
+        *(len(WITH_ANSWERS), b"", True),
+        *("the destination did not get the whole guest", _ENDED, True),
+    ),
+    "lacks the end": Last(
+        *(DESCRIPTION - 10, b"", True),
+        *("the destination did not get the whole guest", _ENDED, True),
+    ),
+    "lacks RAM and is silent": Last(
+        *(5000, b"", False),
+        *("the destination did not get the whole guest", _ENDED, True),
+    ),
+    "is silent": Last(
+        *(len(WITH_ANSWERS), b"", False),
+        *("whether the destination got the whole guest is not known", "look there", False),
+    ),
+}
+
+
+@pytest.mark.parametrize("last", LASTS.values(), ids=LASTS)
+def test_a_far_relay_that_gave_up_says_what_became_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: Last
+) -> None:
+    """Broken: a late near relay would begin the migration anew, in the middle of the stream; or
+    there would be two guests, or none, although the destination has said what it has."""
     link = f"unix:{tmp_path}/proxy.sock"
+    monkeypatch.setattr(ending, "ANSWER", 0.5)
 
     async def test(pair: Pair) -> None:
         async with Proxy(link, pair.far_uri) as proxy:
             (reader, writer), (far_reader, far_writer) = await both(pair)
-            writer.write(WITH_ANSWERS[:before])
-            assert await far_reader.readexactly(before) == WITH_ANSWERS[:before]
+            writer.write(WITH_ANSWERS[: last.before])
+            assert await far_reader.readexactly(last.before) == WITH_ANSWERS[: last.before]
+            far_writer.write(pong(1))
+            assert await reader.readexactly(len(pong(1))) == pong(1)
             await proxy.close()
-            await said(pair, f"the link was cut for 0.2 s; {words}")
+            assert await is_broken(far_reader)
+            far_writer.write(last.answer)
+            if last.closes:
+                far_writer.close()
+            await said(pair, f"the link was cut for 0.2 s; {last.words}")
             async with Proxy(link, pair.far_uri):
-                await said(pair, f"the migration has ended there; {words}")
+                await said(pair, last.near)
                 # No other connection was made to the destination.
                 accepting = asyncio.create_task(pair.accept())
                 await asyncio.sleep(0)
                 assert not accepting.done()
                 accepting.cancel()
+                if last.runs_on:
+                    assert await is_broken(reader)
+                else:
+                    assert sessions_of_near(pair).ending.held
             for one in (writer, far_writer):
                 one.close()
-            assert await is_broken(far_reader)
-            del reader
 
     run(test, lambda: Pair(tmp_path, link=link, far={"reconnect": 0.2}))
 

@@ -93,7 +93,7 @@ class _Shown:
             details.append(f"link {format_size(rate)}/s")
         if not self.session.carriers and not self.session.leaving:
             details.append("the link is cut")
-        if self.session.held:
+        if self.session.ending.held:
             details.append("the source is kept waiting")
         return details
 
@@ -113,7 +113,7 @@ class _Shown:
             "rate": None if rate is None else round(rate),
             "ratio": round(session.figures.ratio, 3),
             "encrypted": session.watch.opaque is not None,
-            "held": session.held,
+            "held": session.ending.held,
             "stream": None if self._view is None else self._stream_as_json(self._view),
         }
 
