@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 from ..guest.base import Guest
 from ..guest.errors import GuestError, MigrationCancelledError, MigrationError
@@ -90,6 +91,10 @@ class Receiver:
         self._restore = Restore(self._crew, topology.readers, direct_io=self._parameters.direct_io)
         self.on_refused: Callable[[str], None] = lambda _: None
         """Called with one line for each connection that is refused because no source made it."""
+        self.on_let_go: Callable[[Connection], None] = lambda _: None
+        """Called once the transport process was asked to leave the channel to the guest's holder,
+        with the connection on which it answers.
+        """
         self._listener: Listener | None = None
         self._channel: Channel | None = None
         self._on_progress: Callable[[Figures], None] = lambda _: None
@@ -202,7 +207,7 @@ class Receiver:
             confirm=word_on_wire(Word.CONFIRM, framed=complete.framed),
             abort=word_on_wire(Word.ABORT, framed=complete.framed),
         )
-        self._processes.let_go(job, self._guest.finisher())
+        self._processes.let_go(job, self._guest.finisher(), self.on_let_go)
         assert self._channel is not None
         wishes = self._requests.wishes()
         # From here on the source may give its guest up: nothing is removed unless it asks for that.

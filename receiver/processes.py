@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from multiprocessing.connection import Connection
 
 from ..guest.base import RamBlock, block_layout
 from ..guest.handing_in import DestinationJob
@@ -110,12 +111,20 @@ class Processes:
         assert self._transport is not None
         return receive_fd(self._transport.connection)
 
-    def let_go(self, job: DestinationJob, finisher: Callable[[], None] | None) -> None:
+    def let_go(
+        self,
+        job: DestinationJob,
+        finisher: Callable[[], None] | None,
+        on_asked: Callable[[Connection], None],
+    ) -> None:
         """Make the transport process leave the channel; no process is watched any more.
 
         With a `finisher`, the transport process stands by to end the handover if this process dies.
+        `on_asked` is called with the connection on which that process answers, before it is read.
         """
+        assert self._transport is not None
         self.command_transport(LetGo(job, finisher))
+        on_asked(self._transport.connection)
         self._crew.wait_for(Released)
         self._crew.retire()
 

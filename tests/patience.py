@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,26 @@ def wait_until(condition: Callable[[], object], shown: Callable[[], object] = st
     while not condition():
         assert time.monotonic() < deadline, shown()
         time.sleep(0.01)
+
+
+def wait_until_read(connection: socket.socket) -> None:
+    """Wait until the other end of a TCP connection on this machine has read all that was sent."""
+    ends = [_as_in_proc(*end) for end in (connection.getpeername(), connection.getsockname())]
+
+    def unread() -> int:
+        for line in Path("/proc/net/tcp").read_text().splitlines():
+            # number, local and remote address, state, queues to send and to read (proc_net_tcp)
+            words = line.split()
+            if words[1:3] == ends:
+                return int(words[4].partition(":")[2], 16)
+        raise AssertionError("the connection is gone")
+
+    wait_until(lambda: not unread())
+
+
+def _as_in_proc(host: str, port: int) -> str:
+    address = int.from_bytes(socket.inet_aton(host), sys.byteorder)
+    return f"{address:08X}:{port:04X}"
 
 
 def stop_process(pid: int) -> None:

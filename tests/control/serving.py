@@ -15,7 +15,7 @@ from qemu.qmp.legacy import QEMUMonitorProtocol
 from qemu.qmp.qmp_client import ExecuteError
 from vmferry.control.extensions import PREFIX
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_until
 
 SERVE = [sys.executable, "-m", "vmferry.tools.cli", "serve"]
 RUNNING = ("setup", "active", "pre-switchover", "device", "cancelling")
@@ -67,6 +67,17 @@ class Monitor:
             assert answer.get("status", "none") in ("none", *RUNNING), answer
             assert time.monotonic() < deadline, answer
             time.sleep(0.02)
+
+    def wait_for_bytes(self, least: int) -> int:
+        """Wait until so many bytes were sent; return how many there are."""
+        sent: list[int] = []
+
+        def enough() -> bool:
+            sent.append(self.ask("query-migrate").get("ram", {}).get("transferred", 0))
+            return sent[-1] >= least
+
+        wait_until(enough)
+        return sent[-1]
 
     def wait_until_over(self) -> str:
         """Wait for the end of the migration, and return its status."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from vmferry.protocol import events
 from vmferry.protocol.section_events import HtabChunk, HtabHeader, StorageAttributes
 from vmferry.protocol.wire.storage_attributes import AttributeFlag
 
+from tests.patience import wait_until
 from tests.qemu.machine import BareMachine, qemu_command, vmferry
 from tests.streams import read_file, to_bytes
 
@@ -130,6 +130,12 @@ ENTRIES = bytes.fromhex(
 )
 
 
+def _place(machine: BareMachine) -> int:
+    """Return where in its firmware the processor is."""
+    told = machine.ask("human-monitor-command", **{"command-line": "info registers"})
+    return int(told.partition("NIP ")[2].split()[0], 16) & 0xFFF
+
+
 def test_page_table_entries(tmp_path: Path) -> None:
     """Broken: the page table of a pseries guest would be read wrongly."""
     stream, firmware = tmp_path / "stream", tmp_path / "firmware"
@@ -137,7 +143,7 @@ def test_page_table_entries(tmp_path: Path) -> None:
     machine = ("-machine", "pseries", "-cpu", "power8", "-m", "256", "-bios", str(firmware))
     source = start("7.2", "ppc64", tmp_path / "source", *machine)
     try:
-        time.sleep(1)
+        wait_until(lambda: _place(source) == 0x100 + len(ENTRIES) - 4, lambda: hex(_place(source)))
         source.migrate(f"exec:cat > {stream}")
     finally:
         source.stop()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +18,7 @@ from vmferry.tools.compare.streams import compare_blocks
 from vmferry.tools.rebuild.guest import RebuiltGuest, rebuild
 from vmferry.tools.sources.stream_events import read_events
 
+from tests.patience import wait_until
 from tests.qemu.machine import MANY_PAGES, Machine, rebuilt_stream, stock_ram, vmferry
 from tests.qemu.sink import Sink, replay
 from tests.streams import read_file
@@ -85,7 +85,7 @@ def test_postcopy(version: str, tmp_path: Path) -> None:
         limits = {"max-bandwidth": 4 << 20, "downtime-limit": 1}
         source.ask("migrate-set-parameters", **limits)
         source.ask("migrate", uri=f"unix:{tmp_path}/sink")
-        time.sleep(0.5)
+        wait_until(lambda: source.ask("query-migrate").get("ram", {}).get("transferred"))
         source.ask("migrate-start-postcopy")
         source.wait_for("completed")
         sink.close()

@@ -29,7 +29,7 @@ from vmferry.receiver.coordinator import ReceiveParameters, Receiver
 from vmferry.receiver.errors import KeptError
 from vmferry.transport.sockets import reset_on_close
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_until_read
 from tests.streams import before_ram, of_synthetic
 
 
@@ -101,8 +101,8 @@ def test_last_frame_that_only_begins_like_a_stored_one(stream: bytes, workers: i
 
     def source(connection: socket.socket) -> None:
         connection.sendall(first + last[:500])
-        # So that its head alone is seen first.
-        time.sleep(0.3)
+        # Its head alone is seen first.
+        wait_until_read(connection)
         connection.sendall(last[500:])
         wait_for_answer(connection)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import pytest
 from vmferry.guest.base import BlockLayout, DeviceState, Machine
@@ -17,7 +15,6 @@ from vmferry.guest.handing_in import DestinationJob
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_options import parse_options
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
-from vmferry.receiver.exchange import Released
 from vmferry.sender.coordinator import Sender
 
 from tests.patience import PATIENCE
@@ -109,40 +106,30 @@ def test_nothing_can_fail_behind_the_promise() -> None:
     assert "begin_handing_in" not in guest.steps
 
 
-def test_cancel_behind_the_promise_gives_the_guest_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancel_behind_the_promise_gives_the_guest_back() -> None:
     """Broken: a cancelled destination would leave the guest running nowhere (law 5)."""
 
-    def cancel_with_the_promise(receiver: Receiver) -> None:
-        # A source that confirms sooner than the cancel is seen keeps the destination running it.
-        monkeypatch.setattr(receiver._processes, "let_go", _cancel_then(receiver))
+    class Cancelled(Watched):
+        def begin_handing_in(self, fd: int, job: DestinationJob) -> Connection:
+            # A source that confirms before the cancel is seen keeps the guest running here.
+            receivers[0].cancel()
+            return super().begin_handing_in(fd, job)
 
-    guest = Watched()
-    source, destination = _migrate(guest, cancel_with_the_promise)
+    receivers: list[Receiver] = []
+    source, destination = _migrate(Cancelled(), receivers.append)
     assert ("source has the guest" in destination) is bool(source)
 
 
-def _cancel_then(receiver: Receiver) -> Callable[[DestinationJob, Any], None]:
-    let_go = receiver._processes.let_go
-
-    def cancelled(job: DestinationJob, finisher: Any) -> None:
-        let_go(job, finisher)
-        receiver.cancel()
-
-    return cancelled
-
-
-def test_cancel_just_before_the_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancel_just_before_the_promise(tmp_path: Path) -> None:
     """Broken: the transport process would promise a guest that is removed (law 5)."""
     source, guest = SyntheticGuest.parse("2M"), DirectoryGuest(str(tmp_path / "guest"))
     receiver = Receiver(guest, "tcp:127.0.0.1:0", ReceiveParameters(workers=0))
-    wait_for, ends = receiver._crew.wait_for, list[str]()
+    ends: list[str] = []
 
-    def cancelled(kind: Any, timeout: float | None = None) -> Any:
-        if kind is Released:
-            # The transport process stands by for our death now.
-            time.sleep(0.5)
-            receiver.cancel()
-        return wait_for(kind, timeout)
+    def cancel(transport: Connection) -> None:
+        # Once it has answered, the transport process stands by for our death.
+        assert transport.poll(PATIENCE)
+        receiver.cancel()
 
     def send(address: str) -> None:
         try:
@@ -150,7 +137,7 @@ def test_cancel_just_before_the_promise(tmp_path: Path, monkeypatch: pytest.Monk
         except MigrationError as error:
             ends.append(str(error))
 
-    monkeypatch.setattr(receiver._crew, "wait_for", cancelled)
+    receiver.on_let_go = cancel
     threads: list[threading.Thread] = []
 
     def listening(address: str) -> None:
