@@ -1,0 +1,175 @@
+"""`vmferry precheck`: what it says before is what a real QEMU does with the stream."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from qemu.qmp import QMPError
+from vmferry.tools.precheck.findings import Finding
+from vmferry.tools.precheck.report import Report
+from vmferry.tools.precheck.sides import facts_of_side
+from vmferry.tools.sources.stream_events import How
+
+from tests.patience import wait_until
+from tests.qemu.machine import Machine, qemu_command, vmferry
+from tests.qemu.pairs import PAIRS, Side
+
+VERSIONS = (("7.2", "7.2"), ("7.2", "10"), ("10", "7.2"), ("10", "10"))
+"""The QEMUs at both ends."""
+GONE = (QMPError, OSError, EOFError)
+"""What a client of a QEMU raises that has ended."""
+Streams = Callable[[str, Side], Path]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with option ROMs and a BIOS of unusual sizes."""
+    made = tmp_path_factory.mktemp("roms")
+    for name, size in {"small.rom": 4096, "large.rom": 300_000}.items():
+        (made / name).write_bytes(b"\x55\xaa\x08".ljust(size, b"\0"))
+    (made / "large.bios").write_bytes(bytes(1 << 19))
+    return made
+
+
+def words(side: Side, folder: Path) -> list[str]:
+    """The options of a side."""
+    return shlex.split(side.options.format(folder=folder))
+
+
+@pytest.fixture(scope="module")
+def streams(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Streams:
+    """Return a function that gives the stream of a guest that ran for a while, which it keeps."""
+    made: dict[tuple[str, Side], Path] = {}
+
+    def stream(version: str, side: Side) -> Path:
+        if (version, side) not in made:
+            place = tmp_path_factory.mktemp("source")
+            source = Machine(version, place / "qemu", *words(side, folder), machine=side.machine)
+            try:
+                if "-bios" not in side.options:
+                    source.wait_for_beats()
+                source.migrate(f"exec:cat > {place}/stream")
+            finally:
+                source.stop()
+            made[version, side] = place / "stream"
+        return made[version, side]
+
+    return stream
+
+
+def loads(destination: Machine, stream: Path) -> bool:
+    """Whether a QEMU takes a stream; one that does not says so, or ends."""
+    done = ("completed", "failed")
+    try:
+        destination.ask("migrate-incoming", uri=f"exec:cat {stream}")
+        wait_until(lambda: destination.ask("query-migrate").get("status") in done)
+        return bool(destination.ask("query-migrate")["status"] == "completed")
+    except GONE:
+        return False
+
+
+def end(machine: Machine) -> None:
+    """End a QEMU that may have ended by itself."""
+    with suppress(*GONE):
+        machine.stop()
+
+
+def obstacles(stream: Path, side: str) -> list[Finding]:
+    """What keeps a stream from loading at a side, as precheck says."""
+    a, b = (facts_of_side((each,), How()) for each in (str(stream), side))
+    return [finding for finding in Report.of(a, b).findings if finding.fatal]
+
+
+@pytest.mark.parametrize(("source", "destination"), VERSIONS)
+@pytest.mark.parametrize("back", [False, True], ids=["there", "back"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_it_says_is_what_the_load_does(
+    name: str,
+    back: bool,
+    source: str,
+    destination: str,
+    streams: Streams,
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    """Broken: a guest would be moved that does not arrive, or left where it is without a reason."""
+    pair = PAIRS[name]
+    a, b, kind = (pair.b, pair.a, pair.back) if back else (pair.a, pair.b, pair.there)
+    stream = streams(source, a)
+    socket = tmp_path / "second"
+    second = ("-qmp", f"unix:{socket},server=on,wait=off", "-incoming", "defer")
+    there = Machine(destination, tmp_path / "qemu", *words(b, folder), *second, machine=b.machine)
+    try:
+        found = obstacles(stream, f"qemu:{socket}")
+        loaded = loads(there, stream)
+    finally:
+        end(there)
+    assert [finding.kind for finding in found[:1]] == ([] if kind is None else [kind])
+    assert loaded == (not found), found
+
+
+@pytest.mark.parametrize(("version", "machine"), [("7.2", "pc-i440fx-7.2"), ("10", "pc-q35-10.0")])
+def test_command_line(
+    version: str, machine: str, streams: Streams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken: a command line that loads the stream would be refused, as for its machine's alias,
+    or it would leave a QEMU or a file behind."""
+    stream = streams(version, Side(machine=machine))
+    command, environment = qemu_command(version)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    alias = machine.split("-")[1].replace("i440fx", "pc")
+    disk = f"file={tmp_path}/none.img,format=raw,if={'ide' if alias == 'q35' else 'floppy'}"
+    options = ["-nodefaults", "-machine", alias, "-device", "VGA", "-drive", disk]
+    port = f"file:{tmp_path}/serial"
+    ran = vmferry(
+        "precheck", "--json", str(stream), "--", *command, *options, "-m", "33", "-serial", port
+    )
+    assert ran.returncode == 1, ran.stderr
+    (found,) = json.loads(ran.stdout)["findings"]
+    assert (found["where"], found["option"]) == ("pc.ram", "-m 32M")
+    quoted = shlex.join([*command, *options, "-m", "32", "-serial", port])
+    ran = vmferry("precheck", str(stream), quoted)
+    assert ran.stdout == "would load\n", ran.stdout + ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_running_guest_is_left_alone(version: str, tmp_path: Path) -> None:
+    """Broken: a twin would open the memory, the disk or the log of the guest that it is like, or a
+    QEMU would be left behind."""
+    disk, memory, socket = (tmp_path / name for name in ("disk", "memory", "second"))
+    disk.write_bytes(bytes(1 << 20))
+    options = (
+        *("-object", f"memory-backend-file,id=pc.ram,size=32M,share=on,mem-path={memory}"),
+        *("-machine", "memory-backend=pc.ram"),
+        *("-blockdev", json.dumps({"driver": "file", "filename": str(disk), "node-name": "d"})),
+        *("-device", "virtio-blk-pci,drive=d", "-qmp", f"unix:{socket},server=on,wait=off"),
+    )
+    guest = Machine(version, tmp_path / "qemu", *options)
+    try:
+        guest.wait_for_beats()
+        guest.ask("stop")
+        beats, before = guest.beats(), memory.read_bytes()
+        ran = vmferry("precheck", f"qemu:{socket}", f"qemu:{socket}")
+        assert ran.stdout == "would load\n", ran.stdout + ran.stderr
+        assert (guest.beats(), memory.read_bytes()) == (beats, before)
+        guest.ask("cont")
+        guest.wait_for_beats()
+    finally:
+        guest.stop()
+    mine = [p for p in psutil.process_iter() if f"{tmp_path}" in " ".join(_command(p))]
+    assert mine == []
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        words: list[str] = process.cmdline()
+    except psutil.Error:
+        return []
+    return words
