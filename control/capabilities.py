@@ -20,7 +20,7 @@ CAPABILITIES: dict[str, str | None] = {
     "postcopy-ram": _NO_POSTCOPY,
     "x-colo": "a guest runs in one place",
     "release-ram": _NO_POSTCOPY,
-    "block": _NO_DISKS,
+    "block": None,
     "return-path": None,
     "pause-before-switchover": None,
     "multifd": None,
@@ -36,8 +36,6 @@ CAPABILITIES: dict[str, str | None] = {
 }
 """The capabilities of QEMU 7.2, in its order, each with the reason if it cannot be switched on; and
 `mapped-ram` of QEMU 9.0.
-
-`zero-blocks` only concerns the disks that QEMU used to move; it is accepted, as in QEMU.
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..protocol.states import MigrationStatus
 from ..sender.figures import Figures
 from .extensions import under_own_names
 
@@ -15,4 +16,7 @@ def laid_out(figures: Figures, rounds: int) -> dict[str, Any]:
     if not answer.get("cpu-throttle-percentage"):
         # QEMU reports it only while the guest is throttled.
         answer.pop("cpu-throttle-percentage", None)
+    if figures.status is MigrationStatus.COMPLETED:
+        # QEMU has no figures of disks any more.
+        answer.pop("disk", None)
     return answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..protocol.states import MigrationStatus
+from ..transport.settings import Disks
 from .arguments import Argument, boolean, choice, string
 from .command import Call, command
 from .errors import QmpError
@@ -26,9 +27,17 @@ def migrate(call: Call, uri: str, blk: bool, inc: bool, detach: bool, resume: bo
     if resume:
         raise QmpError("Cannot resume if there is no paused migration")
     call.service.outgoing.refuse_if_active()
-    if blk or inc:
-        raise QmpError("blk and inc: disks are not moved")
-    call.service.outgoing.start(uri)
+    call.service.outgoing.start(uri, _disks(call, blk=blk, inc=inc))
+
+
+def _disks(call: Call, *, blk: bool, inc: bool) -> Disks:
+    """Return what the client wants to be moved of the disks. Raises QmpError."""
+    always = call.service.capabilities["block"]
+    if always and (blk or inc):
+        raise QmpError("Command options are incompatible with current migration capabilities")
+    if inc:
+        return Disks.TOP
+    return Disks.ALL if blk or always else Disks.NONE
 
 
 @command("migrate-incoming", Argument("uri", string))

@@ -16,6 +16,7 @@ from ..sender.figures import Figures
 from ..sender.page_cache import CacheSizeError
 from ..sender.stall import Stall
 from ..transport.compression import CompressionError
+from ..transport.settings import Disks
 from ..transport.uri import UnknownSchemeError, UriError, parse_uri
 from .capabilities import Capabilities
 from .descriptors import Descriptors
@@ -75,8 +76,8 @@ class Outgoing:
         if self.active:
             raise QmpError("There's a migration process in progress")
 
-    def start(self, uri: str) -> None:
-        """Start a migration. Raises QmpError if it cannot even be tried."""
+    def start(self, uri: str, disks: Disks) -> None:
+        """Start a migration, of these disks, too. Raises QmpError if it cannot even be tried."""
         self.refuse_if_active()
         if self._run.state is RunState.INMIGRATE:
             raise QmpError("Guest is waiting for an incoming migration")
@@ -89,7 +90,7 @@ class Outgoing:
         try:
             uri, self._fd = self._descriptors.resolve(uri)
             parse_uri(uri)
-            self._sender = self._new_sender(uri)
+            self._sender = self._new_sender(uri, disks)
         except (UriError, GuestError, ParameterError, CacheSizeError, CompressionError) as error:
             self._close_fd()
             message = str(error)
@@ -100,8 +101,8 @@ class Outgoing:
         self._thread = threading.Thread(target=self._migrate, args=(self._sender,))
         self._thread.start()
 
-    def _new_sender(self, uri: str) -> Sender:
-        parameters = send_parameters(self._guest, self._parameters, self._capabilities)
+    def _new_sender(self, uri: str, disks: Disks) -> Sender:
+        parameters = send_parameters(self._guest, self._parameters, self._capabilities, disks)
         sender = Sender(self._guest, uri, parameters)
         sender.on_round = self._round_begins
         sender.on_switchover = self._run.switchover

@@ -7,14 +7,16 @@ from ..sender.limits import Limits
 from ..sender.parameters import SendParameters
 from ..sender.throttle import ThrottleParameters
 from ..transport import settings
-from ..transport.settings import MultifdCompression, OnStall, TrackerKind, ZeroPageDetection
+from ..transport.settings import Disks, MultifdCompression, OnStall, TrackerKind, ZeroPageDetection
 from .capabilities import Capabilities
 from .extensions import AUTO, COMPRESS, ON_STALL, TRACKER, WORKERS
 from .parameters import Parameters
 
 
-def send_parameters(guest: Guest, value: Parameters, on: Capabilities) -> SendParameters:
-    """Return the parameters of a migration of `guest` that starts now."""
+def send_parameters(
+    guest: Guest, value: Parameters, on: Capabilities, disks: Disks
+) -> SendParameters:
+    """Return the parameters of a migration of `guest` and of its `disks` that starts now."""
     throttle = ThrottleParameters(
         value["cpu-throttle-initial"],
         value["cpu-throttle-increment"],
@@ -40,6 +42,8 @@ def send_parameters(guest: Guest, value: Parameters, on: Capabilities) -> SendPa
         zero_page_detection=ZeroPageDetection(value[settings.ZERO_PAGE_DETECTION.name]),
         mapped_ram=on["mapped-ram"],
         direct_io=on["mapped-ram"] and value[settings.DIRECT_IO.name],
+        disks=disks,
+        zero_blocks=on["zero-blocks"],
         pause_before_switchover=on["pause-before-switchover"],
     )
 

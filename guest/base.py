@@ -20,6 +20,8 @@ from ..protocol.handover import Destination, Source
 from ..protocol.wire.kept import Payload
 from ..protocol.wire.marks import DEFAULT_PAGE_SIZE, PAGE_SIZES
 from ..transport.sparse import data_parts, next_data
+from .disks.image import Disk
+from .disks.marks import DiskMarks
 from .errors import GuestError
 from .handing import Outcome
 from .handing_in import DestinationJob, hand_in
@@ -135,6 +137,11 @@ class Guest(ABC):
         """Return all RAM blocks, in the order of the stream."""
 
     @property
+    def disks(self) -> tuple[Disk, ...]:
+        """Return the disks, which are locked for this guest; those of many kinds are elsewhere."""
+        return ()
+
+    @property
     @abstractmethod
     def running(self) -> bool:
         """Return whether the guest is executing now, so that its RAM may change."""
@@ -176,6 +183,14 @@ class Guest(ABC):
         in the process that writes the memory. Writes through other mappings are not marked.
         """
         raise TrackingError("a guest of this kind does not mark its writes")
+
+    def mark_disk_writes(self) -> DiskMarks:
+        """Mark the chunks of the disks that the guest writes, until the result is closed.
+
+        Raises TrackingError if nobody tells of all writes; then a migration compares digests of all
+        chunks instead. A guest that can calls `DiskMarks.written` behind each write.
+        """
+        raise TrackingError("a guest of this kind does not mark what it writes to its disks")
 
     def process_memory(self) -> ProcessMemory:
         """Return which process writes the guest's memory, and where it has the blocks mapped.
@@ -266,13 +281,24 @@ class Guest(ABC):
     def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
         """Create or check the RAM of an incoming guest. Raises GuestError if it does not fit."""
 
+    def prepare_disk(self, name: str) -> Disk:
+        """Return the disk `name` of the incoming guest, which others then write.
+
+        It is called after `prepare`, once per disk. Raises GuestError if there can be no such disk.
+        """
+        raise GuestError(f"a guest of this kind takes no disks, and the source sends {name!r}")
+
     @abstractmethod
     def load_devices(self, machine: Machine, state: DeviceState) -> None:
         """Load the state of all devices, after all of RAM has arrived."""
 
     @abstractmethod
     def invalidate_caches(self) -> None:
-        """Drop cached contents of disks and memory before the incoming guest runs."""
+        """Make the disks durable, then drop what is cached of them and of their sizes.
+
+        It is called when all of RAM and disks has arrived, before the guest runs. Raises
+        GuestError.
+        """
 
     def seal(self, *, running: bool) -> None:  # noqa: B027 - what lives in memory cannot last
         """Make everything that can fail durable; after this only `complete` is left.

@@ -1,10 +1,10 @@
-"""`dir:PATH`: a guest at rest, in a folder with `guest.json`, its RAM files and device files.
+"""`dir:PATH`: a guest at rest, in a folder with `guest.json`, RAM files, device files and disks.
 
-There is one file per RAM block and one per device section. An incoming guest is stored in three
-steps, so that it is never there in part: first the files in `ram` and `devices`; once all of them
-are durable, `guest.json.new`; at the very end that file is renamed to `guest.json`. A folder with
-only `guest.json.new` holds a guest that is complete but was not started, because its source may
-still run it.
+There is one file per RAM block and one per device section, and a raw image per disk. An incoming
+guest is stored in three steps, so that it is never there in part: first the files in `ram`,
+`devices` and `disks`; once all of them are durable, `guest.json.new`; at the very end that file is
+renamed to `guest.json`. A folder with only `guest.json.new` holds a guest that is complete but was
+not started, because its source may still run it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from . import directory_files as files
 from .base import BlockLayout, DeviceState, Guest, Machine, RamBlock
+from .directory_disks import DirectoryDisks
 from .directory_finish import NAME, NEW_NAME, Finisher
 from .directory_format import MAX_TEXT, Contents, block_files, build, parse, section_files
 from .directory_making import Making, existing_parent
@@ -32,6 +33,7 @@ from .directory_rules import (
     check_sections,
 )
 from .directory_writeback import Writeback
+from .disks.image import Disk
 from .errors import GuestError
 
 MANY_FILES = 64
@@ -56,6 +58,7 @@ class DirectoryGuest(Guest):
         self._state: DeviceState | None = None
         self._folder: int | None = None
         self._making = Making()
+        self._disks = DirectoryDisks(path)
         self._sealed: Finisher | None = None
         self._remover: Remover | None = None
         self._writeback: Writeback | None = None
@@ -91,6 +94,7 @@ class DirectoryGuest(Guest):
                 text = files.read_file(folder, name, MAX_TEXT)
             contents = parse(text)
             self._blocks = open_blocks(folder, contents.blocks)
+            self._disks.open(folder, contents.disks)
             self._state = read_state(folder, contents)
             self._machine = contents.machine
         except FormatError as error:
@@ -123,6 +127,11 @@ class DirectoryGuest(Guest):
     def blocks(self) -> tuple[RamBlock, ...]:
         """Return the RAM blocks, one per RAM file."""
         return self._blocks
+
+    @property
+    def disks(self) -> tuple[Disk, ...]:
+        """Return the disks, one per image."""
+        return self._disks.disks
 
     @property
     def running(self) -> bool:
@@ -172,7 +181,7 @@ class DirectoryGuest(Guest):
             self.check_incoming()
             self._remover = Remover.before(self._absolute)
         elif self._remover is not None and self._folder is not None:
-            self._remover = self._remover.of(self._folder)
+            self._remover = self._remover.of(self._folder, self._disks.made)
         return self._remover
 
     def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
@@ -196,6 +205,15 @@ class DirectoryGuest(Guest):
             raise
         self._machine = machine
         self._writeback = Writeback(block.fd for block in self._blocks)
+
+    def prepare_disk(self, name: str) -> Disk:
+        """Take the disk into the image of its name in `disks`, which is made if there is none."""
+        assert self._folder is not None
+        with self._refusing():
+            disk = self._disks.prepare(self._folder, self._making, name)
+        if self._writeback is not None:
+            self._writeback.add(disk.fd)
+        return disk
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -230,10 +248,14 @@ class DirectoryGuest(Guest):
         self._machine, self._state = machine, state
 
     def invalidate_caches(self) -> None:
-        """Do nothing: nothing is cached."""
+        """Make the images durable, and drop what the system has cached of them."""
+        self._disks.flush()
 
     def seal(self, *, running: bool) -> None:
-        """Make RAM and devices durable, then write guest.json.new, which says that they are."""
+        """Make RAM and devices durable, then write guest.json.new, which says that they are.
+
+        Only then the images get their names: from now on they belong to a whole guest.
+        """
         folder = self._folder
         assert folder is not None
         self._stop_writeback()
@@ -246,6 +268,7 @@ class DirectoryGuest(Guest):
             self._making.sync()
             files.write(self._making.file(folder, NEW_NAME), text)
             files.sync_files(folder, [NEW_NAME])
+            self._disks.settle()
             self._sealed = Finisher.of(self._absolute, folder)
 
     def _sync(self, folder: int, devices: Sequence[str]) -> None:
@@ -267,6 +290,7 @@ class DirectoryGuest(Guest):
             early=section_files(state.early),
             sections=section_files(state.sections, len(state.early)),
             description=state.description,
+            disks=self._disks.entries(),
         )
 
     def finisher(self) -> Finisher | None:
@@ -312,6 +336,8 @@ class DirectoryGuest(Guest):
         folder, sealed = self._folder, self._sealed is not None
         if sealed and folder is not None and not files.is_file(folder, NEW_NAME):
             self._making.settle()
+        else:
+            self._disks.abandon()
         self._making.undo()
         self.close()
         self._machine, self._state, self._sealed = None, None, None
@@ -321,6 +347,7 @@ class DirectoryGuest(Guest):
         self._stop_writeback()
         for block in self._blocks:
             os.close(block.fd)
+        self._disks.close()
         self._making.close()
         self._blocks, self._folder = (), None
 

@@ -1,8 +1,8 @@
 """Read and write `guest.json`: everything of a guest at rest except RAM and device bytes.
 
-The file is a JSON object: `format` (1), `running`, `machine`, `blocks`, `ram_section_id`, `early`,
-`sections` and `description`. Reading and writing both follow `directory_rules`, so everything
-written can be read again.
+The file is a JSON object: `format` (1), `running`, `machine`, `blocks`, `disks` (which may be left
+out), `ram_section_id`, `early`, `sections` and `description`. Reading and writing both follow
+`directory_rules`, so everything written can be read again.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 from .base import BlockLayout, DeviceSection, Machine
 from .directory_rules import (
     BlockFile,
+    DiskFile,
     FormatError,
     SectionFile,
     check_blocks,
     check_description,
+    check_disks,
     check_machine,
     check_sections,
     shown,
@@ -43,11 +45,13 @@ class Contents:
     early: tuple[SectionFile, ...]
     sections: tuple[SectionFile, ...]
     description: bytes | None
+    disks: tuple[DiskFile, ...] = ()
 
     def check(self) -> None:
         """Raise FormatError for the first value that no stream could carry."""
         check_machine(self.machine)
         check_blocks(self.blocks, self.machine.page_size)
+        check_disks(self.disks)
         check_sections(self.ram_section_id, self.early, self.sections)
         check_description(self.description, self.machine.page_size)
 
@@ -96,6 +100,10 @@ def parse(text: bytes) -> Contents:
         early=_sections(document, "early"),
         sections=_sections(document, "sections"),
         description=None if description is None else _wire_text(description),
+        disks=tuple(
+            _disk(entry, f"disks[{index}].")
+            for index, entry in enumerate(_optional(document, "", "disks", list) or ())
+        ),
     )
     contents.check()
     return contents
@@ -124,6 +132,15 @@ def _machine(entry: dict[str, Any]) -> Machine:
 def _block(entry: Any, at: str, page_size: int) -> BlockFile:
     name, length = _field(entry, at, "name", str), _field(entry, at, "length", int)
     return BlockFile(BlockLayout(name, length, page_size), _field(entry, at, "file", str))
+
+
+def _disk(entry: Any, at: str) -> DiskFile:
+    return DiskFile(
+        name=_field(entry, at, "name", str),
+        size=_field(entry, at, "size", int),
+        file=_field(entry, at, "file", str),
+        read_only=_optional(entry, at, "read_only", bool) or False,
+    )
 
 
 def _sections(document: dict[str, Any], member: str) -> tuple[SectionFile, ...]:
@@ -160,6 +177,7 @@ def build(contents: Contents) -> bytes:
             {"name": block.layout.name, "length": block.layout.length, "file": block.file}
             for block in contents.blocks
         ],
+        "disks": [vars(disk) for disk in contents.disks],
         "ram_section_id": contents.ram_section_id,
         "early": [vars(section) for section in contents.early],
         "sections": [vars(section) for section in contents.sections],

@@ -1,4 +1,4 @@
-"""Open what guest.json names: RAM files, to be mapped, and device files, to be read.
+"""Open what guest.json names: RAM files, to be mapped, disks, and device files, to be read.
 
 Each must be a regular file in the guest's own folders, with the size that guest.json states.
 """
@@ -14,10 +14,19 @@ from contextlib import ExitStack, contextmanager
 from . import directory_files as files
 from .base import DeviceSection, DeviceState, RamBlock
 from .directory_format import Contents
-from .directory_rules import MAX_DEVICE_STATE, BlockFile, FormatError, SectionFile, shown
+from .directory_rules import (
+    MAX_DEVICE_STATE,
+    BlockFile,
+    DiskFile,
+    FormatError,
+    SectionFile,
+    shown,
+)
+from .disks.image import Disk, lock
 
 RAM = "ram"
 DEVICES = "devices"
+DISKS = "disks"
 
 
 @contextmanager
@@ -54,6 +63,31 @@ def open_blocks(folder: int, blocks: Sequence[BlockFile]) -> tuple[RamBlock, ...
             if size != layout.length:
                 raise FormatError(f"{where} has {size} bytes, its block {layout.length}")
         check_mappable(opened)
+        failed.pop_all()
+    return tuple(opened)
+
+
+def open_disks(folder: int, disks: Sequence[DiskFile], path: str) -> tuple[Disk, ...]:
+    """Return the disks with open, locked descriptors. Raises FormatError, leaving none open.
+
+    `path` is that of the folder, for messages. Raises GuestError if another process uses an image.
+    """
+    if not disks:
+        return ()
+    opened: list[Disk] = []
+    with subfolder(folder, DISKS) as images, ExitStack() as failed:
+        for index, disk in enumerate(disks):
+            where = f"disks[{index}].file {shown(disk.file)}"
+            with naming(where):
+                flags = os.O_RDONLY if disk.read_only else os.O_RDWR
+                fd = files.open_file(images, disk.file, flags)
+            failed.callback(os.close, fd)
+            image = f"{path}/{DISKS}/{disk.file}"
+            lock(fd, image, read_only=disk.read_only)
+            opened.append(Disk(disk.name, disk.size, fd, image, disk.read_only))
+            size = os.fstat(fd).st_size
+            if size != disk.size:
+                raise FormatError(f"{where} has {size} bytes, its disk {disk.size}")
         failed.pop_all()
     return tuple(opened)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from . import directory_files as files
 from .directory_finish import NAME, NEW_NAME
 from .directory_making import existing_parent
-from .directory_open import DEVICES, RAM
+from .directory_open import DEVICES, DISKS, RAM
 
 _PART = re.compile(r"\d{3,}-")
 """Beginning of the names of files that hold a part of a guest, as `file_names` makes them."""
@@ -30,21 +30,23 @@ class Remover:
 
     `made` is the number of folders at the end of the path that were created for the guest, and are
     removed with it. `identity` is the device and inode of the folder, once it exists. Until it is
-    known, a complete guest in the folder may be another one.
+    known, a complete guest in the folder may be another one. `images` has the names of the images
+    that were created for it; those of a user stay, marked as incomplete.
     """
 
     path: str
     made: int
     identity: tuple[int, int] | None = None
+    images: tuple[str, ...] = ()
 
     @classmethod
     def before(cls, path: str) -> Remover:
         """Return what removes a guest that is to be created at the path, which is free now."""
         return cls(path, len(existing_parent(path)[1]))
 
-    def of(self, folder: int) -> Remover:
-        """Return a copy that knows the identity of the open folder."""
-        return replace(self, identity=_identity(folder))
+    def of(self, folder: int, images: tuple[str, ...]) -> Remover:
+        """Return a copy that knows the identity of the open folder, and the images made in it."""
+        return replace(self, identity=_identity(folder), images=images)
 
     def __call__(self) -> None:
         """Remove the guest, unless it is complete or another process uses the folder.
@@ -59,6 +61,8 @@ class Remover:
                 for name in (RAM, DEVICES):
                     with suppress(OSError):
                         _remove_parts(folder, name)
+                with suppress(OSError):
+                    _remove_images(folder, self.images)
                 if self.identity is not None:
                     with suppress(OSError):
                         os.unlink(NEW_NAME, dir_fd=folder)
@@ -109,3 +113,15 @@ def _remove_parts(folder: int, name: str) -> None:
     finally:
         os.close(parts)
     os.rmdir(name, dir_fd=folder)
+
+
+def _remove_images(folder: int, images: tuple[str, ...]) -> None:
+    """Remove these images, and their folder unless it holds anything else. Raises OSError."""
+    disks = files.open_folder(folder, DISKS)
+    try:
+        for image in images:
+            if files.is_file(disks, image):
+                os.unlink(image, dir_fd=disks)
+    finally:
+        os.close(disks)
+    os.rmdir(DISKS, dir_fd=folder)

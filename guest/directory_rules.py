@@ -20,10 +20,13 @@ from ..protocol.reading.configuration import (
     MAX_CONFIGURATION,
     checked_page_size,
 )
+from ..protocol.wire.block import SECTOR_BITS
 from ..protocol.wire.cursor import decode_name
 from ..protocol.wire.marks import MAX_NAME
 from ..protocol.wire.ram import SECTION_NAME
 from .base import BlockLayout, Machine
+from .disks.image import MAX_DISK
+from .disks.incoming import MAX_DISKS, SUFFIX
 
 MAX_RAM = 1 << 46
 """Largest size in bytes of all RAM blocks that a destination accepts."""
@@ -64,6 +67,16 @@ class SectionFile:
     size: int | None
 
 
+@dataclass(frozen=True)
+class DiskFile:
+    """A disk of `size` bytes, and the name of the file in `disks` that is its raw image."""
+
+    name: str
+    size: int
+    file: str
+    read_only: bool
+
+
 def check_machine(machine: Machine) -> None:
     """Raise FormatError unless a configuration section can carry the machine."""
     _check_name("machine.name", machine.name, MAX_CONFIGURATION - _HEADER)
@@ -95,6 +108,23 @@ def check_blocks(blocks: Sequence[BlockFile], page_size: int) -> None:
         total += length
         if length <= 0 or length % page_size or total > MAX_RAM:
             raise FormatError(f"{where}.length is {shown(length)}: not so many whole pages")
+
+
+def check_disks(disks: Sequence[DiskFile]) -> None:
+    """Raise FormatError unless a stream can carry these disks; check the files, too."""
+    if len(disks) > MAX_DISKS:
+        raise FormatError(f"disks has {len(disks)} entries, more than {MAX_DISKS}")
+    names, files = _Unique("disk"), _Unique("file")
+    for index, disk in enumerate(disks):
+        where = f"disks[{index}]"
+        _check_name(f"{where}.name", disk.name)
+        names.add(f"{where}.name", disk.name)
+        _check_file(f"{where}.file", disk.file)
+        if disk.file.endswith(SUFFIX):
+            raise FormatError(f"{where}.file is {shown(disk.file)}: half an image")
+        files.add(f"{where}.file", disk.file)
+        if not 0 < disk.size <= MAX_DISK or disk.size % (1 << SECTOR_BITS):
+            raise FormatError(f"{where}.size is {shown(disk.size)}: not so many whole sectors")
 
 
 def check_sections(

@@ -1,4 +1,4 @@
-"""Start to write back RAM files of an incoming guest while the rest of it arrives.
+"""Start to write back RAM files and images of an incoming guest while the rest of it arrives.
 
 `seal` waits for the disk while the guest stands still, and its source waits for an answer, a minute
 at most. Without this, the system would keep much of RAM in memory until then.
@@ -32,10 +32,14 @@ class Writeback:
 
     def _run(self) -> None:
         while not self._stopped.wait(EVERY):
-            for fd in self._fds:
+            for fd in tuple(self._fds):
                 begin(fd)
         for fd in self._fds:
             os.close(fd)
+
+    def add(self, fd: int) -> None:
+        """Start write-back of one more file."""
+        self._fds.append(os.dup(fd))
 
     def stop(self) -> None:
         """Stop starting write-back."""

@@ -31,7 +31,7 @@ from ..transport.settings import DIRECT_IO, MAX_DEVICE_STATE, MULTIFD_CHANNELS, 
 from ..transport.spill import SpillFile
 from ..transport.uri import Fd, File, UriError, parse_uri
 from .errors import KeptError
-from .exchange import Arrived, Complete, Spilled
+from .exchange import Arrived, Complete, DiskWanted, Spilled
 from .figures import Figures
 from .handover import lead
 from .mapped_ram.restore import Restore
@@ -164,9 +164,12 @@ class Receiver:
 
     def _take_stream(self) -> Complete:
         while True:
-            report = self._crew.wait_for((Arrived, Spilled, Complete))
+            report = self._crew.wait_for((Arrived, Spilled, DiskWanted, Complete))
             if isinstance(report, Complete):
                 return report
+            if isinstance(report, DiskWanted):
+                self._prepare_disk(report.name)
+                continue
             if isinstance(report, Spilled):
                 self._incoming.files.append(SpillFile(self._processes.receive_fd()))
                 continue
@@ -191,6 +194,12 @@ class Receiver:
         if any(block.mapped for block in listed.blocks):
             self._restore.read(listed, self._guest.blocks)
         self._processes.go_on()
+
+    def _prepare_disk(self, name: str) -> None:
+        """Have a disk written; if this process dies, the transport process removes a new image."""
+        disk = self._guest.prepare_disk(name)
+        self._processes.stand_by(self._guest.remover())
+        self._processes.open_disk(disk)
 
     def _hand_over(self, complete: Complete) -> None:
         """Load the devices, then take over the guest, whose pages are all in place."""

@@ -1,4 +1,7 @@
-"""Deliver the events of the stream: pages to the workers, everything else to the coordinator."""
+"""Deliver the events of the stream: pages to the workers, blocks of disks to their images.
+
+Everything else goes to the coordinator.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,15 @@ import numpy.typing as npt
 from ..protocol import events
 from ..protocol.reader import StreamReader
 from ..protocol.reading.configuration import MAPPED_RAM
+from ..protocol.section_events import DiskBlock, DiskProgress, EndOfDisks
 from ..protocol.wire.kept import Part
 from ..protocol.wire.marks import SectionType
 from ..transport.process import send_fd, send_message
 from ..transport.spill import SentFile, Spill
 from .answers import Answers
+from .disks import DiskWriter
 from .exchange import Arrived, Commands, Continue, Spilled
-from .refusal import refuse, refuse_left_out, refuse_places
+from .refusal import refuse, refuse_before_ram, refuse_left_out, refuse_places
 from .slots import TABLE_RUNS, Run, Slots
 from .worker import Applier, MapBlocks
 
@@ -37,6 +42,7 @@ class Delivery:
         answers: Answers,
         slots: Slots,
         applier: Applier,
+        disks: DiskWriter,
     ) -> None:
         self._connection = connection
         self._commands = commands
@@ -44,7 +50,9 @@ class Delivery:
         self._answers = answers
         self._slots = slots
         self._applier = applier
+        self._disks = disks
         self._spills: list[Spill] = []
+        self._listed = False
         self.seekable = False
         """True if pages can be read at their places in the channel, as mapped-ram has them."""
         self.any_pages = False
@@ -55,18 +63,28 @@ class Delivery:
     ) -> None:
         """Deliver events whose bytes are in `start` to `end` of the slot.
 
-        Raises UnsupportedError for what a receiver cannot apply.
+        Raises UnsupportedError for what a receiver cannot apply, and FileError for a disk.
         """
         others: list[events.Event] = []
         runs: list[Run] = []
+        blocks: list[DiskBlock | DiskProgress] = []
         for event in found:
             if isinstance(event, (events.PageRun, events.XbzrleRun)):
                 self.any_pages = True
                 runs.append(event)
+            elif isinstance(event, events.RamBlocks):
+                self._listed = True
+                self._check(event)
+                others.append(event)
+            elif isinstance(event, (DiskBlock, DiskProgress)):
+                refuse_before_ram(event, listed=self._listed)
+                blocks.append(event)
             else:
                 self._check(event)
                 others.append(event)
         self.report(others)
+        for block in blocks:
+            self._disks.take(block)
         for first in range(0, len(runs), TABLE_RUNS):
             self._slots.publish(runs[first : first + TABLE_RUNS], slot, start, end)
 
@@ -121,4 +139,5 @@ def _matters(event: events.Event) -> bool:
     """Return whether the coordinator needs the event."""
     if isinstance(event, events.RamSection):
         return event.kind == SectionType.START
-    return not isinstance(event, (events.EndOfRam, events.Footer, events.MultifdFlush))
+    passing = (events.EndOfRam, events.Footer, events.MultifdFlush, EndOfDisks)
+    return not isinstance(event, passing)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
+from ..guest.disks.image import Disk
 from ..guest.handing_in import DestinationJob
 from ..protocol import events
 from ..protocol.handover import Peer
+from ..transport.process import receive_fd, send_fd, send_message
 from ..transport.shared import Readiness
 
 Command = TypeVar("Command")
@@ -50,6 +52,32 @@ class Complete:
 @dataclass(frozen=True)
 class Continue:
     """Command: every worker has mapped RAM, pages may flow."""
+
+
+@dataclass(frozen=True)
+class DiskWanted:
+    """Report: the first block of the disk with this name has arrived; what is its image?"""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class OpenDisk:
+    """Command: write the disk that was asked for into this image; its descriptor follows."""
+
+    name: str
+    size: int | None
+    path: str
+
+    @classmethod
+    def send(cls, connection: Connection, disk: Disk) -> None:
+        """Send the command and the descriptor."""
+        send_message(connection, cls(disk.name, disk.size, disk.path))
+        send_fd(connection, disk.fd)
+
+    def receive(self, connection: Connection) -> Disk:
+        """Return the disk with the descriptor that follows this command."""
+        return Disk(self.name, self.size, receive_fd(connection), self.path)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from ..guest.base import RamBlock, block_layout
+from ..guest.disks.image import Disk
 from ..guest.handing_in import DestinationJob
 from ..transport.channel import Channel
 from ..transport.counters import Counters
@@ -17,7 +18,7 @@ from ..transport.crew import Crew
 from ..transport.process import Child, preload, receive_fd, send_channel, send_fd, send_message
 from ..transport.ring import Ring
 from ..transport.shared import SharedFd
-from .exchange import Continue, Dismissed, LetGo, Promised, Released, StandBy
+from .exchange import Continue, Dismissed, LetGo, OpenDisk, Promised, Released, StandBy
 from .multifd.channel import ChannelSetup, run_channel
 from .multifd.sync import Steps
 from .slots import SLOT_SIZE
@@ -95,6 +96,11 @@ class Processes:
     def go_on(self) -> None:
         """Let the stream behind the list of RAM blocks flow."""
         self.command_transport(Continue())
+
+    def open_disk(self, disk: Disk) -> None:
+        """Have a disk written into its image."""
+        assert self._transport is not None
+        OpenDisk.send(self._transport.connection, disk)
 
     def stand_by(self, remover: Callable[[], None] | None) -> None:
         """Make the transport process remove the guest if this process dies before `let_go`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from ..protocol import events
 from ..protocol.errors import UnsupportedError
 from ..protocol.reading.configuration import IGNORE_SHARED, MAPPED_RAM
+from ..protocol.section_events import DiskBlock, DiskProgress
+from ..protocol.wire.block import SECTION_NAME as DISKS
 from ..protocol.wire.marks import CommandType
 from ..protocol.wire.ram import SECTION_NAME
 
@@ -25,7 +27,7 @@ def refuse(event: events.Event) -> None:
         refused = IGNORE_SHARED in (event.capabilities or ())
         what, section = (f"capability {IGNORE_SHARED} is" if refused else None), "configuration"
     elif isinstance(event, events.IterativeSection):
-        known = isinstance(event, events.RamSection)
+        known = isinstance(event, events.RamSection) or event.name == DISKS
         what, section = (None if known else "this kind of iterative section is"), event.name
     elif isinstance(event, events.CompressedRun):
         what, section = "COMPRESS_PAGE records are", SECTION_NAME
@@ -47,6 +49,13 @@ def refuse_places(event: events.Event) -> None:
     if isinstance(event, events.Configuration) and MAPPED_RAM in (event.capabilities or ()):
         message = "a mapped-ram stream is received from a file: neither compressed, nor from a pipe"
         raise UnsupportedError(message, offset=event.offset, section="configuration")
+
+
+def refuse_before_ram(event: DiskBlock | DiskProgress, *, listed: bool) -> None:
+    """Raise UnsupportedError if the event comes before RAM was `listed`, for which no guest is."""
+    if not listed:
+        message = "a block of a disk before the list of RAM blocks is not supported"
+        raise UnsupportedError(message, offset=event.offset, section=DISKS)
 
 
 def refuse_left_out(event: events.RamBlocks) -> None:

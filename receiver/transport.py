@@ -30,6 +30,7 @@ from ..transport.spill import FileError, Spill
 from .answers import Answers
 from .compression import Inflater
 from .delivery import Delivery
+from .disks import DiskWriter
 from .end_of_stream import EndOfStream
 from .exchange import Commands, Complete, LetGo
 from .frames import take_frames
@@ -48,7 +49,7 @@ MOST_EVENTS = 4 * TABLE_RUNS
 A slot can hold 200,000 pings, which take seconds.
 """
 
-TRANSPORT_COUNTERS = ("transferred",)
+TRANSPORT_COUNTERS = ("transferred", "disk_bytes")
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Transport:
             answers=self._answers,
             slots=self._slots,
             applier=applier,
+            disks=DiskWriter(connection, commands, setup.counters),
         )
         self._points: SyncPoints | None = None
         if setup.steps is not None:

@@ -51,7 +51,8 @@ class Sender:
         self._uri = uri
         self._parameters = parameters or SendParameters()
         compression = parse_compression(self._parameters.compress)
-        convergence = Convergence(total_of(guest), self._parameters.downtime_limit)
+        total = total_of(guest, self._parameters)
+        convergence = Convergence(total, self._parameters.downtime_limit)
         self.limits = Limits(guest, self._parameters, convergence)
         """The limits of this migration, which may be changed while it runs."""
         self.states = StateMachine()
@@ -67,7 +68,9 @@ class Sender:
         self._processes = Processes(
             guest, self._topology, self._crew, compression, self.limits.shared
         )
-        self._sources = sources_of(guest, self._topology, self._processes)
+        self._sources = sources_of(
+            guest, self._parameters, self._topology, self._processes, self._crew, compression
+        )
         self._progress = DestinationProgress(self._processes)
         self._report = Report(
             guest,
@@ -141,8 +144,7 @@ class Sender:
         uri = parse_uri(self._uri)
         path = self._topology.path
         path.check_uri(uri)
-        if self._guest.running:
-            self._processes.begin_tracking(self._parameters.tracker)
+        self._sources.prepare(self._parameters.tracker)
         self.states.to(MigrationStatus.SETUP)
         self._channel = self._connect(uri)
         self._channels = path.connect(self._channel, lambda: self._connect(uri))
@@ -270,6 +272,7 @@ class Sender:
     def _release(self) -> None:
         self._crew.stop()
         self._processes.close()
+        self._sources.close()
         self._requests.close()
         self._proceed.close()
 

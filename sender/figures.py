@@ -10,6 +10,28 @@ from ..protocol.states import MigrationStatus
 from ..protocol.wire.marks import DEFAULT_PAGE_SIZE
 from .stall import Stall, command_line_option
 
+_STATS = (
+    "total",
+    "transferred",
+    "remaining",
+    "duplicate",
+    "skipped",
+    "normal",
+    "normal-bytes",
+    "dirty-pages-rate",
+    "dirty-sync-count",
+    "mbps",
+    "page-size",
+    "pages-per-second",
+    "precopy-bytes",
+    "downtime-bytes",
+    "postcopy-bytes",
+    "postcopy-requests",
+    "multifd-bytes",
+    "dirty-sync-missed-zero-copy",
+)
+"""Members of QEMU's `MigrationStats`, which `query-migrate` has for RAM, and for disks."""
+
 
 @dataclass(frozen=True)
 class XbzrleFigures:
@@ -81,6 +103,24 @@ class Forecast:
         return {name.replace("_", "-"): value for name, value in asdict(self).items()}
 
 
+@dataclass(frozen=True)
+class DiskFigures:
+    """The disks, in bytes: their size, what was sent of them, and what is still to be sent.
+
+    Zeros count like other bytes; `on_wire` is what records of disks have taken in the stream.
+    """
+
+    total: int = 0
+    transferred: int = 0
+    remaining: int = 0
+    on_wire: int = 0
+
+    def as_qmp(self) -> dict[str, Any]:
+        """Return the figures as `query-migrate` lays them out: all of MigrationStats, most 0."""
+        known = ("total", "transferred", "remaining")
+        return dict.fromkeys(_STATS, 0) | {name: getattr(self, name) for name in known}
+
+
 class XbzrleRounds:
     """The XBZRLE rates of the last round, computed from counters that only grow."""
 
@@ -112,6 +152,8 @@ class Figures:
     `remaining` is exact in the first round; in later rounds it is a forecast. `remaining_time` is a
     forecast for the whole migration, or in the first round for that round alone; None means that it
     is unknown or that the migration would not end. `stall` is set while rounds do not shrink.
+    `total`, `remaining` and `transferred` are of RAM and disks together, except in QMP; `disk` has
+    those of the disks, and is None if no disks are sent.
     `tracker` names the way in which the dirty pages of a running guest are found.
     """
 
@@ -140,6 +182,7 @@ class Figures:
     xbzrle: XbzrleFigures | None = None
     compression: CompressionFigures | None = None
     tracker: str | None = None
+    disk: DiskFigures | None = None
 
     @property
     def normal_bytes(self) -> int:
@@ -148,6 +191,7 @@ class Figures:
 
     def as_qmp(self) -> dict[str, Any]:
         """Return the figures as `query-migrate` lays them out."""
+        disk = self.disk or DiskFigures()
         answer: dict[str, Any] = {
             "status": self.status.value,
             "total-time": self.total_time,
@@ -155,9 +199,9 @@ class Figures:
             "remaining-time": self.remaining_time,
             "forecast": self.forecast.as_qmp(),
             "ram": {
-                "total": self.total,
-                "transferred": self.transferred,
-                "remaining": self.remaining,
+                "total": self.total - disk.total,
+                "transferred": max(0, self.transferred - disk.on_wire),
+                "remaining": self.remaining - disk.remaining,
                 "duplicate": self.duplicate,
                 "skipped": 0,
                 "normal": self.normal,
@@ -179,6 +223,8 @@ class Figures:
             answer["downtime"] = self.downtime
         else:
             answer["expected-downtime"] = self.expected_downtime
+        if self.disk is not None:
+            answer["disk"] = disk.as_qmp()
         if self.stall is not None:
             answer["stall"] = self.stall.explain(command_line_option).as_json()
         if self.tracker is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..protocol.errors import ParameterError
 from ..transport import settings
-from ..transport.settings import MultifdCompression, OnStall, TrackerKind, ZeroPageDetection
+from ..transport.settings import Disks, MultifdCompression, OnStall, TrackerKind, ZeroPageDetection
 from .throttle import ThrottleParameters
 
 
@@ -54,6 +54,10 @@ class SendParameters:
     """Write a mapped-ram file, in which each page has its place, from several workers at once."""
     direct_io: bool = settings.DIRECT_IO.default
     """Write pages past the page cache; needs `mapped_ram`."""
+    disks: Disks = settings.DISKS.default
+    """Part of the guest's disks that is sent, in the stream."""
+    zero_blocks: bool = True
+    """Send chunks of zeros on disks without data, as QEMU's capability of this name does."""
     pause_before_switchover: bool = False
     """Wait for `Sender.proceed` once the guest is paused."""
 
@@ -96,5 +100,7 @@ class SendParameters:
             raise ParameterError(
                 "multifd_channels: several workers write a mapped_ram file anyway; use workers"
             )
+        if self.disks is not Disks.NONE:
+            raise ParameterError("disks: a mapped_ram file holds none; send to another channel")
         if self.workers == 0:
             raise ParameterError("workers: a mapped_ram file is written by at least one")

@@ -71,8 +71,23 @@ class Processes:
         self._scanned = [Counters.create(WORKER_COUNTERS) for _ in topology.shares]
         room = compressed_bound(slot_size(guest.machine.page_size))
         self._rings = tuple(Ring.create(RING_SLOTS, room) for _ in range(topology.workers))
+        self._more_rings: list[Ring] = []
         self._control = Ring.create(RING_SLOTS, compressed_bound(CONTROL_PIECE))
         self._writer = RingWriter(self._control)
+
+    def add_ring(self, slots: int, slot_size: int) -> Ring:
+        """Return a ring for a source whose process is not one of the workers.
+
+        To be called before `start`. The transport process sends its slots in rounds of their own.
+        """
+        ring = Ring.create(slots, slot_size)
+        self._more_rings.append(ring)
+        return ring
+
+    @property
+    def sent_counters(self) -> Counters:
+        """Return the counters of the transport process."""
+        return self._sent
 
     def begin_tracking(self, wanted: TrackerKind) -> None:
         """Choose how dirty pages are found; to be called before `start`. Raises MigrationError."""
@@ -99,6 +114,7 @@ class Processes:
         parts = self._worker_setups(section_id, tracking)
         transport_setup = TransportSetup(
             self._rings,
+            tuple(self._more_rings),
             None if self._rings else parts[0],
             self._control,
             self._sent,
@@ -241,7 +257,7 @@ class Processes:
         if self._tracking is not None:
             self._tracking.close()
         self._writer.close()
-        for ring in (*self._rings, self._control):
+        for ring in (*self._rings, *self._more_rings, self._control):
             ring.close()
         for counters in (*self._scanned, self._sent, self.limits):
             counters.close()

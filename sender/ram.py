@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..guest.base import DeviceState, Guest
+from ..transport.settings import TrackerKind
 from . import stream
 from .page_path import PagePath
 from .processes import Processes
@@ -41,6 +42,11 @@ class RamSource:
         """Return the size of the pages that are dirty now, if the tracker can count them."""
         return self._processes.dirty_bytes()
 
+    def prepare(self, tracker: TrackerKind) -> None:
+        """Choose how the dirty pages of a running guest are found. Raises MigrationError."""
+        if self._guest.running:
+            self._processes.begin_tracking(tracker)
+
     def start(self, state: DeviceState) -> bytes:
         """Return the list of RAM blocks."""
         self._section_id = state.ram_section_id
@@ -53,3 +59,6 @@ class RamSource:
     def complete(self) -> bytes:
         """Return the empty piece that ends `ram`."""
         return stream.ram_end(self._section_id)
+
+    def close(self) -> None:
+        """Do nothing: the processes hold what was shared."""

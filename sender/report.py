@@ -8,6 +8,7 @@ from ..transport.meter import Meter
 from .convergence import Convergence, Round
 from .figures import (
     CompressionFigures,
+    DiskFigures,
     Figures,
     Forecast,
     ThrottleFigures,
@@ -47,7 +48,6 @@ class Report:
         self._limits = limits
         self._method = method
         self._page_size = guest.machine.page_size
-        self._total = sum(block.length for block in guest.blocks)
         self._xbzrle_rounds = XbzrleRounds()
         self._forecast = Forecast()
         self._before = dict.fromkeys(("scanned", "found", "pages", "transferred", "busy_ns"), 0)
@@ -175,7 +175,7 @@ class Report:
         transferred = self._processes.sent("transferred")
         return Figures(
             status=status,
-            total=self._total,
+            total=self._sources.total,
             transferred=transferred,
             multifd_bytes=self._multifd_bytes(),
             precopy_bytes=transferred if self._precopy_bytes is None else self._precopy_bytes,
@@ -198,6 +198,7 @@ class Report:
             xbzrle=self._xbzrle_figures(),
             compression=self._compression_figures(),
             tracker=self._processes.tracker,
+            disk=self._disk_figures(status),
         )
 
     def _multifd_bytes(self) -> int:
@@ -211,6 +212,17 @@ class Report:
         if status is MigrationStatus.COMPLETED:
             return 0
         return round(self._convergence.expected_dirty * (1 - self._scanned_part()))
+
+    def _disk_figures(self, status: MigrationStatus) -> DiskFigures | None:
+        """Return the figures of the disks; what is written again counts as remaining again."""
+        disks = self._sources.disks
+        if disks is None:
+            return None
+        left = max(0, disks.total - disks.scanned) + (disks.pending() or 0)
+        if status is MigrationStatus.COMPLETED:
+            left = 0
+        remaining = min(left, self._remaining(status))
+        return DiskFigures(disks.total, disks.found, remaining, disks.on_wire)
 
     def _scanned_part(self) -> float:
         """Return the part of all sources that this round has gone over, from 0 to 1."""

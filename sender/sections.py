@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 from ..guest.base import Guest
+from ..transport.compression import Compression
+from ..transport.crew import Crew
+from ..transport.settings import Disks
+from .disks.source import DiskSource, disk_bytes
+from .parameters import SendParameters
 from .processes import Processes
 from .ram import RamSource
 from .sources import Sources
 from .topology import Topology
 
 
-def total_of(guest: Guest) -> int:
+def total_of(guest: Guest, parameters: SendParameters) -> int:
     """Return the size in bytes of what is sent in rounds."""
-    return sum(block.length for block in guest.blocks)
+    ram = sum(block.length for block in guest.blocks)
+    return ram if parameters.disks is Disks.NONE else ram + disk_bytes(guest)
 
 
-def sources_of(guest: Guest, topology: Topology, processes: Processes) -> Sources:
-    """Return the sources of a migration of the guest."""
-    return Sources([RamSource(guest, topology.path, processes)])
+def sources_of(
+    guest: Guest,
+    parameters: SendParameters,
+    topology: Topology,
+    processes: Processes,
+    crew: Crew,
+    compression: Compression | None,
+) -> Sources:
+    """Return the sources of a migration of the guest: disks come before RAM, as from a QEMU."""
+    ram = RamSource(guest, topology.path, processes)
+    if parameters.disks is Disks.NONE:
+        return Sources([ram])
+    disks = DiskSource(
+        guest,
+        processes,
+        crew,
+        compression,
+        wanted=parameters.disks,
+        zero_blocks=parameters.zero_blocks,
+    )
+    return Sources([disks, ram], disks)

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..guest.base import DeviceState
+from ..transport.settings import TrackerKind
+
+if TYPE_CHECKING:
+    from .disks.source import DiskSource
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class StartRound:
 class Source(Protocol):
     """A part of the guest that is sent in rounds, and that the guest changes while it runs.
 
-    The calls: `start`, `iterate` in each round, `complete`. The last round is of the paused guest.
+    The calls: `prepare`, `start`, `iterate` in each round, `complete`; `close` after all of them.
+    The last round is of the paused guest.
     """
 
     @property
@@ -41,6 +46,12 @@ class Source(Protocol):
     def pending(self) -> int | None:
         """Return how many bytes are dirty now, or None if only reading everything would tell."""
 
+    def prepare(self, tracker: TrackerKind) -> None:
+        """Choose how changes are found, before anything listens or connects.
+
+        Raises MigrationError if this part cannot be sent as it is wanted.
+        """
+
     def start(self, state: DeviceState) -> bytes:
         """Return the piece that begins the section; `state` has the ids of all other ones."""
 
@@ -53,12 +64,17 @@ class Source(Protocol):
     def complete(self) -> bytes:
         """Return the piece that ends the section, after the last round."""
 
+    def close(self) -> None:
+        """Release everything, once all processes have ended."""
+
 
 class Sources:
-    """All sources of a migration, in the order of the stream."""
+    """All sources of a migration, in the order of the stream; `disks` is one of them, if any."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Source], disks: DiskSource | None = None) -> None:
         self._sources = tuple(sources)
+        self.disks = disks
+        """The source of the disks, for figures of their own."""
 
     @property
     def total(self) -> int:
@@ -81,6 +97,11 @@ class Sources:
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
 
+    def prepare(self, tracker: TrackerKind) -> None:
+        """Choose how changes are found. Raises MigrationError."""
+        for source in self._sources:
+            source.prepare(tracker)
+
     def start(self, state: DeviceState) -> bytes:
         """Return the pieces that begin the sections."""
         return b"".join(source.start(state) for source in self._sources)
@@ -93,3 +114,8 @@ class Sources:
     def complete(self) -> bytes:
         """Return the pieces that end the sections."""
         return b"".join(source.complete() for source in self._sources)
+
+    def close(self) -> None:
+        """Release everything, once all processes have ended."""
+        for source in self._sources:
+            source.close()

@@ -6,6 +6,7 @@ learns that the round is done, so no round overtakes another.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -32,16 +33,34 @@ from .worker import Worker
 class TransportSetup:
     """The setup of the transport process: the rings of the workers and of the coordinator.
 
-    `limits` holds `max_bandwidth` in bytes per second (0: no limit). `scan` is what this process
-    must scan itself if there are no workers.
+    `others`: a ring for each source that is not scanned by the workers. `limits` holds
+    `max_bandwidth` in bytes per second (0: no limit). `scan` is what this process must scan itself
+    if there are no workers.
     """
 
     rings: tuple[Ring, ...]
+    others: tuple[Ring, ...]
     scan: WorkerSetup | None
     control: Ring
     counters: Counters
     limits: Counters
     return_path: bool
+
+
+class Group:
+    """The rings of one source; a round of it is over when each ring has ended it."""
+
+    def __init__(self, rings: Sequence[Ring]) -> None:
+        self._rings = [RingReader(ring) for ring in rings]
+        self.in_round = list(self._rings)
+
+    def ended(self, ring: RingReader) -> bool:
+        """Record that a ring has ended the round, and return whether that was the last one."""
+        self.in_round.remove(ring)
+        if self.in_round:
+            return False
+        self.in_round = list(self._rings)
+        return True
 
 
 class Transport:
@@ -58,8 +77,7 @@ class Transport:
         self._setup = setup
         self._channel = channel
         self._control = RingReader(setup.control)
-        self._workers = [RingReader(ring) for ring in setup.rings]
-        self._in_round = list(self._workers)
+        self._groups = [Group(setup.rings), *(Group([ring]) for ring in setup.others)]
         self._outlet = Outlet(channel, connection.fileno(), setup.counters, self._limit)
         self._answers = ReturnPathReader() if setup.return_path else None
         self._peer = Peer.STOCK
@@ -80,7 +98,11 @@ class Transport:
             if self._commands.now():
                 self._obey(self._connection.recv())
                 continue
-            moved = [self._move_worker_slot(ring) for ring in list(self._in_round)]
+            moved = [
+                self._move_slot(group, ring)
+                for group in self._groups
+                for ring in list(group.in_round)
+            ]
             if not self._move_control_slot() and not any(moved):
                 self._wait()
 
@@ -98,7 +120,8 @@ class Transport:
         send_message(self._connection, RoundSent(number))
 
     def _wait(self) -> None:
-        fds = [ring.filled_fd for ring in (*self._in_round, self._control)]
+        in_round = (ring for group in self._groups for ring in group.in_round)
+        fds = [ring.filled_fd for ring in (*in_round, self._control)]
         fds.append(self._connection.fileno())
         if self._answers is not None:
             fds.append(self._channel.fileno())
@@ -133,7 +156,7 @@ class Transport:
                     self._greeted = True
                     send_message(self._connection, Greeted(self._peer))
 
-    def _move_worker_slot(self, ring: RingReader) -> bool:
+    def _move_slot(self, group: Group, ring: RingReader) -> bool:
         slot = ring.try_take()
         if slot is None:
             return False
@@ -143,9 +166,7 @@ class Transport:
             return True
         number = slot.tag
         ring.release()
-        self._in_round.remove(ring)
-        if not self._in_round:
-            self._in_round = list(self._workers)
+        if group.ended(ring):
             self._round_sent(number)
         return True
 

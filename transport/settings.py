@@ -131,6 +131,17 @@ class MultifdCompression(Enum):
     ZSTD = "zstd"
 
 
+class Disks(Enum):
+    """The part of the guest's disks that is sent."""
+
+    NONE = "none"
+    """No disks: the destination has access to the same images."""
+    ALL = "all"
+    """Everything on the disks."""
+    TOP = "top"
+    """What lies above the backing images, which the destination has already."""
+
+
 class ZeroPageDetection(Enum):
     """The way in which multifd finds and sends zero pages."""
 
@@ -246,6 +257,12 @@ ZERO_PAGE_DETECTION = Choice(
     default=ZeroPageDetection.AUTO,
     help="where multifd sends zero pages: in packets (multifd), on the main connection (legacy, for"
     " QEMU before 9.0), or like all others (none); auto: as the guest's machine version asks for",
+)
+DISKS = Choice(
+    name="disks",
+    default=Disks.NONE,
+    help="what to send of the guest's disks: none, because the destination has access to them; all;"
+    " top: what lies above their backing images, which the destination has",
 )
 DIRECT_IO = Flag(
     name="direct-io",

@@ -56,9 +56,16 @@ def _device_name(raw: bytes, offset: int) -> str:
 
 def write_block(event: DiskBlock) -> bytes:
     """Return the bytes of a record for a block of a disk."""
-    flags = _ZEROS if event.data is None else _DATA
-    header = RecordHeader.build(event.sector << SECTOR_BITS | flags)
-    return bytes(header + Str8.build(event.device.encode()) + (event.data or b""))
+    if event.data is not None:
+        return write_data_head(event.device, event.sector) + event.data
+    header = RecordHeader.build(event.sector << SECTOR_BITS | _ZEROS)
+    return bytes(header + Str8.build(event.device.encode()))
+
+
+def write_data_head(device: str, sector: int) -> bytes:
+    """Return what stands before the data of a block of a disk."""
+    header = RecordHeader.build(sector << SECTOR_BITS | _DATA)
+    return bytes(header + Str8.build(device.encode()))
 
 
 def write_progress(event: DiskProgress) -> bytes:

@@ -81,6 +81,7 @@ def _parameters(values: dict[str, Any], *, auto_converge: bool) -> SendParameter
     "send tcp:127.0.0.1:7002 --guest dir:saved",
     "send tcp:host:7001 --guest synthetic:512M --compress adaptive --max-bandwidth 100M",
     "send tcp:host:7001 --guest dir:saved --multifd-channels 4 --multifd-compression zstd",
+    "send tcp:host:7001 --guest dir:saved --disks all",
     "send file:guest.save --guest dir:saved --mapped-ram --workers 4",
     "send tcp:host:7001 --guest qemu:/run/vm.qmp --downtime-limit 100 --auto-converge",
     groups=_GROUPS,
@@ -90,6 +91,7 @@ def _parameters(values: dict[str, Any], *, auto_converge: bool) -> SendParameter
 @setting_option(settings.MAX_BANDWIDTH)
 @setting_option(settings.AVAIL_SWITCHOVER_BANDWIDTH)
 @setting_option(settings.DOWNTIME_LIMIT)
+@setting_option(settings.DISKS)
 @setting_option(settings.WORKERS)
 @click.option(
     "--return-path/--no-return-path",

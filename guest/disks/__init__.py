@@ -1,0 +1,1 @@
+"""Hold the disks of a guest: raw images, locked while they are in use."""

@@ -1,0 +1,121 @@
+"""Write the blocks of disks into their images, as they arrive; zeros become holes.
+
+One block at a time is in memory. Which image a disk has, the guest says when the first block comes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass, field
+from itertools import pairwise
+from multiprocessing.connection import Connection
+
+import numpy as np
+import numpy.typing as npt
+
+from ..guest.disks.image import MAX_DISK, Disk
+from ..protocol.errors import StreamError, UnsupportedError
+from ..protocol.section_events import DiskBlock, DiskProgress
+from ..protocol.wire.block import BLOCK_SIZE, SECTION_NAME, SECTOR_BITS
+from ..transport.counters import Counters
+from ..transport.process import send_message
+from ..transport.sparse import clear, write_at
+from ..transport.spill import FileError
+from .exchange import Commands, DiskWanted, OpenDisk
+
+_PIECE = 4096
+"""Bytes of a block that are looked at together: where they are all zero, they become a hole."""
+
+
+@dataclass
+class _Image:
+    """The image of a disk, of `size` bytes; it grows unless that is `fixed`."""
+
+    disk: Disk
+    size: int
+    fixed: bool
+    seen: set[int] = field(default_factory=set)
+    """Sectors of the blocks that have arrived, of a disk without a name."""
+
+
+class DiskWriter:
+    """The writer of all disks of one stream. `counters` has those of the transport process."""
+
+    def __init__(self, connection: Connection, commands: Commands, counters: Counters) -> None:
+        self._connection = connection
+        self._commands = commands
+        self._counters = counters
+        self._images: dict[str, _Image] = {}
+        self._percent = 0
+
+    def take(self, event: DiskBlock | DiskProgress) -> None:
+        """Write one block. Raises StreamError, UnsupportedError, FileError."""
+        if isinstance(event, DiskProgress):
+            self._percent = event.percent
+        else:
+            self._write(event)
+
+    def _write(self, block: DiskBlock) -> None:
+        start = block.sector << SECTOR_BITS
+        if start % BLOCK_SIZE or start >= MAX_DISK:
+            message = f"sector {block.sector} of {block.device!r} begins no block"
+            raise StreamError(message, offset=block.offset, section=SECTION_NAME)
+        image = self._image(block)
+        if "" in self._images:
+            self._check_alone(block, self._images[""])
+        end = start + BLOCK_SIZE
+        if image.fixed:
+            end = min(end, image.size)
+            if start >= end:
+                message = f"an image of {image.size} bytes is smaller than the disk at the source"
+                raise FileError(errno.ENOSPC, message, image.disk.path)
+        try:
+            _put(image, start, end, block.data)
+        except OSError as error:
+            raise FileError(error.errno, error.strerror, image.disk.path) from error
+        self._counters.add("disk_bytes", end - start)
+
+    def _image(self, block: DiskBlock) -> _Image:
+        image = self._images.get(block.device)
+        if image is None:
+            send_message(self._connection, DiskWanted(block.device))
+            disk = self._commands.wait_for(OpenDisk).receive(self._connection)
+            image = _Image(disk, disk.size or 0, disk.size is not None)
+            self._images[block.device] = image
+        return image
+
+    def _check_alone(self, block: DiskBlock, unnamed: _Image) -> None:
+        """Raise UnsupportedError if a disk without a name is not the only disk.
+
+        Nothing tells two of them apart. Every block comes once, and the source's progress is told
+        ahead of the blocks, before any block comes again because the guest has changed it.
+        """
+        count = -(-unnamed.size // BLOCK_SIZE)
+        again = block.sector in unnamed.seen
+        whole = len(unnamed.seen) == count and self._percent >= 100 * (count - 1) // count
+        if len(self._images) > 1 or (again and not whole):
+            message = "a disk without a name beside another one: give both an id at the source"
+            raise UnsupportedError(message, offset=block.offset, section=SECTION_NAME)
+        unnamed.seen.add(block.sector)
+
+
+def _put(image: _Image, start: int, end: int, data: bytes | None) -> None:
+    """Write the bytes from `start` to `end`; None stands for zeros. Raises OSError."""
+    fd = image.disk.fd
+    if end > image.size:
+        os.ftruncate(fd, end)
+        image.size = end
+    if data is None:
+        clear(fd, start, end)
+        return
+    words = np.frombuffer(data, np.uint64).reshape(-1, _PIECE // 8)
+    holds: npt.NDArray[np.bool_] = np.any(words, axis=1)
+    # First and last piece (exclusive) of each run of pieces that are all zero, or all not.
+    borders = [0, *(np.flatnonzero(np.diff(holds)) + 1).tolist(), len(holds)]
+    for first, last in pairwise(borders):
+        place, rest = first * _PIECE, min(last * _PIECE, end - start)
+        if holds[first]:
+            write_at(fd, memoryview(data)[place:rest], start + place)
+        elif place < rest:
+            clear(fd, start + place, start + rest)

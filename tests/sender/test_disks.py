@@ -1,0 +1,148 @@
+"""Disks that move with their guest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vmferry.guest.directory import DirectoryGuest
+from vmferry.protocol.errors import ParameterError
+from vmferry.protocol.section_events import DiskBlock, DiskProgress
+from vmferry.sender.coordinator import Sender
+from vmferry.sender.parameters import SendParameters
+from vmferry.transport.settings import Disks
+
+from tests import streams
+from tests.disks import MIB, ODD, data_bytes, make_guest, make_room, move, move_folder
+
+SIZES = {"disk0": ODD, "disk1": 8 * MIB}
+
+
+def assert_same_disks(source: Path, destination: Path) -> None:
+    """The images of both folders are equal, and what is a hole in one is a hole in the other."""
+    for image in (source / "disks").iterdir():
+        arrived = destination / "disks" / image.name
+        assert arrived.read_bytes() == image.read_bytes()
+        assert data_bytes(arrived) <= data_bytes(image)
+
+
+@pytest.mark.parametrize("zero_blocks", [True, False])
+@pytest.mark.parametrize(
+    "ram",
+    [
+        {"workers": 0},
+        {"workers": 2, "xbzrle": True},
+        {"workers": 0, "compress": "zstd:1"},
+        {"workers": 2, "compress": "adaptive"},
+    ],
+)
+def test_disks_arrive(tmp_path: Path, zero_blocks: bool, ram: dict[str, Any]) -> None:
+    """Broken: a disk would be damaged on its way, or grow to its full size on the other side."""
+    make_guest(tmp_path / "a", SIZES)
+    make_room(tmp_path / "b", SIZES)
+    parameters = SendParameters(disks=Disks.ALL, zero_blocks=zero_blocks, **ram)
+    moved = move_folder(tmp_path / "a", tmp_path / "b", parameters)
+    assert (moved.sending, moved.receiving) == ("", "")
+    assert_same_disks(tmp_path / "a", tmp_path / "b")
+    assert moved.figures is not None
+    assert moved.figures.disk is not None
+    assert moved.figures.disk.transferred == moved.figures.disk.total == sum(SIZES.values())
+    with closing(DirectoryGuest(str(tmp_path / "b"))) as guest:
+        assert {disk.name: disk.size for disk in guest.disks} == SIZES
+
+
+def test_old_content_is_overwritten(tmp_path: Path) -> None:
+    """Broken: where the source has zeros, what was in the image before would show through."""
+    make_guest(tmp_path / "a", {"disk0": 4 * MIB})
+    make_room(tmp_path / "b", {})
+    (tmp_path / "b" / "disks" / "disk0").write_bytes(os.urandom(4 * MIB))
+    moved = move_folder(tmp_path / "a", tmp_path / "b", SendParameters(disks=Disks.ALL))
+    assert (moved.sending, moved.receiving) == ("", "")
+    assert_same_disks(tmp_path / "a", tmp_path / "b")
+
+
+def test_without_an_image_one_is_made(tmp_path: Path) -> None:
+    """Broken: a disk could not be received where nobody knows its size."""
+    make_guest(tmp_path / "a", {"disk0": ODD})
+    moved = move_folder(tmp_path / "a", tmp_path / "b", SendParameters(disks=Disks.ALL))
+    assert (moved.sending, moved.receiving) == ("", "")
+    made = (tmp_path / "b" / "disks" / "disk0").read_bytes()
+    assert len(made) == 6 * MIB
+    assert made[:ODD] == (tmp_path / "a" / "disks" / "disk0").read_bytes()
+    assert not any(made[ODD:])
+
+
+def test_disks_stay_unless_wanted(tmp_path: Path) -> None:
+    """Broken: a disk that both hosts share would be sent, and written over."""
+    make_guest(tmp_path / "a", {"disk0": MIB})
+    moved = move_folder(tmp_path / "a", tmp_path / "b", SendParameters())
+    assert (moved.sending, moved.receiving) == ("", "")
+    assert not (tmp_path / "b" / "disks").exists()
+
+
+def test_blocks_and_progress_are_in_order(tmp_path: Path) -> None:
+    """Broken: a QEMU would show nonsense, or lack a block."""
+    make_guest(tmp_path / "a", {"disk0": 3 * MIB})
+    out = tmp_path / "stream"
+    with closing(DirectoryGuest(str(tmp_path / "a"))) as guest:
+        Sender(guest, f"file:{out}", SendParameters(disks=Disks.ALL)).run()
+    found = streams.read_file(out)
+    blocks = [event.sector for event in found if isinstance(event, DiskBlock)]
+    assert blocks == [0, 2048, 4096]
+    percents = [event.percent for event in found if isinstance(event, DiskProgress)]
+    assert percents == [33, 66, 99, 100]
+
+
+def refused(tmp_path: Path, parameters: SendParameters) -> str:
+    moved = move_folder(tmp_path / "a", tmp_path / "b", parameters)
+    assert moved.figures is None
+    assert "\n" not in moved.sending
+    # Nothing arrived: the destination was free to take another guest in.
+    assert not (tmp_path / "b" / "guest.json").exists()
+    return moved.sending
+
+
+def test_top_of_a_raw_image_is_refused(tmp_path: Path) -> None:
+    """Broken: a user would take a part of a disk for what was changed on it."""
+    make_guest(tmp_path / "a", {"disk0": MIB})
+    assert "raw image without a backing" in refused(tmp_path, SendParameters(disks=Disks.TOP))
+
+
+def test_disks_have_no_place_in_mapped_ram() -> None:
+    """Broken: a file would be written that no QEMU reads."""
+    with pytest.raises(ParameterError, match="disks"):
+        SendParameters(mapped_ram=True, disks=Disks.ALL)
+
+
+def cut_short(image: Path) -> None:
+    os.truncate(image, 2 * MIB + 4096)
+
+
+def cut_in_a_hole(image: Path) -> None:
+    with image.open("r+b") as file:
+        file.truncate(4 * MIB)
+        file.truncate(6 * MIB)
+        file.truncate(5 * MIB)
+
+
+@pytest.mark.parametrize("damage", [cut_short, cut_in_a_hole])
+def test_an_image_that_is_cut_short_is_named(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """Broken: the rest of a disk that lost its end would be sent as zeros."""
+    make_guest(tmp_path / "a", {"disk0": 6 * MIB})
+    make_room(tmp_path / "b", {"disk0": 6 * MIB})
+    with (
+        closing(DirectoryGuest(str(tmp_path / "a"))) as here,
+        closing(DirectoryGuest(str(tmp_path / "b"))) as there,
+    ):
+        damage(tmp_path / "a" / "disks" / "disk0")
+        moved = move(here, there, SendParameters(disks=Disks.ALL))
+    assert "disk0: was cut short to" in moved.sending
+    assert moved.receiving
+    assert {path.name for path in (tmp_path / "b" / "disks").iterdir()} == {"disk0.incomplete"}
+    assert not (tmp_path / "b" / "guest.json").exists()
