@@ -93,9 +93,13 @@ class Block:
 
 @dataclass(eq=False)
 class Arrived:
-    """A block that arrived: its content as `pieces`, in `buffer` if that is to be used again."""
+    """A block that arrived: its content, in `buffer` if that is to be used again."""
 
     position: int
-    length: int
-    pieces: list[memoryview]
+    content: memoryview
     buffer: bytearray | None = None
+
+    @property
+    def length(self) -> int:
+        """Return the bytes of the channel in it."""
+        return len(self.content)

@@ -21,7 +21,7 @@ from ..protocol.formats.link import (
     content_size,
     read_record,
 )
-from ..protocol.formats.stored_frames import stored_content
+from ..protocol.formats.stored_frames import StoredFrame
 from ..protocol.wire.link import MAX_RECORD
 from .blocks import BLOCK_SIZE, MAX_FRAME, Arrived, Block, Buffers
 from .outbox import Outbox
@@ -56,9 +56,9 @@ async def send_record(sock: Socket, record: Record) -> None:
 async def receive_record(sock: Socket) -> Record:
     """Return the next record. Raises EOFError at the end, LinkError, OSError."""
     head = bytearray(HEAD_SIZE)
-    await sock.recv_exactly(memoryview(head))
+    await sock.fill(memoryview(head))
     content = bytearray(content_size(head))
-    await sock.recv_exactly(memoryview(content))
+    await sock.fill(memoryview(content))
     return read_record(content)
 
 
@@ -71,7 +71,7 @@ class Carrier:
         self._arrivals = arrivals
         self._buffers = buffers
         self._more = asyncio.Event()
-        self._heard = self._sent = time.monotonic()
+        self._sent = time.monotonic()
         self._silent = False
         self._inflating: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -128,7 +128,7 @@ class Carrier:
         while True:
             await asyncio.sleep(ALIVE_EVERY / 2)
             now = time.monotonic()
-            if now - self._heard > SILENCE:
+            if now - self._socket.heard > SILENCE:
                 raise LinkError(f"nothing arrived over the link for {SILENCE:.0f} s")
             if now - self._sent > ALIVE_EVERY / 2:
                 self._silent = True
@@ -137,10 +137,9 @@ class Carrier:
     async def _receive(self) -> None:
         head, content = bytearray(HEAD_SIZE), bytearray(MAX_RECORD)
         while True:
-            await self._socket.recv_exactly(memoryview(head))
+            await self._socket.fill(memoryview(head))
             view = memoryview(content)[: content_size(head)]
-            await self._socket.recv_exactly(view)
-            self._heard = time.monotonic()
+            await self._socket.fill(view)
             record = read_record(view)
             self._arrivals.counted(HEAD_SIZE + len(view))
             if isinstance(record, Data):
@@ -152,25 +151,22 @@ class Carrier:
         if not 0 < data.length <= BLOCK_SIZE or data.frame_size > MAX_FRAME:
             raise LinkError(f"a block of {data.length} bytes, in a frame of {data.frame_size}")
         buffer = self._buffers.take()
-        frame, used = memoryview(buffer)[: data.frame_size], 0
-        while used < len(frame):
-            count = await self._socket.recv_into(frame[used:])
-            if count == 0:
-                raise EOFError
-            used += count
-            self._heard = time.monotonic()
-        self._arrivals.counted(used)
+        view = memoryview(buffer)
+        stored = StoredFrame(view[: data.length])
+        likely = data.frame_size == stored.size
+        pieces = stored.pieces if likely else [view[: data.frame_size]]
+        await self._socket.fill(*pieces)
+        self._arrivals.counted(data.frame_size)
         try:
-            pieces = stored_content(frame)
+            if likely and stored.check():
+                self._put(data, Arrived(data.position, stored.content, buffer))
+                return
         except StreamError as error:
             raise LinkError(str(error)) from None
-        if pieces is None:
-            self._inflate(data, frame, buffer)
-        else:
-            self._put(data, Arrived(data.position, data.length, pieces, buffer))
+        self._inflate(data, memoryview(b"".join(pieces)) if likely else pieces[0], buffer)
 
     def _put(self, data: Data, block: Arrived) -> None:
-        if sum(map(len, block.pieces)) != data.length:
+        if block.length != data.length:
             raise LinkError("a frame of the link does not hold what its record says")
         self._arrivals.arrived_block(data.channel, block)
 
@@ -185,7 +181,7 @@ class Carrier:
             loop = asyncio.get_running_loop()
             content = await loop.run_in_executor(None, decompress, frame)
             self._buffers.give(buffer)
-            self._put(data, Arrived(data.position, data.length, [memoryview(content)]))
+            self._put(data, Arrived(data.position, memoryview(content)))
         except LinkError as error:
             if not self._failed.done():
                 self._failed.set_exception(error)

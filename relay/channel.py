@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from ..protocol.formats.link import End, Record, Reset, Taken, reason_of
@@ -57,8 +57,8 @@ why the connection is refused.
 """
 
 
-Spy = Callable[[Sequence[memoryview], "bytearray | None"], bool]
-"""Function that sees what passes in order, as views of a buffer; it returns False for no more."""
+Spy = Callable[[memoryview, "bytearray | None"], bool]
+"""Function that sees what passes in order, as a view of a buffer; it returns False for no more."""
 
 
 class Channel:
@@ -192,7 +192,7 @@ class Channel:
             return None
         raw = self.outgoing.pull(least)
         if raw is not None:
-            if self.on_out is not None and not self.on_out([raw.content], raw.buffer):
+            if self.on_out is not None and not self.on_out(raw.content, raw.buffer):
                 self.on_out = None
             self._pulled = self._loop.time()
             self.read_on()
@@ -239,11 +239,11 @@ class Channel:
             while not self.incoming.done:
                 block = self.incoming.next()
                 if block is not None:
-                    if self.on_in is not None and not self.on_in(block.pieces, block.buffer):
+                    if self.on_in is not None and not self.on_in(block.content, block.buffer):
                         self.on_in = None
                     if self.on_write is not None:
-                        self._tell(block.pieces)
-                    await self._socket.send(block.pieces)
+                        self.on_write(block.content)
+                    await self._socket.send([block.content])
                     self._taken(block)
                 elif self.incoming.at_end:
                     self._socket.end_sending()
@@ -255,11 +255,6 @@ class Channel:
                     await self._arrived.wait()
         except OSError as error:
             self.broke(f"the local connection broke: {error.strerror}")
-
-    def _tell(self, pieces: Sequence[memoryview]) -> None:
-        assert self.on_write is not None
-        for piece in pieces:
-            self.on_write(piece)
 
     def stop_handing_on(self) -> None:
         """End the local connection's input behind what is on its way there, whatever follows."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from ..protocol.formats.link import (
@@ -124,16 +124,14 @@ class Session:
         self.figures.channels += 1
         return channel
 
-    def _see(
-        self, channel: Channel, pieces: Sequence[memoryview], buffer: bytearray | None
-    ) -> bool:
+    def _see(self, channel: Channel, view: memoryview, buffer: bytearray | None) -> bool:
         """Look at what passes from the source to the destination."""
         main = self.ending.main
         if main is not None and main is not channel and main.source_has_left:
             # A source may begin anew while other connections, of disks, are still open.
             self.watch.close()
             self._begin_stream()
-        wanted = self.watch.see(channel.number, pieces, buffer)
+        wanted = self.watch.see(channel.number, view, buffer)
         if self.ending.main is None and channel.number in (self.watch.channel, self.watch.opaque):
             self.ending.main = channel
             if self._on_stream is not None:

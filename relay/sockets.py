@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -24,23 +25,25 @@ class Socket:
         self._fd = sock.fileno()
         self._loop = asyncio.get_running_loop()
         self.closed = False
+        self.heard = time.monotonic()
+        """When something has arrived last."""
 
-    async def recv_into(self, view: memoryview) -> int:
-        """Read at least one byte into `view` and return how many; 0 at the end."""
-        while True:
-            try:
-                return self._socket.recv_into(view)
-            except BlockingIOError:
-                await self._wait(self._loop.add_reader, self._loop.remove_reader)
+    async def fill(self, *pieces: memoryview) -> None:
+        """Fill all pieces, in order. Raises EOFError if the other end closes before, OSError."""
+        rest = [piece for piece in pieces if piece]
+        with suppress(BlockingIOError):
+            self._receive(rest)
+        if rest:
+            loop = self._loop
+            await self._until_done(rest, self._receive, loop.add_reader, loop.remove_reader)
 
-    async def recv_exactly(self, view: memoryview) -> None:
-        """Fill `view`. Raises EOFError if the other end closes before that."""
-        used = 0
-        while used < len(view):
-            count = await self.recv_into(view[used:])
-            if count == 0:
-                raise EOFError
-            used += count
+    def _receive(self, rest: list[memoryview]) -> None:
+        """Fill the first of these pieces with what is there. Raises EOFError, OSError."""
+        count = self._socket.recvmsg_into(rest[:_MOST_PIECES])[0]
+        if not count:
+            raise EOFError
+        self.heard = time.monotonic()
+        drop_front(rest, count)
 
     def recv_now(self, view: memoryview) -> int:
         """Read what is there; return 0 at the end. Raises BlockingIOError if there is nothing."""
@@ -56,19 +59,28 @@ class Socket:
     async def send(self, pieces: Sequence[memoryview | bytes]) -> None:
         """Send all pieces, in order. Raises OSError."""
         rest = [memoryview(piece) for piece in pieces if piece]
-        while rest:
-            try:
-                count = self._socket.sendmsg(rest[:_MOST_PIECES], (), socket.MSG_NOSIGNAL)
-                drop_front(rest, count)
-            except BlockingIOError:
-                await self._wait(self._loop.add_writer, self._loop.remove_writer)
+        with suppress(BlockingIOError):
+            self._send(rest)
+        if rest:
+            loop = self._loop
+            await self._until_done(rest, self._send, loop.add_writer, loop.remove_writer)
 
-    async def _wait(self, add: Callable[..., object], remove: Callable[..., object]) -> None:
-        """Wait until the socket is ready for what `add` asks of the event loop."""
-        ready = self._loop.create_future()
-        add(self._fd, _complete, ready)
+    def _send(self, rest: list[memoryview]) -> None:
+        """Send what there is room for. Raises OSError."""
+        drop_front(rest, self._socket.sendmsg(rest[:_MOST_PIECES], (), socket.MSG_NOSIGNAL))
+
+    async def _until_done(
+        self,
+        rest: list[memoryview],
+        move: Callable[[list[memoryview]], None],
+        add: Callable[..., object],
+        remove: Callable[[int], object],
+    ) -> None:
+        """Have the event loop `move` pieces whenever the socket is ready, until none is left."""
+        done: asyncio.Future[None] = self._loop.create_future()
+        add(self._fd, _go_on, rest, move, done)
         try:
-            await ready
+            await done
         finally:
             # `close` has done that already, and its descriptor may be another socket's by now.
             if not self.closed:
@@ -104,6 +116,18 @@ class Socket:
             self.close()
 
 
-def _complete(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _go_on(
+    rest: list[memoryview], move: Callable[[list[memoryview]], None], done: asyncio.Future[None]
+) -> None:
+    """Move pieces that are left, and tell once there are none; a task would wake for each."""
+    if done.done():
+        return
+    try:
+        move(rest)
+    except BlockingIOError:
+        return
+    except (OSError, EOFError) as error:
+        done.set_exception(error)
+        return
+    if not rest:
+        done.set_result(None)

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..protocol.errors import UnsupportedError
@@ -39,7 +39,7 @@ _CLOSING = 0.5
 
 @dataclass(frozen=True)
 class _Piece:
-    pieces: Sequence[memoryview]
+    view: memoryview
     buffer: bytearray | None
     moment: float
 
@@ -84,18 +84,18 @@ class StreamWatch:
         """Return the part of the stream that zstd would leave; None without samples."""
         return self.sampled_zstd / self.sampled if self.sampled else None
 
-    def see(self, number: int, pieces: Sequence[memoryview], buffer: bytearray | None) -> bool:
+    def see(self, number: int, view: memoryview, buffer: bytearray | None) -> bool:
         """Take what passes next on a connection; return False if no more of it is wanted."""
         self.look()
         if number == self.channel:
-            return self._take(pieces, buffer)
-        head = self._heads.pop(number, b"") + b"".join(pieces)
+            return self._take(view, buffer)
+        head = self._heads.pop(number, b"") + view
         if len(head) < len(_MAGIC):
             self._heads[number] = head
             return True
         if head.startswith(_MAGIC) and self.channel is None:
             self._begin(number)
-            return self._take([memoryview(head)], None)
+            return self._take(memoryview(head), None)
         if head.startswith(TLS) and self.opaque is None:
             self.opaque = number
             self._report(
@@ -112,12 +112,14 @@ class StreamWatch:
         self._thread = run
         run.start()
 
-    def _take(self, pieces: Sequence[memoryview], buffer: bytearray | None) -> bool:
+    def _take(self, view: memoryview, buffer: bytearray | None) -> bool:
         if self.behind or self.view is None or self.view.error is not None:
             return False
         if self._ahead:
             # `look_ahead` has seen the beginning already.
-            pieces = self._without_seen(pieces)
+            skipped = min(self._ahead, len(view))
+            self._ahead -= skipped
+            view = view[skipped:]
         if self._put - self._done >= MOST_WAITING:
             self.behind = True
             self._queue.put(None)
@@ -126,16 +128,8 @@ class StreamWatch:
         if buffer is not None:
             self._buffers.lend(buffer)
         self._put += 1
-        self._queue.put(_Piece(pieces, buffer, time.monotonic()))
+        self._queue.put(_Piece(view, buffer, time.monotonic()))
         return True
-
-    def _without_seen(self, pieces: Sequence[memoryview]) -> list[memoryview]:
-        rest = []
-        for piece in pieces:
-            skipped = min(self._ahead, len(piece))
-            self._ahead -= skipped
-            rest.append(piece[skipped:])
-        return rest
 
     def look_ahead(self, content: memoryview) -> None:
         """Read what comes next already now; it passes `see` again later."""
@@ -146,7 +140,7 @@ class StreamWatch:
     def _take_ahead(self, fresh: bytes) -> bool:
         ahead, self._ahead = self._ahead, 0
         try:
-            return self._take([memoryview(fresh)], None)
+            return self._take(memoryview(fresh), None)
         finally:
             self._ahead = ahead
 
@@ -205,12 +199,10 @@ class StreamWatch:
 
     def _read_all(self, view: StreamView) -> None:
         while (taken := self._queue.get()) is not None:
-            # A stored frame is in pieces; to read each of them would take longer than to join them.
-            whole = taken.pieces[0] if len(taken.pieces) == 1 else b"".join(taken.pieces)
-            view.feed(memoryview(whole), taken.moment)
+            view.feed(taken.view, taken.moment)
             if self._samples and view.position >= self._next_sample:
                 self._next_sample = view.position + SAMPLE_EVERY
-                self._sample(memoryview(whole)[:SAMPLE_SIZE])
+                self._sample(taken.view[:SAMPLE_SIZE])
             if taken.buffer is not None:
                 self._read.append(taken.buffer)
             self._done += 1

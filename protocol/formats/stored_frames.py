@@ -6,6 +6,7 @@ Source: RFC 8878, "Zstandard Compression and the 'application/zstd' Media Type".
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 
 import xxhash
 
@@ -31,52 +32,69 @@ def stored(content: memoryview, *, checksum: bool = False) -> list[memoryview]:
     `content`: at least one byte, less than 4 GiB; it is not copied. With `checksum`, the last piece
     is a checksum instead of a view.
     """
-    descriptor = STORED_DESCRIPTOR | (_CHECKSUM_FLAG if checksum else 0)
-    header = STORED_HEADER.pack(MAGIC, descriptor, len(content))
     pieces = []
-    for start in range(0, len(content), MAX_BLOCK):
-        block = content[start : start + MAX_BLOCK]
-        last = start + len(block) == len(content)
-        header += (len(block) << 3 | RAW << 1 | last).to_bytes(BLOCK_HEADER_SIZE, "little")
-        pieces += [memoryview(header), block]
-        header = b""
+    for place, header in enumerate(_headers(len(content), checksum)):
+        start = place * MAX_BLOCK
+        pieces += [memoryview(header), content[start : start + MAX_BLOCK]]
     if checksum:
         pieces.append(memoryview(_content_checksum(content)))
     return pieces
 
 
-def _content_checksum(*content: memoryview) -> bytes:
+@lru_cache(maxsize=64)
+def _headers(size: int, checksum: bool) -> tuple[bytes, ...]:
+    """Return what stands before each block of a frame that holds `size` bytes uncompressed."""
+    descriptor = STORED_DESCRIPTOR | (_CHECKSUM_FLAG if checksum else 0)
+    header = STORED_HEADER.pack(MAGIC, descriptor, size)
+    found = []
+    for start in range(0, size, MAX_BLOCK):
+        block = min(size - start, MAX_BLOCK)
+        last = start + block == size
+        header += (block << 3 | RAW << 1 | last).to_bytes(BLOCK_HEADER_SIZE, "little")
+        found.append(header)
+        header = b""
+    return tuple(found)
+
+
+def _content_checksum(content: memoryview) -> bytes:
     """Return the checksum of the content of a frame: the low half of its XXH64."""
-    state = xxhash.xxh64()
-    for piece in content:
-        state.update(piece)
-    return (state.intdigest() & 0xFFFFFFFF).to_bytes(_CHECKSUM_SIZE, "little")
+    return (xxhash.xxh64_intdigest(content) & 0xFFFFFFFF).to_bytes(_CHECKSUM_SIZE, "little")
 
 
-def stored_content(frame: memoryview) -> list[memoryview] | None:
-    """Return the content of a whole frame from `stored` with a checksum, as views of the frame.
+class StoredFrame:
+    """A frame that arrives and may be one from `stored`, with a checksum.
 
-    Returns None for a frame of another layout. Raises CompressedError if the checksum does not fit.
+    `content`: what its content fills, in one piece. `pieces`: what its bytes have to fill, in
+    order.
     """
-    first = STORED_HEADER.size
-    if len(frame) < first + _CHECKSUM_SIZE:
-        return None
-    magic, descriptor, size = STORED_HEADER.unpack_from(frame)
-    if (magic, descriptor) != (MAGIC, STORED_DESCRIPTOR | _CHECKSUM_FLAG):
-        return None
-    at, last, content = first, False, []
-    while not last and at < len(frame):
-        value = int.from_bytes(frame[at : at + BLOCK_HEADER_SIZE], "little")
-        start, last = at + BLOCK_HEADER_SIZE, bool(value & 1)
-        if value >> 1 & 3 != RAW:
-            return None
-        at = start + (value >> 3)
-        content.append(frame[start:at])
-    if not last or at + _CHECKSUM_SIZE != len(frame) or sum(map(len, content)) != size:
-        return None
-    if frame[at:] != _content_checksum(*content):
-        raise CompressedError("the checksum of a frame does not fit", offset=0)
-    return content
+
+    def __init__(self, content: memoryview) -> None:
+        self.content = content
+        self._expected = b"".join(_headers(len(content), True))
+        self._heads = bytearray(len(self._expected) + _CHECKSUM_SIZE)
+        self.pieces: list[memoryview] = []
+        heads, at = memoryview(self._heads), 0
+        for place, header in enumerate(_headers(len(content), True)):
+            start, end = place * MAX_BLOCK, at + len(header)
+            self.pieces += [heads[at:end], content[start : start + MAX_BLOCK]]
+            at = end
+        self.pieces.append(heads[at:])
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of the frame."""
+        return len(self._heads) + len(self.content)
+
+    def check(self) -> bool:
+        """Return whether this is a frame from `stored`; if not, the pieces are all that is known.
+
+        Raises CompressedError if the checksum does not fit.
+        """
+        if not self._heads.startswith(self._expected):
+            return False
+        if self.pieces[-1] != _content_checksum(self.content):
+            raise CompressedError("the checksum of a frame does not fit", offset=0)
+        return True
 
 
 def stored_size(head: memoryview) -> int | None:

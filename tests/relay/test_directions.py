@@ -15,7 +15,7 @@ from vmferry.relay.parameters import WINDOW
 
 
 def arrived(data: bytes, position: int, length: int) -> Arrived:
-    return Arrived(position, length, [memoryview(data[position : position + length])])
+    return Arrived(position, memoryview(data[position : position + length]))
 
 
 @given(
@@ -40,7 +40,7 @@ def test_blocks_leave_in_order_and_once(sizes: list[int], seed: int, twice: floa
         assert incoming.put(arrived(data, position, size)) == (position not in seen)
         seen.add(position)
         while (block := incoming.next()) is not None:
-            out += b"".join(block.pieces)
+            out += block.content
         assert incoming.at_end == (len(out) == len(data))
     assert out == data
 
@@ -48,12 +48,12 @@ def test_blocks_leave_in_order_and_once(sizes: list[int], seed: int, twice: floa
 def test_more_than_the_window_is_refused() -> None:
     """Broken: the other end of the link could fill the memory of this one."""
     incoming = Incoming()
-    piece = [memoryview(bytes(BLOCK_SIZE))]
+    piece = memoryview(bytes(BLOCK_SIZE))
     most = WINDOW // BLOCK_SIZE + 1
     for place in range(1, most + 1):
-        incoming.put(Arrived(place * BLOCK_SIZE, BLOCK_SIZE, piece))
+        incoming.put(Arrived(place * BLOCK_SIZE, piece))
     with pytest.raises(LinkError, match="more than was acknowledged"):
-        incoming.put(Arrived((most + 1) * BLOCK_SIZE, BLOCK_SIZE, piece))
+        incoming.put(Arrived((most + 1) * BLOCK_SIZE, piece))
 
 
 def test_nothing_follows_the_end() -> None:
@@ -61,7 +61,7 @@ def test_nothing_follows_the_end() -> None:
     incoming = Incoming()
     incoming.put_end(10)
     with pytest.raises(LinkError):
-        incoming.put(Arrived(8, 3, [memoryview(b"abc")]))
+        incoming.put(Arrived(8, memoryview(b"abc")))
     with pytest.raises(LinkError):
         incoming.put_end(11)
 

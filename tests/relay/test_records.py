@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from vmferry.protocol.formats import link
 from vmferry.protocol.formats.link import LinkError, Record
-from vmferry.protocol.formats.stored_frames import stored, stored_content
+from vmferry.protocol.formats.stored_frames import StoredFrame, stored
+from vmferry.protocol.formats.zstd import MAX_BLOCK, CompressedError
 from vmferry.protocol.wire.link import MAX_REASON
 
 U32 = st.integers(0, (1 << 32) - 1)
@@ -78,14 +81,33 @@ def _read(raw: bytes) -> Record:
     return link.read_record(raw[link.HEAD_SIZE :])
 
 
+def _receive(raw: bytes | bytearray, size: int) -> bytes | None:
+    """Return the content that a frame of `size` bytes fills; None if it is no stored one."""
+    frame, at = StoredFrame(memoryview(bytearray(size))), 0
+    assert frame.size == len(raw)
+    for piece in frame.pieces:
+        piece[:] = raw[at : at + len(piece)]
+        at += len(piece)
+    return bytes(frame.content) if frame.check() else None
+
+
 @given(st.binary(min_size=1, max_size=1000), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
 def test_a_damaged_stored_frame_is_not_handed_on(data: bytes, place: float, value: int) -> None:
     """Broken: bytes that changed on the link would reach the guest."""
     raw = bytearray(b"".join(stored(memoryview(data), checksum=True)))
-    assert b"".join(stored_content(memoryview(raw)) or []) == data
+    assert _receive(raw, len(data)) == data
     raw[int(place * len(raw))] ^= value
     try:
-        found = stored_content(memoryview(raw))
-    except ValueError:
+        found = _receive(raw, len(data))
+    except CompressedError:
         return
     assert found is None
+
+
+@given(st.sampled_from([1, MAX_BLOCK, MAX_BLOCK + 1, 8 * MAX_BLOCK]))
+def test_a_stored_frame_of_any_size_arrives_in_one_piece(size: int) -> None:
+    """Broken: a block would be torn or its parts would change places, or zstd could not read it."""
+    data = random.Random(size).randbytes(size)
+    raw = b"".join(stored(memoryview(data), checksum=True))
+    assert _receive(raw, size) == data
+    assert zstandard.decompress(raw) == data
