@@ -67,12 +67,16 @@ class Cable:
         assert self._capturing.stdout is not None
         assert self._capturing.stdout.readline() == "listening\n"
 
-    def heard(self) -> list[tuple[float, bytes]]:
-        """Return the frames with their times, also those of a round that is yet to follow."""
+    def heard(self, least: int = 0) -> list[tuple[float, bytes]]:
+        """Wait for so many frames; return them with their times, and those of a further round."""
         assert self._capturing is not None
+        assert self._capturing.stdout is not None
+        lines = [self._capturing.stdout.readline() for _ in range(least)]
         time.sleep(0.6)
         self._capturing.terminate()
-        lines = self._capturing.communicate(timeout=PATIENCE)[0].splitlines()
+        lines += self._capturing.stdout.readlines()
+        self._capturing.stdout.close()
+        self._capturing.wait()
         parts = [line.split() for line in lines]
         return [(float(seconds), bytes.fromhex(frame)) for seconds, frame in parts]
 
@@ -141,7 +145,7 @@ def test_interface_that_is_down(cable: Cable, stream: str) -> None:
     ran = receive(cable, stream, "--announce", "idle", "--announce", "wire")
     assert ran.returncode == 0
     assert ran.stderr.splitlines()[-1] == "receiving: announcing on idle: Network is down"
-    assert len(cable.heard()) == 5
+    assert len(cable.heard(5)) == 5
 
 
 def test_interface_that_is_not_there(cable: Cable, stream: str) -> None:
@@ -195,8 +199,7 @@ def test_of_a_service(cable: Cable, stream: str, tmp_path: Path) -> None:
         cable.listen()
         service.ask("migrate-set-parameters", announce_rounds=3)
         service.ask("cont")
-        time.sleep(1)
-        assert len(cable.heard()) == 3
+        assert len(cable.heard(3)) == 3
         cable.listen()
         schedule = {"initial": 10, "max": 20, "rounds": 2, "step": 10}
         service.ask("announce-self", **schedule)
@@ -206,8 +209,7 @@ def test_of_a_service(cable: Cable, stream: str, tmp_path: Path) -> None:
         assert "announce-rounds 1001" in service.error(
             "announce-self", **(schedule | {"rounds": 1001})
         )
-        time.sleep(1)
-        assert [frame for _, frame in cable.heard()] == [
+        assert [frame for _, frame in cable.heard(2)] == [
             announcement(bytes.fromhex(OWN.replace(":", "")))
         ] * 2
     finally:
