@@ -1,4 +1,4 @@
-"""Self-announcement: tell switches, on given interfaces, that a guest is now reached here.
+"""Self-announcement: inform switches, on given interfaces, that a guest is now reached here.
 
 One RARP frame is sent at once, and more at growing intervals, because the network may not be ready
 for the first. Source of the schedule and its values: QEMU's QMP reference, `announce-self` and the

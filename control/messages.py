@@ -15,7 +15,7 @@ from typing import Any
 from .errors import QmpError
 
 MAX_MESSAGE = 1 << 20
-"""Largest size of one message in bytes; no command comes near it."""
+"""Largest size of one message in bytes; no command is nearly as large."""
 MAX_DEPTH = 128
 """Largest depth of nested brackets."""
 

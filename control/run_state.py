@@ -1,6 +1,6 @@
 """Keep the run state of the guest, under QEMU's names, and decide who may change it when.
 
-Commands come from one thread and the switchover of a migration from another. Neither may find the
+Commands arrive on one thread and the switchover of a migration from another. Neither may find the
 guest running when it relies on a paused guest (law: the last round runs on a paused guest).
 """
 

@@ -190,7 +190,7 @@ class Server:
         accepting: list[asyncio.Task[None]] = []
 
         def ready() -> None:
-            # Accept clients only now: a client that is greeted may tell a source to connect.
+            # Accept clients only now: a client that is greeted may ask a source to connect.
             accepting.extend(asyncio.create_task(self._accept(sock)) for sock in self._sockets)
 
         try:

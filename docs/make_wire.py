@@ -54,7 +54,7 @@ A stream is, in this order:
 6. EOF, one byte; then `DescriptionHeader` and a JSON text that describes the sections of devices.
 
 Each section ends with `SectionFooter`, except in streams of old machine types. A `Command` may
-stand before any section.
+precede any section.
 """
 
 

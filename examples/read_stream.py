@@ -2,7 +2,7 @@
 
     python read_stream.py FILE
 
-Every event of the stream is an object. Pages come in runs: numpy arrays that are valid until the
+Every event of the stream is an object. Pages arrive in runs: numpy arrays that are valid until the
 next event is read.
 """
 

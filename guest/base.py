@@ -148,7 +148,7 @@ class Guest(ABC):
 
     @property
     def moves_itself(self) -> bool:
-        """Return whether its hypervisor migrates it, and is only told to (`control.migrating`)."""
+        """Return whether its hypervisor migrates it, and is only asked to (`control.migrating`)."""
         return False
 
     @property
@@ -195,7 +195,7 @@ class Guest(ABC):
     def process_memory(self) -> ProcessMemory:
         """Return which process writes the guest's memory, and where it has the blocks mapped.
 
-        Its soft-dirty bits tell what was written, where `mark_writes` cannot be had. A guest that
+        Its soft-dirty bits show what was written, where `mark_writes` cannot be had. A guest that
         says so can be `held`. Raises TrackingError if this guest cannot say, or if more than that
         one mapping is written: by other processes, or by devices (vhost-user, VFIO).
         """
@@ -205,7 +205,7 @@ class Guest(ABC):
     def held(self) -> Iterator[None]:
         """Keep the guest from writing for some milliseconds, of which no listener hears.
 
-        A guest that stands still is left so. Override this where several threads stop and start the
+        A guest that is stopped is left so. Override this where several threads stop and start the
         guest. If the controller dies, the guest runs on.
         """
         if not self.running:

@@ -1,6 +1,6 @@
 """Start to write back RAM files and images of an incoming guest while the rest of it arrives.
 
-`seal` waits for the disk while the guest stands still, and its source waits for an answer, a minute
+`seal` waits for the disk while the guest is stopped, and its source waits for an answer, a minute
 at most. Without this, the system would keep much of RAM in memory until then.
 """
 

@@ -117,7 +117,7 @@ class HandingOut(Side[Source, SourceEvent, SourceAction]):
                 reason = "the destination answered before it had the whole guest"
                 self.feed(SourceEvent.SHUT_FAILED, reason)
             elif isinstance(message, Shut) and message.status == 0 and self._left_already:
-                reason = "the destination closed the connection before it was told to start"
+                reason = "the destination closed the connection before it was asked to start"
                 self.feed(SourceEvent.LINK_LOST, f"{reason} the guest; its log says why")
             elif isinstance(message, Shut) and message.status == 0:
                 self.feed(SourceEvent.SHUT_OK)

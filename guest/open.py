@@ -33,7 +33,7 @@ def _open_qemu(path: str) -> Guest:
 def open_guest(text: str, *, incoming: bool = False) -> Guest:
     """Open the guest that `text` names. Raises GuestError that says what is wrong.
 
-    An `incoming` guest is to arrive: it does not run, and a size is that of the guest to come.
+    An `incoming` guest is to arrive: it does not run, and a size is that of the guest that arrives.
     """
     kind, colon, rest = text.partition(":")
     if not colon or kind not in _KINDS:

@@ -82,7 +82,7 @@ class Memory:
         """Write by this pattern from now on; the same seed gives the same words."""
         self.pattern = pattern
         self._zero_every = 2 if pattern == "zeroing" else 16
-        # It takes up to 0.2 s to make, for which a guest that arrives must not stand still.
+        # It takes up to 0.2 s to make, for which a guest that arrives must not be stopped.
         self._seed, self._pool = seed, None
 
     def _content(self) -> npt.NDArray[np.uint64]:
@@ -146,7 +146,7 @@ def _checksums(pages: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 def _text(random: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.uint64]:
     """Return words of letters, padded with spaces, that are about as frequent as those of a text.
 
-    The n-th word of the vocabulary comes with a frequency of about 1/n (Zipf's law), and so does
+    The n-th word of the vocabulary has a frequency of about 1/n (Zipf's law), and so does
     the n-th letter in a word.
     """
     weights = 1 / np.arange(1, len(_LETTERS) + 1)

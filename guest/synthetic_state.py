@@ -1,6 +1,6 @@
 """Pack the device state of a synthetic guest: its figures, and the table of sequence numbers.
 
-The table is compressed, so that the time for which a guest stands still hardly grows with its RAM.
+The table is compressed, so that the time for which a guest is stopped hardly grows with its RAM.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ class StreamReader:
             error.found = found
             raise
         used = min(cursor.done, len(view))
-        # The content of the last page of a MixedRun may be still to come.
+        # The content of the last page of a MixedRun may not have arrived yet.
         self._content_end = max(self._content_end, self._offset + cursor.done)
         self._offset += used
         self._rest = b"" if self.finished else bytes(view[used:])

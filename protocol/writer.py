@@ -52,7 +52,7 @@ def _section_header(
 
 def _ram_blocks(event: events.RamBlocks) -> bytes:
     if any(block.mapped is not None and block.mapped.present for block in event.blocks):
-        raise ValueError("the list stands between pages: see mapped_pages.list_pieces")
+        raise ValueError("the list is between pages: see mapped_pages.list_pieces")
     return ram.mem_size(event.total) + b"".join(map(block_entry, event.blocks))
 
 

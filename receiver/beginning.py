@@ -15,7 +15,7 @@ _BEGINNINGS = (
 def begins_stream(head: bytes) -> bool | None:
     """Return whether a stream, plain or in zstd frames, can begin with these bytes.
 
-    Return None if there are too few bytes to tell.
+    Return None if there are too few bytes to say.
     """
     if head.startswith(_BEGINNINGS):
         return True

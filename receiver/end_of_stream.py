@@ -18,7 +18,7 @@ from .refusal import refuse
 ENDING_GRACE = 0.05
 """Seconds of silence that show a whole stream to be complete, if its source waits for an answer.
 
-The guest stands still for as long.
+The guest is stopped for as long.
 """
 
 CLOSE_GRACE = 5.0
@@ -46,7 +46,7 @@ UNCONFIRMED = (
 )
 
 UNKNOWN_END = (
-    "nothing tells where the stream ends: it describes no devices, and what follows is not all "
+    "nothing says where the stream ends: it describes no devices, and what follows is not all "
     "zeros; convert it with the option --length, and receive that"
 )
 

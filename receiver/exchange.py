@@ -1,4 +1,4 @@
-"""Define what coordinator and transport process tell each other, and read the commands.
+"""Define what coordinator and transport process send each other, and read the commands.
 
 `sender.exchange` is the counterpart.
 """

@@ -13,7 +13,7 @@ from ..protocol.wire.marks import DEFAULT_PAGE_SIZE
 class Figures:
     """One snapshot: sizes in bytes, times in milliseconds, `mbps` in megabits per second.
 
-    `multifd_bytes` is the part of `transferred` that came over the channels of multifd.
+    `multifd_bytes` is the part of `transferred` that arrived over the channels of multifd.
     """
 
     status: MigrationStatus

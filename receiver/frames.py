@@ -35,7 +35,7 @@ def _take_stored(inflater: Inflater, source: Input) -> None:
         inflater.end_stored(frame)
         if inflater.ended or not frame.good:
             return
-        # Only enough to tell whether the next frame is stored too; more would have to be copied.
+        # Only enough to see whether the next frame is stored too; more would have to be copied.
         inflater.filled(source.fill(inflater.space[:STORED_HEAD], STORED_HEAD))
 
 

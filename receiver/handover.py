@@ -1,7 +1,7 @@
 """Lead the incoming handover for the coordinator; `sender.handover` is the counterpart.
 
 The process that holds the guest promises the source that the guest is whole, and starts it when the
-source confirms (`guest.handing_in`). If that process dies, the coordinator tells the source to keep
+source confirms (`guest.handing_in`). If that process dies, the coordinator asks the source to keep
 running the guest. If the coordinator dies, the transport process may continue in its place.
 """
 

@@ -32,7 +32,7 @@ def refuse(event: events.Event) -> None:
     elif isinstance(event, events.CompressedRun):
         what, section = "COMPRESS_PAGE records are", SECTION_NAME
     elif isinstance(event, events.UnsplitDevices):
-        what = "devices that nothing tells apart (no description, several possible ends) are"
+        what = "devices whose ends are not known (no description, several possible ends) are"
     elif isinstance(event, events.NoFooters):
         what = "sections without footers (very old machine types) are"
     elif isinstance(event, events.Command) and event.command in _COMMANDS:
@@ -44,7 +44,7 @@ def refuse(event: events.Event) -> None:
 def refuse_places(event: events.Event) -> None:
     """Raise UnsupportedError if the event begins a mapped-ram stream.
 
-    Its pages are read at their places, so it has to come from a file, as it is.
+    Its pages are read at their places, so it has to be in a file, as it is.
     """
     if isinstance(event, events.Configuration) and MAPPED_RAM in (event.capabilities or ()):
         message = "a mapped-ram stream is received from a file: neither compressed, nor from a pipe"

@@ -117,7 +117,7 @@ class Channel:
 
     @property
     def source_has_left(self) -> bool:
-        """Return whether nothing more comes from the source, in order or not."""
+        """Return whether nothing more arrives from the source, in order or not."""
         return self.reason is not None or self.outgoing.ended or self.incoming.at_end
 
     @property

@@ -18,7 +18,7 @@ from .channel import Channel
 from .watch import StreamWatch
 
 ANSWER = 30.0
-"""Seconds that a destination has for its answer, once it was told that nothing more follows."""
+"""Seconds that a destination has for its answer, once it knows that nothing more follows."""
 _LOOK_EVERY = 0.02
 _LOOK_THERE = "look there; if it does not run, end this relay, and the source runs on"
 _WORDS = {

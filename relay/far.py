@@ -73,7 +73,7 @@ class Far:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _remember(self, session: Session) -> None:
-        """Keep what became of a migration, for a near relay that comes back too late."""
+        """Keep what became of a migration, for a near relay that returns too late."""
         words = f"the migration has ended there: {session.error}"
         self._ended[self._key] = session.ending.fate, words
         while len(self._ended) > MOST_ENDED:
@@ -159,7 +159,7 @@ class Far:
     def _may_replace(self) -> bool:
         """Return whether another session may begin: this one has no link, and a secret counts.
 
-        A near relay that was killed does not come back. Without a secret, a stranger could end a
+        A near relay that was killed does not return. Without a secret, a stranger could end a
         migration whose link is cut.
         """
         return bool(self._parameters.secret) and not self._links_live()

@@ -89,7 +89,7 @@ class Near:
     async def _leave(self, session: Session, *, up: bool) -> None:
         """End a session if it is not over; `up`: whether the link was up to now.
 
-        The guardian tells the far relay, and the source as soon as it is clear who has the guest;
+        The guardian informs the far relay, and the source as soon as it is clear who has the guest;
         whoever ends the relay may not know. A source that was kept waiting runs on, as the user was
         told.
         """

@@ -10,7 +10,7 @@ import gc
 async def give_back() -> None:
     """Give the memory of sessions that have ended back to the system.
 
-    A session, its channels and their tasks know each other, so they go when the collector comes,
+    A session, its channels and their tasks know each other, so they go when the collector runs,
     and that counts objects, not megabytes. What the allocator of the C library then has free in
     pieces, it keeps unless told.
     """

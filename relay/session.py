@@ -1,8 +1,8 @@
 """One migration through a pair of relays: its channels, and the connections of the link.
 
 The connections of the link come and go. What one of them had when it broke, and the other end has
-not acknowledged, the others or the next one send again. So the channels see a link that stands
-still for a while, and no byte is lost or arrives twice (law 8).
+not acknowledged, the others or the next one send again. So the channels see a link that rests
+for a while, and no byte is lost or arrives twice (law 8).
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Session:
     def share(self) -> int:
         """Return how many bytes one channel may hold unacknowledged.
 
-        Each has a share of its own: one that stands still must not hold up another, which it may be
+        Each has a share of its own: one that rests must not hold up another, which it may be
         waiting for.
         """
         return max(WINDOW // max(1, len(self._channels)), BLOCK_SIZE)

@@ -29,7 +29,7 @@ _RUNS_THERE = (CommandType.POSTCOPY_LISTEN, CommandType.POSTCOPY_RUN)
 class WatchedRound:
     """One finished pass over the dirty pages: its pages, its bytes of stream, and how long it took.
 
-    The stream does not say where a round begins, so its ends are where a page came again.
+    The stream does not say where a round begins, so its ends are where a page occurs again.
     """
 
     number: int
@@ -63,7 +63,7 @@ class StreamView:
         self.multifd = False
         """True if pages travel in channels of their own, which are not read."""
         self.postcopy = False
-        """True once the destination was told to run the guest while pages are still to come."""
+        """True once the destination was asked to run the guest while pages are missing."""
         self.error: StreamError | None = None
         """Why the stream is broken, or cannot be read any further."""
         self.eof: int | None = None

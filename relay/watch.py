@@ -47,7 +47,7 @@ class _Piece:
 class StreamWatch:
     """Finds the stream among the connections of one migration, and follows it.
 
-    `who`: words for whom the stream comes from. `samples`: whether to find out what zstd would make
+    `who`: words for whoever sends the stream. `samples`: whether to find out what zstd would make
     of it.
     """
 
@@ -132,7 +132,7 @@ class StreamWatch:
         return True
 
     def look_ahead(self, content: memoryview) -> None:
-        """Read what comes next already now; it passes `see` again later."""
+        """Read what follows already now; it passes `see` again later."""
         fresh = bytes(content[self._ahead :])
         if fresh and self._take_ahead(fresh):
             self._ahead = len(content)

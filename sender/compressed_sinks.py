@@ -33,7 +33,7 @@ class Choice:
         return self._adaptive.level
 
     def sample(self, content: memoryview) -> None:
-        """Compress a slot and discard the frame, if that would tell which level is best."""
+        """Compress a slot and discard the frame, if that would show which level is best."""
         level = self._adaptive.wants
         if level is None:
             return

@@ -4,7 +4,7 @@ A tracker by the kernel's marks counts what is dirty now. A digest tracker finds
 by reading it, so what is dirty *now* is forecast from the last rounds: the pages that a round finds
 became dirty since the round before read them. A guest that writes all over its RAM dirties half as
 many pages in half the time; one that writes the same pages over and over dirties them in any time.
-Two rounds of different length tell which kind the guest is; before that, the worse kind is assumed.
+Two rounds of different length show which kind the guest is; before that, the worse kind is assumed.
 The limit of bandwidth holds for the rounds of the running guest, not for the last one. So what is
 said of the downtime is reckoned with what the link then bears. This module reads no clock and does
 no I/O.
@@ -47,7 +47,7 @@ MOMENT = 1e-6
 def _exponent(more: float, longer: float, unknown: float) -> float:
     """Return the power of the ratio `longer` that gives the ratio `more`, limited to 0 to 1.
 
-    Return `unknown` where the two times are too similar to tell.
+    Return `unknown` where the two times are too similar to say.
     """
     if abs(math.log(longer)) < TELLING:
         return unknown

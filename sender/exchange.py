@@ -1,4 +1,4 @@
-"""Define what coordinator and transport process tell each other.
+"""Define what coordinator and transport process send each other.
 
 Rounds are commanded as the workers' are (`sources.StartRound`). `receiver.exchange` is the
 counterpart.

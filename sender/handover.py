@@ -131,7 +131,7 @@ def _lead_on(
     `all_sent`: that process has sent the whole stream.
     """
     if guest.running:
-        # It decided so, and nobody may be told to start the guest any more.
+        # It decided so, and nobody may be asked to start the guest any more.
         return Handed(Outcome(Source.STAYED, _HANDED_BY_DEAD))
     if not job.return_path and not all_sent:
         channel.abort()

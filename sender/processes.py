@@ -99,7 +99,7 @@ class Processes:
         return None if self._tracking is None else self._tracking.kind.value
 
     def dirty_bytes(self) -> int | None:
-        """Return how much RAM is dirty now, or None if only reading all of it would tell."""
+        """Return how much RAM is dirty now, or None if only reading all of it would show that."""
         return None if self._tracking is None else self._tracking.dirty_bytes()
 
     def start(

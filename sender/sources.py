@@ -44,7 +44,7 @@ class Source(Protocol):
         """Return how many bytes all rounds have found to be sent so far."""
 
     def pending(self) -> int | None:
-        """Return how many bytes are dirty now, or None if only reading everything would tell."""
+        """Return how many bytes are dirty now, or None if only reading all would show."""
 
     def prepare(self, tracker: TrackerKind) -> None:
         """Choose how changes are found, before anything listens or connects.
@@ -92,7 +92,7 @@ class Sources:
         return sum(source.found for source in self._sources)
 
     def pending(self) -> int | None:
-        """Return how many bytes are dirty now, or None if a source cannot tell."""
+        """Return how many bytes are dirty now, or None if a source does not know."""
         counts = [source.pending() for source in self._sources]
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None

@@ -18,7 +18,7 @@ def head(
     *,
     return_path: bool,
 ) -> bytes:
-    """Return what stands before the iterative sections; the configuration has `capabilities`."""
+    """Return what precedes the iterative sections; the configuration has `capabilities`."""
     machine = guest.machine
     write = StreamWriter().write
     pieces = [

@@ -69,7 +69,7 @@ class Tracking:
             self.marks.collect(self.guest)
 
     def dirty_bytes(self) -> int | None:
-        """Return how many bytes are dirty now, or None if only reading all pages would tell."""
+        """Return how many bytes are dirty now, or None if only reading them would show."""
         if self.marks is None:
             return None
         if isinstance(self.marks, SoftDirtyMarks):

@@ -87,7 +87,7 @@ class Pipeline(Protocol):
     """A model of which steps of sending run side by side.
 
     All times are in seconds per byte, as one process that finds pages sees them. `depth` is the
-    number of slots that may be under way; that many slots after a change of level tell nothing
+    number of slots that may be under way; that many slots after a change of level say nothing
     about the link.
     """
 

@@ -90,7 +90,7 @@ class Crew:
             if isinstance(report, kind):
                 return report
             if report is not None:
-                raise CrewError(f"a report came out of turn: {type(report).__name__}")
+                raise CrewError(f"a report arrived out of turn: {type(report).__name__}")
             if deadline is not None and time.monotonic() > deadline:
                 raise SilenceError("no answer from the other side")
 

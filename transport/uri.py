@@ -113,7 +113,7 @@ def _tcp(rest: str) -> Tcp:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise UriError(f"'tcp:{rest}': an IPv6 address stands in brackets")
+        raise UriError(f"'tcp:{rest}': write an IPv6 address in brackets")
     return Tcp(host, int(port))
 
 

@@ -7,7 +7,7 @@
     restore  the settings as they were; the source runs if it stayed
 
 Where nothing is to be done to the bytes, the connection itself is QEMU's: no copy is made, and no
-process stands in between that could die. Where the stream is to be compressed, or goes over the
+process is in between that could die. Where the stream is to be compressed, or goes over the
 link of a relay, QEMU gets one end of a pair of sockets, and a process of its own, the carrier,
-passes what it writes. docs/qemu.md tells users of this.
+passes what it writes. docs/qemu.md explains this to users.
 """

@@ -39,7 +39,7 @@ class Beginning:
 
 
 def check_beginning(monitor: Monitor, head: bytes) -> int | None:
-    """Return the bytes of memory that are to come, or None if `head` does not say that yet.
+    """Return the bytes of memory that will arrive, or None if `head` does not say that yet.
 
     Raises QemuError in one line if the QEMU could not load such a stream.
     """
@@ -69,7 +69,7 @@ def _check_machine(monitor: Monitor, machine: str) -> None:
 def _misfits(theirs: Iterable[RamBlock], ours: Mapping[str, Block]) -> Iterable[str]:
     """Yield in words which RAM blocks of a stream the QEMU cannot load."""
     if not ours:
-        # This QEMU does not tell its blocks.
+        # This QEMU does not list its blocks.
         return
     for block in theirs:
         mine = ours.get(block.name)

@@ -235,7 +235,7 @@ class QemuReceiver:
         self._bell.close()
 
     def figures(self) -> Figures:
-        """Return the present figures; what arrives only QEMU sees, which does not tell."""
+        """Return the present figures; what arrives only QEMU sees, which does not report it."""
         return Figures(
             status=self.states.state,
             total=self._total,

@@ -182,7 +182,7 @@ class QemuSender:
         try:
             status = _S(told["status"])
         except ValueError:
-            # What only some migrations come to, such as wait-unplug.
+            # What only some migrations reach, such as wait-unplug.
             status = _S.ACTIVE
         if status in (_S.ACTIVE, *_LAST) and self.states.state is _S.SETUP:
             self.states.to(_S.ACTIVE)

@@ -118,7 +118,7 @@ class Rounds:
         return None if left is None else round(max(0.0, left - spent) * 1000)
 
     def figures(self, status: MigrationStatus) -> Figures:
-        """Return the figures of the migration, as QEMU tells them."""
+        """Return the figures of the migration, as QEMU reports them."""
         told, ram = self._told, self._told.get("ram", {})
         return Figures(
             status=status,

@@ -15,7 +15,7 @@ NO_LIMIT = 0
 
 
 def check_parameters(parameters: SendParameters, uri: Uri) -> None:
-    """Raise ParameterError for what a QEMU cannot be told, or cannot do over this URI."""
+    """Raise ParameterError for what a QEMU cannot be asked, or cannot do over this URI."""
     if parameters.workers is not None:
         raise ParameterError("workers: QEMU reads its memory by itself; leave it out")
     if parameters.tracker is not TrackerKind.AUTO:
@@ -80,5 +80,5 @@ def _multifd(parameters: SendParameters) -> dict[str, Any]:
 
 
 def goes_both_ways(uri: Uri) -> bool:
-    """Return whether a destination can answer over this URI, as far as the URI tells."""
+    """Return whether a destination can answer over this URI, as far as the URI shows."""
     return not isinstance(uri, (Exec, File))

@@ -46,7 +46,7 @@ def start(monitor: Monitor) -> None:
     except QemuError as error:
         if error.kind or isinstance(error, GoneError):
             raise
-        # QEMU is busy. What it was told, it will do, so nothing else may be said of it.
+        # QEMU is busy. What it was asked, it will do, so nothing else may be said of it.
         while not _runs(monitor):
             continue
 

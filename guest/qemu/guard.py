@@ -1,6 +1,6 @@
 """Start and command the guard: the process that lets a stopped guest go on if its command dies.
 
-QEMU does not know why it was stopped, and would stand still for good. So a process of its own
+QEMU does not know why it was stopped, and would stay stopped for good. So a process of its own
 knows at any time what is to be done then (a Duty), and it carries out the handover, as the process
 of a synthetic guest does.
 """
@@ -37,7 +37,7 @@ class Duty:
 class HandOut:
     """Command: hand the guest over on the channel whose descriptor follows.
 
-    The descriptor of the connection to whoever watches comes behind it.
+    The descriptor of the connection to whoever watches follows it.
     """
 
     job: SourceJob

@@ -70,7 +70,7 @@ def _send(monitor: Monitor, stream: Iterator[bytes]) -> None:
             monitor.give(_NAME, theirs.fileno())
         _begin(monitor)
         ours.settimeout(SILENCE)
-        # What QEMU says of itself tells more than that it does not read on.
+        # What QEMU says of itself explains more than that it does not read on.
         with suppress(OSError):
             for piece in stream:
                 ours.sendall(piece)
@@ -81,7 +81,7 @@ def _send(monitor: Monitor, stream: Iterator[bytes]) -> None:
 def _begin(monitor: Monitor) -> None:
     uri = f"fd:{_NAME}"
     try:
-        # A QEMU that stays tells why it refuses a guest; older ones cannot.
+        # A QEMU that stays says why it refuses a guest; older ones cannot.
         monitor.ask("migrate-incoming", **{"uri": uri, "exit-on-error": False})
     except GoneError:
         raise

@@ -1,4 +1,4 @@
-"""Have a QEMU migrate to this process, in order to learn what only its own stream tells.
+"""Have a QEMU migrate to this process, in order to learn what only its own stream has.
 
 `look` breaks that off behind the list of RAM blocks, and the guest runs on meanwhile. `take`
 lets a stopped QEMU send all, after which it is in the state `postmigrate`: it has let go of its

@@ -1,6 +1,6 @@
 """Read the stream that a QEMU sends to this process: everything except the memory it shares.
 
-The stream tells the names, sizes and order of the RAM blocks, the contents of those that are not
+The stream has the names, sizes and order of the RAM blocks, the contents of those that are not
 shared (ROMs, video memory, tables), and the state of all devices.
 """
 

@@ -71,7 +71,7 @@ class Block:
 
 
 def ram_blocks(monitor: Monitor) -> dict[str, Block]:
-    """Return the RAM blocks by name; none for a QEMU that does not tell them (before 6.2)."""
+    """Return the RAM blocks by name; none for a QEMU that does not list them (before 6.2)."""
     try:
         told = monitor.ask("x-query-ramblock")["human-readable-text"]
     except QemuError as error:

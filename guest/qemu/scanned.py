@@ -1,7 +1,7 @@
 """`qemu:QMP-SOCKET,scan`: the guest of a running QEMU that shares its RAM with other processes.
 
 The processes of a migration map the RAM and move it by themselves. What QEMU does not share (ROMs,
-video memory, tables) and the state of its devices come from a stream of QEMU's own at the source,
+video memory, tables) and the state of its devices are in a stream of QEMU's own at the source,
 and reach QEMU by such a stream at the destination.
 """
 
@@ -282,7 +282,7 @@ class ScannedGuest(Guest):
         self._memory, self._head, self._state = None, None, None
 
     def close(self) -> None:
-        """Let go of QEMU; if its guest stands still because of this one, the guard continues it."""
+        """Let go of QEMU; if its guest is stopped because of this one, the guard continues it."""
         self._disconnect()
         if self._guard is not None:
             self._guard.close()

@@ -1,7 +1,7 @@
 """Find the guest RAM that a QEMU shares with other processes, and open the files behind it.
 
-QEMU tells the names of its memory backends and the address at which it has each of them; /proc of
-Linux tells which file is mapped there. Backends may have no name in any folder (memfd, temporary
+QEMU lists the names of its memory backends and the address at which it has each of them; /proc of
+Linux shows which file is mapped there. Backends may have no name in any folder (memfd, temporary
 files), so the file is opened through QEMU's own descriptor of it.
 Sources: QEMU's documentation of QMP (query-memdev) and of its monitor (gpa2hva, info mtree), and
 proc(5) of Linux.
@@ -115,7 +115,7 @@ def _address(monitor: Monitor, block: str) -> int:
         at = _HOST_ADDRESS.search(told)
         if at is not None and at["name"] == block:
             return int(at["address"], 16) - int(found["offset"] or "0", 16)
-    raise QemuError(f"QEMU does not tell where it has its memory {block}")
+    raise QemuError(f"QEMU does not say where it has its memory {block}")
 
 
 def _mapping(process: int, block: str, address: int) -> re.Match[str]:

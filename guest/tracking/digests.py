@@ -25,7 +25,7 @@ class DigestTracker:
         self._zero = np.frombuffer(xxh3_128_digest(bytes(page_size)), np.uint64)
 
     def chunks_to_take(self, size: int) -> Mask:
-        """Return that any chunk may have dirty pages: only reading them tells."""
+        """Return that any chunk may have dirty pages: only reading them shows which."""
         return np.ones(-(-len(self._was_sent) // size), np.bool_)
 
     def take_dirty(self, first: int, end: int) -> Mask:

@@ -34,7 +34,7 @@ _IS_WRITTEN = 2
 _REASONS = {
     errno.ESRCH: "the guest's process died",
     errno.EPERM: "the guest's writes are not marked any more",
-    errno.ENOTTY: "this kernel cannot tell what was written; Linux 6.7 and newer can",
+    errno.ENOTTY: "this kernel cannot report what was written; Linux 6.7 and newer can",
 }
 _REGIONS = 4096
 """Runs of pages that one call returns at most."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..base import RamBlock
 
 _TMPFS = 0x01021994
-"""Type of the file system that has memfds and /dev/shm, as statfs(2) tells it."""
+"""Type of the file system that has memfds and /dev/shm, as statfs(2) reports it."""
 _HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ ([0-9]+)")
 """First line of a mapping in smaps: start, end, permissions, offset in the file, inode."""
 
@@ -108,7 +108,7 @@ def _mappings(lines: Iterator[str]) -> Iterator[_Mapping]:
 
 
 def _swap_is_on() -> bool:
-    """Return whether this system may swap; where that cannot be told, it may."""
+    """Return whether this system may swap; where that is not known, it may."""
     try:
         with open("/proc/swaps", encoding="utf-8") as file:
             return len(file.readlines()) > 1

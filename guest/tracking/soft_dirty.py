@@ -10,7 +10,7 @@ Two facts make law 1 (re-arm, then copy) hard to keep here:
 
 - Bits are removed from all pages at once, so no worker may do that for the pages that it takes.
 - Nothing reads and removes bits in one step. A page that is written after the bits were read and
-  before they are removed would never be found, whichever comes first.
+  before they are removed would never be found, whichever is first.
 
 So the bits are collected once a round, while no worker runs and **the guest is held**:
 
@@ -24,7 +24,7 @@ sets its bit again, because step 3 write-protected the page, and the next collec
 page is copied after step 4; so whatever the copy may have missed has its bit set. The last round
 is collected from a paused guest, which is not held again.
 
-The guest stands still for as long as reading and removing take, a few milliseconds a GiB.
+The guest is stopped for as long as reading and removing take, a few milliseconds a GiB.
 
 Not seen is what does not go through the page table of that process: writes by devices (vhost-user,
 VFIO, direct I/O into pages that were pinned before), writes through other mappings, memory that is

@@ -58,8 +58,7 @@ def undescribed(kept: Kept, *, footers: bool = True) -> MismatchError:
     error = _undescribed(kept)
     if not footers:
         error.message += (
-            "; or, as its sections have no footers, it ends before what stands behind it: "
-            "give --length"
+            "; or, as its sections have no footers, it ends before what follows it: give --length"
         )
     return error
 

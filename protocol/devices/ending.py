@@ -59,7 +59,7 @@ SEARCH = 1 << 30
 class Ended:
     """The events of the kept bytes up to `end`, the position in them where the stream ends.
 
-    `guessed`: the stream may end earlier, and nothing tells whether it does.
+    `guessed`: the stream may end earlier, and nothing says whether it does.
     """
 
     events: list[events.Event]

@@ -226,7 +226,7 @@ class Follower:
         for part in self._parts:
             if isinstance(part, Section):
                 if part.section_id in ids:
-                    message = f"section id {part.section_id} comes twice"
+                    message = f"section id {part.section_id} occurs twice"
                     raise MismatchError(message, part.start, part.name)
                 ids.add(part.section_id)
 

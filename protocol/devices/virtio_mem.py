@@ -73,7 +73,7 @@ def path_of(section: DeviceSection) -> str | None:
 def read_state(section: DeviceSection, region_size: int, decoder: Decoder) -> PluggedMemory | None:
     """Return the plugged-in blocks of a region of `region_size` bytes.
 
-    Returns None if the section does not tell, or is about another region. `decoder`: knows the
+    Returns None if the section does not say, or is about another region. `decoder`: knows the
     stream's description. Raises StreamError if the section is not as described.
     """
     if section.name.endswith(EARLY_NAME):

@@ -48,6 +48,6 @@ MAX_HEADER = 293
 Size = c.Int32ub
 """Size in a block's head, in bytes.
 
-The size of its content comes first (0: no block follows), then that of its compressed data, which
+The size of its content is first (0: no block follows), then that of its compressed data, which
 is the content itself if both are equal. The checksums and the data follow.
 """

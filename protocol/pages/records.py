@@ -194,7 +194,7 @@ def parse_mixed(
 def _headers_alike(
     data: npt.NDArray[np.uint8], position: int, step: int, mask: int, flags: int
 ) -> npt.NDArray[np.uint64]:
-    """Return the headers with these flags that stand `step` bytes apart from `position` on."""
+    """Return the headers with these flags that are `step` bytes apart from `position` on."""
     body = 1 if step == ZERO_STRIDE else 0
     left = max(0, (len(data) - position - RECORD_HEADER_SIZE - body) // step + 1)
     found, most = [np.empty(0, np.uint64)], _LOOK_AT_FIRST

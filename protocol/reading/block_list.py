@@ -112,7 +112,7 @@ class BlockListReader:
     def _find_gap(self, mapped: MappedRam, length: int, behind_header: int, offset: int) -> None:
         """Note where this block's pages end.
 
-        The first bitmap directly follows its header, which tells where in its file the stream
+        The first bitmap directly follows its header, which says where in its file the stream
         begins.
         """
         if self._file_offset is None:

@@ -44,6 +44,6 @@ class FooterReader:
                 raise StreamError(message, offset=start)
             return [events.Footer(start, section_id)]
         if self.present or kind not in PARTS:
-            raise StreamError(f"byte {kind:#04x} where a section's footer stands", offset=start)
+            raise StreamError(f"byte {kind:#04x} in place of a section's footer", offset=start)
         noticed, self.present = self.present is None, False
         return [events.NoFooters(start)] if noticed else []

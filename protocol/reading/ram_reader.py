@@ -114,7 +114,7 @@ class RamReader:
         offset, value = cursor.offset, cursor.peek_u64()
         flags = value & (self.page_size - 1)
         if flags != RamFlag.MEM_SIZE:
-            message = f"{value:#018x} where the list of blocks stands{self._doubt()}"
+            message = f"{value:#018x} in place of the list of blocks{self._doubt()}"
             raise self._error(message, offset)
         cursor.take(ram.RecordHeader)
         self.block_list.begin(offset, value - flags)

@@ -57,7 +57,7 @@ class SectionTable:
             raise StreamError(f"a section named {header.name!r}", offset=start)
         instance = (name, header.instance_id)
         if header.section_id in self.known.ids or instance in self.known.instances:
-            message = f"section id {header.section_id} or its name and instance come twice"
+            message = f"section id {header.section_id} or its name and instance occur twice"
             raise StreamError(message, offset=start, section=name)
         self.known.ids.add(header.section_id)
         self.known.instances.add(instance)

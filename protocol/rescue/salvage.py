@@ -62,7 +62,7 @@ class Salvage:
 
     @property
     def behind_ram(self) -> int | None:
-        """Return the position of the first section after RAM, if reading came that far."""
+        """Return the position of the first section after RAM, if reading got that far."""
         return self._walk.behind_ram
 
     def read(self, failure: Failure) -> Iterator[Salvaged]:

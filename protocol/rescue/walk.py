@@ -74,7 +74,7 @@ class Walk:
         self.failure: Failure | None = None
         """The damage at which the last walk stopped, or None."""
         self.behind_ram: int | None = None
-        """Position of the first section after RAM, if the last walk came that far."""
+        """Position of the first section after RAM, if the last walk got that far."""
 
     def read(
         self, position: int, block: events.RamBlock, first: First = First.RECORD
@@ -127,7 +127,7 @@ class Walk:
         start, section_id = cursor.offset, self._current[0].section_id
         cursor.peek(FOOTER_SIZE - 1)
         if cursor.view[cursor.position :][:FOOTER_SIZE] != stream.section_footer(section_id):
-            raise StreamError("no footer where a section's footer stands", offset=start)
+            raise StreamError("no footer behind a section", offset=start)
         cursor.position += FOOTER_SIZE
         self._step = self._part
         return [events.Footer(start, section_id)]

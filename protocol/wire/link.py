@@ -1,6 +1,6 @@
 """Declare the records on the link between two relays, each of which is a skippable zstd frame.
 
-Data stands between them in ordinary zstd frames, so a capture of the link is a valid `.zst` file.
+Data is between them in ordinary zstd frames, so a capture of the link is a valid `.zst` file.
 docs/relay.md explains the order of the records. All integers inside a record are big-endian.
 """
 

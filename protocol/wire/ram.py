@@ -96,6 +96,6 @@ def end_of_ram() -> bytes:
 
 
 def multifd_flush() -> bytes:
-    """Return the record that tells the receiver to wait for all channels of multifd."""
+    """Return the record that asks the receiver to wait for all channels of multifd."""
     data: bytes = RecordHeader.build(int(RamFlag.MULTIFD_FLUSH))
     return data

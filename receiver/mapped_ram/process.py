@@ -21,7 +21,7 @@ from .memory import PageReader, SavedFile
 class ReaderSetup:
     """The setup of the reader `index` of `count`; the stream begins at `start` in its file.
 
-    Over the connection come the descriptors of the RAM blocks, then the file twice: for all that is
+    The connection brings the descriptors of the RAM blocks, then the file twice: for all that is
     not pages, and for pages.
     """
 

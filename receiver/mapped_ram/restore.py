@@ -20,7 +20,7 @@ preload("vmferry.receiver.mapped_ram.process")
 
 
 class Restore:
-    """The readers of the file of one incoming migration, if it comes from a mapped-ram file.
+    """The readers of the file of one incoming migration, if it arrives in a mapped-ram file.
 
     `count` is their number.
     """

@@ -1,13 +1,13 @@
 """Keep the channels in step with the main channel: nothing of a round overtakes the one before.
 
 At each sync point of the main channel its reader waits until every channel has reached its SYNC,
-and a channel waits there until the main channel's reader lets it go on. So whatever stands before
+and a channel waits there until the main channel's reader lets it go on. So whatever is before
 the point, in any channel, is in guest memory before anything behind it is.
 
     channel:   ... pages, SYNC -> reached ............ go -> pages ...
     main:      ... records, sync point: all reached -> go
 
-The sync points of the main channel are its MULTIFD_FLUSH records, one of which stands in the first
+The sync points of the main channel are its MULTIFD_FLUSH records, one of which is in the first
 piece of `ram`, or, where there are none, the ends of the pieces of `ram`.
 """
 
@@ -120,7 +120,7 @@ class ChannelSteps:
         os.eventfd_write(self._signals.reached.fileno(), 1)
         if self._command_fd in self._onward.ready():
             raise EOFError
-        # Looked at again: a poll may see `finish`, which comes later, and have missed `go`.
+        # Looked at again: a poll may see `finish`, which is later, and have missed `go`.
         if not self._released.now():
             return False
         os.eventfd_read(self._go)

@@ -44,7 +44,7 @@ class FileWriter:
         block, numbers = chunk.block, chunk.first + indexes
         source, rows = block.ram, numbers
         if kept:
-            # Law 1: what is remembered must be what is in the file, so both come from the copy.
+            # Law 1: what is remembered must be what is in the file, so both are of the copy.
             source, rows = self._copies[: len(indexes)], np.arange(len(indexes))
             np.take(block.ram, numbers, axis=0, out=source, mode="clip")
         place = self._plan.blocks[block.block.name].place.pages_offset

@@ -1,4 +1,4 @@
-"""Prepare and complete a mapped-ram file: what stands before, between and behind its pages."""
+"""Prepare and complete a mapped-ram file: what is before, between and behind its pages."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ class MappedPath:
     def begin(
         self, channel: Channel, guest: Guest, state: DeviceState, *, return_path: bool
     ) -> bytes:
-        """Keep what stands before the iterative sections: it has its place in the file."""
+        """Keep what precedes the iterative sections: it has its place in the file."""
         with _writing(channel):
             self._channel, self._start = channel, os.lseek(channel.fileno(), 0, os.SEEK_CUR)
         self._head = stream.head(guest, state, self._capabilities, return_path=return_path)
         return b""
 
     def ram_start(self, guest: Guest, section_id: int) -> bytes:
-        """Write what stands before and between the pages, and return what follows them."""
+        """Write what is before and between the pages, and return what follows them."""
         channel = self._channel
         assert channel is not None
         with _writing(channel):

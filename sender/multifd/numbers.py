@@ -14,7 +14,7 @@ _BYTES = 8
 class PacketNumbers:
     """The counter of packets, shared by the processes that have its memory.
 
-    Source: QEMU numbers packets over all channels, so a reader of kept channels can tell whether
+    Source: QEMU numbers packets over all channels, so a reader of kept channels can check whether
     one of them is missing.
     """
 

@@ -263,7 +263,7 @@ def test_destination_that_died_with_its_answer_on_the_way(holder: Holder) -> Non
     with peer, control:
         outcome = hand_out(ours.detach(), job, holder, theirs)
     assert (outcome.state, holder.done) == (Source.STAYED, ["resume"])
-    assert "before it was told to start" in outcome.reason
+    assert "before it was asked to start" in outcome.reason
 
 
 def test_cancel_after_the_guest_was_given_up(

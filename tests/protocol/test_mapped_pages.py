@@ -68,7 +68,7 @@ def test_the_list_is_written_as_it_was() -> None:
     assert len(pieces) == 4
     for at, piece in pieces:
         assert data[at : at + len(piece)] == piece
-    with pytest.raises(ValueError, match="the list stands between pages"):
+    with pytest.raises(ValueError, match="the list is between pages"):
         to_bytes([_listed(data)])
 
 

@@ -218,7 +218,7 @@ def _header(value: int) -> bytes:
         (_header(OUTSIDE | 0x100) + b"\x06pc.ram\0\0\0\0", "at 0x100000 of block pc.ram, outs"),
         (_header(0x108), "is no record"),
         (_header(0x80), "HOOK records .RDMA. are not supported"),
-        (_header(0x10) + b"\x05", "byte 0x05 where a section's footer stands"),
+        (_header(0x10) + b"\x05", "byte 0x05 in place of a section's footer"),
         (_header(0x10) + b"\x7e\0\0\0\x03", "footer of section id 3, not 2"),
     ],
 )

@@ -173,9 +173,9 @@ def test_an_unknown_section_without_footers_is_named() -> None:
 def test_footers_are_everywhere_or_nowhere() -> None:
     """Broken: damage would pass for an old machine type's stream."""
     some = [*opening(), *ram_part()[:-1], *ram_piece(END)]
-    with pytest.raises(StreamError, match="byte 0x03 where a section's footer stands"):
+    with pytest.raises(StreamError, match="byte 0x03 in place of a section's footer"):
         read(to_bytes(some))
-    with pytest.raises(StreamError, match="byte 0x7e where a section's footer stands"):
+    with pytest.raises(StreamError, match="byte 0x7e in place of a section's footer"):
         read(to_bytes([*KINDS["no-footers"][:5], *ram_part()]))
 
 

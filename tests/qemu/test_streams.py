@@ -128,7 +128,7 @@ def test_old_machine_types(machine: str, tmp_path: Path) -> None:
         ours, stock = (_rebuilt(path, stack) for path in (stream, again))
         assert ours.images
         assert list(compare_blocks(ours, stock)) == []
-    assert ("bytes of devices: nothing tells them apart" in check(stream)) != told
+    assert ("bytes of devices: nothing separates them" in check(stream)) != told
 
 
 def _rebuilt(stream: Path, stack: ExitStack) -> RebuiltGuest:

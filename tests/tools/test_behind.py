@@ -206,7 +206,7 @@ def test_a_guess_is_told(vmferry: Any) -> None:
     assert warning in vmferry.call("extract", "-f", path, *out).stderr
     ran = vmferry.call("receive", f"file:{path}", "--guest", f"dir:{vmferry.folder / 'guest'}")
     assert ran.exit_code == 1
-    assert "nothing tells where the stream ends" in ran.stderr
+    assert "nothing says where the stream ends" in ran.stderr
 
 
 def test_length(vmferry: Any) -> None:

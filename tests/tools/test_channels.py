@@ -170,7 +170,7 @@ def _spoiled(what: str, made: Migration) -> tuple[list[bytes], int, int, str]:
         "empty": ([one, b""], 1, 0, "not a multifd channel: it is empty"),
         "not one": ([one, made.main], 1, 0, "not a multifd channel: it does not begin as one"),
         "hello": ([one, two[:40]], 1, 40, "the channel ends within its greeting"),
-        "twice": ([one, two, two], 2, hello, "channel 1 comes twice: it is in "),
+        "twice": ([one, two, two], 2, hello, "channel 1 occurs twice: it is in "),
         "first missing": ([two], 0, hello, "channel 0 is missing: there are 1"),
         "uuid": ([one, other + two[hello:]], 1, hello, "another machine's channel than "),
         "cut": ([one, two[:half]], 1, half, "the channel ends within a packet"),

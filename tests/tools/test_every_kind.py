@@ -61,7 +61,7 @@ def test_what_cannot_be_checked_is_told(vmferry: Any) -> None:
 
     shared = "RAM block {} is not in the stream: it is shared (x-ignore-shared)"
     assert told("opaque")[0] == "section vfio: nobody knows what is in it"
-    assert told("nothing-told")[0].endswith("bytes of devices: nothing tells them apart")
+    assert told("nothing-told")[0].endswith("bytes of devices: nothing separates them")
     assert told("shared") == [shared.format("ram"), shared.format("rom")]
     assert told("block") == []
     bare = to_bytes([*opening(), *zeros(), *closing(early=())])

@@ -201,7 +201,7 @@ def test_crlf_is_named(vmferry: Any) -> None:
     """Broken: nobody would see that a stream was copied as text."""
     damaged = streams.WHOLE.replace(b"\n", b"\r\n")
     error = vmferry.run("verify", vmferry.write("stream", damaged)).error
-    assert "carriage returns stand before all its line feeds" in error
+    assert "carriage returns precede all its line feeds" in error
     ran = vmferry.call("verify", "--json", vmferry.write("stream", damaged))
     assert "carriage returns" in json.loads(ran.stdout)["error"]["message"]
     for place in (5000, len(streams.WHOLE) // 2):

@@ -41,7 +41,7 @@ def test_report(crew: Crew) -> None:
 def test_other_report(crew: Crew) -> None:
     """Broken: an answer to something else would be taken for the one that is waited for."""
     crew.start("child", answer, (1,))
-    with pytest.raises(CrewError, match="a report came out of turn: int"):
+    with pytest.raises(CrewError, match="a report arrived out of turn: int"):
         crew.wait_for(str, 20)
 
 

@@ -78,7 +78,7 @@ def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:
             if not isinstance(place, dict):
                 raise ArgumentError(f"{pair!r}: {name} has a value already")
         if last in place:
-            raise ArgumentError(f"{pair!r}: {key} comes twice")
+            raise ArgumentError(f"{pair!r}: {key} occurs twice")
         place[last] = _value(text)
     return arguments
 

@@ -100,7 +100,7 @@ def convert(
 
 
 def _expected(stream: BinaryIO) -> int | None:
-    """Return the bytes up to the end of a seekable stream, or None if only its end will tell."""
+    """Return the bytes up to the end of a seekable stream, or None if only its end will show."""
     if not stream.seekable():
         return None
     here = stream.tell()

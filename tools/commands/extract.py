@@ -138,13 +138,13 @@ def _check_usage(
     help="the machine's option of this name, if it had one (elf and lime only)",
 )
 @click.option(
-    "--machine", metavar="NAME", help="QEMU's name of the machine type, if STREAM does not tell it"
+    "--machine", metavar="NAME", help="QEMU's name of the machine type, if STREAM does not have it"
 )
 @click.option(
     "--arch",
     type=click.Choice(sorted(TARGETS)),
     metavar="NAME",
-    help="the processor, as in qemu-system-NAME, if STREAM does not tell it",
+    help="the processor, as in qemu-system-NAME, if STREAM does not have it",
 )
 @click.option(
     "--base",

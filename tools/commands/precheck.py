@@ -36,7 +36,7 @@ def precheck(
     A and B are streams (whatever `dump` reads), qemu:SOCKET (a running QEMU with a QMP socket, also
     one that waits with -incoming defer), or command lines of a QEMU: quoted, or for B all words
     behind --. For a QEMU and for a command line, vmferry starts a twin: a paused QEMU with the same
-    devices, but without their disks, networks and files, whose stream tells the rest; no running
+    devices, but without their disks, networks and files, whose stream has the rest; no running
     guest is touched. What B's devices have beyond A's is a note. Exit status: 0 if A loads, 1 if it
     does not, or if one of them cannot be read.
     """

@@ -72,7 +72,7 @@ def receive(
         _take_up(uri, guest_text)
         return
     if uri is None:
-        raise click.UsageError("Missing argument 'URI': where the guest comes from.")
+        raise click.UsageError("Missing argument 'URI': where the guest is sent from.")
     if paused and interfaces:
         raise click.UsageError("--announce: a guest that is --paused is not announced")
     try:

@@ -178,7 +178,7 @@ def unchecked(guest: RebuiltGuest, undescribed: list[str]) -> list[str]:
     found = [absent_message(name) for name in guest.blocks if name in guest.absent]
     found += [f"section {name}: nobody knows what is in it" for name in sorted(guest.unread)]
     if guest.unsplit:
-        found.append(f"{guest.unsplit} bytes of devices: nothing tells them apart")
+        found.append(f"{guest.unsplit} bytes of devices: nothing separates them")
     if guest.description is None and guest.devices:
         found.append("devices: the stream has no description of them")
     elif undescribed:

@@ -45,7 +45,7 @@ class Size(_IntegerType):
 
 
 class _Beginning(_TextType):
-    """Text that begins with a word and a colon; behind some of the words stands a path."""
+    """Text that begins with a word and a colon; a path follows some of the words."""
 
     words: tuple[str, ...]
     with_paths: tuple[str, ...]
@@ -67,7 +67,7 @@ class _Beginning(_TextType):
 
 
 class Uri(_Beginning):
-    """The URI that a migration goes to, or comes from."""
+    """The URI that a migration goes to, or is sent from."""
 
     name = "uri"
     words = SCHEMES

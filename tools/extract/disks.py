@@ -76,7 +76,7 @@ class DiskFiles:
     def _open(self, block: DiskBlock) -> None:
         number = len(self._files)
         if not block.device:
-            message = "a disk without a name: there may be several, which cannot be told apart"
+            message = "a disk without a name: there may be several, which cannot be distinguished"
             raise UnsupportedError(message, offset=block.offset, section=SECTION_NAME)
         if number == MAX_DISKS:
             message = f"more than {MAX_DISKS} disks"

@@ -254,11 +254,11 @@ class MemoryOutput:
             return TARGETS[names.pop()], []
         for usual in ("x86_64", "aarch64"):
             if usual in names and len({machine.windows for machine in machines}) == 1:
-                line = f"the stream does not tell the processor: taken for {usual} (--arch NAME)"
+                line = f"the stream does not name the processor: taken for {usual} (--arch NAME)"
                 return TARGETS[usual], [line]
         listed = " or ".join(sorted(names))
         raise OutputError(
-            "the stream does not tell what the processor is: say it by --arch"
+            "the stream does not name the processor: give --arch"
             + (f" {listed}" if listed else " NAME")
         )
 

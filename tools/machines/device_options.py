@@ -69,7 +69,7 @@ def _add_device(draft: Draft, path: str, sections: Mapping[str, events.DeviceSec
 
 
 def _add_without_path(draft: Draft, sections: Mapping[str, events.DeviceSection]) -> None:
-    """Add a device whose section does not tell its bus."""
+    """Add a device whose section does not name its bus."""
     name = next(iter(sections))
     if name in ("globalstate", "acpi_build"):
         return
@@ -95,7 +95,7 @@ def _find(
     """
     known = {name: _identity(section) for name, section in sections.items()}
     named = _named_by_rom(draft, path)
-    # A section that tells what the device is comes first.
+    # A section that says what the device is goes first.
     for name in sorted(sections, key=lambda name: not known[name]):
         found = named or table().find(name, bus, known[name], deep=_is_deep(path))
         found = [device for device in found if device.name.endswith(ending)]
@@ -177,7 +177,7 @@ def _add_behind(draft: Draft, path: str, sections: Mapping[str, events.DeviceSec
         section.name in (f"{above}/{name}" for name in _WITH_DISK)
         for section in draft.told.sections
     ):
-        # The disk comes with the device.
+        # The disk belongs to the device.
         draft.added[path] = "scsi-hd"
     elif scsi is not None and "scsi-disk" in sections:
         place = f",channel={scsi[1]},scsi-id={scsi[2]},lun={scsi[3]}"

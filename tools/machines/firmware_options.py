@@ -16,7 +16,9 @@ _SHOWN = ("pc", "q35", "isapc", "microvm")
 def add_firmware(draft: Draft) -> None:
     """Add the firmware that the RAM blocks show."""
     if draft.family_name not in _SHOWN:
-        draft.say("-bios, -kernel: the stream does not tell: say what the source had, if it had.")
+        draft.say(
+            "-bios, -kernel: the stream does not have them: say what the source had, if it had."
+        )
     for block in draft.told.blocks:
         number = re.fullmatch(r"system\.flash([01])", block.name)
         if number is not None:

@@ -82,7 +82,7 @@ def _add_size(draft: Draft, choice: Choice, facts: plugged.Facts) -> None:
     hotplug = f",slots={sockets},maxmem={-(-room // MIB)}M" if sockets else ""
     draft.add("-m", f"{-(-size // MIB)}M{hotplug}")
     if sockets:
-        draft.say("The stream does not tell maxmem: say what the source had, if you know it.")
+        draft.say("The stream does not have maxmem: say what the source had, if you know it.")
 
 
 def _chosen(draft: Draft, facts: plugged.Facts) -> Choice:
@@ -96,7 +96,7 @@ def _chosen(draft: Draft, facts: plugged.Facts) -> Choice:
         return plugged.settle(choice, facts)
     except LayoutError:
         names = ", ".join(block.name for block in choice.others)
-        draft.say(f"The stream does not tell the order of memory: {names} are taken for nodes.")
+        draft.say(f"The stream does not give the order of memory: {names} are taken for nodes.")
         return Choice(choice.others, [])
 
 

@@ -50,7 +50,7 @@ def add_plugged(draft: Draft, choice: Choice, facts: plugged.Facts, backends: Ba
         memory = f"memdev={backends.id_of(block)}{address}"
         draft.add("-device", f"{kind},id=plugged{number},{memory}")
         if not address:
-            draft.say(f"{block.name} ({kind}): the stream does not tell its slot or address.")
+            draft.say(f"{block.name} ({kind}): the stream does not have its slot or address.")
     for block in draft.told.blocks:
         if block.name in facts.virtio_mem:
             _add_virtio_mem(draft, block, facts.virtio_mem[block.name], backends)

@@ -1,4 +1,4 @@
-"""Add what a stream tells of processors to a command line: the program, -smp and -accel."""
+"""Add what a stream says of processors to a command line: the program, -smp and -accel."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def choose_program(draft: Draft) -> None:
     target = guest.target or (found.target.name if found.target else None)
     if target is None and names:
         target = "x86_64" if "x86_64" in names else names[0]
-        draft.say(f"The stream does not tell the processor: it may be {' or '.join(names)}.")
+        draft.say(f"The stream does not name the processor: it may be {' or '.join(names)}.")
     if target is None:
         target = "x86_64"
-        draft.say("The stream does not tell the processor: qemu-system-x86_64 is a guess.")
+        draft.say("The stream does not name the processor: qemu-system-x86_64 is a guess.")
     draft.guest = guest
     draft.command.target = target
 
@@ -33,10 +33,10 @@ def add_processors(draft: Draft) -> None:
     if count > 1:
         more = f",maxcpus={last + 1}" if last >= count else ""
         draft.add("-smp", f"{count}{more}")
-        draft.say("-smp: the stream does not tell sockets, cores and threads.")
+        draft.say("-smp: the stream does not have sockets, cores and threads.")
     if not count:
-        draft.say("-smp: the stream tells nothing of processors.")
-    draft.say("-cpu: the stream does not tell the model: say the source's, if it had one.")
+        draft.say("-smp: the stream says nothing of processors.")
+    draft.say("-cpu: the stream does not name the model: say the source's, if it had one.")
     if any(section.name == "kvmclock" for section in sections):
         draft.add("-accel", "kvm")
     else:

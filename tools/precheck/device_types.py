@@ -29,7 +29,7 @@ class DeviceTypes:
     states: Mapping[str, State]
 
     def of(self, name: object) -> State | None:
-        """Return the state with this name, or None if the QEMU does not tell it."""
+        """Return the state with this name, or None if the QEMU does not report it."""
         return self.states.get(name) if isinstance(name, str) else None
 
 

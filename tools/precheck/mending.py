@@ -54,7 +54,7 @@ class Mending:
 
     @cached_property
     def _options(self) -> list[tuple[str, ...]]:
-        """Return the options of a command line for A's stream; none if it does not tell any."""
+        """Return the options of a command line for A's stream; none if it does not have any."""
         told = Told(self._a.configuration, self._a.listed, self._a.told, self._a.description)
         try:
             return command_for(told, "defer").options

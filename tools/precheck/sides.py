@@ -45,7 +45,7 @@ def _split(text: str) -> list[str]:
 
 
 def _facts_of_running(path: str) -> Facts:
-    """Return the facts on a running QEMU: those of a twin, but what the QEMU tells of itself."""
+    """Return the facts on a running QEMU: those of a twin, but what the QEMU says of itself."""
     monitor = Monitor(path)
     try:
         program = program_of(monitor)

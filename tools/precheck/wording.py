@@ -44,5 +44,5 @@ _SAYS: dict[Kind, Callable[[Finding], str]] = {
     Kind.FIELD: lambda f: f"{f.detail} is {f.a} in A, {f.b} in B",
     Kind.REFUSED: lambda f: f"B refuses the state: {f.detail}",
     Kind.EXTRA: lambda _: "only B has it; it stays as it is after a reset",
-    Kind.UNCHECKED: lambda f: f.detail or "nobody can tell before whether B reads it",
+    Kind.UNCHECKED: lambda f: f.detail or "nobody can know before whether B reads it",
 }

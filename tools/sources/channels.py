@@ -216,7 +216,7 @@ class Channels:
             found = channel.count.channel
             if number and found == self._channels[number - 1].count.channel:
                 other = self._channels[number - 1].file
-                raise channel.fail(f"channel {found} comes twice: it is in {other}, too")
+                raise channel.fail(f"channel {found} occurs twice: it is in {other}, too")
             if found != number:
                 numbers = ", ".join(str(each.count.channel) for each in self._channels)
                 raise channel.fail(f"channel {number} is missing: there are {numbers}")

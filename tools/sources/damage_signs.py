@@ -43,7 +43,7 @@ def _sign(stream: BinaryIO, start: int, place: int) -> str | None:
     near = read(first, place - first + _WINDOW)
     lines = near.count(b"\n")
     if lines >= _FEWEST_LINES and near.count(b"\r\n") == lines:
-        return "carriage returns stand before all its line feeds: copy the file as binary, not text"
+        return "carriage returns precede all its line feeds: copy the file as binary, not text"
     hole_start, hole_end = _zeros_before(read, place), _zeros_behind(read, place)
     to_the_end = hole_end >= end
     hole_start = -(-hole_start // _SECTOR) * _SECTOR

@@ -9,7 +9,7 @@ from .cases import BenchError
 
 
 def wait_first_byte(server: socket.socket, timeout: float) -> float:
-    """Return when the first byte came, by the monotonic clock. Raises BenchError."""
+    """Return when the first byte arrived, by the monotonic clock. Raises BenchError."""
     server.settimeout(timeout)
     try:
         channel, _ = server.accept()
@@ -19,4 +19,4 @@ def wait_first_byte(server: socket.socket, timeout: float) -> float:
                 raise BenchError("the source closed the connection before the first byte")
             return time.monotonic()
     except TimeoutError:
-        raise BenchError(f"no byte of a migration came in {timeout:.0f} s") from None
+        raise BenchError(f"no byte of a migration arrived in {timeout:.0f} s") from None

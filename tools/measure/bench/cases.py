@@ -39,7 +39,7 @@ class BenchError(VmferryError):
 
 @dataclass(frozen=True)
 class Variant:
-    """A way of sending, one of METHODS; behind `zstd` and `multifd-zstd` may stand `:LEVEL`.
+    """A way of sending, one of METHODS; `zstd` and `multifd-zstd` may end with `:LEVEL`.
 
     `zstd` and `adaptive` compress the link, `multifd` and `multifd-zstd` send over CHANNELS.
     """
@@ -85,7 +85,7 @@ class Variant:
     def of_qemu(self, max_bandwidth: int) -> tuple[set[str], dict[str, Any]] | None:
         """Return what QEMU needs for the same: capabilities and parameters; None if it cannot.
 
-        QEMU does not compress the link; what comes closest is multifd with compression.
+        QEMU does not compress the link; what is closest is multifd with compression.
         """
         parameters: dict[str, Any] = {"max-bandwidth": max_bandwidth or NO_LIMIT}
         if self.method == "adaptive":

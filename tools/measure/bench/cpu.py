@@ -1,6 +1,6 @@
 """Adds up the CPU time of a process and all that it starts, also of those that are gone.
 
-The kernel reaps the children of vmferry's fork server, so that nobody is told what they have used:
+The kernel reaps the children of vmferry's fork server, so that nobody learns what they have used:
 their times are read now and then while they live. What one uses after the last look is lost, less
 than INTERVAL.
 """

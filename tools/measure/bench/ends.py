@@ -66,7 +66,7 @@ def _written(guest: Guest) -> int:
 
 
 def _tell_digest(connection: Connection, guest: Guest) -> None:
-    """Tell the digest of a synthetic guest's memory, when asked: it takes memory of its own."""
+    """Send the digest of a synthetic guest's memory, when asked: it takes memory of its own."""
     connection.recv()
     send_message(connection, guest.digest() if isinstance(guest, SyntheticGuest) else "")
 
@@ -82,7 +82,7 @@ def _pid(guest: Guest) -> int:
 def send(
     connection: Connection, uri: str, source: Still | Live, parameters: SendParameters
 ) -> None:
-    """Send the guest: tell when it is there, and after an answer send it; tell the Run, and after
+    """Send the guest: report that it is there, after an answer send it; report the Run, and after
     another answer the digest of its memory.
     """
     guest = source.make()
@@ -124,7 +124,7 @@ def _send(guest: Guest, uri: str, parameters: SendParameters, meter: CpuMeter) -
 def receive(connection: Connection, destination: Still | Live, channels: int | None) -> None:
     """Receive the guest, which stays paused, over `channels` of multifd beside the main one.
 
-    Tell where it is expected, then Arrived, and after an answer the digest of its memory.
+    Report where it is expected, then Arrived, and after an answer the digest of its memory.
     """
     started = time.monotonic()
     guest = destination.make()

@@ -110,7 +110,7 @@ def _assemble(source: str) -> bytes:
     labels = {name: _DATA + 4 * index for index, name in enumerate(_FIELDS)}
     words = [word for line in source.splitlines() for word in line.partition(";")[0].split()]
     code = b""
-    # The first pass finds the labels that stand behind their first use.
+    # The first pass finds the labels that are behind their first use.
     for _ in range(2):
         code = b""
         for word in words:

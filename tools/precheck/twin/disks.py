@@ -35,7 +35,7 @@ def backend(properties: Mapping[str, str]) -> str:
 
 
 def _size(properties: Mapping[str, str]) -> int:
-    """Return the bytes of the disk in an image, if that can be told from the file."""
+    """Return the bytes of the disk in an image, if the file shows that."""
     for name in _images(properties):
         try:
             with open(name, "rb") as file:

@@ -1,6 +1,6 @@
 """Says what a twin has in place of the options of a QEMU: the same devices, nothing of the host.
 
-Only options that are known to be harmless are taken over, so that a twin can stand beside a running
+Only options that are known to be harmless are taken over, so that a twin can run beside a running
 QEMU: it opens no disk, no memory file, no network, no socket, no log, and no device of the host.
 """
 
