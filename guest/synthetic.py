@@ -32,13 +32,16 @@ from .base import (
     map_block,
     populate_present,
 )
+from .disks.image import Disk
+from .disks.marks import DiskMarks
 from .errors import GuestError
 from .handing import Outcome
 from .handing_in import DestinationJob
 from .handing_out import SourceJob
-from .one_section import one_section, payload_of
+from .one_section import few_sections, payloads_of
 from .sizes import format_size
 from .synthetic_door import knock
+from .synthetic_images import SyntheticImages
 from .synthetic_launch import launch, make_memory
 from .synthetic_memory import PAGE_SIZE, RAM_NAME, ROM_NAME, ROM_SIZE, BadPage
 from .synthetic_options import Options, parse_options
@@ -47,6 +50,7 @@ from .tracking.marks import WriteMarks
 from .tracking.process_memory import ProcessMemory
 
 DEVICE_NAME = "synthetic"
+DISKS_NAME = "synthetic-disks"
 VERSION = 1
 _QUIT_TIMEOUT = 5.0
 _released: list[subprocess.Popen[bytes]] = []
@@ -65,6 +69,7 @@ class SyntheticGuest(Guest):
         self._options = options
         self._expected = options.size if incoming else 0
         self._blocks: tuple[RamBlock, ...] = ()
+        self._images = SyntheticImages(options.disks)
         self._beforehand: tuple[RamBlock, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd: int | None = None
@@ -77,7 +82,9 @@ class SyntheticGuest(Guest):
         if options.prealloc and self._expected:
             self._beforehand = make_memory(self._expected, existing=True)
         if options.size and not incoming:
+            self._images.open()
             self._start(options.size, incoming=False)
+            self._give_disks()
             self._command("resume")
             self._running = True
 
@@ -104,6 +111,12 @@ class SyntheticGuest(Guest):
         except OSError as error:
             self.close()
             raise GuestError(f"synthetic: {error.strerror}") from error
+
+    def _give_disks(self) -> None:
+        """Give the images to the guest's process, which writes them."""
+        disks = self._images.disks
+        if disks:
+            self._command("disks", self._images.sizes, fds=[disk.fd for disk in disks])
 
     def _command(self, name: str, *arguments: Any, fds: Sequence[int] = ()) -> Any:
         with self._lock:
@@ -163,6 +176,11 @@ class SyntheticGuest(Guest):
         return self._blocks
 
     @property
+    def disks(self) -> tuple[Disk, ...]:
+        """Return the disks, one for each image among the options."""
+        return self._images.disks
+
+    @property
     def running(self) -> bool:
         """Return whether the process writes."""
         return self._running
@@ -202,6 +220,12 @@ class SyntheticGuest(Guest):
             addresses = self._command("mark writes", fds=[theirs.fileno()])
             with self._living():
                 return WriteMarks(addresses, receive_fd(ours), receive_fd(ours))
+
+    def mark_disk_writes(self) -> DiskMarks:
+        """Have the guest's process mark what it writes to its disks."""
+        marks = DiskMarks.create(self._images.sizes)
+        self._command("mark disk writes", fds=[marks.memory.fileno()])
+        return marks
 
     def process_memory(self) -> ProcessMemory:
         """Return the guest's process, and where it has RAM and ROM."""
@@ -269,9 +293,14 @@ class SyntheticGuest(Guest):
         knock(self._options.pid)
 
     def save_devices(self, *, running: bool = True) -> DeviceState:
-        """Return one section: whether the guest runs on, its figures, and the sequence numbers."""
-        payload: bytes = self._command("save", running)
-        return one_section(DEVICE_NAME, VERSION, payload, PAGE_SIZE)
+        """Return a section: whether the guest runs on, its figures, and the sequence numbers.
+
+        Those of the disks, if it has any, are in another one.
+        """
+        payloads: dict[str, bytes] = {DEVICE_NAME: self._command("save", running)}
+        if self._images.disks:
+            payloads[DISKS_NAME] = self._command("save disks")
+        return few_sections(payloads, VERSION, PAGE_SIZE)
 
     def prepare(self, machine: Machine, blocks: Sequence[BlockLayout]) -> None:
         """Create memory and the process, so that it is ready when RAM has arrived."""
@@ -294,13 +323,31 @@ class SyntheticGuest(Guest):
             )
         self._start(size, incoming=True)
 
+    def prepare_disk(self, name: str) -> Disk:
+        """Return the disk, in the image that an option says. Raises GuestError if none does."""
+        return self._images.prepare(name)
+
     def load_devices(self, machine: Machine, state: DeviceState) -> None:
-        """Give the table to the process; `machine` was checked by `prepare`."""
+        """Give tables and images to the process; `machine` was checked by `prepare`."""
         del machine
-        self._runs_on = self._command("load", payload_of(state, DEVICE_NAME, VERSION))
+        self._images.check_arrived()
+        self._give_disks()
+        if not self._images.disks and DISKS_NAME in [found.name for found in state.sections]:
+            raise GuestError("synthetic: the guest has disks that did not come: send --disks all")
+        names = (DEVICE_NAME, DISKS_NAME) if self._images.disks else (DEVICE_NAME,)
+        payload, *disks = payloads_of(state, names, VERSION)
+        self._runs_on = self._command("load", payload)
+        for state_of_disks in disks:
+            self._command("load disks", state_of_disks)
 
     def invalidate_caches(self) -> None:
-        """Do nothing: nothing is cached."""
+        """Make the images durable, and drop what the system has cached of them."""
+        self._images.flush()
+
+    def seal(self, *, running: bool) -> None:
+        """Give the images their names: they are whole, and durable."""
+        del running
+        self._images.settle()
 
     def complete(self, *, running: bool) -> None:
         """Complete the guest without a handover, and let it run if it ran at its source."""
@@ -308,7 +355,8 @@ class SyntheticGuest(Guest):
             self.resume()
 
     def abort_incoming(self) -> None:
-        """End the process, which removes everything of the guest."""
+        """End the process, which removes everything of the guest but images that a user made."""
+        self._images.abandon()
         self.close()
 
     def counter(self) -> int:
@@ -366,6 +414,7 @@ class SyntheticGuest(Guest):
             self._connection.close()
         for block in self._blocks + self._beforehand:
             os.close(block.fd)
+        self._images.close()
         if self._pidfd is not None:
             os.close(self._pidfd)
         self._pidfd = None

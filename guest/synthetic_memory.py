@@ -59,17 +59,23 @@ class BadPage(NamedTuple):
 
 
 class Memory:
-    """The memory of a guest: RAM and ROM (u8), and the `table` of sequence numbers (u32)."""
+    """The memory of a guest: RAM and ROM (u8), and the `table` of sequence numbers (u32).
+
+    `name` is what bad pages of RAM are said to be in.
+    """
 
     def __init__(
         self,
         ram: npt.NDArray[np.uint8],
-        rom: npt.NDArray[np.uint8],
+        rom: npt.NDArray[np.uint8] | None,
         seed: int,
         pattern: str = PATTERNS[0],
+        *,
+        name: str = RAM_NAME,
     ) -> None:
         self._words = ram.view(np.uint64).reshape(-1, _WORDS)
-        self._rom = rom.reshape(-1, PAGE_SIZE)
+        self._rom = None if rom is None else rom.reshape(-1, PAGE_SIZE)
+        self._name = name
         self.table = np.zeros(len(self._words), np.uint32)
         self._random = np.random.default_rng(seed)
         self._pool: npt.NDArray[np.uint64] | None = None
@@ -95,7 +101,8 @@ class Memory:
 
     def fill(self, zero: float) -> None:
         """Write ROM, and every page of RAM once, except a fraction `zero` that stays zero."""
-        self._rom[:] = _rom_image()
+        if self._rom is not None:
+            self._rom[:] = _rom_image()
         count = len(self.table)
         written = np.sort(self._random.permutation(count)[: round(count * (1 - zero))])
         for start in range(0, len(written), BATCH):
@@ -127,7 +134,9 @@ class Memory:
         if right.all():
             return []
         reasons = np.select([is_zero, ~whole, ~own], ["lost", "torn", "foreign"], "stale")
-        return [BadPage(RAM_NAME, int(numbers[i]), str(reasons[i])) for i in np.flatnonzero(~right)]
+        return [
+            BadPage(self._name, int(numbers[i]), str(reasons[i])) for i in np.flatnonzero(~right)
+        ]
 
     def check_all(self) -> list[BadPage]:
         """Return all pages of RAM and ROM that are not as they should be."""
@@ -135,6 +144,8 @@ class Memory:
         bad = []
         for start in range(0, len(numbers), BATCH):
             bad += self.check(numbers[start : start + BATCH])
+        if self._rom is None:
+            return bad
         wrong = (self._rom != _rom_image()).any(axis=1)
         return bad + [BadPage(ROM_NAME, int(number), "torn") for number in np.flatnonzero(wrong)]
 

@@ -19,9 +19,10 @@ class Options:
     is the part of RAM, in bytes, that is written over and over. `zero` is the fraction of RAM that
     starts as zero. `heartbeat` is a file that gets "pid counter running" every 100 ms. `orphan` is
     the time in seconds that the guest lives on when its controller dies. `pattern` is one of
-    PATTERNS in `synthetic_memory`. `prealloc` has all of memory made beforehand: that of an
-    incoming guest whose size is given, before it arrives. `pid` is the process of a guest that a
-    failed migration left paused, and that is to be started.
+    PATTERNS in `synthetic_memory`. `disks` has the paths of the images of its disks (option `disk`,
+    once for each), which it writes with `disk_rate`. `prealloc` has all of memory made
+    beforehand: that of an incoming guest whose size is given, before it arrives. `pid` is the
+    process of a guest that a failed migration left paused, and that is to be started.
     """
 
     size: int = 0
@@ -34,6 +35,8 @@ class Options:
     pattern: str = PATTERNS[0]
     prealloc: bool = False
     pid: int = 0
+    disks: tuple[str, ...] = ()
+    disk_rate: int = 0
 
 
 def _percent(text: str) -> float:
@@ -85,6 +88,8 @@ def _parsers(size: int) -> dict[str, Callable[[str], Any]]:
         "pattern": _pattern,
         "prealloc": _switch,
         "pid": _pid,
+        "disk": str,
+        "disk-rate": parse_size,
     }
 
 
@@ -104,7 +109,11 @@ def parse_options(text: str) -> Options:
         if name not in parsers:
             raise GuestError(f"synthetic: unknown option {name!r}; known are {', '.join(parsers)}")
         try:
-            values[name.replace("-", "_")] = parsers[name](value)
+            parsed = parsers[name](value)
+            if name == "disk":
+                values["disks"] = (*values.get("disks", ()), parsed)
+            else:
+                values[name.replace("-", "_")] = parsed
         except ValueError as error:
             raise GuestError(f"synthetic: option {name}: {error}") from error
     return Options(**values)

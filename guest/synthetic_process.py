@@ -29,6 +29,7 @@ from .base import RamBlock, map_block
 from .errors import GuestError
 from .handing_in import DestinationJob, hand_in
 from .handing_out import SourceJob, hand_out
+from .synthetic_disks import SyntheticDisks
 from .synthetic_door import Door
 from .synthetic_memory import BATCH, PAGE_SIZE, BadPage, Memory
 from .synthetic_options import Options
@@ -70,6 +71,7 @@ class Process:
         self._poll = select.poll()
         self._poll.register(connection.fileno(), select.POLLIN)
         self._memory = memory
+        self._disks = SyntheticDisks((), (), 0, options.seed)
         self._options = options
         self._rate = options.dirty_rate
         self._hot = options.hot // PAGE_SIZE
@@ -99,10 +101,14 @@ class Process:
             "throttle": self._set_throttle,
             "mark writes": self._mark_writes,
             "addresses": lambda: tuple(block.ctypes.data for block in self._blocks),
+            "disks": self._take_disks,
+            "mark disk writes": self._mark_disk_writes,
             "save": self._save,
+            "save disks": self._save_disks,
             "load": self._load,
+            "load disks": self._load_disks,
             "counter": lambda: self._counter,
-            "verify": lambda: self._bad + self._memory.check_all(),
+            "verify": lambda: self._bad + self._memory.check_all() + self._disks.check_all(),
         }
 
     def run(self) -> None:
@@ -114,10 +120,12 @@ class Process:
             elif self._commanded(self._patience()) and not self._obey():
                 return
             self._write_due()
+            if self._running:
+                self._disks.write_due(self._speed)
             self._beat()
 
     def _patience(self) -> float:
-        return _TICK if self._running and self._rate else _BEAT
+        return _TICK if self._running and (self._rate or self._disks.rate) else _BEAT
 
     def _commanded(self, seconds: float) -> bool:
         return not self._orphan and bool(self._poll.poll(seconds * 1000))
@@ -190,6 +198,7 @@ class Process:
     def resume(self) -> None:
         """Run the guest here, and nowhere else."""
         self._wrote_until = time.monotonic()
+        self._disks.begin()
         self._running, self._hold = True, Hold.OURS
 
     def commit(self) -> None:
@@ -240,6 +249,20 @@ class Process:
             send_fd(controller, marks.pagemap)
         marks.close()
         return marks.addresses
+
+    def _take_disks(self, sizes: tuple[int, ...]) -> None:
+        """Take the images of the disks, which stay locked for as long as this process lives."""
+        fds = [receive_fd(self._connection) for _ in sizes]
+        self._disks = SyntheticDisks(fds, sizes, self._options.disk_rate, self._seed)
+
+    def _mark_disk_writes(self) -> None:
+        self._disks.mark(receive_fd(self._connection))
+
+    def _save_disks(self) -> bytes:
+        return self._disks.save()
+
+    def _load_disks(self, state: bytes) -> None:
+        self._disks.load(state)
 
     def _save(self, running: bool = True) -> bytes:
         memory = self._memory

@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 from vmferry.guest.directory import DirectoryGuest
+from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol.errors import ParameterError
 from vmferry.protocol.section_events import DiskBlock, DiskProgress
+from vmferry.receiver.coordinator import ReceiveParameters
 from vmferry.sender.coordinator import Sender
 from vmferry.sender.parameters import SendParameters
-from vmferry.transport.settings import Disks
+from vmferry.transport.settings import Disks, TrackerKind
 
 from tests import streams
-from tests.disks import MIB, ODD, data_bytes, make_guest, make_room, move, move_folder
+from tests.disks import MIB, ODD, data_bytes, make_guest, make_room, move, move_folder, write_image
+from tests.patience import wait_until
 
 SIZES = {"disk0": ODD, "disk1": 8 * MIB}
 
@@ -116,6 +119,82 @@ def test_disks_have_no_place_in_mapped_ram() -> None:
     """Broken: a file would be written that no QEMU reads."""
     with pytest.raises(ParameterError, match="disks"):
         SendParameters(mapped_ram=True, disks=Disks.ALL)
+
+
+BUSY = "16M,dirty-rate=4M,hot=1M,disk-rate=6M"
+
+
+@pytest.mark.parametrize(
+    ("tracker", "ram"),
+    [
+        (TrackerKind.AUTO, {"workers": 0}),
+        (TrackerKind.AUTO, {"workers": 2, "compress": "adaptive"}),
+        (TrackerKind.AUTO, {"workers": 1, "xbzrle": True, "zero_blocks": False}),
+        (TrackerKind.AUTO, {"multifd_channels": 2}),
+        (TrackerKind.DIGESTS, {"workers": 0}),
+    ],
+)
+def test_a_guest_that_writes_its_disks_arrives(
+    tmp_path: Path, tracker: TrackerKind, ram: dict[str, Any]
+) -> None:
+    """Broken: what the guest wrote while a disk was sent would be lost or torn (law 1 and 3)."""
+    images = {folder: [tmp_path / folder / name for name in "01"] for folder in "ab"}
+    for number, image in enumerate(images["a"]):
+        write_image(image, 20 * MIB + number * 512, number)
+    (tmp_path / "b").mkdir()
+    images["b"][1].write_bytes(os.urandom(20 * MIB + 512))
+    here, there = (",".join(f"disk={path}" for path in images[folder]) for folder in "ab")
+    channels = ram.get("multifd_channels")
+    received = ReceiveParameters(paused=True, multifd_channels=channels)
+    parameters = SendParameters(
+        disks=Disks.ALL, tracker=tracker, max_bandwidth=40 * MIB, downtime_limit=0.02, **ram
+    )
+    with (
+        closing(SyntheticGuest.parse(f"{BUSY},{here}")) as source,
+        closing(SyntheticGuest.parse(there, incoming=True)) as arrived,
+    ):
+        moved = move(source, arrived, parameters, received)
+        assert (moved.sending, moved.receiving) == ("", "")
+        assert moved.figures is not None
+        assert moved.figures.dirty_sync_count >= 2
+        assert moved.figures.disk is not None
+        assert moved.figures.disk.transferred > moved.figures.disk.total
+        assert arrived.verify() == []
+        for before, after in zip(images["a"], images["b"], strict=True):
+            assert after.read_bytes()[: before.stat().st_size] == before.read_bytes()
+        arrived.resume()
+        wait_until(lambda: (tmp_path / "b" / "0").read_bytes() != images["a"][0].read_bytes())
+        arrived.pause()
+        assert arrived.verify() == []
+
+
+def test_disks_of_a_running_guest_have_to_come(tmp_path: Path) -> None:
+    """Broken: a guest would run on without its disks."""
+    write_image(tmp_path / "a", MIB)
+    with (
+        closing(SyntheticGuest.parse(f"1M,disk={tmp_path}/a")) as source,
+        closing(SyntheticGuest.parse("", incoming=True)) as arrived,
+    ):
+        moved = move(source, arrived)
+        assert "send --disks all" in moved.receiving
+        assert source.running
+
+
+def test_a_full_disk_leaves_the_guest_running(tmp_path: Path) -> None:
+    """Broken: a destination that has no room for a disk would cost the guest (law 5)."""
+    write_image(tmp_path / "a", 8 * MIB)
+    write_image(tmp_path / "b", 4 * MIB)
+    with (
+        closing(SyntheticGuest.parse(f"1M,disk={tmp_path}/a,disk-rate=1M")) as source,
+        closing(SyntheticGuest.parse(f"disk={tmp_path}/b", incoming=True)) as arrived,
+    ):
+        moved = move(source, arrived, SendParameters(disks=Disks.ALL))
+        assert "b: an image of 4194304 bytes is smaller" in moved.receiving
+        assert moved.sending
+        assert source.running
+        assert source.verify() == []
+    assert not (tmp_path / "b").exists()
+    assert (tmp_path / "b.incomplete").exists()
 
 
 def cut_short(image: Path) -> None:
