@@ -73,7 +73,6 @@ class StreamReader:
         self._footers = FooterReader()
         self._commands = CommandReader(self._ram, self._known)
         self._early = EarlyDevices(self._known, keep, max_device_state, described_size)
-        self._kept_rest: KeptRest | None = None
         self._parts: dict[int, _Step] = {
             SectionType.EOF: self._end,
             SectionType.START: self._section_start,
@@ -89,6 +88,8 @@ class StreamReader:
         self._section: SectionStart | events.IterativeSection | None = None
         self._reading: SectionReader = self._ram
         self._configured = False
+        self.rest: KeptRest | None = None
+        """The bytes from the first device section after RAM on, or from the EOF; None before it."""
         self.finished = False
         """True once the end is known: by `close`, or when the limit of device state is reached."""
         self.end = 0
@@ -120,17 +121,6 @@ class StreamReader:
         return self._ram.page_size
 
     @property
-    def keeping_from(self) -> int | None:
-        """Return the position in the stream from which all bytes are kept, None before it."""
-        return None if self._kept_rest is None else self._kept_rest.offset
-
-    @property
-    def kept(self) -> Kept:
-        """Return the bytes kept from `keeping_from` on; the caller may append to them itself."""
-        assert self._kept_rest is not None
-        return self._kept_rest.kept
-
-    @property
     def position(self) -> int:
         """Return the position in the stream up to which everything was read."""
         return self._offset
@@ -138,25 +128,12 @@ class StreamReader:
     @property
     def behind(self) -> int:
         """Return how many kept bytes follow the end of the stream, once it is finished."""
-        return 0 if self._kept_rest is None else self._kept_rest.end - self.end
+        return 0 if self.rest is None else self.rest.end - self.end
 
     @property
     def whole(self) -> bool:
         """Return whether a description confirms that the stream ends with the last byte read."""
-        return self.finished or (self._kept_rest is not None and self._kept_rest.whole())
-
-    @property
-    def confirmed_end(self) -> int | None:
-        """Return the position behind the EOF byte, if a description that ends here confirms it."""
-        return None if self._kept_rest is None else self._kept_rest.confirmed_end()
-
-    @property
-    def bare(self) -> bool:
-        """Return whether the stream may end here with no description to confirm it.
-
-        The check scans all device state.
-        """
-        return self._kept_rest is not None and self._kept_rest.bare()
+        return self.finished or (self.rest is not None and self.rest.whole())
 
     @property
     def to_skip(self) -> int:
@@ -214,7 +191,7 @@ class StreamReader:
             return []
         self._known.at_end = True
         found = self.feed(b"")
-        if self._kept_rest is None:
+        if self.rest is None:
             where = self._step.__name__.strip("_").replace("_", " ")
             raise CutError(
                 f"the stream ends early, in: {where}",
@@ -333,20 +310,20 @@ class StreamReader:
             self.page_size,
             True if self._ram.begun and footers is None else footers,
         )
-        self._kept_rest = KeptRest(ending, self._max_device_state)
+        self.rest = KeptRest(ending, self._max_device_state)
         self._step = self._keep_all
         return []
 
     def _keep_all(self, cursor: Cursor) -> list[events.Event]:
         """Keep the bytes at hand; at the limit of device state, find the end."""
-        assert self._kept_rest is not None
-        self._kept_rest.read(cursor)
+        assert self.rest is not None
+        self.rest.read(cursor)
         return self._resolve(at_end=False)
 
     def _resolve(self, *, at_end: bool) -> list[events.Event]:
         """Decide where sections and the stream end; `at_end`: the input has ended, too."""
-        assert self._kept_rest is not None
-        ended = self._kept_rest.resolve(at_end=at_end)
+        assert self.rest is not None
+        ended = self.rest.resolve(at_end=at_end)
         self.finished, self.guessed = True, ended.guessed
-        self.end = self._kept_rest.offset + ended.end
+        self.end = self.rest.offset + ended.end
         return ended.events

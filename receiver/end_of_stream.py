@@ -65,18 +65,19 @@ class EndOfStream:
         `ready` returns the descriptors that are ready within some seconds (None: no limit). Raises
         StreamError if the stream may have ended, but nothing confirms it.
         """
-        if self._reader.keeping_from is None:
+        rest = self._reader.rest
+        if rest is None:
             return ready(None)
         if self._reader.whole:
             return ready(self._silence())
         found = ready(DESCRIPTION_GRACE)
         if found or not self._answers.wanted:
             return found or ready(None)
-        kept = self._reader.kept
+        kept = rest.kept
         abort = word_on_wire(Word.ABORT, framed=False)
         if kept.read(max(0, kept.size - len(abort)), len(abort)) == abort:
             raise ChannelError("the source took the guest back")
-        if self._reader.bare:
+        if rest.bare():
             raise StreamError(UNCONFIRMED, offset=self._reader.position)
         return ready(None)
 

@@ -82,7 +82,7 @@ class StreamView:
     @property
     def devices_from(self) -> int | None:
         """Return the position behind RAM, where device state begins; None before it."""
-        return self._reader.keeping_from
+        return None if self._reader.rest is None else self._reader.rest.offset
 
     def feed(self, piece: memoryview, moment: float) -> None:
         """Read the next bytes, which passed at a moment, in seconds of any clock."""
@@ -95,8 +95,8 @@ class StreamView:
             late = moment - self._split_at >= _SPLIT_EVERY or self.devices_from is not None
             if self._waiting and (late or self._pages_waiting >= _MANY):
                 self._split(moment)
-            if self.devices_from is not None and self.eof is None:
-                self.eof = self._reader.confirmed_end
+            if self._reader.rest is not None and self.eof is None:
+                self.eof = self._reader.rest.confirmed_end()
         except StreamError as error:
             self._note_all(error.found, moment)
             self.error = error

@@ -29,7 +29,7 @@ class KeptRest:
 
     @property
     def kept(self) -> Kept:
-        """Return the bytes that are kept."""
+        """Return the bytes that are kept; the caller of the reader may append to them itself."""
         return self._ending.kept
 
     @property
@@ -47,7 +47,10 @@ class KeptRest:
         return None if end is None else self.offset + end
 
     def bare(self) -> bool:
-        """Return whether the kept bytes look like a whole stream that has no description."""
+        """Return whether the kept bytes look like a whole stream that has no description.
+
+        The check scans all of them.
+        """
         return self._ending.bare()
 
     def read(self, cursor: Cursor) -> None:

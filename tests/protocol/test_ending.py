@@ -221,7 +221,8 @@ def test_without_description() -> None:
     for tail in (b"", bytes(5000)):
         reader = StreamReader()
         reader.feed(data + tail)
-        assert reader.bare
+        assert reader.rest is not None
+        assert reader.rest.bare()
         assert not reader.whole
         assert _payloads(reader.close()) == [b"12345", b"pixels"]
         assert (reader.end, reader.behind) == (len(data), len(tail))
@@ -242,7 +243,8 @@ OLD = b"old data of the volume\0" * 900 + b"old"
 def _guess(data: bytes) -> tuple[StreamReader, list[events.Event]]:
     reader = StreamReader()
     found = reader.feed(data)
-    assert not reader.bare
+    assert reader.rest is not None
+    assert not reader.rest.bare()
     assert not reader.whole
     found += reader.close()
     assert reader.guessed

@@ -35,7 +35,8 @@ class Sink:
                     reader.feed(data)
             except TimeoutError:
                 # Without a description nothing says that all has come, but that the source waits.
-                assert reader.bare
+                assert reader.rest is not None
+                assert reader.rest.bare()
             connection.sendall(shut(0))
             connection.settimeout(PATIENCE)
             while data := connection.recv(1 << 20):

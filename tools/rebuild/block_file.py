@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ...protocol import events
 from ...protocol.pages import xbzrle, zlib_pages
+from ...transport.sparse import write_at
 from ..console.failure import CommandError
 
 PAGES = 1024
@@ -113,12 +114,7 @@ class BlockFile:
     def _write(self, offsets: npt.NDArray[np.uint64], pages: npt.NDArray[np.uint8]) -> None:
         for place, start, end in self._runs(offsets):
             # Pages that are not contiguous in the stream's buffer are contiguous in the file.
-            self._write_piece(np.ascontiguousarray(pages[start:end]).reshape(-1).data, place)
-
-    def _write_piece(self, piece: memoryview, place: int) -> None:
-        while piece:
-            count = os.pwrite(self.fd, piece, place)
-            piece, place = piece[count:], place + count
+            write_at(self.fd, np.ascontiguousarray(pages[start:end]).reshape(-1).data, place)
 
     def _read(self, offsets: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
         pages = np.empty((len(offsets), self.page_size), np.uint8)

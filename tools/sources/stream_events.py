@@ -172,9 +172,7 @@ class Reading:
         Both are valid until the next ones are requested. Raises StreamError, OSError.
         """
         buffer, kept, at = memoryview(bytearray(PIECE)), 0, 0
-        while not self.reader.finished and (
-            self.reader.keeping_from is None or self._start is None
-        ):
+        while not self.reader.finished and (self.reader.rest is None or self._start is None):
             skipped = self.reader.to_skip if self._start is not None else 0
             if skipped:
                 self._stream.seek(skipped, SEEK_CUR)
@@ -183,7 +181,7 @@ class Reading:
             try:
                 count = fill(self._stream, buffer[kept:])
             except StreamError as error:
-                if self.reader.keeping_from is None:
+                if self.reader.rest is None:
                     raise
                 # The compressed data is damaged here, possibly after the end of the stream itself.
                 self._damage, self._ended = error, True
@@ -196,13 +194,13 @@ class Reading:
                 found, done = self.reader.parse(buffer[: kept + count])
             except StreamError as error:
                 found, done, failure = list(error.found), 0, error
-            limit = self.reader.keeping_from
-            yield found, buffer[: done if limit is None else max(0, min(done, limit - at))]
+            rest = self.reader.rest
+            yield found, buffer[: done if rest is None else max(0, min(done, rest.offset - at))]
             if failure is not None:
                 raise failure
-            rest = bytes(buffer[done : kept + count])
-            buffer[: len(rest)] = rest
-            kept, at = len(rest), at + done
+            left = bytes(buffer[done : kept + count])
+            buffer[: len(left)] = left
+            kept, at = len(left), at + done
         if self._start is None:
             give_back(self._stream, bytes(buffer[:kept]))
         yield from self._last_pieces()
@@ -214,11 +212,11 @@ class Reading:
         except StreamError as error:
             raise self._damage or error from None
         yield found, memoryview(b"")
-        start = self.reader.keeping_from
-        assert start is not None
-        for at in range(start, self.reader.end, PIECE):
+        rest = self.reader.rest
+        assert rest is not None
+        for at in range(rest.offset, self.reader.end, PIECE):
             size = min(PIECE, self.reader.end - at)
-            yield [], memoryview(self.reader.kept.read(at - start, size))
+            yield [], memoryview(rest.kept.read(at - rest.offset, size))
 
     def left(self) -> Left:
         """Count the bytes after the stream; call this after all its events were read."""
@@ -226,15 +224,14 @@ class Reading:
 
     def _left(self) -> Left:
         reader = self.reader
-        assert reader.keeping_from is not None
-        end = reader.end - reader.keeping_from
+        assert reader.rest is not None
         if self._start is not None:
             self._stream.seek(self._start + reader.end)
             return left_in(self._stream)
         if self._ended and isinstance(self._stream, Source):
-            return self._stream.left_behind(reader.kept.size - end, self._damage)
+            return self._stream.left_behind(reader.behind, self._damage)
         more = left_in(self._stream)
-        count = reader.kept.size - end
+        count = reader.behind
         return Left(count + more.count, more.exact) if count else more
 
     def all_events(self) -> Iterator[Found]:
