@@ -43,7 +43,7 @@ __all__ = [
     "read_events",
 ]
 
-_PACKAGES = ("control", "guest", "protocol", "receiver", "sender", "tools", "transport")
+_PACKAGES = ("control", "guest", "protocol", "receiver", "relay", "sender", "tools", "transport")
 
 _name = exported(
     __name__,

@@ -8,3 +8,17 @@ what the other side has not handed on, `Incoming` puts what arrives in order. `P
 frames of what leaves, and a `Carrier` moves frames and records over one connection of the link.
 docs/relay.md explains the link.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..protocol.lazy import exported
+
+if TYPE_CHECKING:
+    from .parameters import RelayParameters, Side
+    from .run import run_relay
+
+__all__ = ["RelayParameters", "Side", "run_relay"]
+
+__getattr__ = exported(__name__, {"parameters": "RelayParameters Side", "run": "run_relay"})

@@ -16,7 +16,7 @@ import pytest
 import vmferry
 from vmferry.protocol import VmferryError
 
-PACKAGES = ("protocol", "transport", "guest", "sender", "receiver", "control", "tools")
+PACKAGES = ("protocol", "transport", "guest", "sender", "receiver", "relay", "control", "tools")
 OURS = (
     "IllegalTransitionError",
     "MismatchError",

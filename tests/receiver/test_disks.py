@@ -146,6 +146,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.root
 def test_a_full_disk_is_named(tmp_path: Path, small_disk: Path) -> None:
     """Broken: a user would not know why the guest did not arrive."""
     (tmp_path / "stream").write_bytes(stream(*map(block, range(8))))

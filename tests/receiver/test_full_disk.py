@@ -17,6 +17,8 @@ from vmferry.sender.coordinator import Sender
 
 from tests.qemu.machine import missing
 
+pytestmark = pytest.mark.root
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:

@@ -282,6 +282,7 @@ def test_dead_worker_leaves_the_guest_running(guest: SyntheticGuest, tmp_path: P
     assert file.read_bytes()[:4] == bytes(4)
 
 
+@pytest.mark.root
 def test_full_disk(guest: SyntheticGuest, tmp_path: Path) -> None:
     """Broken: a file without some of its pages would pass for a saved guest."""
     if os.geteuid():

@@ -21,6 +21,8 @@ from tests.system import capture
 from tests.system.arrival import Pauses
 from tests.system.link import run
 
+pytestmark = pytest.mark.root
+
 OWN = "02:00:00:00:00:01"
 GUEST = "52:54:00:12:34:56"
 ROOT = Path(__file__).parents[2]

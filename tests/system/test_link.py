@@ -17,6 +17,8 @@ from tests.qemu.machine import VMFERRY
 from tests.sender.incoming import Incoming
 from tests.system.link import FAR, Link, Quality
 
+pytestmark = pytest.mark.root
+
 MIB = 1 << 20
 SHAPED = Quality(50 * MIB)
 FAR_AWAY = Quality(20 * MIB, delay=0.005, loss=0.0005)

@@ -11,6 +11,8 @@ import pytest
 
 from tests.system.link import FAR, Link, Quality
 
+pytestmark = pytest.mark.root
+
 PORT = 7001
 LISTENS = f"""
 import socket, time

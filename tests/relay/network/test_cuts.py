@@ -46,6 +46,7 @@ def guests(tmp_path_factory: pytest.TempPathFactory) -> Guests:
 
 
 @pytest.mark.qemu
+@pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.parametrize("wanted", PLANS, ids=str)
 def test_a_cut_costs_the_guest_nothing(guests: Guests, tmp_path: Path, wanted: Plan) -> None:
