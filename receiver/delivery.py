@@ -88,6 +88,10 @@ class Delivery:
         for first in range(0, len(runs), TABLE_RUNS):
             self._slots.publish(runs[first : first + TABLE_RUNS], slot, start, end)
 
+    def finish(self) -> None:
+        """Check that all of the disks has arrived. Raises StreamError, FileError."""
+        self._disks.finish()
+
     def _check(self, event: events.Event) -> None:
         refuse(event)
         if not self.seekable:

@@ -24,17 +24,26 @@ from ..transport.sparse import clear, write_at
 from ..transport.spill import FileError
 from .exchange import Commands, DiskWanted, OpenDisk
 
+TOO_FAST = (
+    ": make the image as large as the disk; a QEMU 7.2 leaves out the rest where the link is fast,"
+    " unless its downtime-limit is 0 or 1"
+)
+"""The hint for a source that has not sent all of its disks."""
 _PIECE = 4096
 """Bytes of a block that are looked at together: where they are all zero, they become a hole."""
 
 
 @dataclass
 class _Image:
-    """The image of a disk, of `size` bytes; it grows unless that is `fixed`."""
+    """The image of a disk, of `size` bytes; it grows unless that is `fixed`.
+
+    `end` is the end of the last block that has arrived.
+    """
 
     disk: Disk
     size: int
     fixed: bool
+    end: int = 0
     seen: set[int] = field(default_factory=set)
     """Sectors of the blocks that have arrived, of a disk without a name."""
 
@@ -48,16 +57,19 @@ class DiskWriter:
         self._counters = counters
         self._images: dict[str, _Image] = {}
         self._percent = 0
+        self._offset = 0
+        """Offset in the stream of the last block."""
 
     def take(self, event: DiskBlock | DiskProgress) -> None:
         """Write one block. Raises StreamError, UnsupportedError, FileError."""
         if isinstance(event, DiskProgress):
-            self._percent = event.percent
+            # At its very end, a source says 100 whatever it has sent.
+            self._percent = max(self._percent, event.percent % 100)
         else:
             self._write(event)
 
     def _write(self, block: DiskBlock) -> None:
-        start = block.sector << SECTOR_BITS
+        self._offset, start = block.offset, block.sector << SECTOR_BITS
         if start % BLOCK_SIZE or start >= MAX_DISK:
             message = f"sector {block.sector} of {block.device!r} begins no block"
             raise StreamError(message, offset=block.offset, section=SECTION_NAME)
@@ -74,6 +86,7 @@ class DiskWriter:
             _put(image, start, end, block.data)
         except OSError as error:
             raise FileError(error.errno, error.strerror, image.disk.path) from error
+        image.end = max(image.end, end)
         self._counters.add("disk_bytes", end - start)
 
     def _image(self, block: DiskBlock) -> _Image:
@@ -84,6 +97,23 @@ class DiskWriter:
             image = _Image(disk, disk.size or 0, disk.size is not None)
             self._images[block.device] = image
         return image
+
+    def finish(self) -> None:
+        """Raise FileError or StreamError unless all of the disks has arrived, at the stream's end.
+
+        A QEMU 7.2 whose link is fast ends before it has sent its disks. What it told of its
+        progress shows that, and so does an image whose end has not arrived.
+        """
+        images = self._images.values()
+        for image in images:
+            if image.fixed and image.end < image.size:
+                message = f"only {image.end} of {image.size} bytes have arrived{TOO_FAST}"
+                raise FileError(errno.ENODATA, message, image.disk.path)
+        count = sum(-(-image.end // BLOCK_SIZE) for image in images)
+        # QEMU tells its progress before most blocks, but not before the last one of each disk.
+        if count and self._percent < 100 * (count - len(images) - 1) // count:
+            message = f"the source told of {self._percent}% of its disks, and ended{TOO_FAST}"
+            raise StreamError(message, offset=self._offset, section=SECTION_NAME)
 
     def _check_alone(self, block: DiskBlock, unnamed: _Image) -> None:
         """Raise UnsupportedError if a disk without a name is not the only disk.

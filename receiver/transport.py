@@ -113,6 +113,7 @@ class Transport:
             self._take_plain(slot, used)
         may_lack_pages = self._delivery.any_pages or self._points is not None
         self._delivery.report(self._end.last_events(any_pages=may_lack_pages))
+        self._delivery.finish()
         self._slots.barrier()
         if self._points is not None:
             self._points.finish()
