@@ -10,13 +10,14 @@ from typing import Any
 from ..guest.base import Guest
 from ..guest.errors import MigrationError
 from ..protocol.states import MigrationStatus
-from ..receiver.coordinator import ReceiveParameters, Receiver
+from ..receiver.coordinator import ReceiveParameters
 from ..receiver.errors import KeptError
 from ..transport.settings import DIRECT_IO, MULTIFD_CHANNELS
 from ..transport.uri import Tcp, Unix, UriError, parse_uri
 from .capabilities import Capabilities
 from .descriptors import Descriptors
 from .errors import QmpError
+from .migrating import AnyReceiver, new_receiver
 from .migration_events import MigrationEvents
 from .parameters import Parameters
 from .run_state import RunControl
@@ -44,7 +45,7 @@ class Incoming:
         self._run = run
         self._descriptors = descriptors
         self._events = events
-        self._receiver: Receiver | None = None
+        self._receiver: AnyReceiver | None = None
         self._future: asyncio.Future[None] | None = None
         self._status = _S.NONE
         self._address: list[dict[str, Any]] = []
@@ -86,7 +87,7 @@ class Incoming:
             # Only pages of a file are read so; other incoming guests do without, as in QEMU.
             direct_io=self._parameters[DIRECT_IO.name] and uri.startswith("file:"),
         )
-        receiver = self._receiver = Receiver(self._guest, uri, parameters)
+        receiver = self._receiver = new_receiver(self._guest, uri, parameters)
         receiver.states.add_listener(self._changed)
         receiver.on_refused = self.on_refused
 
@@ -161,7 +162,7 @@ class Incoming:
         return str(error) if isinstance(error, KeptError) else ""
 
 
-def _receive(receiver: Receiver, heard: Callable[[str], None]) -> None:
+def _receive(receiver: AnyReceiver, heard: Callable[[str], None]) -> None:
     receiver.run(on_listening=heard)
 
 

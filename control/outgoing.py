@@ -10,7 +10,6 @@ from ..guest.base import Guest
 from ..guest.errors import GuestError, MigrationError
 from ..protocol.errors import ParameterError
 from ..protocol.states import MigrationStatus
-from ..sender.coordinator import Sender
 from ..sender.errors import UnconfirmedError
 from ..sender.figures import Figures
 from ..sender.page_cache import CacheSizeError
@@ -23,6 +22,7 @@ from .descriptors import Descriptors
 from .errors import QmpError
 from .extensions import under_own_names
 from .figures import laid_out
+from .migrating import AnySender, new_sender
 from .migration_events import MigrationEvents
 from .parameters import Parameters
 from .run_state import RunControl, RunState
@@ -52,7 +52,7 @@ class Outgoing:
         self._descriptors = descriptors
         self._events = events
         self._status = _S.NONE
-        self._sender: Sender | None = None
+        self._sender: AnySender | None = None
         self._thread: threading.Thread | None = None
         self._passes = 0
         self._stall: Stall | None = None
@@ -101,15 +101,15 @@ class Outgoing:
         self._thread = threading.Thread(target=self._migrate, args=(self._sender,))
         self._thread.start()
 
-    def _new_sender(self, uri: str, disks: Disks) -> Sender:
+    def _new_sender(self, uri: str, disks: Disks) -> AnySender:
         parameters = send_parameters(self._guest, self._parameters, self._capabilities, disks)
-        sender = Sender(self._guest, uri, parameters)
+        sender = new_sender(self._guest, uri, parameters)
         sender.on_round = self._round_begins
         sender.on_switchover = self._run.switchover
         sender.states.add_listener(self._changed)
         return sender
 
-    def _migrate(self, sender: Sender) -> None:
+    def _migrate(self, sender: AnySender) -> None:
         """Run one migration from beginning to end, in the thread."""
         try:
             figures = sender.run(self._look)

@@ -71,6 +71,12 @@ class RunControl:
                 self._guest.resume()
                 self._state = RunState.RUNNING
 
+    def follow(self, running: bool) -> None:
+        """Record that the guest's hypervisor has started or stopped it."""
+        with self._lock:
+            if self._state in (RunState.RUNNING, RunState.PAUSED, RunState.PRELAUNCH):
+                self._state = RunState.RUNNING if running else RunState.PAUSED
+
     def switchover(self) -> None:
         """Reserve stopping and resuming the guest for the migration from now on."""
         with self._lock:
@@ -90,7 +96,7 @@ class RunControl:
         """Restore the state before the switchover, because the guest did not migrate away."""
         with self._lock:
             if self._state is RunState.FINISH_MIGRATE:
-                stopped = self._before is not RunState.RUNNING
+                stopped = self._before is not RunState.RUNNING and not self._guest.moves_itself
                 self._state = self._before if stopped else self._as_it_is()
 
     def arrived(self) -> None:

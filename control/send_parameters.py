@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..guest.base import Guest
 from ..sender.limits import Limits
 from ..sender.parameters import SendParameters
@@ -11,6 +13,10 @@ from ..transport.settings import Disks, MultifdCompression, OnStall, TrackerKind
 from .capabilities import Capabilities
 from .extensions import AUTO, COMPRESS, ON_STALL, TRACKER, WORKERS
 from .parameters import Parameters
+
+if TYPE_CHECKING:
+    # The library for QMP is slow to import, and other guests do without.
+    from .qemu.limits import QemuLimits
 
 
 def send_parameters(
@@ -48,7 +54,9 @@ def send_parameters(
     )
 
 
-def change_limits(limits: Limits, guest: Guest, value: Parameters, *, paused: bool) -> None:
+def change_limits(
+    limits: Limits | QemuLimits, guest: Guest, value: Parameters, *, paused: bool
+) -> None:
     """Apply the parameters to a running migration. Raises CacheSizeError.
 
     `paused`: the guest is paused for the last round, which has no bandwidth limit.
@@ -63,5 +71,5 @@ def change_limits(limits: Limits, guest: Guest, value: Parameters, *, paused: bo
 
 def _cache_size(guest: Guest, value: Parameters) -> int:
     """Return the size of the XBZRLE cache in bytes: at most that of the guest's RAM."""
-    size: int = min(value["xbzrle-cache-size"], sum(block.length for block in guest.blocks))
+    size: int = min(value["xbzrle-cache-size"], guest.ram_size)
     return size

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 from ..guest.base import Guest
 from ..protocol.errors import VmferryError
@@ -68,7 +69,15 @@ class Service:
         self._uri = incoming
         self._late = False
         self._end: asyncio.Future[None] = self._loop.create_future()
-        guest.add_listener(lambda event: self.events.emit(event.upper()))
+        guest.add_listener(self._hear)
+
+    def _hear(self, event: str) -> None:
+        """Take in that the guest was stopped or started, maybe by others than this service."""
+        self.events.emit(event.upper())
+        if self.guest.moves_itself:
+            # A command may hold the run control, and wait for the thread that calls this.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self.run_control.follow, event == "resume")
 
     def _new_incoming(self) -> Incoming:
         incoming = Incoming(
@@ -88,6 +97,8 @@ class Service:
         What remains of that guest is then closed. Raises QmpError if a guest is here.
         """
         if self.run_control.state is RunState.POSTMIGRATE:
+            if self.guest.moves_itself:
+                raise QmpError("A QEMU takes in one guest: start it anew with -incoming defer")
             self._unwatch_guest()
             self.guest.close()
             self.run_control.wait_for_guest()

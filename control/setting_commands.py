@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from ..guest.base import Guest
+from ..guest.errors import GuestError
 from ..sender.page_cache import CacheSizeError, cache_pages
 from ..transport.settings import DOWNTIME_LIMIT, MAX_BANDWIDTH
 from .arguments import Argument, array, boolean, choice, integer, number, string, structure
@@ -69,7 +70,7 @@ def migrate_set_cache_size(call: Call, value: int) -> None:
     """Set the size of the XBZRLE cache in bytes, rounded down to a power of two."""
     guest = call.service.guest
     try:
-        pages = cache_pages(value, _page_size(guest), sum(block.length for block in guest.blocks))
+        pages = cache_pages(value, _page_size(guest), guest.ram_size)
     except CacheSizeError as error:
         raise QmpError(f"Parameter 'value' is wrong: {error}") from error
     _set(call, {"xbzrle-cache-size": pages * _page_size(guest)})
@@ -83,7 +84,10 @@ def query_migrate_cache_size(call: Call) -> Any:
 
 def _set(call: Call, wanted: dict[str, Any]) -> None:
     call.service.parameters.set(wanted, _page_size(call.service.guest))
-    call.service.outgoing.apply_parameters()
+    try:
+        call.service.outgoing.apply_parameters()
+    except GuestError as error:
+        raise QmpError(str(error)) from error
 
 
 def _page_size(guest: Guest) -> int:

@@ -142,6 +142,11 @@ class Guest(ABC):
         return ()
 
     @property
+    def ram_size(self) -> int:
+        """Return the bytes of all RAM blocks."""
+        return sum(block.length for block in self.blocks)
+
+    @property
     @abstractmethod
     def running(self) -> bool:
         """Return whether the guest is executing now, so that its RAM may change."""

@@ -28,9 +28,14 @@ RETRY_FIRST, RETRY_MOST = 0.1, 2.0
 
 
 class Near:
-    """A near relay that passes one migration after another."""
+    """A near relay that passes one migration after another.
 
-    def __init__(self, parameters: RelayParameters, listener: Listener, report: Report) -> None:
+    Without a listener, it passes the connections that it is given.
+    """
+
+    def __init__(
+        self, parameters: RelayParameters, listener: Listener | None, report: Report
+    ) -> None:
         self._parameters = parameters
         self._listener = listener
         self._report = report
@@ -100,11 +105,15 @@ class Near:
             self._guard.leave()
         session.fail("the relay was ended")
 
+    def give(self, sock: Socket) -> None:
+        """Take a connection that the source has made."""
+        self._waiting.append(sock)
+        self._arrived.set()
+
     async def _accept(self) -> None:
         """Accept whatever the source connects."""
-        while True:
-            self._waiting.append(await accepted(self._listener))
-            self._arrived.set()
+        while self._listener is not None:
+            self.give(await accepted(self._listener))
 
     async def _pass(self, session: Session, key: bytes) -> None:
         count = self._parameters.connections

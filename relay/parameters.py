@@ -28,8 +28,10 @@ class Side(Enum):
 class RelayParameters:
     """The parameters of one relay. Raises ParameterError or UriError for values it cannot use."""
 
-    listen: str
-    """URI to listen on: where the source connects (near), or the other relay (far)."""
+    listen: str = ""
+    """URI to listen on: where the source connects (near), or the other relay (far). A near relay in
+    a program may have none, and be given its connections.
+    """
     connect: str
     """URI to connect to: the other relay (near), or the destination (far)."""
     side: Side
@@ -51,7 +53,8 @@ class RelayParameters:
 
     def __post_init__(self) -> None:
         parse_compression(self.compress)
-        for text in (self.listen, self.connect):
+        given = self.side is Side.NEAR and not self.listen
+        for text in (self.connect,) if given else (self.listen, self.connect):
             if not isinstance(parse_uri(text), (Tcp, Unix)):
                 raise ParameterError(f"{text}: a relay needs tcp:HOST:PORT or unix:PATH")
         if not 1 <= self.connections <= MAX_CONNECTIONS:

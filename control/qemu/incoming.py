@@ -37,6 +37,7 @@ from ...transport.meter import Meter
 from ...transport.settings import DIRECT_IO
 from ...transport.shared import Bell, wait_readable
 from ...transport.uri import Tcp, Unix, UriError, parse_uri
+from .carried_in import CarriedIn
 from .fitting import MOST, check_beginning
 from .route import Itself
 
@@ -61,6 +62,7 @@ class QemuReceiver:
     def __init__(
         self, guest: QemuGuest, uri: str, parameters: ReceiveParameters | None = None
     ) -> None:
+        self._guest = guest
         self._monitor = guest.monitor
         self._uri = uri
         self._parameters = parameters or ReceiveParameters()
@@ -84,7 +86,8 @@ class QemuReceiver:
         self._on_progress: Callable[[Figures], None] = lambda _: None
         self._meter = Meter()
         self._total = 0
-        self._transferred = 0
+        self._taken = False
+        self._carried: CarriedIn | None = None
 
     def cancel(self) -> None:
         """Stop waiting for a source; callable from any thread or signal handler.
@@ -112,6 +115,9 @@ class QemuReceiver:
             self._receive(on_listening or (lambda _: None))
         except BaseException as error:
             self._give_up(error)
+            if isinstance(error, GoneError) and self._taken:
+                reason = f"QEMU ended as the guest arrived; {self._log_of_qemu}"
+                raise MigrationError(reason) from error
             if isinstance(error, (ChannelError, UriError, GuestError, CrewError)):
                 raise MigrationError(str(error)) from error
             raise
@@ -141,6 +147,8 @@ class QemuReceiver:
         self.states.to(_S.ACTIVE)
         self._meter.begin("total")
         self._watch()
+        if self._carried is not None:
+            self._carried.hand_over(self._tick)
         self._meter.end("total")
         self._settings.restore()
         self.states.to(_S.COMPLETED)
@@ -150,6 +158,11 @@ class QemuReceiver:
         channel = Lobby(listener, begins_stream, self.on_refused).wait(self._crew.wait_fd)
         self._channel = channel
         listener.close()
+        if _is_pipe(channel) or is_compressed(_peek(channel)):
+            self._carried = CarriedIn(self._guest, channel, self._requests, self._finds_running())
+            self._channel = None
+            self._take_in(self._carried.open())
+            return
         self._compare(channel)
         self._monitor.give(_NAME, channel.fileno())
         if channel.bidirectional:
@@ -166,8 +179,6 @@ class QemuReceiver:
         deadline, before = time.monotonic() + _BEGINS_WITHIN, -1
         while time.monotonic() < deadline:
             head = _peek(channel)
-            if is_compressed(head):
-                raise QemuError("the source compresses the stream, which no QEMU can read")
             total = None if len(head) == before else check_beginning(self._monitor, head)
             if total is not None:
                 self._total = total
@@ -179,12 +190,13 @@ class QemuReceiver:
 
     def _take_in(self, uri: str) -> str:
         """Have QEMU take a guest in, and return where it listens, if it does."""
-        if self.paused:
+        if self.paused or self._carried is not None:
             # A QEMU that waits for a guest remembers that it shall not start it.
             self._monitor.ask("stop")
         self._monitor.add_listener(self._hear)
         told = queries.version(self._monitor)
         stays = {"exit-on-error": False} if (told.major, told.minor) >= _ASKS_WHY else {}
+        self._taken = True
         self._monitor.ask("migrate-incoming", uri=uri, **stays)
         address = queries.migration(self._monitor).get("socket-address")
         return _uri_of(address[0]) if address else uri
@@ -196,25 +208,40 @@ class QemuReceiver:
     def _watch(self) -> None:
         """Return once QEMU has the guest. Raises QemuError if it did not arrive."""
         while True:
-            try:
-                told = queries.migration(self._monitor)
-            except GoneError as error:
-                raise QemuError(f"QEMU ended as the guest arrived; {self._log_of_qemu}") from error
-            if told["status"] == _S.COMPLETED:
+            told = queries.migration(self._monitor)
+            if told["status"] == _S.COMPLETED and (not self._carried or self._carried.loaded):
                 return
             if told["status"] in (_S.FAILED, _S.CANCELLED):
                 why = told.get("error-desc") or "it gives no reason"
                 raise QemuError(f"QEMU could not load the guest: {why}; {self._log_of_qemu}")
-            self._meter.window(self._transferred, 0)
-            self._on_progress(self.figures())
+            self._tick()
             if self._requests.cancelled:
+                if self._carried is not None:
+                    raise MigrationCancelledError("cancelled; the source has the guest")
                 raise MigrationCancelledError(
                     "QEMU takes the guest in by itself, and goes on; cancel it at its source"
                 )
-            wait_readable([self._bell.fileno(), self._requests.fileno()], PERIOD)
+            fds = [] if self._carried is None else self._carried.fds()
+            wait_readable([self._bell.fileno(), self._requests.fileno(), *fds], PERIOD)
             self._bell.clear()
+            if self._carried is not None:
+                self._carried.look()
+
+    def _tick(self) -> None:
+        self._meter.window(self._transferred, 0)
+        self._on_progress(self.figures())
+
+    @property
+    def _transferred(self) -> int:
+        return 0 if self._carried is None else self._carried.transferred
+
+    def _finds_running(self) -> bool:
+        """Return whether a guest is to run here that ran at its source."""
+        return not self.paused and "-S" not in queries.command_line(self._monitor)
 
     def _give_up(self, error: BaseException) -> None:
+        if self._carried is not None:
+            self._carried.abort()
         if self._channel is not None:
             self._channel.abort()
         if self.states.state is _S.NONE:
@@ -245,14 +272,17 @@ class QemuReceiver:
         )
 
 
+def _is_pipe(channel: Channel) -> bool:
+    """Return whether nothing can be seen of a stream that is not taken from its channel."""
+    mode = os.fstat(channel.fileno()).st_mode
+    return not stat.S_ISREG(mode) and not stat.S_ISSOCK(mode)
+
+
 def _peek(channel: Channel) -> bytes:
-    """Return the first bytes that have arrived; none where that cannot be known, as of a pipe."""
+    """Return the first bytes of a file, or those that have arrived at a socket."""
     fd = channel.fileno()
-    mode = os.fstat(fd).st_mode
-    if stat.S_ISREG(mode):
+    if stat.S_ISREG(os.fstat(fd).st_mode):
         return os.pread(fd, MOST, os.lseek(fd, 0, os.SEEK_CUR))
-    if not stat.S_ISSOCK(mode):
-        return b""
     with socket.socket(fileno=os.dup(fd)) as sock:
         try:
             return sock.recv(MOST, socket.MSG_PEEK | socket.MSG_DONTWAIT)

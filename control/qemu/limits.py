@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ...guest.qemu.settings import Settings
 from ...sender.parameters import SendParameters
 from .rounds import Rounds
@@ -23,10 +25,11 @@ class QemuLimits:
         self._xbzrle = parameters.xbzrle
         self._settings: Settings | None = None
         self._rounds: Rounds | None = None
+        self._pace: Callable[[int], None] | None = None
 
-    def begin(self, settings: Settings, rounds: Rounds) -> None:
-        """Pass on what changes from now on."""
-        self._settings, self._rounds = settings, rounds
+    def begin(self, settings: Settings, rounds: Rounds, pace: Callable[[int], None]) -> None:
+        """Pass on what changes from now on; `pace` takes the limit of the bandwidth."""
+        self._settings, self._rounds, self._pace = settings, rounds, pace
 
     def set_downtime_limit(self, seconds: float) -> None:
         """Change the longest time, in seconds, for which the guest may be stopped."""
@@ -37,8 +40,8 @@ class QemuLimits:
     def set_max_bandwidth(self, limit: int) -> None:
         """Change the bandwidth limit, in bytes per second (0: no limit)."""
         self.max_bandwidth = limit
-        if self._settings is not None:
-            self._settings.adjust("max-bandwidth", limit)
+        if self._pace is not None:
+            self._pace(limit)
 
     def set_xbzrle_cache_size(self, size: int) -> None:
         """Change the size of the XBZRLE cache, in bytes, where XBZRLE is on."""

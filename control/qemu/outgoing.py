@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from ...guest.errors import GuestError, MigrationCancelledError, MigrationError
@@ -25,15 +26,20 @@ from ...guest.qemu.settings import Settings
 from ...guest.requests import Requests
 from ...protocol.errors import ParameterError
 from ...protocol.states import MigrationStatus, StateMachine
+from ...relay.parameters import RelayParameters
 from ...sender.errors import UnconfirmedError
-from ...sender.figures import Figures
+from ...sender.figures import CompressionFigures, Figures
 from ...sender.parameters import SendParameters
 from ...transport.channel import ChannelError
+from ...transport.compression import Compression, parse_compression
 from ...transport.crew import Crew, CrewError
 from ...transport.settings import DOWNTIME_LIMIT, OnStall
 from ...transport.shared import Bell, wait_readable
 from ...transport.uri import UriError, parse_uri
+from .carried import Carried
+from .keeper import Keeper
 from .limits import QemuLimits
+from .linked import Linked
 from .rounds import Rounds
 from .route import Direct, Itself, Route
 from .wanted import check_parameters, goes_both_ways, wanted
@@ -55,12 +61,20 @@ _LAST = (_S.PRE_SWITCHOVER, _S.DEVICE)
 class QemuSender:
     """One outgoing migration of the guest of a QEMU to `uri`; call `run` once.
 
-    Raises ParameterError and UriError for what a QEMU cannot do.
+    `link`: a far relay is at `uri`, and these are the parameters of the link to it; `note` takes a
+    line when something happens to that. Raises ParameterError and UriError for what a QEMU cannot
+    do.
     """
 
     def __init__(
-        self, guest: QemuGuest, uri: str, parameters: SendParameters | None = None
+        self,
+        guest: QemuGuest,
+        uri: str,
+        parameters: SendParameters | None = None,
+        link: RelayParameters | None = None,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._link, self._note = link, note
         self._monitor = guest.monitor
         self._parameters = parameters or SendParameters()
         self._uri = parse_uri(uri)
@@ -79,12 +93,15 @@ class QemuSender:
         self._bell = Bell()
         self._route: Route | None = None
         self._settings: Settings | None = None
+        self._keeper: Keeper | None = None
         self._on_progress: Callable[[Figures], None] = lambda _: None
         self._was_running = False
         self._under_way = False
         self._proceeds = False
+        self._compressed: Callable[[], CompressionFigures | None] = lambda: None
         self._cancelled_at: float | None = None
         self._reason = ""
+        self._undelivered = False
         self._switched = False
         self._stall_told = False
 
@@ -128,10 +145,13 @@ class QemuSender:
         self._was_running = queries.is_running(self._monitor)
         self._settings = Settings(self._monitor)
         return_path = self._parameters.return_path and goes_both_ways(self._uri)
-        self._settings.change(wanted(self._parameters, return_path=return_path, paced_here=False))
-        self.limits.begin(self._settings, self._rounds)
+        compression = parse_compression(self._parameters.compress)
+        paced_here = compression is not None or self._link is not None
+        wanted_now = wanted(self._parameters, return_path=return_path, paced_here=paced_here)
+        self._settings.change(wanted_now)
+        self._keeper = Keeper(self._crew, self._monitor.path, self._settings.before)
         self.states.to(_S.SETUP)
-        self._route = self._new_route()
+        self._route = self._new_route(compression)
         uri = self._route.open(self._monitor, self._crew.wait_fd)
         self._monitor.add_listener(self._hear)
         self._under_way = True
@@ -140,19 +160,42 @@ class QemuSender:
         self._under_way = False
         self._conclude(told)
 
-    def _new_route(self) -> Route:
+    def _new_route(self, compression: Compression | None) -> Route:
+        assert self._settings is not None
+        pace: Callable[[int], None] = partial(self._settings.adjust, "max-bandwidth")
+        route: Route
         if self._parameters.multifd_channels or self._parameters.mapped_ram:
-            return Itself(self._uri)
-        return Direct(self._uri)
+            route = Itself(self._uri)
+        elif self._link is not None:
+            route = linked = Linked(self._link, self._note)
+            # A relay's limit is set when it begins.
+            pace, self._compressed = (lambda _: None), linked.figures
+        elif compression is None:
+            route = Direct(self._uri)
+        else:
+            route = carried = Carried(
+                self._uri,
+                compression,
+                self._parameters.max_bandwidth,
+                answers=self._parameters.return_path and goes_both_ways(self._uri),
+            )
+            pace = carried.set_max_bandwidth
+            self._compressed = carried.figures
+        self.limits.begin(self._settings, self._rounds, pace)
+        return route
 
     def _hear(self, name: str, _: dict[str, Any]) -> None:
         if name.startswith("MIGRATION"):
             self._bell.set()
+        elif name == "STOP" and self._under_way and isinstance(self._route, Carried):
+            # The limit does not hold while the guest is stopped.
+            self._route.set_max_bandwidth(0)
 
     # While QEMU sends.
 
     def _watch(self) -> dict[str, Any]:
         """Return what QEMU says of its migration once that has ended."""
+        assert self._route is not None
         while True:
             told = queries.migration(self._monitor)
             if told["status"] in _ENDED:
@@ -161,7 +204,8 @@ class QemuSender:
             self._react(told)
             # A request stays readable, and is looked at in each turn.
             asked = [] if self._requests.cancelled else [self._requests.fileno()]
-            wait_readable([self._bell.fileno(), *asked], PERIOD)
+            wait_readable([self._bell.fileno(), *asked, *self._route.fds()], PERIOD)
+            self._route.look()
             self._bell.clear()
 
     def _final(self, told: dict[str, Any]) -> dict[str, Any]:
@@ -244,11 +288,17 @@ class QemuSender:
         assert self._route is not None
         status = told["status"]
         if status == _S.COMPLETED:
-            self._route.completed()
+            try:
+                self._route.completed()
+            except ChannelError:
+                self._undelivered = True
+                raise
             if self.states.state is _S.SETUP:
                 self.states.to(_S.ACTIVE)
             self._switches()
-            self._restore()
+            # What fails from here on costs settings, and not the guest.
+            with suppress(QemuError):
+                self._restore()
             self.states.to(_S.COMPLETED)
         elif self._cancelled_at is not None:
             # Some versions call that a failure.
@@ -256,6 +306,7 @@ class QemuSender:
         elif status == _S.CANCELLED:
             raise MigrationError("somebody else cancelled QEMU's migration")
         else:
+            self._route.ask_why()
             why = told.get("error-desc") or "QEMU gives no reason"
             raise MigrationError(f"QEMU's migration failed: {why}; {self._route.log}")
 
@@ -265,7 +316,11 @@ class QemuSender:
         if self._route is not None:
             self._route.abort()
         try:
-            if not isinstance(error, (GoneError, UnconfirmedError)):
+            if isinstance(error, UnconfirmedError):
+                # With a migration that is still under way, the keeper restores them later.
+                if not self._under_way:
+                    self._restore()
+            elif not isinstance(error, GoneError):
                 self._stop_migration()
                 self._run_on()
                 self._restore()
@@ -298,22 +353,29 @@ class QemuSender:
             time.sleep(0.02)
 
     def _run_on(self) -> None:
-        """Wait until the guest runs again, or let it run if QEMU does not by itself."""
+        """Wait until the guest runs again; let it run if what QEMU has sent did not arrive.
+
+        A guest that QEMU has given up otherwise never runs here again by itself (law 5).
+        """
         if not self._was_running or self._settings is None:
             return
         deadline = time.monotonic() + ENDS_WITHIN
         while not queries.is_running(self._monitor):
             state = queries.run_state(self._monitor)
-            if state == queries.POSTMIGRATE or time.monotonic() > deadline:
-                # QEMU has sent everything, but the command that took it failed.
+            if state == queries.POSTMIGRATE and self._undelivered:
                 self._monitor.ask("cont")
                 return
+            if state == queries.POSTMIGRATE or time.monotonic() > deadline:
+                raise QemuError(f"the guest here is {state}: look whether the destination runs it")
             time.sleep(0.02)
 
     def _restore(self) -> None:
         if self._settings is not None:
             self._settings.restore()
+        if self._keeper is not None:
+            self._keeper.close()
 
     def figures(self) -> Figures:
         """Return the present figures."""
+        self._rounds.compression = self._compressed()
         return self._rounds.figures(self.states.state)

@@ -81,7 +81,9 @@ class Rounds:
         self._detector.round_done(done)
         if self._parameters.auto_converge and not self._at_maximum:
             self._detector.begin_again()
-        self.stall = self._explain() if self._detector.stalled else None
+        # QEMU stops the guest soon if the rest fits.
+        fits = self._convergence.should_switch_over(self._bandwidth)
+        self.stall = self._explain() if self._detector.stalled and not fits else None
 
     @property
     def _at_maximum(self) -> bool:
@@ -123,7 +125,7 @@ class Rounds:
         return Figures(
             status=status,
             total=ram.get("total", 0),
-            transferred=ram.get("transferred", 0),
+            transferred=self._transferred(ram.get("transferred", 0)),
             multifd_bytes=ram.get("multifd-bytes", 0),
             precopy_bytes=ram.get("precopy-bytes", 0),
             pages_per_second=ram.get("pages-per-second", 0),
@@ -145,6 +147,10 @@ class Rounds:
             xbzrle=_xbzrle(told.get("xbzrle-cache")),
             compression=self.compression,
         )
+
+    def _transferred(self, by_qemu: int) -> int:
+        """Return the bytes on the channel, which are fewer than QEMU's if they are compressed."""
+        return by_qemu if self.compression is None else self.compression.compressed_size
 
     def _throttle(self, now: int) -> ThrottleFigures | None:
         if self._parameters.auto_converge is None:

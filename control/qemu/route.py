@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,26 @@ from ...guest.qemu.log import Log
 from ...guest.qemu.monitor import Monitor
 from ...transport.channel import Channel
 from ...transport.connecting import Connecting
+from ...transport.shared import wait_readable
 from ...transport.uri import File, Unix, Uri
 
-_NAME = "vmferry"
+_REASON_WITHIN = 2.0
+"""Seconds to wait for the reason why a way broke."""
+NAME = "vmferry"
 """Name under which QEMU knows the descriptor that it is given."""
 Wait = Callable[[int], None]
 """Function that waits until a descriptor is readable; it may raise."""
+
+
+def connect(uri: Uri, wait: Wait) -> Channel:
+    """Connect to a destination. Raises ChannelError, and what `wait` raises."""
+    connecting = Connecting(uri)
+    try:
+        wait(connecting.fileno())
+    except BaseException:
+        connecting.abandon()
+        raise
+    return connecting.result()
 
 
 class Route(ABC):
@@ -27,6 +42,20 @@ class Route(ABC):
 
         Raises ChannelError, QemuError, and what `wait` raises.
         """
+
+    def look(self) -> None:  # noqa: B027 - most ways need no help
+        """See to what has happened on the way; called again and again while QEMU sends."""
+
+    def fds(self) -> list[int]:
+        """Return descriptors that are readable when there is something to see to; none at last."""
+        return []
+
+    def ask_why(self) -> None:
+        """Wait a moment for the reason why the way broke, as QEMU may be the first to notice."""
+        deadline = time.monotonic() + _REASON_WITHIN
+        while self.fds() and time.monotonic() < deadline:
+            wait_readable(self.fds(), deadline - time.monotonic())
+            self.look()
 
     @property
     def log(self) -> str:
@@ -82,21 +111,15 @@ class Direct(Route):
 
     def open(self, monitor: Monitor, wait: Wait) -> str:
         """Connect, and give QEMU the connection."""
-        connecting = Connecting(self._uri)
-        try:
-            wait(connecting.fileno())
-        except BaseException:
-            connecting.abandon()
-            raise
-        self._channel = channel = connecting.result()
+        self._channel = channel = connect(self._uri, wait)
         if isinstance(self._uri, Unix):
             self._log = Log(channel.peer_process, "the destination's")
-        monitor.give(_NAME, channel.fileno())
+        monitor.give(NAME, channel.fileno())
         if channel.bidirectional:
             # The other end sees QEMU close the connection only if nobody else has it open.
             channel.drop()
             self._channel = None
-        return f"fd:{_NAME}"
+        return f"fd:{NAME}"
 
     def completed(self) -> None:
         """Wait for the command that reads the stream, or for the disk."""

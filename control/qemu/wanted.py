@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import stat
+from contextlib import suppress
 from typing import Any
 
 from ...guest.qemu.settings import Wanted
 from ...protocol.errors import ParameterError
 from ...sender.parameters import SendParameters
+from ...transport import settings
 from ...transport.settings import TrackerKind, ZeroPageDetection
 from ...transport.uri import Exec, Fd, File, Tcp, Unix, Uri
 
@@ -18,15 +22,14 @@ def check_parameters(parameters: SendParameters, uri: Uri) -> None:
     """Raise ParameterError for what a QEMU cannot be asked, or cannot do over this URI."""
     if parameters.workers is not None:
         raise ParameterError("workers: QEMU reads its memory by itself; leave it out")
+    if parameters.disks is not settings.DISKS.default:
+        raise ParameterError("disks: QEMU's disks are not moved in the stream; leave it out")
     if parameters.tracker is not TrackerKind.AUTO:
         raise ParameterError("tracker: QEMU finds out what is written by itself; leave it out")
     if parameters.multifd_channels is not None and not isinstance(uri, (Tcp, Unix)):
         raise ParameterError(f"{uri}: multifd needs several connections: tcp: or unix:")
     if parameters.mapped_ram and not isinstance(uri, File):
         raise ParameterError(f"{uri}: mapped-ram writes a file: file:PATH")
-    if isinstance(uri, Fd) and parameters.return_path:
-        # Whether a descriptor goes both ways shows when it is opened.
-        return
 
 
 def wanted(parameters: SendParameters, *, return_path: bool, paced_here: bool) -> Wanted:
@@ -80,5 +83,9 @@ def _multifd(parameters: SendParameters) -> dict[str, Any]:
 
 
 def goes_both_ways(uri: Uri) -> bool:
-    """Return whether a destination can answer over this URI, as far as the URI shows."""
+    """Return whether a destination can answer over this URI."""
+    if isinstance(uri, Fd):
+        # A descriptor that is not open is reported when it is to be used.
+        with suppress(OSError):
+            return stat.S_ISSOCK(os.fstat(uri.number).st_mode)
     return not isinstance(uri, (Exec, File))

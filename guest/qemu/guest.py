@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NoReturn
 
 from ..base import BlockLayout, DeviceState, Guest, Machine, RamBlock
@@ -28,6 +29,7 @@ class QemuGuest(Guest):
         self._death_fd: int | None = None
         try:
             self._machine = Machine(queries.machine_type(self.monitor))
+            self._ram_size = queries.ram_size(self.monitor)
             if self.monitor.process:
                 # A process of another namespace has no number here.
                 with suppress(OSError):
@@ -50,6 +52,11 @@ class QemuGuest(Guest):
     def blocks(self) -> tuple[RamBlock, ...]:
         """Return nothing: QEMU alone has the memory."""
         return ()
+
+    @property
+    def ram_size(self) -> int:
+        """Return the bytes of the guest's memory."""
+        return self._ram_size
 
     @property
     def running(self) -> bool:
@@ -78,6 +85,19 @@ class QemuGuest(Guest):
     def resume(self) -> None:
         """Let the guest execute again."""
         self.monitor.ask("cont")
+
+    def complete(self, *, running: bool) -> None:
+        """Let a loaded guest run, which QEMU was told not to start by itself."""
+        if running:
+            self.resume()
+
+    def finisher_of(self, *, running: bool) -> Callable[[], None]:
+        """Return what completes a loaded guest from another process, once this one has died."""
+        return partial(_complete, self.monitor.path, running=running)
+
+    def keep(self) -> str:
+        """Leave a loaded guest as it is, and return in words where it is."""
+        return f"the guest is whole in the QEMU at {self.monitor.path}, stopped: `cont` starts it"
 
     def close(self) -> None:
         """Close the connection to the QEMU, which runs on."""
@@ -112,13 +132,17 @@ class QemuGuest(Guest):
         """Raise GuestError: QEMU drops its caches by itself."""
         _refuse()
 
-    def complete(self, *, running: bool) -> None:
-        """Raise GuestError: QEMU starts its guest by itself."""
-        _refuse(running)
-
     def abort_incoming(self) -> None:
         """Raise GuestError: QEMU throws an incoming guest away by itself."""
         _refuse()
+
+
+def _complete(path: str, *, running: bool) -> None:
+    guest = QemuGuest(path)
+    try:
+        guest.complete(running=running)
+    finally:
+        guest.close()
 
 
 def _refuse(*_: object) -> NoReturn:

@@ -49,15 +49,11 @@ class Settings:
             for name, state in wanted.capabilities.items()
             if self.capabilities.get(name, False) != state
         }
-        parameters = {
-            name: value
-            for name, value in wanted.parameters.items()
-            if self.parameters[name] != value
-        }
-        self._changed = Wanted(capabilities, parameters)
+        # A parameter that is not changed now may be while the migration runs.
+        self._changed = Wanted(capabilities, dict(wanted.parameters))
         try:
             # Some parameters count only with their capability, and QEMU checks both together.
-            self._set(self._changed)
+            put(self._monitor, self._changed)
         except QemuError:
             with suppress(QemuError):
                 self.restore()
@@ -73,19 +69,25 @@ class Settings:
 
         QEMU changes its capabilities only when no migration is under way.
         """
-        changed, self._changed = self._changed, Wanted()
-        before = Wanted(
-            {name: self.capabilities[name] for name in changed.capabilities},
-            {name: self.parameters[name] for name in changed.parameters},
-        )
+        before, self._changed = self.before, Wanted()
         with suppress(GoneError):
-            self._set(before)
+            put(self._monitor, before)
 
-    def _set(self, wanted: Wanted) -> None:
-        if wanted.capabilities:
-            listed = [
-                {"capability": name, "state": state} for name, state in wanted.capabilities.items()
-            ]
-            self._monitor.ask("migrate-set-capabilities", capabilities=listed)
-        if wanted.parameters:
-            self._monitor.ask("migrate-set-parameters", **wanted.parameters)
+    @property
+    def before(self) -> Wanted:
+        """Return how everything was that is changed now."""
+        return Wanted(
+            {name: self.capabilities[name] for name in self._changed.capabilities},
+            {name: self.parameters[name] for name in self._changed.parameters},
+        )
+
+
+def put(monitor: Monitor, wanted: Wanted) -> None:
+    """Set capabilities and parameters. Raises QemuError."""
+    if wanted.capabilities:
+        listed = [
+            {"capability": name, "state": state} for name, state in wanted.capabilities.items()
+        ]
+        monitor.ask("migrate-set-capabilities", capabilities=listed)
+    if wanted.parameters:
+        monitor.ask("migrate-set-parameters", **wanted.parameters)

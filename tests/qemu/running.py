@@ -7,6 +7,8 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.patience import PATIENCE, wait_until
 from tests.qemu.machine import MANY_PAGES, VMFERRY, Machine
 
@@ -83,3 +85,37 @@ class Command:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+class Receiving:
+    """A QEMU that waits for a guest, and a command that receives it."""
+
+    def __init__(
+        self, version: str, folder: Path, *options: str, command: tuple[str, ...] = ()
+    ) -> None:
+        waiting = ("-incoming", "defer")
+        self.qemu = Running(version, folder / "destination", *waiting, *options)
+        self.uri = f"unix:{folder}/in"
+        try:
+            arguments = ("receive", self.uri, "--guest", self.qemu.text, *command)
+            self.command = Command(folder / "received", *arguments)
+            self.command.wait_said("listening on")
+        except BaseException:
+            self.qemu.stop()
+            raise
+
+    def close(self) -> None:
+        self.command.kill()
+        self.qemu.stop()
+
+
+def carriers(command: Command) -> list[int]:
+    """The processes between QEMU and the link that a command has started: they count bytes."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        for below in psutil.Process(command.process.pid).children(recursive=True):
+            with suppress(OSError):
+                opened = [path.readlink().name for path in Path(f"/proc/{below.pid}/fd").iterdir()]
+                if any(name.startswith("memfd:vmferry-counters") for name in opened):
+                    found.append(below.pid)
+    return found

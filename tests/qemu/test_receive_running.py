@@ -10,7 +10,7 @@ import pytest
 
 from tests.patience import wait_until
 from tests.qemu.machine import vmferry
-from tests.qemu.running import Command, Running
+from tests.qemu.running import Receiving, Running
 
 pytestmark = pytest.mark.qemu
 
@@ -24,28 +24,6 @@ def source(version: str, tmp_path: Path) -> Iterator[Running]:
         yield source
     finally:
         source.stop()
-
-
-class Receiving:
-    """A QEMU that waits for a guest, and a command that receives it."""
-
-    def __init__(
-        self, version: str, folder: Path, *options: str, command: tuple[str, ...] = ()
-    ) -> None:
-        waiting = ("-incoming", "defer")
-        self.qemu = Running(version, folder / "destination", *waiting, *options)
-        self.uri = f"unix:{folder}/in"
-        try:
-            arguments = ("receive", self.uri, "--guest", self.qemu.text, *command)
-            self.command = Command(folder / "received", *arguments)
-            self.command.wait_said("listening on")
-        except BaseException:
-            self.qemu.stop()
-            raise
-
-    def close(self) -> None:
-        self.command.kill()
-        self.qemu.stop()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -12,6 +13,8 @@ from ...control.migrating import new_sender
 from ...guest.errors import GuestError, MigrationError
 from ...guest.open import open_guest
 from ...protocol.errors import ParameterError
+from ...relay.parameters import MAX_CONNECTIONS, RECONNECT, RelayParameters, Side
+from ...relay.proofs import read_secret
 from ...sender.page_cache import CacheSizeError
 from ...sender.parameters import SendParameters
 from ...sender.throttle import ThrottleParameters
@@ -43,10 +46,14 @@ _MULTIFD_OPTIONS = (
 )
 
 
+_RELAY_OPTIONS = ("connections", "reconnect", "secret_file")
+
+
 _GROUPS = {
     "Encoding": ("compress", "xbzrle", "xbzrle_cache_size"),
     "Several connections": ("multifd_channels", *_MULTIFD_OPTIONS),
     "Files": ("mapped_ram", "direct_io"),
+    "A relay": ("relay", "connections", "reconnect", "secret_file"),
     "Guests that write faster than the link sends": (
         "auto_converge",
         *_THROTTLE_OPTIONS,
@@ -75,6 +82,30 @@ def _parameters(values: dict[str, Any], *, auto_converge: bool) -> SendParameter
     except ParameterError as error:
         # Options are spelled with hyphens.
         raise click.UsageError(str(error).replace("_", "-")) from None
+
+
+def _link(
+    uri: str, parameters: SendParameters, secret_file: str | None, **options: Any
+) -> RelayParameters:
+    """Return the parameters of the link to a relay. Raises UsageError."""
+    try:
+        return RelayParameters(
+            connect=uri,
+            side=Side.NEAR,
+            compress=parameters.compress,
+            max_bandwidth=parameters.max_bandwidth,
+            one_way=not parameters.return_path,
+            once=True,
+            secret=b"" if secret_file is None else read_secret(secret_file),
+            **options,
+        )
+    except ParameterError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _note(*, quiet: bool) -> Callable[[str], None]:
+    """Return what takes a line about the link to a relay."""
+    return lambda line: None if quiet else Progress.say(f"sending: {line}")
 
 
 @command(
@@ -128,11 +159,42 @@ def _parameters(values: dict[str, Any], *, auto_converge: bool) -> SendParameter
     help="write a file in which each page has its place, from several workers at once (file: only)",
 )
 @setting_option(settings.DIRECT_IO)
+@click.option(
+    "--relay",
+    is_flag=True,
+    help="URI is that of a `vmferry relay --link far`, whose link survives a cut (qemu: only)",
+)
+@click.option(
+    "--connections",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, MAX_CONNECTIONS),
+    help="connections of the link to a relay",
+)
+@click.option(
+    "--reconnect",
+    default=RECONNECT,
+    show_default=True,
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="how long the link to a relay may be cut before the migration fails",
+)
+@click.option(
+    "--secret-file",
+    type=click.Path(dir_okay=False),
+    help="file with a secret that the relay has to know, too",
+)
 @log_options
 @quiet_option
 @click.option("--json", "as_json", is_flag=True, help="print the final figures as JSON")
 def send(
-    uri: str, guest_text: str, auto_converge: bool, quiet: bool, as_json: bool, **values: Any
+    uri: str,
+    guest_text: str,
+    auto_converge: bool,
+    relay: bool,
+    quiet: bool,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Send a guest to URI, while it runs.
 
@@ -143,11 +205,14 @@ def send(
     _check_needs("xbzrle", "xbzrle_cache_size")
     _check_needs("multifd_channels", *_MULTIFD_OPTIONS)
     _check_needs("mapped_ram", "direct_io")
+    _check_needs("relay", *_RELAY_OPTIONS)
+    relayed = {name: values.pop(name) for name in _RELAY_OPTIONS}
     parameters = _parameters(values, auto_converge=auto_converge)
+    link = _link(uri, parameters, **relayed) if relay else None
     try:
         guest = open_guest(guest_text)
         try:
-            sender = new_sender(guest, uri, parameters)
+            sender = new_sender(guest, uri, parameters, link, _note(quiet=quiet))
             on_signals(lambda _: sender.leave())
             with Progress("sending", quiet=quiet) as progress:
                 figures = sender.run(progress.update)

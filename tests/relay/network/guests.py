@@ -110,12 +110,21 @@ def wait_until(condition: Callable[[], bool], otherwise: str, every: float = 0.0
 class Guest(BareMachine):
     """A QEMU with a guest of one of KINDS, at the beginning or as `-incoming` says."""
 
-    def __init__(self, kind: str, version: str, folder: Path, *options: str) -> None:
+    def __init__(
+        self,
+        kind: str,
+        version: str,
+        folder: Path,
+        *options: str,
+        machine: str = "",
+        size: int | None = None,
+    ) -> None:
         folder.mkdir()
         self.kind = kind
         self.serial = folder / "serial"
         command, environment = qemu_command(version)
-        size = SIZES[kind]
+        size = size or SIZES[kind]
+        chosen = (machine,) if machine else ()
         memory = f"memory-backend-memfd,id=ram,size={size},share=on"
         # What QEMU says of a migration that fails belongs to the run, not to whoever reads of it.
         quiet = ["sh", "-c", f'exec "$@" 2>{folder}/stderr', "sh"]
@@ -123,7 +132,11 @@ class Guest(BareMachine):
             [*quiet, *command],
             folder,
             *("-m", f"{size // MIB}M", "-object", memory),
-            *(_boot_options(folder) if kind == "boot" else _linux_options(folder)),
+            *(
+                _boot_options(folder, *chosen)
+                if kind == "boot"
+                else _linux_options(folder, *chosen)
+            ),
             *("-serial", f"file:{self.serial}"),
             *options,
             environment=environment,
@@ -167,12 +180,12 @@ class Guest(BareMachine):
         return np.fromfile(self.shared_memory(), np.uint8)[_STATIC]
 
 
-def _boot_options(folder: Path) -> tuple[str, ...]:
+def _boot_options(folder: Path, machine: str = "pc-i440fx-7.2") -> tuple[str, ...]:
     image = folder / "boot.img"
     image.write_bytes((_NUMBERS.ljust(510, b"\0") + b"\x55\xaa").ljust(1440 << 10, b"\0"))
     drive = f"file={image},format=raw,id=boot,if=floppy"
-    machine = "pc-i440fx-7.2,memory-backend=ram"
-    return ("-machine", machine, "-device", "VGA", "-drive", drive)
+    memory = ("-machine", f"{machine},memory-backend=ram")
+    return (*memory, "-device", "VGA", "-drive", drive)
 
 
 def kernel() -> Path | None:
@@ -182,7 +195,7 @@ def kernel() -> Path | None:
     return Path(named) if Path(named).exists() else None
 
 
-def _linux_options(folder: Path) -> tuple[str, ...]:
+def _linux_options(folder: Path, machine: str = "pc-q35-7.2") -> tuple[str, ...]:
     image, busybox = kernel(), shutil.which("busybox")
     if image is None or busybox is None:
         missing("a Linux kernel (.ci/unpack-linux makes one) or busybox")
@@ -192,8 +205,8 @@ def _linux_options(folder: Path) -> tuple[str, ...]:
     files = {"init": (0o755, _INIT), "bin/busybox": (0o755, Path(busybox).read_bytes())}
     initramfs.write(files, initrd)
     append = "console=ttyS0 quiet panic=-1 no_timer_check nowatchdog"
-    machine = ("-machine", "pc-q35-7.2,memory-backend=ram")
-    return (*machine, "-kernel", str(image), "-initrd", str(initrd), "-append", append)
+    memory = ("-machine", f"{machine},memory-backend=ram")
+    return (*memory, "-kernel", str(image), "-initrd", str(initrd), "-append", append)
 
 
 @dataclass(frozen=True)
