@@ -140,6 +140,47 @@ def test_command_line(
     assert list(tmp_path.iterdir()) == []
 
 
+LIBVIRT = """
+-name guest=x,debug-threads=on -S
+-object '{{"qom-type":"secret","id":"masterKey0","format":"raw","file":"/nowhere/master-key.aes"}}'
+-machine pc-q35-7.2,usb=off,dump-guest-core=off,memory-backend=pc.ram,pflash0=format0
+-blockdev '{{"driver":"file","filename":"{folder}/flash","node-name":"storage0"}}'
+-blockdev '{{"node-name":"format0","read-only":true,"driver":"raw","file":"storage0"}}'
+-accel tcg -cpu qemu64 -m size=65536k -overcommit mem-lock=off -smp 2,sockets=2,cores=1,threads=1
+-object '{{"qom-type":"memory-backend-ram","id":"pc.ram","size":67108864}}'
+-uuid 4dea22b3-1d52-d8f3-2516-782e98ab3fa0 -no-user-config -nodefaults
+-chardev socket,id=charmonitor,fd=21,server=on,wait=off -mon chardev=charmonitor,mode=control
+-rtc base=utc,driftfix=slew -global kvm-pit.lost_tick_policy=delay -no-shutdown -boot strict=on
+-device '{{"driver":"pcie-root-port","chassis":1,"id":"pci.1","bus":"pcie.0","addr":"0x2"}}'
+-device '{{"driver":"qemu-xhci","p2":15,"p3":15,"id":"usb","bus":"pci.1","addr":"0x0"}}'
+-blockdev '{{"driver":"file","filename":"/nowhere/disk","node-name":"storage1"}}'
+-blockdev '{{"node-name":"format1","read-only":false,"driver":"qcow2","file":"storage1"}}'
+-device '{{"driver":"virtio-blk-pci","bus":"pcie.0","addr":"0x4","drive":"format1","bootindex":1}}'
+-netdev '{{"type":"tap","fd":"25","vhost":true,"vhostfd":"26","id":"hostnet0"}}'
+-device '{{"driver":"virtio-net-pci","netdev":"hostnet0","id":"net0","bus":"pcie.0","addr":"0x5"}}'
+-chardev pty,id=charserial0
+-device '{{"driver":"isa-serial","chardev":"charserial0","id":"serial0","index":0}}'
+-audiodev '{{"id":"audio1","driver":"spice"}}' -spice port=5900,addr=127.0.0.1,seamless-migration=on
+-device '{{"driver":"VGA","id":"video0","vgamem_mb":16,"bus":"pcie.0","addr":"0x1"}}'
+-incoming defer -sandbox on,spawn=deny,resourcecontrol=deny -msg timestamp=on
+"""
+"""A command line such as libvirt 9 makes."""
+
+
+def test_command_line_of_libvirt(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken: libvirt's guests, whose files and descriptors are theirs alone, could not be
+    compared."""
+    (tmp_path / "flash").write_bytes(bytes(1 << 19))
+    command, environment = qemu_command(version)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    line = [*command, *shlex.split(LIBVIRT.format(folder=tmp_path))]
+    ran = vmferry("precheck", shlex.join(line), "--", *line)
+    assert ran.stdout == "would load\n", ran.stdout + ran.stderr
+
+
 def test_running_guest_is_left_alone(version: str, tmp_path: Path) -> None:
     """Broken: a twin would open the memory, the disk or the log of the guest that it is like, or a
     QEMU would be left behind."""

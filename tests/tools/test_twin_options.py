@@ -92,6 +92,17 @@ def test_disk_of_a_qcow2_image_has_the_guests_size(tmp_path: Path) -> None:
     assert value == f"if=pflash,driver=null-co,read-zeroes=on,size={1 << 22}"
 
 
+def test_node_on_another_node_has_its_size(tmp_path: Path) -> None:
+    """Broken: libvirt's flash memory, a node on a node, would have another size than its file."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 19))
+    file = {"driver": "file", "filename": str(image), "node-name": "storage"}
+    flash = {"driver": "raw", "file": "storage", "node-name": "format", "read-only": True}
+    made = twin_options(["-blockdev", json.dumps(file), "-blockdev", json.dumps(flash)])
+    empty = f"driver=null-co,read-zeroes=on,size={1 << 19}"
+    assert made[1::2] == [f"node-name=storage,{empty}", f"node-name=format,read-only=on,{empty}"]
+
+
 REFUSED = {
     "-device vfio-pci,host=01:00.0": "it belongs to one QEMU alone",
     '-device \'{"driver":"vhost-user-fs-pci","chardev":"c"}\'': "it belongs to one QEMU alone",

@@ -28,10 +28,21 @@ def drive(properties: Mapping[str, str]) -> str:
     return compose({**kept, **_EMPTY, "size": str(_size(properties))})
 
 
-def backend(properties: Mapping[str, str]) -> str:
-    """Return the value of -blockdev for a twin: every node is one by itself."""
-    kept = {name: properties[name] for name in _NODE if name in properties}
-    return compose({**kept, **_EMPTY, "size": str(_size(properties))})
+class Nodes:
+    """The block nodes of a command line, each of which may stand on another by its name."""
+
+    def __init__(self) -> None:
+        self._images: dict[str, str] = {}
+
+    def backend(self, properties: Mapping[str, str]) -> str:
+        """Return the value of -blockdev for a twin: every node is one by itself."""
+        below = self._images.get(properties.get("file", ""))
+        found = dict(properties) if below is None else {**properties, "file": below}
+        image = next(_images(found), None)
+        if image is not None and "node-name" in properties:
+            self._images[properties["node-name"]] = image
+        kept = {name: properties[name] for name in _NODE if name in properties}
+        return compose({**kept, **_EMPTY, "size": str(_size(found))})
 
 
 def _size(properties: Mapping[str, str]) -> int:

@@ -7,9 +7,10 @@ QEMU: it opens no disk, no memory file, no network, no socket, no log, and no de
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 from ...console.failure import CommandError
-from .disks import backend, drive
+from .disks import Nodes, drive
 from .values import compose, parse
 
 _KEPT = frozenset(
@@ -91,12 +92,15 @@ class TwinError(CommandError):
     """Raised if a QEMU like the given one cannot be started beside it; the message is one line."""
 
 
-Words = list[str]
+Words: TypeAlias = "list[str]"
+Replace: TypeAlias = Callable[[str], Words]
+"""Function that returns what a twin has in place of an option with this value."""
 
 
 def twin_options(words: Sequence[str]) -> Words:
     """Return the options of a twin for those of a QEMU, without its program. Raises TwinError."""
     found: Words = []
+    replaced = {**_REPLACED, "blockdev": _blockdev(Nodes())}
     rest = iter(words)
     for word in rest:
         if not word.startswith("-"):
@@ -109,16 +113,16 @@ def twin_options(words: Sequence[str]) -> Words:
             value = next(rest, None)
             if value is None:
                 raise TwinError(f"{word}: vmferry does not know this option of a QEMU")
-            found += _with_value(name, value)
+            found += _with_value(name, value, replaced)
     return found
 
 
-def _with_value(name: str, value: str) -> Words:
+def _with_value(name: str, value: str, replaced: Mapping[str, Replace]) -> Words:
     if name in _KEPT:
         return [f"-{name}", value]
     if name in _LEFT_OUT:
         return []
-    replace = _REPLACED.get(name)
+    replace = replaced.get(name)
     if replace is None:
         raise TwinError(
             f"-{name}: vmferry does not know whether a second QEMU may have this option; leave it"
@@ -160,7 +164,7 @@ def _chardev(value: str) -> Words:
     return ["-chardev", _compose_kept("null", parse(value, "backend"), ("id",))]
 
 
-def _serial(option: str) -> Callable[[str], Words]:
+def _serial(option: str) -> Replace:
     def replace(value: str) -> Words:
         kept = value if value == "none" or value.startswith("chardev:") else "null"
         return [option, kept]
@@ -176,7 +180,7 @@ def _netdev(value: str) -> Words:
     return ["-netdev", _compose_kept("hubport,hubid=0", properties, ("id",))]
 
 
-def _net(option: str) -> Callable[[str], Words]:
+def _net(option: str) -> Replace:
     def replace(value: str) -> Words:
         properties = parse(value, "type")
         kind = properties.pop("type", "")
@@ -189,7 +193,7 @@ def _net(option: str) -> Callable[[str], Words]:
     return replace
 
 
-def _audio(option: str) -> Callable[[str], Words]:
+def _audio(option: str) -> Replace:
     def replace(value: str) -> Words:
         properties = parse(value, "driver")
         return [option, _compose_kept("none", properties, ("id", "model"))]
@@ -197,7 +201,7 @@ def _audio(option: str) -> Callable[[str], Words]:
     return replace
 
 
-def _filesystem(option: str) -> Callable[[str], Words]:
+def _filesystem(option: str) -> Replace:
     def replace(value: str) -> Words:
         properties = parse(value, "fsdriver")
         return [option, _compose_kept("synth", properties, ("id", "mount_tag"))]
@@ -205,7 +209,7 @@ def _filesystem(option: str) -> Callable[[str], Words]:
     return replace
 
 
-def _disk(**properties: str) -> Callable[[str], Words]:
+def _disk(**properties: str) -> Replace:
     return lambda value: ["-drive", drive({"file": value, **properties})]
 
 
@@ -213,18 +217,18 @@ def _drive(value: str) -> Words:
     return ["-drive", drive(parse(value, "file"))]
 
 
-def _blockdev(value: str) -> Words:
-    return ["-blockdev", backend(parse(value, "driver"))]
+def _blockdev(nodes: Nodes) -> Replace:
+    return lambda value: ["-blockdev", nodes.backend(parse(value, "driver"))]
 
 
-def _hard_disks() -> Iterator[tuple[str, Callable[[str], Words]]]:
+def _hard_disks() -> Iterator[tuple[str, Replace]]:
     for index, name in enumerate(("hda", "hdb", "hdc", "hdd")):
         yield name, _disk(index=str(index), media="disk")
     for index, name in enumerate(("fda", "fdb")):
         yield name, _disk(index=str(index), **{"if": "floppy"})
 
 
-_REPLACED: Mapping[str, Callable[[str], Words]] = {
+_REPLACED: Mapping[str, Replace] = {
     "device": _device,
     "object": _object,
     "chardev": _chardev,
@@ -238,7 +242,6 @@ _REPLACED: Mapping[str, Callable[[str], Words]] = {
     "fsdev": _filesystem("-fsdev"),
     "virtfs": _filesystem("-virtfs"),
     "drive": _drive,
-    "blockdev": _blockdev,
     "cdrom": _disk(index="2", media="cdrom"),
     "sd": _disk(index="0", **{"if": "sd"}),
     "mtdblock": _disk(index="0", **{"if": "mtd"}),
