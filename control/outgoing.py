@@ -14,7 +14,6 @@ from ..sender.errors import UnconfirmedError
 from ..sender.figures import Figures
 from ..sender.page_cache import CacheSizeError
 from ..sender.stall import Stall
-from ..transport.compression import CompressionError
 from ..transport.settings import Disks
 from ..transport.uri import UnknownSchemeError, UriError, parse_uri
 from .capabilities import Capabilities
@@ -91,7 +90,7 @@ class Outgoing:
             uri, self._fd = self._descriptors.resolve(uri)
             parse_uri(uri)
             self._sender = self._new_sender(uri, disks)
-        except (UriError, GuestError, ParameterError, CacheSizeError, CompressionError) as error:
+        except (UriError, GuestError, ParameterError, CacheSizeError) as error:
             self._close_fd()
             message = str(error)
             if isinstance(error, UnknownSchemeError):

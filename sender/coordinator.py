@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 class Sender:
     """One outgoing migration of `guest` to `uri`; call `run` once.
 
-    Raises CacheSizeError if no XBZRLE cache can have the requested size, and CompressionError.
+    Raises CacheSizeError if no XBZRLE cache can have the requested size.
     """
 
     def __init__(self, guest: Guest, uri: str, parameters: SendParameters | None = None) -> None:

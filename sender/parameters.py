@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..protocol.errors import ParameterError
 from ..transport import settings
+from ..transport.compression import CompressionError, parse_compression
 from ..transport.settings import Disks, MultifdCompression, OnStall, TrackerKind, ZeroPageDetection
 from .throttle import ThrottleParameters
 
@@ -71,6 +72,10 @@ class SendParameters:
         if not isinstance(limit, (int, float)) or not 0 <= limit <= most:
             message = f"downtime_limit: {limit!r} is not a number of seconds from 0 to {most:g}"
             raise ParameterError(message)
+        try:
+            parse_compression(self.compress)
+        except CompressionError as error:
+            raise ParameterError(f"compress: {error}") from None
         settings.MULTIFD_CHANNELS.check(self.multifd_channels)
         settings.MULTIFD_ZLIB_LEVEL.check(self.multifd_zlib_level)
         settings.MULTIFD_ZSTD_LEVEL.check(self.multifd_zstd_level)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import zstandard
 
-from ..protocol.errors import VmferryError
+from ..protocol.errors import ParameterError
 from .adaptive import LEVELS, Link
 
 MAX_LEVEL = zstandard.MAX_COMPRESSION_LEVEL
@@ -27,8 +27,8 @@ METER_BYTES, METER_NS = 4 << 20, 50_000_000
 """The link is measured again after this many bytes sent or this many nanoseconds of sending."""
 
 
-class CompressionError(VmferryError, ValueError):
-    """A compression setting is invalid; the message is one line."""
+class CompressionError(ParameterError):
+    """A compression that does not exist; the message is one line."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,13 @@ def test_unusable_value(name: str, value: Any) -> None:
         SendParameters(**{name: value})
 
 
+@pytest.mark.parametrize("value", ["gzip", "zstd:0", "zstd:fast"])
+def test_unusable_compression(value: str) -> None:
+    """Broken: the error would not say which parameter it is about."""
+    with pytest.raises(ParameterError, match=r"^compress: "):
+        SendParameters(compress=value)
+
+
 def test_unusable_workers_of_the_receiver() -> None:
     """Broken: the receiver would listen, and fail when the source connects."""
     with pytest.raises(ParameterError, match=r"^workers: 100 is not .* of 0 to 64$"):
