@@ -72,7 +72,7 @@ class MessageReader:
         self._depth = 0
         self._in_string = False
         self._refused = False
-        """If true, the rest of this value is ignored, because it was already answered."""
+        """True while the rest of a value is ignored, because it was already answered."""
 
     def feed(self, data: bytes) -> list[Any]:
         """Return the values that are complete now, with a QmpError in place of each invalid one."""

@@ -35,7 +35,7 @@ class RunControl:
         self._lock = threading.RLock()
         self._before = RunState.PAUSED
         self.autostart = not paused
-        """If true, a guest that arrives is started."""
+        """True if a guest that arrives is started."""
         if incoming:
             self._state = RunState.INMIGRATE
         else:

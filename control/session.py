@@ -30,7 +30,7 @@ class Session:
     def __init__(self, call: Call) -> None:
         self._call = call
         self.negotiated = False
-        """If true, events are sent and commands executed."""
+        """True once events are sent and commands executed."""
 
     async def answer(self, message: Any) -> dict[str, Any]:
         """Return the answer to one message, which may be a QmpError in place of an invalid one."""

@@ -49,7 +49,7 @@ class Side(Generic[State, Event, Action]):
         """Bytes that the channel has not accepted yet."""
         self.reason = ""
         self.in_order = True
-        """If true, the connection is closed in order at the end, otherwise it is reset."""
+        """True if the connection is closed in order at the end, false if it is reset."""
         self._control: Connection | None = control
 
     def run(self) -> Outcome[State]:

@@ -35,7 +35,7 @@ TRANSITIONS: dict[MigrationStatus, frozenset[MigrationStatus]] = {
     _S.FAILED: frozenset({_S.SETUP}),
     _S.CANCELLED: frozenset({_S.SETUP}),
 }
-"""For each state, the states that may follow it."""
+"""States that may follow each state."""
 
 Listener = Callable[[MigrationStatus, MigrationStatus], None]
 

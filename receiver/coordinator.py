@@ -82,7 +82,7 @@ class Receiver:
         self.states = StateMachine()
         self.states.add_listener(lambda old, new: _log.info("%s -> %s", old.value, new.value))
         self.paused = self._parameters.paused
-        """If true, the guest is not resumed at the end; it may change until then."""
+        """True if the guest is not resumed at the end; it may change until then."""
         self._requests = Requests()
         self._crew = Crew(self._requests.fileno(), self._requests.check)
         topology = plan(self._parameters.workers, self._parameters.multifd_channels)

@@ -15,7 +15,7 @@ class Figures:
     connections: int = 0
     """Connections of the link at this moment."""
     cuts: int = 0
-    """How often a connection of the link broke."""
+    """Number of times that a connection of the link broke."""
     read: int = 0
     """Bytes read from local connections and sent."""
     written: int = 0

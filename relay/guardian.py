@@ -36,10 +36,10 @@ _RETRY = 1.0
 
 @dataclass(frozen=True)
 class Charge:
-    """What is needed to find out what became of a session."""
+    """The facts that are needed to find out what became of a session."""
 
     connect: Uri
-    """Where the far relay listens."""
+    """Address of the far relay."""
     secret: bytes
     session: bytes
     connections: int

@@ -1,4 +1,4 @@
-"""What one relay sends over the link: records, and blocks of all channels in turn.
+"""Send over the link what one relay has: records, and blocks of all channels in turn.
 
 What a broken connection of the link had, and the other end has not acknowledged, goes first.
 """

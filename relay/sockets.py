@@ -26,7 +26,7 @@ class Socket:
         self._loop = asyncio.get_running_loop()
         self.closed = False
         self.heard = time.monotonic()
-        """When something has arrived last."""
+        """Time at which something has arrived last."""
 
     async def fill(self, *pieces: memoryview) -> None:
         """Fill all pieces, in order. Raises EOFError if the other end closes before, OSError."""

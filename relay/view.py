@@ -1,4 +1,4 @@
-"""What a migration stream has shown so far: rounds, pages by kind, and its end; no I/O."""
+"""Follow a migration stream that passes: rounds, pages by kind, and its end; no I/O."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class StreamView:
         self._pages_waiting = 0
         self._split_at = 0.0
         self.round_began: float | None = None
-        """When this round began, by the clock of `feed`."""
+        """Time at which this round began, by the clock of `feed`."""
         self._round_from = 0
         self.machine = ""
         self.total = 0

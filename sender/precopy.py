@@ -24,7 +24,7 @@ class Precopy:
     report: Report
     """The figures of this migration."""
     reactions: Reactions
-    """What is done about rounds that do not shrink."""
+    """The reactions to rounds that do not shrink."""
     on_round: Callable[[int], None]
     """Called with the number, from 1 on, of each round that begins behind the first one."""
 

@@ -22,7 +22,7 @@ class WorkerTracking:
 
     kind: TrackerKind
     addresses: tuple[int, ...] = ()
-    """For userfaultfd: address of each block in the guest's process."""
+    """Addresses of the blocks in the guest's process, for userfaultfd."""
     fds: int = 0
     """Number of descriptors that follow those of the blocks."""
 

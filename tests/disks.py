@@ -76,13 +76,13 @@ def make_room(path: Path, sizes: Mapping[str, int]) -> None:
 
 
 def data_bytes(path: Path) -> int:
-    """The bytes that the file takes on its disk."""
+    """Return the bytes that the file takes on its disk."""
     return os.stat(path).st_blocks * 512
 
 
 @dataclass
 class Moved:
-    """How a migration ended at both sides."""
+    """The outcome of a migration at both sides."""
 
     figures: Figures | None = None
     sending: str = ""

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,11 @@ PROTOCOL = (
     ("rescue",),
 )
 """The folders and files of `protocol`, from the lowest floor to the highest."""
+
+NEEDS_MORE = re.compile(r"(Of|What|As|It|Its|See|Whether|How|Where|When|Which|Who|The same)\b")
+"""First words of a docstring that needs a sentence which its reader does not see."""
+NO_VERB = re.compile(r"(A|An|The|All|Every|Each)\b")
+"""First words of a function's docstring that does not say what the function does."""
 
 Floors = tuple[tuple[str, ...], ...]
 
@@ -179,3 +185,28 @@ def test_documents_link_to_what_exists() -> None:
     for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def docstrings(tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
+    """Yield line and text of each docstring, those of attributes too; and if it is a function's."""
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for before, statement in pairwise([None, *node.body]):
+            match statement:
+                case ast.Expr(ast.Constant(str(text))):
+                    if before is None or isinstance(before, (ast.Assign, ast.AnnAssign)):
+                        yield statement.lineno, text, function and before is None
+
+
+@pytest.mark.parametrize("folder", [*(name for floor in FLOORS for name in floor), "tests"])
+def test_docstrings_make_sense_alone(folder: str) -> None:
+    """Broken: hover text and search results would show half a sentence."""
+    unclear = [
+        f"{module}:{line}: {text.splitlines()[0]}"
+        for module, tree in modules(folder)
+        for line, text, function in docstrings(tree)
+        if NEEDS_MORE.match(text) or (function and NO_VERB.match(text))
+    ]
+    assert not unclear, "\n".join(unclear)

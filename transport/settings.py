@@ -139,7 +139,7 @@ class Disks(Enum):
     ALL = "all"
     """Everything on the disks."""
     TOP = "top"
-    """What lies above the backing images, which the destination has already."""
+    """Everything above the backing images, which the destination has already."""
 
 
 class ZeroPageDetection(Enum):

@@ -50,7 +50,7 @@ class OutSetup:
 
 
 class _Answers(threading.Thread):
-    """What the destination says, on its way to QEMU."""
+    """The thread that passes the destination's answers to QEMU."""
 
     def __init__(self, stream: socket.socket, channel: Channel, stop: int) -> None:
         super().__init__(daemon=True)

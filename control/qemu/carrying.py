@@ -1,4 +1,4 @@
-"""What the carriers of both directions share: a pair of sockets to QEMU, and how they are stopped.
+"""Define the parts of carriers of both directions: sockets to QEMU, and how they are stopped.
 
 A carrier is a process between a QEMU and a channel. The command keeps duplicates of both of its
 ends, so that the death of one of the two processes breaks nothing by itself.
@@ -22,7 +22,7 @@ BUFFER = 1 << 20
 
 @dataclass(frozen=True)
 class Ends:
-    """What a carrier and its command share.
+    """The descriptors and counters that a carrier shares with its command.
 
     `stream`: the socket to QEMU; `stop`: an eventfd that tells the carrier to break everything.
     """

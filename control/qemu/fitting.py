@@ -18,7 +18,7 @@ MOST = 1 << 16
 
 
 class Beginning:
-    """What the first bytes of a stream say."""
+    """The machine and the RAM blocks that the first bytes of a stream name."""
 
     def __init__(self) -> None:
         self.machine: str | None = None

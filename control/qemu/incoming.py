@@ -73,7 +73,7 @@ class QemuReceiver:
         self.states = StateMachine()
         self.states.add_listener(lambda old, new: _log.info("%s -> %s", old.value, new.value))
         self.paused = self._parameters.paused
-        """If true, the guest is not resumed at the end; it may change until the source connects."""
+        """True if the guest is not resumed at the end; it may change until the source connects."""
         self.on_refused: Callable[[str], None] = lambda _: None
         """Called with one line for each connection that is refused because no source made it."""
         self._requests = Requests()

@@ -48,7 +48,7 @@ class Rounds:
         self.zstd: float | None = None
         """Part of the stream that zstd would leave, where that is known and not on."""
         self.compression: CompressionFigures | None = None
-        """What compression by vmferry has done so far; None without it."""
+        """Figures of vmferry's compression so far; None without it."""
 
     @property
     def number(self) -> int:

@@ -44,7 +44,7 @@ class Route(ABC):
         """
 
     def look(self) -> None:  # noqa: B027 - most ways need no help
-        """See to what has happened on the way; called again and again while QEMU sends."""
+        """Handle what has happened on the way; called again and again while QEMU sends."""
 
     def fds(self) -> list[int]:
         """Return descriptors that are readable when there is something to see to; none at last."""

@@ -15,7 +15,7 @@ from ...transport.settings import TrackerKind, ZeroPageDetection
 from ...transport.uri import Exec, Fd, File, Tcp, Unix, Uri
 
 NO_LIMIT = 0
-"""What QEMU takes for no limit of bandwidth."""
+"""Bandwidth in bytes per second that QEMU takes for no limit."""
 
 
 def check_parameters(parameters: SendParameters, uri: Uri) -> None:

@@ -27,7 +27,7 @@ _LAST_WORK = 15.0
 
 @dataclass(frozen=True)
 class Duty:
-    """What the guard does if the command dies: restore settings, and let the guest run."""
+    """The work of the guard if the command dies: restore settings, and let the guest run."""
 
     settings: Wanted = field(default_factory=Wanted)
     run: bool = False

@@ -183,7 +183,7 @@ def _device(section: DeviceSection) -> bytes:
 
 @dataclass(frozen=True)
 class Starter:
-    """What starts the loaded guest of a QEMU from any process; a second call finds it running."""
+    """A call that starts the loaded guest of a QEMU from any process; a second is harmless."""
 
     path: str
     process: int
@@ -201,7 +201,7 @@ class Starter:
 
 @dataclass(frozen=True)
 class Ender:
-    """What ends a QEMU that has loaded a guest which belongs elsewhere, from any process."""
+    """A call that ends a QEMU with a guest that belongs elsewhere, from any process."""
 
     path: str
     process: int

@@ -41,7 +41,9 @@ Pages = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Head:
-    """What a QEMU sends before its first page: it does not change while the guest runs."""
+    """The part of a QEMU's stream before its first page, which does not change while the guest
+    runs.
+    """
 
     machine: Machine
     early: tuple[DeviceSection, ...]

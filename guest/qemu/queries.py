@@ -16,7 +16,7 @@ UNDER_WAY = frozenset(
         *("postcopy-active", "postcopy-paused", "postcopy-recover", "postcopy-recover-setup"),
     )
 )
-"""What `query-migrate` says of a migration that has not ended."""
+"""States that `query-migrate` reports of a migration that has not ended."""
 INMIGRATE = "inmigrate"
 POSTMIGRATE = "postmigrate"
 _MACHINE = "-machine"

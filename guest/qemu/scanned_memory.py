@@ -23,7 +23,7 @@ class ScannedMemory:
 
     def __init__(self, monitor: Monitor, layouts: Sequence[BlockLayout]) -> None:
         self.blocks: tuple[RamBlock, ...] = ()
-        """All blocks."""
+        """All RAM blocks of the guest."""
         self.own: dict[str, Pages] = {}
         """The pages of the blocks that QEMU does not share, by name."""
         self.addresses: tuple[int | None, ...] = ()

@@ -99,9 +99,9 @@ class _Behind:
         self.footers: list[int] = []
         """Their positions, negated, so that they are in ascending order."""
         self._counts = [0]
-        """By number of these footers: ways to continue after any of them; 2 for more than one."""
+        """Ways to continue after any of so many footers, by their number; 2 for more than one."""
         self._eofs = [-1]
-        """By number of these footers: the last possible place of the EOF after any of them."""
+        """Last possible place of the EOF after any of so many footers, by their number."""
 
     def add(self, footer: int, count: int, eof: int) -> None:
         """Add a footer that is before all others."""

@@ -54,7 +54,7 @@ _KINDS = {
     int(RamFlag.PAGE): (PLAIN, struct.Struct(f">Q{PAGE_SIZE}x")),
     int(RamFlag.ZERO): (ZERO, struct.Struct(">Qx")),
 }
-"""By flags: the index of the count, and the layout of a record with the flag CONTINUE."""
+"""Index of the count, and layout of a record with the flag CONTINUE, by the flags of a record."""
 _GROUP = 1 << 12
 """Number of pages in a group, whose addresses differ only in bytes 5 and 6 of the be64."""
 _COLUMNS = (

@@ -31,7 +31,7 @@ RarpFrame = c.Padded(
         "target_protocol" / c.Const(bytes(4)),
     ),
 )
-"""RARP request.
+"""Ethernet frame with a RARP request.
 
 Hardware: Ethernet; protocol: IPv4, whose addresses are unknown; opcode: request reverse.
 """

@@ -31,7 +31,7 @@ class BitmapFlag(IntFlag):
 MORE = 0x80
 """The top bit of a byte of flags: more bytes of flags follow."""
 FLAGS = {1: (c.Int8ub, 0), 2: (c.Int16ub, MORE << 8), 4: (c.Int32ub, (MORE << 8 | MORE) << 16)}
-"""By number of bytes of flags: their declaration, and the bits that only announce more bytes."""
+"""Declaration of flags, and the bits that only announce more bytes, by the number of bytes."""
 
 Start = c.Struct("granularity" / c.Int32ub, "flags" / c.Int8ub)
 Bits = c.Struct("first_sector" / c.Int64ub, "sectors" / c.Int32ub)

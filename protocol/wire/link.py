@@ -48,19 +48,19 @@ class Purpose(IntEnum):
     BEGIN = 0
     """The session is new."""
     RESUME = 1
-    """It has had a connection before: a far relay that does not know it must not begin it again."""
+    """The session has had a connection, so a far relay that does not know it must not begin it."""
     SETTLE = 2
     """The near relay is gone: the far one is to end it, and to say what became of the guest."""
 
 
 class Fate(IntEnum):
-    """What a destination has of a guest whose migration ended in the middle."""
+    """The part of a guest that a destination has after a migration that ended in the middle."""
 
     UNKNOWN = 0
     LACKS = 1
-    """It does not have the whole guest, and never will."""
+    """The destination does not have the whole guest, and never will."""
     HAS = 2
-    """It has the whole guest, and may run it."""
+    """The destination has the whole guest, and may run it."""
 
 
 _CHANNEL = "channel" / c.Int32ub

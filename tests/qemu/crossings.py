@@ -19,7 +19,7 @@ from tests.qemu.running import Command
 from tests.relay.network.guests import MIB, Guest, beats
 
 WAYS = ("vmferry to stock", "stock to vmferry", "vmferry to vmferry")
-"""Who drives the ends of a hop: vmferry by `qemu:`, or QMP as any user of QEMU."""
+"""Drivers of the two ends of a hop: vmferry by `qemu:`, or QMP as any user of QEMU."""
 _RATE = 64 * MIB
 
 
@@ -35,7 +35,7 @@ class Hop:
 
 @dataclass
 class Journey:
-    """What became of a guest that moved: faults, and the downtime of each hop in milliseconds."""
+    """Faults of a guest that moved, and the downtime of each hop in milliseconds."""
 
     faults: list[str] = field(default_factory=list)
     downtimes: list[int] = field(default_factory=list)

@@ -270,7 +270,7 @@ class Machine(BareMachine):
     """A QEMU with a guest of a few instructions that writes its memory and a heartbeat."""
 
     _before: tuple[str, ...] = ()
-    """What stands before the command line."""
+    """Words before the command line."""
 
     def __init__(
         self,

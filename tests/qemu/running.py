@@ -29,11 +29,11 @@ class Running(Machine):
 
     @property
     def text(self) -> str:
-        """What names this guest on a command line."""
+        """Return the name of this guest on a command line."""
         return f"qemu:{self.socket}"
 
     def settings(self) -> Told:
-        """All capabilities and parameters."""
+        """Return all capabilities and parameters."""
         return self.ask("query-migrate-capabilities"), self.ask("query-migrate-parameters")
 
     def state(self) -> str:
@@ -110,7 +110,7 @@ class Receiving:
 
 
 def carriers(command: Command) -> list[int]:
-    """The processes between QEMU and the link that a command has started: they count bytes."""
+    """Return the processes of a command between QEMU and the link, which count bytes."""
     found = []
     with suppress(psutil.NoSuchProcess):
         for below in psutil.Process(command.process.pid).children(recursive=True):

@@ -14,7 +14,7 @@ Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 
 def memory(kind: str, folder: Path, size: int = SIZE, name: str = "pc.ram") -> tuple[str, str]:
-    """Options for one piece of memory: `file` and `memfd` are shared, `ram` is not."""
+    """Return options for one piece of memory: `file` and `memfd` are shared, `ram` is not."""
     options = {
         "file": f"memory-backend-file,id={name},size={size},share=on,mem-path={folder}-{name}",
         "memfd": f"memory-backend-memfd,id={name},size={size},share=on",

@@ -14,7 +14,7 @@ from tests.qemu.machine import VMFERRY, Machine, ram_options, rebuilt_stream, sa
 
 @pytest.mark.parametrize("scheme", ["tcp", "tcp6", "unix", "exec"])
 def test_guest_crosses_and_runs_on(version: str, scheme: str, tmp_path: Path) -> None:
-    """QEMU would refuse our stream, or we its; or the guest would not run on."""
+    """Broken: QEMU would refuse our stream, or we its; or the guest would not run on."""
     uri = {
         "tcp": "tcp:127.0.0.1:0",
         "tcp6": "tcp:[::1]:0",
@@ -51,7 +51,7 @@ def test_guest_crosses_and_runs_on(version: str, scheme: str, tmp_path: Path) ->
 
 
 def test_rebuilds_what_qemu_rebuilds(version: str, tmp_path: Path) -> None:
-    """RAM in a directory guest differs from what a stock QEMU makes of the same live stream."""
+    """Broken: RAM in a directory guest would differ from what a stock QEMU makes of the same live stream."""
     saved, stream = tmp_path / "saved", saved_stream(version, tmp_path)
     received = vmferry("receive", f"file:{stream}", "--guest", f"dir:{saved}")
     assert received.returncode == 0, received.stderr

@@ -13,13 +13,13 @@ from tests.patience import PATIENCE, wait_until
 from tests.qemu.machine import VMFERRY, Machine, vmferry
 
 MACHINE = "pc-q35-7.2"
-"""Its boot disk is called `boot`, and has 2 MiB."""
+"""Type of a machine whose boot disk is called `boot` and has 2 MiB."""
 TWO = {"disk0": ODD, "disk1": 8 * MIB}
 ONE = {"disk0": 6 * MIB}
 
 
 def drives(folder: Path, names: Mapping[str, int]) -> list[str]:
-    """The options of a QEMU for disks with these ids."""
+    """Return the options of a QEMU for disks with these ids."""
     options = []
     for name in names:
         options += ["-drive", f"file={folder}/{name},format=raw,if=none,id={name}"]
@@ -92,7 +92,7 @@ def test_disks_cross(zero_blocks: bool, sizes: Mapping[str, int], tmp_path: Path
 
 
 def node(folder: Path) -> list[str]:
-    """The options of a QEMU for a disk that only its node names."""
+    """Return the options of a QEMU for a disk that only its node names."""
     name = f"driver=raw,node-name=node0,file.driver=file,file.filename={folder}/disk"
     return ["-blockdev", name, "-device", "virtio-blk-device,drive=node0"]
 

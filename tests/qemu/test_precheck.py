@@ -23,13 +23,13 @@ from tests.qemu.pairs import PAIRS, Side
 VERSIONS = (("7.2", "7.2"), ("7.2", "10"), ("10", "7.2"), ("10", "10"))
 """The QEMUs at both ends."""
 GONE = (QMPError, OSError, EOFError)
-"""What a client of a QEMU raises that has ended."""
+"""Errors that a client of a QEMU raises which has ended."""
 Streams = Callable[[str, Side], Path]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with option ROMs and a BIOS of unusual sizes."""
+    """Return a folder with option ROMs and a BIOS of unusual sizes."""
     made = tmp_path_factory.mktemp("roms")
     for name, size in {"small.rom": 4096, "large.rom": 300_000}.items():
         (made / name).write_bytes(b"\x55\xaa\x08".ljust(size, b"\0"))
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(side: Side, folder: Path) -> list[str]:
-    """The options of a side."""
+    """Return the options of a side."""
     return shlex.split(side.options.format(folder=folder))
 
 
@@ -64,7 +64,7 @@ def streams(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Streams:
 
 
 def loads(destination: Machine, stream: Path) -> bool:
-    """Whether a QEMU takes a stream; one that does not says so, or ends."""
+    """Return whether a QEMU takes a stream; one that does not says so, or ends."""
     done = ("completed", "failed")
     try:
         destination.ask("migrate-incoming", uri=f"exec:cat {stream}")
@@ -81,7 +81,7 @@ def end(machine: Machine) -> None:
 
 
 def obstacles(stream: Path, side: str) -> list[Finding]:
-    """What keeps a stream from loading at a side, as precheck says."""
+    """Return the findings of precheck that keep a stream from loading at a side."""
     a, b = (facts_of_side((each,), How()) for each in (str(stream), side))
     return [finding for finding in Report.of(a, b).findings if finding.fatal]
 

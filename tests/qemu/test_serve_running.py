@@ -28,7 +28,7 @@ class Served(QEMUMonitorProtocol):
 
 @contextmanager
 def serving(qemu: Running, folder: Path, name: str, *options: str) -> Iterator[Served]:
-    """A service of the guest of a QEMU; its end leaves the QEMU alone."""
+    """Yield a service of the guest of a QEMU; its end leaves the QEMU alone."""
     address = f"unix:{folder}/{name}.sock"
     command = Command(
         folder / f"{name}.said", "serve", "--guest", qemu.text, "--qmp", address, *options

@@ -25,7 +25,7 @@ DATA = os.urandom(MIB)
 
 
 def piece(kind: SectionType, *records: events.Event) -> list[events.Event]:
-    """A piece of the section of disks."""
+    """Return a piece of the section of disks."""
     head = events.IterativeSection(0, kind, 9, "block", 0, 1)
     return [head, *records, EndOfDisks(0), events.Footer(0, 9)]
 
@@ -35,7 +35,7 @@ def block(chunk: int, data: bytes | None = DATA, device: str = "disk0") -> DiskB
 
 
 def stream(*records: events.Event, early: bool = False, percent: int = 99) -> bytes:
-    """A stream with these records of disks; `early`: before the list of RAM blocks.
+    """Return a stream with these records of disks; `early`: before the list of RAM blocks.
 
     `percent`: what its source has told last of the disks.
     """
@@ -56,7 +56,7 @@ def receive(folder: Path, data: bytes) -> None:
 
 
 def refused(folder: Path, data: bytes) -> str:
-    """The line with which a stream is refused; nothing of it may look whole."""
+    """Return the line with which a stream is refused; nothing of it may look whole."""
     with pytest.raises(MigrationError) as error:
         receive(folder, data)
     assert "\n" not in str(error.value)
@@ -158,7 +158,7 @@ def test_a_stream_that_is_cut_leaves_half_an_image(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder with room for the RAM and 2 MiB of a disk."""
+    """Return a folder with room for the RAM and 2 MiB of a disk."""
     if os.geteuid():
         missing("a root user")
     folder = tmp_path / "small"

@@ -152,7 +152,7 @@ def refusal(file: Path, folder: Path, uri: str = "") -> str:
 
 @pytest.mark.parametrize("part", ["list", "bitmap", "pages", "end of pages", "behind"])
 def test_a_file_that_ends_early(part: str, tmp_path: Path) -> None:
-    """Law 4: pages that are not there would be taken for zero, and the guest be started."""
+    """Broken (law 4): pages that are not there would be taken for zero, and the guest be started."""
     data, _ = mapped({"ram": [1, 699], "rom": [2, 699]})
     place = listed_in(data).blocks[1].mapped
     assert place is not None
@@ -170,7 +170,7 @@ def test_a_file_that_ends_early(part: str, tmp_path: Path) -> None:
 
 
 def test_a_bit_behind_the_last_page(tmp_path: Path) -> None:
-    """Law 6: a page would be put behind its block."""
+    """Broken (law 6): a page would be put behind its block."""
     data, _ = mapped({"ram": [1]}, count=700)
     place = listed_in(data).blocks[0].mapped
     assert place is not None
@@ -208,7 +208,7 @@ def test_a_block_that_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_dead_reader_fails_the_migration(tmp_path: Path) -> None:
-    """Law 4: the share of a reader that died would be zero."""
+    """Broken (law 4): the share of a reader that died would be zero."""
     data, _ = mapped({"ram": [*range(COUNT)]}, count=COUNT)
     (tmp_path / "file").write_bytes(data)
     guest = open_guest(f"dir:{tmp_path}/guest", incoming=True)
@@ -238,7 +238,7 @@ def test_a_dead_reader_fails_the_migration(tmp_path: Path) -> None:
 def test_live_guest_is_saved_and_restored(
     tracker: TrackerKind, direct_io: bool, workers: int, tmp_path: Path
 ) -> None:
-    """A torn, stale or lost page: laws 1 or 3 broken, or bits of a bitmap lost between workers."""
+    """Broken: laws 1 or 3; a page would be torn, stale or lost, or a bit of a bitmap lost."""
     source = SyntheticGuest.parse("32M,dirty-rate=60M,hot=8M,pattern=zeroing")
     target = SyntheticGuest.parse("")
     parameters = SendParameters(

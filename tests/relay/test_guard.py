@@ -89,7 +89,7 @@ def migration(tmp_path: Path) -> Iterator[Migration]:
 
 @dataclass(frozen=True)
 class Case:
-    """What the destination gets, what it then answers, and whether the source may run on."""
+    """Stream that the destination gets, its answer, and whether the source may run on."""
 
     size: int
     answer: bytes

@@ -283,16 +283,16 @@ def test_a_kept_source_that_leaves_is_not_waited_for(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Last:
-    """What a destination gets before the link is gone, and what it does at the end of its input."""
+    """Last bytes that a destination gets before the link is gone, and its reaction at the end."""
 
     before: int
     answer: bytes
     closes: bool
     words: str
     near: str
-    """What the near relay says at last."""
+    """Last line of the near relay."""
     runs_on: bool
-    """Whether the source may take its guest back."""
+    """True if the source may take its guest back."""
 
 
 _ENDED = "the migration failed: the migration has ended there"

@@ -33,7 +33,7 @@ def test_what_shrinks_on_the_wire_is_less_to_send() -> None:
 
 
 def test_switchover_needs_a_round_that_fits() -> None:
-    """The guest would be paused for longer than the downtime limit allows."""
+    """Broken: the guest would be paused for longer than the downtime limit allows."""
     convergence = Convergence(1 << 30, downtime_limit=0.3)
     convergence.round_done(Round(0, 1 << 30, 1 << 30, 10.0, 10.0))
     assert not convergence.should_switch_over(LINK)

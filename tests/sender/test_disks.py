@@ -26,7 +26,7 @@ SIZES = {"disk0": ODD, "disk1": 8 * MIB}
 
 
 def assert_same_disks(source: Path, destination: Path) -> None:
-    """The images of both folders are equal, and what is a hole in one is a hole in the other."""
+    """Check that images of both folders have equal content and equal holes."""
     for image in (source / "disks").iterdir():
         arrived = destination / "disks" / image.name
         assert arrived.read_bytes() == image.read_bytes()

@@ -164,7 +164,7 @@ def test_workers_share_no_byte_of_a_bitmap(tmp_path: Path) -> None:
 @pytest.mark.parametrize("marks", [False, True])
 @pytest.mark.parametrize("first", [0, 5])
 def test_a_write_after_the_copy_is_found(marks: bool, first: int, tmp_path: Path) -> None:
-    """Law 1: what the guest writes while a page is on its way to the file must come later."""
+    """Broken (law 1): what the guest writes while a page is on its way would be lost."""
     with ExitStack() as stack:
         save = Save(tmp_path, stack, workers=1, marks=marks)
         ram = save.blocks[0].ram
@@ -179,7 +179,7 @@ def test_a_write_after_the_copy_is_found(marks: bool, first: int, tmp_path: Path
 
 
 def test_a_page_that_becomes_zero_while_it_is_written(tmp_path: Path) -> None:
-    """Law 1: the destination would have zeros for good, or the old page."""
+    """Broken (law 1): the destination would have zeros for good, or the old page."""
     with ExitStack() as stack:
         save = Save(tmp_path, stack, workers=1, marks=True)
         ram = save.blocks[0].ram
@@ -266,7 +266,7 @@ def test_what_does_not_go_together(values: dict[str, Any]) -> None:
 
 
 def test_dead_worker_leaves_the_guest_running(guest: SyntheticGuest, tmp_path: Path) -> None:
-    """Law 5: a killed worker must not cost the guest, nor leave what looks like a saved one."""
+    """Broken (law 5): a killed worker would cost the guest, or leave a file that looks whole."""
     file = tmp_path / "file"
     parameters = _mapped(max_bandwidth=4 << 20, workers=2)
     sender = Sender(guest, f"file:{file}", parameters)

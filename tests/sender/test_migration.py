@@ -28,7 +28,7 @@ def incoming(tmp_path: Path) -> Iterator[Incoming]:
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
 def test_busy_guest_arrives_whole(workers: int) -> None:
-    """A torn, stale or lost page: rounds overtake each other, or law 1 or 3 is broken."""
+    """Broken: law 1 or 3, or rounds overtake each other; a page would be torn, stale or lost."""
     # A guest that gets its time writes for several rounds at this rate.
     parameters = SendParameters(workers=workers, max_bandwidth=120 << 20, downtime_limit=0.01)
     guest = SyntheticGuest.parse("32M,dirty-rate=60M,hot=8M")
@@ -73,7 +73,7 @@ def test_busy_guest_arrives_whole_as_differences(workers: int, pattern: str) -> 
 
 
 def test_cancel_leaves_the_source_running(incoming: Incoming) -> None:
-    """Law 5: a cancelled migration must not stop the guest, nor start the destination."""
+    """Broken (law 5): a cancelled migration would stop the guest, or start the destination."""
     with closing(SyntheticGuest.parse("64M,dirty-rate=20M")) as source:
         sender = Sender(source, incoming.address, SendParameters(max_bandwidth=20 << 20))
         with pytest.raises(MigrationCancelledError):
@@ -85,7 +85,7 @@ def test_cancel_leaves_the_source_running(incoming: Incoming) -> None:
 
 @pytest.mark.parametrize("name", ["vmferry-worker-0", "vmferry-transport"])
 def test_dead_process_fails_the_migration(incoming: Incoming, name: str) -> None:
-    """Law 5: a killed worker or transport process must not cost the guest."""
+    """Broken (law 5): a killed worker or transport process would cost the guest."""
     with closing(SyntheticGuest.parse("64M,dirty-rate=20M")) as source:
         sender = Sender(source, incoming.address, SendParameters(max_bandwidth=20 << 20, workers=1))
 
@@ -103,7 +103,7 @@ def test_dead_process_fails_the_migration(incoming: Incoming, name: str) -> None
 
 
 def test_blocked_guest_does_not_migrate() -> None:
-    """A blocker that is not heeded moves a guest that cannot be moved."""
+    """Broken: a guest that cannot be moved would be moved."""
     source = SyntheticGuest.parse("1M")
     source.add_blocker("a device is passed through")
     try:
@@ -115,7 +115,7 @@ def test_blocked_guest_does_not_migrate() -> None:
 
 
 def test_failed_connection_leaves_nothing_open() -> None:
-    """Every failed attempt would otherwise leak descriptors in a long-lived process."""
+    """Broken: every failed attempt would leak descriptors in a long-lived process."""
     source = SyntheticGuest.parse("1M")
 
     def attempt() -> int:

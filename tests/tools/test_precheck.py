@@ -131,7 +131,7 @@ CHANGES: dict[str, tuple[Side, Side, list[Kind]]] = {
         [Kind.FIELD],
     ),
 }
-"""For each change what A has, what B has, and what is found."""
+"""Sides A and B of each change, and the findings."""
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -152,7 +152,7 @@ def test_capabilities_are_the_same(name: str) -> None:
 
 
 def dumped(oldest: int, *subsections: str) -> Mapping[str, Any]:
-    """What a QEMU says of a device type that is saved as `dev`."""
+    """Return QEMU's description of a device type that is saved as `dev`."""
     inner = [{"name": name, "minimum_version_id": 1} for name in subsections]
     return {
         "d": {"Description": {"name": "dev", "minimum_version_id": oldest, "Subsections": inner}}
@@ -178,7 +178,7 @@ def test_what_b_says_of_its_device_types_counts(
 
 
 def space(**bytes_at: int) -> bytes:
-    """A configuration space with an MSI-X capability of 4 vectors and a region of 4 KiB."""
+    """Return a configuration space with an MSI-X capability of 4 vectors and a region of 4 KiB."""
     made = bytearray(256)
     made[0:4], made[0x06], made[0x0A], made[0x34] = b"\xf4\x1a\x00\x10", 0x10, 2, 0x40
     made[0x40:0x4C] = b"\x11\x00\x03\x80" + b"\x01\0\0\0" + b"\x01\x08\0\0"

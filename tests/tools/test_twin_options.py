@@ -1,4 +1,4 @@
-"""What a twin has in place of the options of a QEMU: the same devices, and nothing of the host."""
+"""Test that a twin has the same devices as a QEMU, and nothing of the host."""
 
 from __future__ import annotations
 

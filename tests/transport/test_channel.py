@@ -28,7 +28,7 @@ def _send_on(channel: Channel) -> None:
 
 @pytest.mark.parametrize("uri", [Tcp("127.0.0.1", 0), Tcp("::1", 0), Unix("migrate.sock")])
 def test_sockets_both_ways(uri: Uri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing could be migrated over this scheme, or the return path would be mute."""
+    """Broken: nothing could be migrated over this scheme, or the return path would be mute."""
     monkeypatch.chdir(tmp_path)
     listener = listen(uri)
     source = connect(parse_uri(listener.address))
@@ -47,7 +47,7 @@ def test_sockets_both_ways(uri: Uri, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_file_with_offset(tmp_path: Path) -> None:
-    """A stream behind something else would overwrite it, or be read from the wrong place."""
+    """Broken: a stream behind something else would overwrite it, or be read from a wrong place."""
     path = str(tmp_path / "stream")
     Path(path).write_bytes(b"head")
     channel = connect(File(path, 4))
@@ -60,7 +60,7 @@ def test_file_with_offset(tmp_path: Path) -> None:
 
 
 def test_exec(tmp_path: Path) -> None:
-    """Streams could not be piped through a command."""
+    """Broken: streams could not be piped through a command."""
     path = tmp_path / "stream"
     channel = connect(Exec(f"cat > {path}"))
     channel.send(memoryview(DATA))
@@ -72,14 +72,14 @@ def test_exec(tmp_path: Path) -> None:
 
 
 def test_failed_command_is_an_error() -> None:
-    """A stream that a command lost would count as delivered."""
+    """Broken: a stream that a command lost would count as delivered."""
     channel = connect(Exec("cat > /dev/null; exit 3"))
     with pytest.raises(ChannelError, match="status 3"):
         channel.close()
 
 
 def test_fd() -> None:
-    """An inherited pipe could not be used."""
+    """Broken: an inherited pipe could not be used."""
     reading, writing = os.pipe()
     channel = connect(Fd(writing))
     os.close(writing)
@@ -92,7 +92,7 @@ def test_fd() -> None:
 
 
 def test_refused_connection_names_the_uri() -> None:
-    """The user could not tell what failed."""
+    """Broken: the user could not tell what failed."""
     with pytest.raises(ChannelError, match=r"tcp:127\.0\.0\.1:1: Connection refused"):
         connect(Tcp("127.0.0.1", 1))
 

@@ -7,7 +7,7 @@ from vmferry.transport.rate import RateLimiter
 
 
 def test_rate_is_kept() -> None:
-    """The link would get more, or much less, than the user allowed."""
+    """Broken: the link would get more, or much less, than the user allowed."""
     now = [0.0]
     limiter = RateLimiter(10_000_000, lambda: now[0])
     sent = 0
@@ -21,7 +21,7 @@ def test_rate_is_kept() -> None:
 
 
 def test_no_limit_and_change_while_running() -> None:
-    """A raised limit would only work in the next migration."""
+    """Broken: a raised limit would only work in the next migration."""
     limiter = RateLimiter(None, lambda: 0.0)
     limiter.sent(1 << 40)
     assert limiter.delay() == 0

@@ -20,7 +20,7 @@ def _write(connection: Connection, ring: Ring, count: int) -> None:
 
 
 def test_slots_arrive_whole_and_in_order() -> None:
-    """A slot overwritten while it is read, or two in the wrong order, corrupts the stream."""
+    """Broken: a slot overwritten while it is read, or a wrong order, would corrupt the stream."""
     ring = Ring.create(3, 4096)
     child = start_child("writer", _write, (ring, 500))
     reader = RingReader(ring)
@@ -35,7 +35,7 @@ def test_slots_arrive_whole_and_in_order() -> None:
 
 
 def test_a_full_ring_blocks_the_writer() -> None:
-    """Memory would grow with the guest, or data be overwritten."""
+    """Broken: memory would grow with the guest, or data be overwritten."""
     ring = Ring.create(2, 4096)
     writer = RingWriter(ring)
     for _ in range(2):

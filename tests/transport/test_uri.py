@@ -10,25 +10,25 @@ from vmferry.transport.uri import File, Tcp, UriError, parse_uri
     "text", ["tcp:localhost:4444", "tcp:[::1]:0", "unix:/a:b", "exec:cat > x", "fd:3", "file:/x"]
 )
 def test_uri_prints_as_it_was_written(text: str) -> None:
-    """Messages would name another place than the user did."""
+    """Broken: messages would name another place than the user did."""
     assert str(parse_uri(text)) == text
 
 
 def test_parts() -> None:
-    """Brackets and offsets belong to the syntax, not to the host or the path."""
+    """Broken: brackets and offsets would be taken for parts of the host or the path."""
     assert parse_uri("tcp:[::1]:4444") == Tcp("::1", 4444)
     assert parse_uri("file:/x,offset=0x1000") == File("/x", 4096)
 
 
 def test_unknown_scheme_lists_the_known_ones() -> None:
-    """The user has to guess otherwise."""
+    """Broken: the user would have to guess."""
     with pytest.raises(UriError, match=r"'rdma:x'.*tcp: unix: exec: fd: file:"):
         parse_uri("rdma:x")
 
 
 @pytest.mark.parametrize("text", ["tcp:host", "tcp:::1:3", "fd:x", "file:/x,offset=y", "unix:"])
 def test_malformed(text: str) -> None:
-    """A malformed URI would fail late, and elsewhere."""
+    """Broken: a malformed URI would fail late, and elsewhere."""
     with pytest.raises(UriError):
         parse_uri(text)
 

@@ -13,7 +13,8 @@ _OPTIONS = {
     Remedy.AUTO_CONVERGE: "the source's capability auto-converge (migrate-set-capabilities)",
     Remedy.DOWNTIME_LIMIT: "the source's downtime-limit (migrate-set-parameters) of",
 }
-"""What the user of a relay can do about a stall, by QMP at the source or at the near relay."""
+"""Remedies for a stall in words for the user of a relay, by QMP at the source or at the near relay.
+"""
 
 
 class RelayForecast:

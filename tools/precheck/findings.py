@@ -1,4 +1,4 @@
-"""What a comparison finds: each reason why a stream does not load, and each warning."""
+"""Define the findings of a comparison: reasons why a stream does not load, and warnings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WARNINGS = frozenset((Kind.EXTRA, Kind.UNCHECKED))
 
 @dataclass(frozen=True)
 class Finding:
-    """One difference.
+    """One difference between a stream and the side that is to load it.
 
     `where`: the RAM block, device or capability; `a` and `b`: what each side has, or None.
     `detail`: the field, byte or subsection concerned. `option`: what to say at B's start, or None

@@ -31,7 +31,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def coming(tmp_path: Path) -> Iterator[Guest]:
-    """A guest of which only the disks are missing."""
+    """Return a guest of which only the disks are missing."""
     with closing(arrived(tmp_path / "guest")) as guest:
         yield guest
 

@@ -49,7 +49,7 @@ _NOISE = re.compile(r"Traceback|Exception ignored|Error in |leaked|Fatal Python|
 _NOT_BEGUN = re.compile(
     r"Traceback(?:(?!Traceback|tools/__main__\.py).)*\nKeyboardInterrupt\n", re.DOTALL
 )
-"""What the interpreter prints if Ctrl-C comes before it runs a line of the command."""
+"""Output of the interpreter if Ctrl-C arrives before it runs a line of the command."""
 _HELD_THERE = re.compile(r"the destination (has the (whole )?guest|says that it keeps)|left alone")
 NEVER = float("inf")
 
