@@ -19,7 +19,7 @@ PROMPT = 30.0
 
 
 def test_cancel_at_any_moment(serve: Serve, tmp_path: Path) -> None:
-    """Broken (law 5): a cancelled migration would cost the guest, or the service could not migrate again."""
+    """Broken (law 5): a cancelled migration would cost the guest, or be the service's last."""
     source = serve("synthetic:32M,dirty-rate=8M")
     source.ask("migrate-set-parameters", max_bandwidth=32 << 20)
     moments = random.Random(5)

@@ -51,7 +51,7 @@ def test_guest_crosses_and_runs_on(version: str, scheme: str, tmp_path: Path) ->
 
 
 def test_rebuilds_what_qemu_rebuilds(version: str, tmp_path: Path) -> None:
-    """Broken: RAM in a directory guest would differ from what a stock QEMU makes of the same live stream."""
+    """Broken: RAM in a directory guest would differ from what a stock QEMU makes of the stream."""
     saved, stream = tmp_path / "saved", saved_stream(version, tmp_path)
     received = vmferry("receive", f"file:{stream}", "--guest", f"dir:{saved}")
     assert received.returncode == 0, received.stderr

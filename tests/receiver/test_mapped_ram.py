@@ -152,7 +152,7 @@ def refusal(file: Path, folder: Path, uri: str = "") -> str:
 
 @pytest.mark.parametrize("part", ["list", "bitmap", "pages", "end of pages", "behind"])
 def test_a_file_that_ends_early(part: str, tmp_path: Path) -> None:
-    """Broken (law 4): pages that are not there would be taken for zero, and the guest be started."""
+    """Broken (law 4): pages that are not there would count as zero, and the guest be started."""
     data, _ = mapped({"ram": [1, 699], "rom": [2, 699]})
     place = listed_in(data).blocks[1].mapped
     assert place is not None
