@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..protocol.events import PageRun, RamBlock, XbzrleRun
+from ..protocol.pages.runs import is_run
 from ..protocol.wire.marks import DEFAULT_PAGE_SIZE
 from ..transport.counters import Counters
 from ..transport.ring import Ring, RingWriter
@@ -185,15 +186,7 @@ def _write_table(runs: list[Run], slot: npt.NDArray[np.uint8], start: int, page_
             run.block_index,
             fill,
             kind,
-            _is_contiguous(run.offsets, page_size),
+            is_run(run.offsets, page_size),
             0,
             place,
         )
-
-
-def _is_contiguous(offsets: npt.NDArray[np.uint64], page_size: int) -> bool:
-    """Return whether the pages are contiguous; the first and last usually show if they are not."""
-    length = (len(offsets) - 1) * page_size
-    if int(offsets[-1]) - int(offsets[0]) != length:
-        return False
-    return bool((offsets[1:] - offsets[:-1] == page_size).all())

@@ -108,6 +108,9 @@ class MarkTracker(Written):
         for runs in self._runs(first, end, rearm=True):
             start = int(runs[0, 0]) // self._page_size
             stop = min(-(-int(runs[-1, 1]) // self._page_size), len(self._dirty))
+            if len(runs) == 1:
+                self._dirty[start:stop] = True
+                continue
             from_start = runs - np.uint64(start * self._page_size)
             self._dirty[start:stop] |= _covered(from_start, self._page_size, stop - start)
         taken = self._dirty[first:end].copy()

@@ -9,21 +9,12 @@ import numpy.typing as npt
 
 from ...guest.base import RamBlock, populate
 from ...guest.errors import GuestError
+from ...protocol.pages.runs import runs
 from ...transport.spill import FileError
 from ..worker import BlockWriter
 
 Offsets = npt.NDArray[np.uint64]
 Pages = npt.NDArray[np.uint8]
-
-
-def merged(offsets: Offsets, page_size: int) -> list[tuple[int, int]]:
-    """Return the runs of neighbouring pages at these offsets, in order: (start, end) in bytes."""
-    if not len(offsets):
-        return []
-    breaks = np.flatnonzero(offsets[1:] - offsets[:-1] != page_size)
-    starts = offsets[np.concatenate(([0], breaks + 1))]
-    ends = offsets[np.concatenate((breaks, [len(offsets) - 1]))] + np.uint64(page_size)
-    return list(zip(starts.tolist(), ends.tolist(), strict=True))
 
 
 class Memory:
@@ -62,34 +53,32 @@ class _Block:
         self._mapped = np.zeros(block.length // block.page_size, np.bool_)
 
     def places(self, offsets: Offsets) -> list[memoryview]:
-        runs = merged(offsets, self._page_size)
-        for start, end in runs:
-            first, count = self._pages(start, end)
+        found = [self._pages(offsets, *run) for run in runs(offsets, self._page_size)]
+        for first, count in found:
             if not self._mapped[first : first + count].all():
                 # At once: a fault for each page takes longer.
-                self._map(start, end)
+                self._map(first * self._page_size, (first + count) * self._page_size)
                 self._mapped[first : first + count] = True
             self._writer.note_written(first, count)
-        return [self._view[start:end] for start, end in runs]
+        size, view = self._page_size, self._view
+        return [view[first * size : (first + count) * size] for first, count in found]
 
     def put(self, offsets: Offsets, pages: Pages) -> None:
-        done = 0
-        for run in merged(offsets, self._page_size):
-            first, count = self._pages(*run)
+        for start, end in runs(offsets, self._page_size):
+            first, _ = self._pages(offsets, start, end)
             try:
-                self._writer.put(first, pages[done : done + count])
+                self._writer.put(first, pages[start:end])
             except FileError as error:
                 raise GuestError(error.line) from error
-            done += count
 
     def clear(self, offsets: Offsets) -> None:
-        for run in merged(offsets, self._page_size):
-            first, count = self._pages(*run)
+        for run in runs(offsets, self._page_size):
+            first, count = self._pages(offsets, *run)
             self._writer.fill(slice(first, first + count), 0)
 
-    def _pages(self, start: int, end: int) -> tuple[int, int]:
-        """Return the number of the first page of a run, and how many there are."""
-        return start // self._page_size, (end - start) // self._page_size
+    def _pages(self, offsets: Offsets, start: int, end: int) -> tuple[int, int]:
+        """Return the number of the first page of a run of offsets, and how many pages it has."""
+        return int(offsets[start]) // self._page_size, end - start
 
     def _map(self, start: int, end: int) -> None:
         try:

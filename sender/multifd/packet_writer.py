@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from ...protocol.pages import packets
 from ...protocol.pages.packets import Deflater, Heads
+from ...protocol.pages.runs import runs
 from ...protocol.wire.multifd import Compression, pages_of_packet
 from ...transport.settings import ZeroPageDetection
 from ..chunks import CHUNK_PAGES, Chunk
@@ -103,7 +104,7 @@ class PacketWriter:
         most = pages_of_packet(self._page_size)
         parts = [numbers[first : first + most] for first in range(0, len(numbers), most)]
         if self._deflater is None:
-            pieces = [list(_runs(ram, part)) for part in parts]
+            pieces = [_in_memory(ram, part) for part in parts]
         else:
             made = [self._deflater.deflate(ram[part[0] : part[-1] + 1]) for part in parts]
             heads["header"]["payload_size"] = [len(payload) for payload in made]
@@ -121,13 +122,9 @@ def _bytes(heads: Heads) -> memoryview:
     return heads.view(np.uint8).data
 
 
-def _runs(ram: Pages, numbers: Numbers) -> Iterator[memoryview]:
-    """Yield the pages `ram[numbers]` as pieces of memory: runs in place, or one copy of all."""
-    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
-    if len(breaks) >= MAX_RUNS:
-        yield ram[numbers].reshape(-1).data
-        return
-    starts = numbers[np.concatenate([[0], breaks])]
-    ends = numbers[np.concatenate([breaks - 1, [len(numbers) - 1]])] + 1
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        yield ram[start:end].reshape(-1).data
+def _in_memory(ram: Pages, numbers: Numbers) -> list[memoryview]:
+    """Return the pages `ram[numbers]` as pieces of memory: runs in place, or one copy of all."""
+    if np.count_nonzero(numbers[1:] - numbers[:-1] != 1) >= MAX_RUNS:
+        return [ram[numbers].reshape(-1).data]
+    parts = [ram[numbers[first] :][: end - first] for first, end in runs(numbers)]
+    return [part.reshape(-1).data for part in parts]
