@@ -45,6 +45,14 @@ class FreshPages:
         """Return whether none of `count` pages from page `first` on was ever written."""
         return not self._written[first : first + count].any()
 
+    def place(self, first: int) -> tuple[int, int]:
+        """Return the file of the block, and the offset in it of page `first`."""
+        return self._block.fd, self._block.file_offset + first * self._block.page_size
+
+    def only_mapped(self) -> None:
+        """Record that the file takes no writes, as one of huge pages: no page counts as fresh."""
+        self._written[:] = True
+
     def written(self, target: slice | npt.NDArray[np.intp]) -> None:
         """Record that these pages, by their numbers, were written in another way."""
         self._written[target] = True
@@ -55,16 +63,16 @@ class FreshPages:
         Raises FileError, for example where the disk is full.
         """
         size, left = self._block.page_size, pages
-        start = place = self._block.file_offset + first * size
+        fd, start = self.place(first)
+        place = start
         try:
             while left:
-                count = os.pwritev(self._block.fd, left[:PIECES], place)
+                count = os.pwritev(fd, left[:PIECES], place)
                 place += count
                 drop_front(left, count)
         except OSError as error:
             if error.errno == errno.EINVAL:
-                # Memory in huge pages can only be mapped.
-                self._written[:] = True
+                self.only_mapped()
                 return False
             raise FileError(error.errno, error.strerror, f"RAM block {self._block.name}") from error
         self.written(slice(first, first + (place - start) // size))

@@ -62,7 +62,8 @@ class BlockWriter:
         self._block = block
         self._ram = flat.reshape(-1, block.page_size)
         self._pages = self._ram.view(f"V{block.page_size}")[:, 0]
-        self._fresh = FreshPages(block)
+        self.fresh = FreshPages(block)
+        """The record of pages that hold nothing yet."""
 
     def apply(self, run: np.void, data: npt.NDArray[np.uint8]) -> None:
         """Put one run, whose records are in `data`, into RAM."""
@@ -80,7 +81,7 @@ class BlockWriter:
         if not run["contiguous"]:
             target = self._targets(first, count, position, stride, data)
         if plain:
-            self._fresh.written(target)
+            self.fresh.written(target)
             self._pages[target] = np.ndarray(
                 (count,), f"V{page_size}", data, offset=position, strides=(stride,)
             )
@@ -90,11 +91,11 @@ class BlockWriter:
     def _write_fresh(self, run: np.void, first: int, data: npt.NDArray[np.uint8]) -> bool:
         """Put a run of plain pages into memory that is not there yet; False if some of it is."""
         count, size = int(run["count"]), self._block.page_size
-        if not run["contiguous"] or not self._fresh.all_fresh(first, count):
+        if not run["contiguous"] or not self.fresh.all_fresh(first, count):
             return False
         stride, start, view = RECORD_HEADER_SIZE + size, int(run["position"]), data.data
         places = range(start, start + count * stride, stride)
-        return self._fresh.write(first, [view[place : place + size] for place in places])
+        return self.fresh.write(first, [view[place : place + size] for place in places])
 
     def _targets(
         self, first: int, count: int, position: int, stride: int, data: npt.NDArray[np.uint8]
@@ -128,23 +129,17 @@ class BlockWriter:
             raise xbzrle.bad_encoding(error, where) from None
         xbzrle.apply(self._ram, numbers, data, runs)
 
-    def note_written(self, first: int, count: int) -> None:
-        """Record that pages were written through the mapping by somebody else."""
-        self._fresh.written(slice(first, first + count))
-
     def put(self, first: int, pages: npt.NDArray[np.uint8]) -> None:
         """Put neighbouring pages (n, page_size) into RAM, from page `first` on."""
         count = len(pages)
-        if self._fresh.all_fresh(first, count) and self._fresh.write(
-            first, [pages.reshape(-1).data]
-        ):
+        if self.fresh.all_fresh(first, count) and self.fresh.write(first, [pages.reshape(-1).data]):
             return
-        self._fresh.written(slice(first, first + count))
+        self.fresh.written(slice(first, first + count))
         self._ram[first : first + count] = pages
 
     def clear(self, numbers: npt.NDArray[np.intp]) -> None:
         """Make pages zero that only this writer writes; those never written are zero."""
-        existing = self._fresh.existing(numbers)
+        existing = self.fresh.existing(numbers)
         for first in range(0, len(existing), FILL_PAGES):
             self.fill(existing[first : first + FILL_PAGES], 0)
 

@@ -14,6 +14,7 @@ from ..protocol.errors import VmferryError
 from .pieces import drop_front
 from .silence import silence
 from .sockets import credentials_of_peer, reset_on_close
+from .splice import Splice
 from .unix_socket import UnixListener
 from .uri import Exec, Fd, Tcp, Unix, Uri
 
@@ -113,6 +114,16 @@ class Channel:
         """
         try:
             return os.readv(self._fd, views)
+        except OSError as error:
+            raise self._broken(error) from error
+
+    def splice(self, pipe: Splice, most: int) -> int:
+        """Move at most this many of the available bytes into the pipe; return how many.
+
+        Returns 0 at the end of the channel. Raises ChannelError.
+        """
+        try:
+            return pipe.take(self._fd, most)
         except OSError as error:
             raise self._broken(error) from error
 

@@ -1,12 +1,14 @@
 """Run the process of one multifd channel: read its packets, and put their pages into guest memory.
 
-Pages that are not compressed are received straight to their places, together with the head of the
-next packet, so that a packet takes few system calls. Nothing is written before the packet's head
+Pages that are not compressed go straight to their places: where they are new, by a pipe into the
+file that the memory is, otherwise together with the head of the next packet into mapped memory, so
+that a packet takes few system calls. Nothing is written before the packet's head
 was checked: block, offsets, counts and sizes.
 """
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -24,6 +26,7 @@ from ...transport.crew import reporting
 from ...transport.pieces import drop_front
 from ...transport.process import receive_channel, send_message
 from ...transport.shared import Readiness, SharedFd
+from ...transport.splice import Splice
 from ..worker import MapBlocks
 from .memory import Memory
 from .sync import ChannelSteps, Signals
@@ -68,6 +71,7 @@ class ChannelInput:
         self._head = memoryview(bytearray(self._reader.wanted))
         self._used = 0
         self._payload = memoryview(b"")
+        self._pipe = Splice()
         self._pages_behind_sync = False
 
     def run(self) -> None:
@@ -108,7 +112,8 @@ class ChannelInput:
     def _take_payload(self, packet: Packet) -> None:
         self._counters.set("compression", packet.compression + 1)
         if packet.compression == Compression.NONE:
-            self._read_payload(self._memory.places(packet.block_index, packet.normal))
+            if not self._splice(packet):
+                self._read_payload(self._memory.places(packet.block_index, packet.normal))
             self._reader.passed()
             return
         if not self._payload:
@@ -116,6 +121,53 @@ class ChannelInput:
         payload = self._payload[: packet.payload_size]
         self._read_payload([payload])
         self._memory.put(packet.block_index, packet.normal, self._reader.pages(payload))
+
+    def _splice(self, packet: Packet) -> bool:
+        """Move the payload to the block's file; return False if some of its pages exist already."""
+        index, taken = packet.block_index, 0
+        found = self._memory.in_file(index, packet.normal)
+        for run in found:
+            left = run.size
+            while left:
+                count = self._take_into_pipe(left)
+                taken += count
+                if not self._put(index, run.fd, run.place + run.size - left):
+                    self._read_rest(packet, taken - self._pipe.held)
+                    return True
+                left -= count
+        return bool(found)
+
+    def _put(self, index: int, fd: int, place: int) -> bool:
+        """Write what is in the pipe to the file of a block; return False if it takes no writes.
+
+        Raises GuestError if there is no memory for a page.
+        """
+        try:
+            self._pipe.put(fd, place)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise self._memory.none_left(index, error) from error
+            self._memory.only_map(index)
+            return False
+        return True
+
+    def _take_into_pipe(self, most: int) -> int:
+        """Take bytes of a payload into the pipe, and return how many."""
+        self._wait(until_finish=False)
+        count = self._channel.splice(self._pipe, most)
+        if not count:
+            raise self._cut()
+        self._counters.add("bytes", count)
+        return count
+
+    def _read_rest(self, packet: Packet, done: int) -> None:
+        """Put the payload into mapped memory: what is in the pipe, behind `done` bytes, and all
+        that follows.
+        """
+        pieces = self._memory.places(packet.block_index, packet.normal)
+        drop_front(pieces, done)
+        drop_front(pieces, self._pipe.read_into(pieces))
+        self._read_payload(pieces)
 
     def _read_head(self) -> bool:
         """Read the rest of a head; return False if the channel, or the main one, ends before it."""
@@ -146,16 +198,25 @@ class ChannelInput:
         Return 0 at the end of the channel and, with `until_finish`, if nothing more has arrived
         when the main channel has ended.
         """
-        ready = self._arrived.ready()
-        if self._command_fd in ready:
-            raise EOFError
-        if self._channel.fileno() not in ready:
-            if until_finish:
-                return 0
-            raise self._late("pages")
+        if not self._wait(until_finish=until_finish):
+            return 0
         count = self._channel.recv_into(*pieces[:MAX_PIECES])
         self._counters.add("bytes", count)
         return count
+
+    def _wait(self, *, until_finish: bool) -> bool:
+        """Wait until something has arrived, or the channel has ended; return whether it has.
+
+        Return False, with `until_finish`, if the main channel ends before.
+        """
+        ready = self._arrived.ready()
+        if self._command_fd in ready:
+            raise EOFError
+        if self._channel.fileno() in ready:
+            return True
+        if until_finish:
+            return False
+        raise self._late("pages")
 
     def _late(self, what: str) -> StreamError:
         return self._reader.error(f"{what} behind the last sync point of the main channel")

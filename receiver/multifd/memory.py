@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,18 @@ Offsets = npt.NDArray[np.uint64]
 Pages = npt.NDArray[np.uint8]
 
 
+MAX_RUNS = 16
+"""Largest number of runs of pages in a packet that are written to the file one by one."""
+
+
+class InFile(NamedTuple):
+    """A run of pages in the file of a RAM block: `size` bytes at the offset `place`."""
+
+    fd: int
+    place: int
+    size: int
+
+
 class Memory:
     """The RAM blocks of the guest; offsets of pages have been checked by the caller.
 
@@ -29,11 +42,25 @@ class Memory:
     def places(self, index: int, offsets: Offsets) -> list[memoryview]:
         """Return the memory of these pages of a block, in order, to receive their content into.
 
-        Pages that do not exist yet are made here. To write them to the block's file would take less
-        time in one process, but the channels' processes would wait for each other: the kernel locks
-        the file for each write.
+        Pages that do not exist yet are made here.
         """
         return self._blocks[index].places(offsets)
+
+    def in_file(self, index: int, offsets: Offsets) -> list[InFile]:
+        """Return where in the block's file these pages are, in order, if none of them exists yet.
+
+        Then they cost least if they are written there, and none counts as new any more. Return an
+        empty list otherwise.
+        """
+        return self._blocks[index].in_file(offsets)
+
+    def only_map(self, index: int) -> None:
+        """Record that a block's file takes no writes."""
+        self._blocks[index].fresh.only_mapped()
+
+    def none_left(self, index: int, error: OSError) -> GuestError:
+        """Return the error for a block whose pages cannot be made."""
+        return self._blocks[index].none_left(error)
 
     def put(self, index: int, offsets: Offsets, pages: Pages) -> None:
         """Copy pages (n, page size) into a block."""
@@ -46,8 +73,9 @@ class Memory:
 
 class _Block:
     def __init__(self, block: RamBlock) -> None:
-        self._name, self._page_size = block.name, block.page_size
+        self.name, self._page_size = block.name, block.page_size
         self._writer = BlockWriter(block)
+        self.fresh = self._writer.fresh
         self._flat = self._writer.flat
         self._view = self._flat.data
         self._mapped = np.zeros(block.length // block.page_size, np.bool_)
@@ -59,9 +87,17 @@ class _Block:
                 # At once: a fault for each page takes longer.
                 self._map(first * self._page_size, (first + count) * self._page_size)
                 self._mapped[first : first + count] = True
-            self._writer.note_written(first, count)
+            self.fresh.written(slice(first, first + count))
         size, view = self._page_size, self._view
         return [view[first * size : (first + count) * size] for first, count in found]
+
+    def in_file(self, offsets: Offsets) -> list[InFile]:
+        found = [self._pages(offsets, *run) for run in runs(offsets, self._page_size)]
+        if len(found) > MAX_RUNS or not all(self.fresh.all_fresh(*run) for run in found):
+            return []
+        for first, count in found:
+            self.fresh.written(slice(first, first + count))
+        return [InFile(*self.fresh.place(first), count * self._page_size) for first, count in found]
 
     def put(self, offsets: Offsets, pages: Pages) -> None:
         for start, end in runs(offsets, self._page_size):
@@ -84,6 +120,7 @@ class _Block:
         try:
             populate(self._flat, True, start, end)
         except OSError as error:
-            where = f"bytes {start:#x} to {end:#x} of block {self._name}"
-            message = f"no memory for {where} (disk full?): {error.strerror}"
-            raise GuestError(message) from error
+            raise self.none_left(error) from error
+
+    def none_left(self, error: OSError) -> GuestError:
+        return GuestError(f"no memory for block {self.name} (disk full?): {error.strerror}")

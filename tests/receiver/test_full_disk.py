@@ -14,6 +14,7 @@ from vmferry.guest.errors import MigrationError
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
 from vmferry.sender.coordinator import Sender
+from vmferry.sender.parameters import SendParameters
 
 from tests.qemu.machine import missing
 
@@ -30,17 +31,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_full_disk_is_named(small_disk: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "channels"), [(0, None), (1, None), (None, 2)])
+def test_full_disk_is_named(small_disk: Path, workers: int | None, channels: int | None) -> None:
     """Broken: a person would read that a process died, and not why."""
     source, guest = SyntheticGuest.parse("8M"), DirectoryGuest(str(small_disk / "guest"))
-    receiver = Receiver(guest, "tcp:127.0.0.1:0", ReceiveParameters(workers=workers))
+    receiver = Receiver(
+        guest, "tcp:127.0.0.1:0", ReceiveParameters(workers=workers, multifd_channels=channels)
+    )
     ends: list[str] = []
     threads: list[threading.Thread] = []
 
     def send(address: str) -> None:
         try:
-            Sender(source, address).run()
+            Sender(source, address, SendParameters(multifd_channels=channels)).run()
         except MigrationError as error:
             ends.append(str(error))
 
