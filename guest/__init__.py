@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from ..protocol.lazy import exported
 
 if TYPE_CHECKING:
-    from .base import BlockLayout, DeviceSection, DeviceState, Guest, Machine, RamBlock
+    from .base import Guest
     from .errors import GuestError, MigrationCancelledError, MigrationError
     from .open import open_guest
+    from .parts import BlockLayout, DeviceSection, DeviceState, Machine, RamBlock
     from .program import ProgramGuest
     from .tracking.errors import TrackingError
     from .tracking.marks import WriteMarks, mark_writes
@@ -36,9 +37,10 @@ __all__ = [
 __getattr__ = exported(
     __name__,
     {
-        "base": "BlockLayout DeviceSection DeviceState Guest Machine RamBlock",
+        "base": "Guest",
         "errors": "GuestError MigrationCancelledError MigrationError",
         "open": "open_guest",
+        "parts": "BlockLayout DeviceSection DeviceState Machine RamBlock",
         "program": "ProgramGuest",
         "tracking.errors": "TrackingError",
         "tracking.marks": "WriteMarks mark_writes",

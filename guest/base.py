@@ -2,105 +2,23 @@
 
 from __future__ import annotations
 
-import errno
-import mmap
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from ..protocol.errors import ParameterError
 from ..protocol.handover import Destination, Source
-from ..protocol.wire.kept import Payload
-from ..protocol.wire.marks import DEFAULT_PAGE_SIZE, PAGE_SIZES
-from ..transport.sparse import data_parts, next_data
 from .disks.image import Disk
 from .disks.marks import DiskMarks
 from .errors import GuestError
 from .handing import Outcome
 from .handing_in import DestinationJob, hand_in
 from .handing_out import SourceHolder, SourceJob, hand_out
+from .parts import BlockLayout, DeviceState, Machine, RamBlock
 from .tracking.errors import TrackingError
 from .tracking.marks import WriteMarks
 from .tracking.process_memory import ProcessMemory
-
-_MADV_POPULATE_READ = 22
-_MADV_POPULATE_WRITE = 23
-_POPULATE_STEP = 64 << 20
-
-
-@dataclass(frozen=True)
-class RamBlock:
-    """A block of guest RAM: `length` bytes from `file_offset` on in the mappable file `fd`.
-
-    Raises ParameterError if these are not whole pages.
-    """
-
-    name: str
-    length: int
-    page_size: int
-    fd: int
-    file_offset: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the values, because a wrong one would fail at the other end of a migration."""
-        if self.page_size not in PAGE_SIZES:
-            sizes = f"a power of 2 from {PAGE_SIZES[0]} to {PAGE_SIZES[-1]}"
-            raise ParameterError(f"page_size: {self.page_size} is not {sizes}")
-        if self.length < 0 or self.length % self.page_size:
-            raise ParameterError(f"length: {self.length} is not whole pages of {self.page_size}")
-
-
-@dataclass(frozen=True)
-class BlockLayout:
-    """The layout of a RAM block that an incoming guest must have; sizes in bytes."""
-
-    name: str
-    length: int
-    page_size: int
-
-
-@dataclass(frozen=True)
-class DeviceSection:
-    """The state of one device; its payload is opaque."""
-
-    section_id: int
-    name: str
-    instance_id: int
-    version: int
-    payload: Payload
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The description of a machine; `page_bits_sent` says that its stream carries the page size."""
-
-    name: str
-    page_size: int = DEFAULT_PAGE_SIZE
-    capabilities: tuple[str, ...] | None = None
-    uuid: bytes | None = None
-    page_bits_sent: bool = False
-
-
-@dataclass(frozen=True)
-class DeviceState:
-    """The state of all devices in the order of the stream.
-
-    The sections in `early` are sent before RAM, the others after it. `description` is the vmstate
-    description as JSON text.
-    """
-
-    early: tuple[DeviceSection, ...]
-    sections: tuple[DeviceSection, ...]
-    description: bytes | None
-    ram_section_id: int
-
 
 Listener = Callable[[str], None]
 
@@ -381,60 +299,3 @@ class Guest(ABC):
     def _notify(self, event: str) -> None:
         for listener in self._listeners:
             listener(event)
-
-
-def block_layout(blocks: Sequence[RamBlock]) -> tuple[dict[str, Any], ...]:
-    """Return all fields of RAM blocks except the descriptors, which are sent separately."""
-    return tuple(
-        {
-            "name": block.name,
-            "length": block.length,
-            "page_size": block.page_size,
-            "file_offset": block.file_offset,
-        }
-        for block in blocks
-    )
-
-
-def map_block(block: RamBlock) -> npt.NDArray[np.uint8]:
-    """Return the block's bytes, shared with everybody who maps them."""
-    return np.frombuffer(mmap.mmap(block.fd, block.length, offset=block.file_offset), np.uint8)
-
-
-def populate_present(ram: npt.NDArray[np.uint8], block: RamBlock) -> None:
-    """Map the pages that the block's file holds at once, not one fault each; skip holes.
-
-    They become writable, too: pages that exist are mapped writable anyway, and to ask for that
-    costs twice as much.
-    """
-    first = block.file_offset
-    for start, end in data_parts(block.fd, first, first + block.length):
-        populate(ram, False, start - first, end - first)
-
-
-def is_hole(block: RamBlock, start: int, end: int) -> bool:
-    """Return whether bytes `start` to `end` of the block were never written in its file.
-
-    They are zero then, and reading them through a mapping would allocate them.
-    """
-    data = next_data(block.fd, block.file_offset + start)
-    return data is None or data >= block.file_offset + end
-
-
-def populate(
-    ram: npt.NDArray[np.uint8], write: bool, start: int = 0, end: int | None = None
-) -> None:
-    """Map bytes `start` to `end` of a `map_block` array at once, allocating them if `write`."""
-    end = len(ram) if end is None else end
-    mapping = ram.base.obj if isinstance(ram.base, memoryview) else ram.base
-    assert isinstance(mapping, mmap.mmap)
-    advice = _MADV_POPULATE_WRITE if write else _MADV_POPULATE_READ
-    start = start // mmap.PAGESIZE * mmap.PAGESIZE
-    for position in range(start, end, _POPULATE_STEP):
-        try:
-            mapping.madvise(advice, position, min(_POPULATE_STEP, end - position))
-        except OSError as error:
-            # Kernels before 5.14 do not know the advice; there each page faults by itself.
-            if error.errno == errno.EINVAL:
-                return
-            raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from .base import DeviceSection
+from .parts import DeviceSection
 
 
 def describe_opaque(sections: Iterable[DeviceSection], page_size: int) -> bytes:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from . import directory_files as files
-from .base import BlockLayout, DeviceState, Guest, Machine, RamBlock
+from .base import Guest
 from .directory_disks import DirectoryDisks
 from .directory_finish import NAME, NEW_NAME, Finisher
 from .directory_format import MAX_TEXT, Contents, block_files, build, parse, section_files
@@ -35,6 +35,7 @@ from .directory_rules import (
 from .directory_writeback import Writeback
 from .disks.image import Disk
 from .errors import GuestError
+from .parts import BlockLayout, DeviceState, Machine, RamBlock
 
 MANY_FILES = 64
 """Number of device files from which on they are synced together; usual guests have fewer."""

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .base import BlockLayout, DeviceSection, Machine
 from .directory_rules import (
     BlockFile,
     DiskFile,
@@ -26,6 +25,7 @@ from .directory_rules import (
     shown,
 )
 from .file_names import file_name
+from .parts import BlockLayout, DeviceSection, Machine
 
 FORMAT = 1
 MAX_TEXT = 64 << 20

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from . import directory_files as files
-from .base import DeviceSection, DeviceState, RamBlock
 from .directory_format import Contents
 from .directory_rules import (
     MAX_DEVICE_STATE,
@@ -23,6 +22,7 @@ from .directory_rules import (
     shown,
 )
 from .disks.image import Disk, lock
+from .parts import DeviceSection, DeviceState, RamBlock
 
 RAM = "ram"
 DEVICES = "devices"

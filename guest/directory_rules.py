@@ -24,9 +24,9 @@ from ..protocol.wire.block import SECTOR_BITS
 from ..protocol.wire.cursor import decode_name
 from ..protocol.wire.marks import MAX_NAME
 from ..protocol.wire.ram import SECTION_NAME
-from .base import BlockLayout, Machine
 from .disks.image import MAX_DISK
 from .disks.incoming import MAX_DISKS, SUFFIX
+from .parts import BlockLayout, Machine
 
 MAX_RAM = 1 << 46
 """Largest size in bytes of all RAM blocks that a destination accepts."""

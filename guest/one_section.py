@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..protocol.wire.kept import whole
-from .base import DeviceSection, DeviceState
 from .description import describe_opaque
 from .errors import GuestError
+from .parts import DeviceSection, DeviceState
 
 RAM_SECTION_ID = 2
 """Id of the RAM section; the one of the devices follows."""

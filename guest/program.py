@@ -11,9 +11,11 @@ import numpy.typing as npt
 
 from ..protocol.errors import ParameterError
 from ..protocol.wire.marks import DEFAULT_PAGE_SIZE
-from .base import BlockLayout, DeviceState, Guest, Machine, RamBlock, map_block
+from .base import Guest
 from .errors import GuestError
+from .mapping import map_block
 from .one_section import one_section, payload_of
+from .parts import BlockLayout, DeviceState, Machine, RamBlock
 from .tracking.marks import WriteMarks, mark_writes
 from .tracking.process_memory import ProcessMemory
 

@@ -23,22 +23,16 @@ from xxhash import xxh3_128_hexdigest
 
 from ..protocol.handover import Destination, Source
 from ..transport.process import receive_fd, send_fd, send_message
-from .base import (
-    BlockLayout,
-    DeviceState,
-    Guest,
-    Machine,
-    RamBlock,
-    map_block,
-    populate_present,
-)
+from .base import Guest
 from .disks.image import Disk
 from .disks.marks import DiskMarks
 from .errors import GuestError
 from .handing import Outcome
 from .handing_in import DestinationJob
 from .handing_out import SourceJob
+from .mapping import map_block, populate_present
 from .one_section import few_sections, payloads_of
+from .parts import BlockLayout, DeviceState, Machine, RamBlock
 from .sizes import format_size
 from .synthetic_door import knock
 from .synthetic_images import SyntheticImages

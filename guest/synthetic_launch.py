@@ -8,7 +8,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from .base import RamBlock, map_block, populate
+from .mapping import map_block, populate
+from .parts import RamBlock
 from .synthetic_memory import PAGE_SIZE, RAM_NAME, ROM_NAME, ROM_SIZE
 
 _PROGRAM = f"{__package__}.synthetic_process"

@@ -25,10 +25,11 @@ import numpy.typing as npt
 
 from ..protocol.handover import Destination
 from ..transport.process import receive_fd, send_fd, send_message
-from .base import RamBlock, map_block
 from .errors import GuestError
 from .handing_in import DestinationJob, hand_in
 from .handing_out import SourceJob, hand_out
+from .mapping import map_block
+from .parts import RamBlock
 from .synthetic_disks import SyntheticDisks
 from .synthetic_door import Door
 from .synthetic_memory import BATCH, PAGE_SIZE, BadPage, Memory

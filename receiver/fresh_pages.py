@@ -12,7 +12,7 @@ import os
 import numpy as np
 import numpy.typing as npt
 
-from ..guest.base import RamBlock
+from ..guest.parts import RamBlock
 from ..transport.pieces import drop_front
 from ..transport.sparse import data_parts
 from ..transport.spill import FileError

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
-from ..guest.base import RamBlock, block_layout
 from ..guest.disks.image import Disk
 from ..guest.handing_in import DestinationJob
+from ..guest.mapping import block_layout
+from ..guest.parts import RamBlock
 from ..transport.channel import Channel
 from ..transport.counters import Counters
 from ..transport.crew import Crew

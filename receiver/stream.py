@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from ..guest.base import BlockLayout, DeviceSection, DeviceState, Machine
 from ..guest.errors import MigrationError
+from ..guest.parts import BlockLayout, DeviceSection, DeviceState, Machine
 from ..protocol import events
 from ..protocol.devices.description import with_capabilities
 from ..protocol.reading.configuration import MAPPED_RAM

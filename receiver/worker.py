@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..guest.base import RamBlock, is_hole, map_block, populate_present
+from ..guest.mapping import is_hole, map_block, populate_present
+from ..guest.parts import RamBlock
 from ..guest.zero import zero_mask
 from ..protocol.errors import StreamError
 from ..protocol.pages import xbzrle

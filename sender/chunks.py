@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..guest.base import RamBlock, map_block, populate_present
+from ..guest.mapping import map_block, populate_present
+from ..guest.parts import RamBlock
 from ..guest.tracking.digests import DigestTracker
 from ..guest.tracking.marks import MarkTracker
 from ..guest.tracking.table import TableTracker, map_table

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from ..guest.base import DeviceState, Guest
+from ..guest.base import Guest
+from ..guest.parts import DeviceState
 from ..transport.channel import Channel
 from ..transport.uri import Uri
 from . import stream

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..guest.base import Guest, block_layout
+from ..guest.base import Guest
+from ..guest.mapping import block_layout
 from ..protocol.formats.zstd import compressed_bound
 from ..protocol.handover import Peer, Word
 from ..protocol.words import ping, word_on_wire

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..guest.base import DeviceState, Guest
+from ..guest.base import Guest
+from ..guest.parts import DeviceState
 from ..transport.settings import TrackerKind
 from . import stream
 from .page_path import PagePath

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from ..guest.base import DeviceState
+from ..guest.parts import DeviceState
 from ..transport.settings import TrackerKind
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from ..guest.base import DeviceSection, DeviceState, Guest
+from ..guest.base import Guest
+from ..guest.parts import DeviceSection, DeviceState
 from ..protocol import events
 from ..protocol.devices.description import with_capabilities
 from ..protocol.wire.marks import CommandType, SectionType

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..guest.base import Machine
+from ..guest.parts import Machine
 from ..transport.compression import Compression
 from ..transport.process import default_workers, processors
 from ..transport.settings import WORKERS

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..guest.base import is_hole
+from ..guest.mapping import is_hole
 from ..guest.zero import zero_mask
 from ..transport.compression import COMPRESSION_COUNTERS
 from ..transport.counters import Counters

@@ -10,10 +10,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmferry.guest.base import DeviceSection, DeviceState, Guest
+from vmferry.guest.base import Guest
 from vmferry.guest.directory import DirectoryGuest
 from vmferry.guest.errors import MigrationError
 from vmferry.guest.file_names import quoted
+from vmferry.guest.parts import DeviceSection, DeviceState
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver
 from vmferry.sender.coordinator import Sender
 from vmferry.sender.figures import Figures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from ...guest.base import DeviceSection, DeviceState
+from ...guest.parts import DeviceSection, DeviceState
 from ...guest.qemu.global_state import says_stopped
 from ...protocol import events
 from ...protocol.errors import StreamError

@@ -12,7 +12,7 @@ from dataclasses import replace
 import construct as c  # type: ignore[import-untyped]
 
 from ...protocol.wire.kept import whole
-from ..base import DeviceSection, DeviceState
+from ..parts import DeviceSection, DeviceState
 
 _NAME = "globalstate"
 _TEXT_SIZE = 32

@@ -8,8 +8,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
 
-from ..base import BlockLayout, DeviceState, Guest, Machine, RamBlock
+from ..base import Guest
 from ..errors import GuestError
+from ..parts import BlockLayout, DeviceState, Machine, RamBlock
 from . import queries
 from .monitor import Monitor
 

@@ -17,8 +17,8 @@ import numpy as np
 from ...protocol import events
 from ...protocol.wire.marks import SectionType
 from ...protocol.writer import StreamWriter
-from ..base import BlockLayout, DeviceSection, DeviceState, Machine
 from ..errors import GuestError
+from ..parts import BlockLayout, DeviceSection, DeviceState, Machine
 from ..zero import zero_mask
 from . import queries
 from .bringing_back import start

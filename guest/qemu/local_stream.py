@@ -18,7 +18,7 @@ from ...protocol import events
 from ...protocol.devices.description import with_capabilities
 from ...protocol.errors import StreamError
 from ...protocol.reader import StreamReader
-from ..base import BlockLayout, DeviceSection, DeviceState, Machine
+from ..parts import BlockLayout, DeviceSection, DeviceState, Machine
 from .monitor import QemuError
 
 IGNORE_SHARED = "x-ignore-shared"

@@ -15,10 +15,11 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe
 
 from ...protocol.handover import Destination, Source
-from ..base import BlockLayout, DeviceState, Guest, Machine, RamBlock
+from ..base import Guest
 from ..errors import GuestError
 from ..handing import Outcome
 from ..handing_out import SourceHolder, SourceJob
+from ..parts import BlockLayout, DeviceState, Machine, RamBlock
 from . import loading, local_migration, queries
 from .bringing_back import start
 from .checks import check_destination, check_source

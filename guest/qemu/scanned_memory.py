@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from ..base import BlockLayout, RamBlock, map_block
+from ..mapping import map_block
+from ..parts import BlockLayout, RamBlock
 from . import shared_ram
 from .local_stream import Pages
 from .monitor import Monitor, QemuError

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from .errors import TrackingError
 
 if TYPE_CHECKING:
-    from ..base import RamBlock
+    from ..parts import RamBlock
 
 _TMPFS = 0x01021994
 """Type of the file system that has memfds and /dev/shm, as statfs(2) reports it."""

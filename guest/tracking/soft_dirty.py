@@ -50,7 +50,8 @@ from .table import map_table
 from .tracker import Mask
 
 if TYPE_CHECKING:
-    from ..base import Guest, RamBlock
+    from ..base import Guest
+    from ..parts import RamBlock
 
 _ENTRY = np.dtype("=u8")
 """Type of an entry in the file pagemap, which has one for each page of the system."""

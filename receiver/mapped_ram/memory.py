@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...guest.base import RamBlock
+from ...guest.parts import RamBlock
 from ...protocol.events import RamBlocks
 from ...protocol.pages.mapped_pages import Part, past_the_end, read_parts
 from ...protocol.pages.runs import runs

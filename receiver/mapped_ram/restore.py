@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from ...guest.base import RamBlock, block_layout
 from ...guest.errors import MigrationError
+from ...guest.mapping import block_layout
+from ...guest.parts import RamBlock
 from ...protocol.events import RamBlocks
 from ...transport.channel import Channel
 from ...transport.counters import Counters

@@ -12,8 +12,8 @@ import errno
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from ...guest.base import RamBlock
 from ...guest.errors import GuestError
+from ...guest.parts import RamBlock
 from ...protocol import events
 from ...protocol.errors import StreamError
 from ...protocol.reading.multifd_reader import ChannelReader, Packet

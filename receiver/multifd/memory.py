@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...guest.base import RamBlock, populate
 from ...guest.errors import GuestError
+from ...guest.mapping import populate
+from ...guest.parts import RamBlock
 from ...protocol.pages.runs import runs
 from ...transport.spill import FileError
 from ..worker import BlockWriter

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from ...guest.base import DeviceState, Guest
+from ...guest.base import Guest
 from ...guest.disks.marks import DiskMarks
 from ...guest.errors import MigrationError
+from ...guest.parts import DeviceState
 from ...guest.tracking.errors import TrackingError
 from ...protocol import events
 from ...protocol.section_events import DiskProgress, EndOfDisks

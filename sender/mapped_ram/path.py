@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from ...guest.base import DeviceState, Guest, Machine
+from ...guest.base import Guest
 from ...guest.errors import MigrationError
+from ...guest.parts import DeviceState, Machine
 from ...protocol.devices.description import DescriptionError
 from ...protocol.pages.mapped_layout import place_blocks
 from ...protocol.pages.mapped_pages import list_pieces

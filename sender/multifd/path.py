@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ...guest.base import DeviceState, Guest
+from ...guest.base import Guest
 from ...guest.errors import MigrationError
+from ...guest.parts import DeviceState
 from ...protocol.wire.stream import section_part
 from ...transport.channel import Channel, ChannelError
 from ...transport.uri import Tcp, Unix, Uri

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...guest.base import Machine
+from ...guest.parts import Machine
 from ...protocol.wire.multifd import Compression
 from ...protocol.wire.multifd_machines import syncs_at_flush, zero_pages_in_packets
 from ...transport.settings import MultifdCompression, ZeroPageDetection

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Pipe
 from types import FrameType
 
-from vmferry.guest.base import RamBlock
+from vmferry.guest.parts import RamBlock
 from vmferry.protocol.errors import StreamError
 from vmferry.protocol.wire import multifd
 from vmferry.protocol.wire.multifd import Compression

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vmferry.guest.base import BlockLayout, DeviceSection, DeviceState, Machine, map_block
 from vmferry.guest.directory import DirectoryGuest
+from vmferry.guest.mapping import map_block
+from vmferry.guest.parts import BlockLayout, DeviceSection, DeviceState, Machine
 
 MACHINE = Machine("pc-i440fx-7.2", 4096, ("events",), bytes(range(16)), True)
 LAYOUT = [

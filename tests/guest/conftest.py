@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from vmferry.guest.base import RamBlock
+from vmferry.guest.parts import RamBlock
 from vmferry.guest.synthetic import SyntheticGuest
 
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from vmferry.guest.base import RamBlock, map_block, populate, populate_present
 from vmferry.guest.directory import DirectoryGuest
+from vmferry.guest.mapping import map_block, populate, populate_present
+from vmferry.guest.parts import RamBlock
 from vmferry.guest.synthetic import SyntheticGuest
 
 MakeBlock = Callable[[int], RamBlock]

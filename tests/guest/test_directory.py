@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vmferry.guest import directory
-from vmferry.guest.base import BlockLayout, DeviceSection, DeviceState, Machine
 from vmferry.guest.directory import DirectoryGuest
 from vmferry.guest.errors import GuestError
+from vmferry.guest.parts import BlockLayout, DeviceSection, DeviceState, Machine
 
 from tests.guest.at_rest import LAYOUT, MACHINE, STATE, assert_whole, receive, rewrite
 

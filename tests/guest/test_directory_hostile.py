@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vmferry.guest import directory_files, directory_rules
-from vmferry.guest.base import BlockLayout, DeviceSection, DeviceState, Machine
 from vmferry.guest.directory import DirectoryGuest
 from vmferry.guest.directory_format import MAX_TEXT
 from vmferry.guest.errors import GuestError
+from vmferry.guest.parts import BlockLayout, DeviceSection, DeviceState, Machine
 from vmferry.sender import stream
 
 from tests.guest.at_rest import LAYOUT, MACHINE, STATE, everything, receive, rewrite

@@ -13,7 +13,7 @@ from tests.patience import PATIENCE, wait_until
 
 CONTROLLER = """
 import sys
-from vmferry.guest.base import BlockLayout
+from vmferry.guest.parts import BlockLayout
 from vmferry.guest.open import open_guest
 guest = open_guest(f"synthetic:1M,dirty-rate=8M,hot=100%,heartbeat=source,orphan={sys.argv[2]}")
 incoming = open_guest(f"synthetic:heartbeat=incoming,orphan={sys.argv[2]}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from vmferry.guest.base import BlockLayout, DeviceState, Machine
 from vmferry.guest.errors import GuestError, MigrationError
+from vmferry.guest.parts import BlockLayout, DeviceState, Machine
 from vmferry.guest.program import ProgramGuest
 from vmferry.protocol.errors import ParameterError
 from vmferry.receiver.coordinator import Receiver

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from vmferry.guest.base import RamBlock
+from vmferry.guest.parts import RamBlock
 from vmferry.protocol.errors import ParameterError
 
 

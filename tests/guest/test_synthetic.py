@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 from vmferry.guest import synthetic_process
-from vmferry.guest.base import BlockLayout, DeviceState, Machine, is_hole, map_block
 from vmferry.guest.errors import GuestError
+from vmferry.guest.mapping import is_hole, map_block
 from vmferry.guest.open import open_guest
+from vmferry.guest.parts import BlockLayout, DeviceState, Machine
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_memory import ROM_SIZE, BadPage, Memory
 from vmferry.guest.synthetic_options import parse_options

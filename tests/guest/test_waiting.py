@@ -8,9 +8,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from vmferry.guest.base import BlockLayout
 from vmferry.guest.errors import GuestError
 from vmferry.guest.handing_in import DestinationJob
+from vmferry.guest.parts import BlockLayout
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_door import knock
 from vmferry.protocol.handover import Peer, Word

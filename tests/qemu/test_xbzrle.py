@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vmferry.guest.base import map_block
 from vmferry.guest.directory import DirectoryGuest
+from vmferry.guest.mapping import map_block
 from vmferry.sender.coordinator import Sender
 from vmferry.sender.figures import Figures
 from vmferry.sender.parameters import SendParameters

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vmferry.guest.base import RamBlock, is_hole, map_block
+from vmferry.guest.mapping import is_hole, map_block
+from vmferry.guest.parts import RamBlock
 from vmferry.receiver.fresh_pages import FreshPages
 from vmferry.transport.spill import FileError
 

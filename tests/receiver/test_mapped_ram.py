@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vmferry.guest.base import RamBlock, is_hole, map_block
 from vmferry.guest.errors import MigrationError
+from vmferry.guest.mapping import is_hole, map_block
 from vmferry.guest.open import open_guest
+from vmferry.guest.parts import RamBlock
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol import events
 from vmferry.protocol.reader import StreamReader

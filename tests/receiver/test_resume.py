@@ -8,10 +8,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from vmferry.guest.base import BlockLayout, DeviceState, Machine
 from vmferry.guest.directory import DirectoryGuest
 from vmferry.guest.errors import GuestError, MigrationError
 from vmferry.guest.handing_in import DestinationJob
+from vmferry.guest.parts import BlockLayout, DeviceState, Machine
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_options import parse_options
 from vmferry.receiver.coordinator import ReceiveParameters, Receiver

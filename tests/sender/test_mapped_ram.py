@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vmferry.guest.base import DeviceState, RamBlock, map_block
 from vmferry.guest.errors import MigrationCancelledError, MigrationError
+from vmferry.guest.mapping import map_block
+from vmferry.guest.parts import DeviceState, RamBlock
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.tracking.digests import DigestTracker
 from vmferry.guest.tracking.marks import MarkTracker, mark_writes

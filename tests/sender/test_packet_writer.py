@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vmferry.guest.base import RamBlock, map_block
+from vmferry.guest.mapping import map_block
+from vmferry.guest.parts import RamBlock
 from vmferry.guest.tracking.digests import DigestTracker
 from vmferry.guest.tracking.marks import MarkTracker, mark_writes
 from vmferry.guest.tracking.tracker import Tracker

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from vmferry.guest.base import RamBlock, map_block
+from vmferry.guest.mapping import map_block
+from vmferry.guest.parts import RamBlock
 from vmferry.guest.tracking.digests import DigestTracker
 from vmferry.guest.tracking.marks import MarkTracker, mark_writes
 from vmferry.guest.tracking.tracker import Tracker

@@ -12,8 +12,9 @@ from multiprocessing.connection import Pipe
 import numpy as np
 import numpy.typing as npt
 import pytest
-from vmferry.guest.base import RamBlock, is_hole, map_block
 from vmferry.guest.errors import GuestError
+from vmferry.guest.mapping import is_hole, map_block
+from vmferry.guest.parts import RamBlock
 from vmferry.protocol.pages import packets
 from vmferry.protocol.wire.multifd import Compression
 from vmferry.receiver.multifd.channel import ChannelInput, ChannelSetup

@@ -9,7 +9,8 @@ from multiprocessing.connection import Connection
 import numpy as np
 import numpy.typing as npt
 
-from ....guest.base import RamBlock, map_block, populate
+from ....guest.mapping import map_block, populate
+from ....guest.parts import RamBlock
 from ....guest.synthetic_memory import PAGE_SIZE
 from ....transport.process import send_message, start_child, stop_children
 from ....transport.shared import SharedFd

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ....guest.base import RamBlock, is_hole, map_block, populate
+from ....guest.mapping import is_hole, map_block, populate
+from ....guest.parts import RamBlock
 from ....guest.synthetic_memory import PAGE_SIZE, ROM_SIZE
 from ....guest.synthetic_memory import Memory as Pages
 from ....transport.shared import SharedFd

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ....guest.base import BlockLayout, DeviceState, Guest, Machine, RamBlock
+from ....guest.base import Guest
 from ....guest.errors import GuestError
 from ....guest.one_section import RAM_SECTION_ID
+from ....guest.parts import BlockLayout, DeviceState, Machine, RamBlock
 
 DESCRIPTION = b'{"page_size": 4096, "devices": []}'
 
