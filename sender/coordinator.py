@@ -69,7 +69,12 @@ class Sender:
             guest, self._topology, self._crew, compression, self.limits.shared
         )
         self._sources = sources_of(
-            guest, self._parameters, self._topology, self._processes, self._crew, compression
+            guest,
+            self._parameters,
+            topology=self._topology,
+            processes=self._processes,
+            crew=self._crew,
+            compression=compression,
         )
         self._progress = DestinationProgress(self._processes)
         self._report = Report(

@@ -23,6 +23,7 @@ def total_of(guest: Guest, parameters: SendParameters) -> int:
 def sources_of(
     guest: Guest,
     parameters: SendParameters,
+    *,
     topology: Topology,
     processes: Processes,
     crew: Crew,
