@@ -182,7 +182,7 @@ class Carrier:
             content = await loop.run_in_executor(None, decompress, frame)
             self._buffers.give(buffer)
             self._put(data, Arrived(data.position, memoryview(content)))
-        except LinkError as error:
+        except (LinkError, MemoryError, RuntimeError) as error:
             if not self._failed.done():
                 self._failed.set_exception(error)
 

@@ -31,6 +31,9 @@ class Around(Protocol):
     def say(self, record: Record) -> None:
         """Send a record over the link."""
 
+    def exhausted(self) -> None:
+        """Give the migration up, as there is no memory left."""
+
     def channel_broke(self, channel: Channel, *, failure: bool) -> None:
         """Report a channel that broke; `failure`: it cannot have been at the end of its work."""
 
@@ -147,9 +150,13 @@ class Channel:
         """Read what is there into the open block."""
         assert self._socket is not None
         started = time.perf_counter()
-        view = self.outgoing.room()
         try:
+            view = self.outgoing.room()
             count = self._socket.recv_now(view)
+        except MemoryError:
+            self._pause()
+            self._around.exhausted()
+            return
         except BlockingIOError:
             return
         except OSError as error:

@@ -92,7 +92,7 @@ class Far:
     async def _admit(self) -> None:
         """Accept whoever connects, and find out who it is."""
         while True:
-            sock = await accepted(self._listener)
+            sock = await accepted(self._listener, self._report)
             if len(self._strangers) >= MAX_STRANGERS:
                 next(iter(self._strangers)).cancel()
             task = asyncio.create_task(self._greet(sock))

@@ -17,9 +17,9 @@ import select
 import socket
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
-from ..protocol.formats.link import LinkError
 from ..protocol.wire.link import Fate, Purpose
 from ..transport.uri import Uri
 from .carrier import reason_of
@@ -65,7 +65,9 @@ def main(number: int) -> None:
 
 
 def _say(line: str) -> None:
-    print(f"relay: {line}", file=sys.stderr, flush=True)
+    """Tell the user, if that is possible: the source is kept whether it is or not."""
+    with suppress(OSError):
+        print(f"relay: {line}", file=sys.stderr, flush=True)
 
 
 class Guardian:
@@ -108,7 +110,8 @@ class Guardian:
                     self._tell(f"{error}: quit the source")
                 else:
                     self._look_there(str(error))
-            except (OSError, EOFError, LinkError, asyncio.TimeoutError) as error:
+            except Exception as error:
+                # Whatever it is: a source that is let go of could be a second guest.
                 if time.monotonic() - begun >= self._charge.reconnect:
                     self._look_there(f"the far relay does not say: {reason_of(error)}")
             await asyncio.sleep(_RETRY)

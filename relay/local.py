@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 from ..transport.channel import CONNECT_TIMEOUT, Listener, tuned
 from ..transport.uri import Tcp, Unix, Uri
 from .deadline import Deadline
 from .sockets import Socket
 
+_RETRY = 0.5
+"""Seconds until a connection that could not be accepted is tried again."""
 
-async def accepted(listener: Listener) -> Socket:
-    """Return the next connection to a listener."""
+
+async def accepted(listener: Listener, report: Callable[[str], None]) -> Socket:
+    """Return the next connection to a listener.
+
+    Where none can be accepted, for want of descriptors or memory, that is reported once, and
+    whoever connects waits.
+    """
     loop = asyncio.get_running_loop()
+    told = False
     while True:
-        sock = listener.accept_socket()
+        try:
+            sock = listener.accept_socket()
+        except OSError as error:
+            if not told:
+                told = True
+                report(f"no connection can be accepted: {error.strerror}; it waits")
+            await asyncio.sleep(_RETRY)
+            continue
         if sock is not None:
             return Socket(tuned(sock))
         ready: asyncio.Future[None] = loop.create_future()

@@ -113,7 +113,7 @@ class Near:
     async def _accept(self) -> None:
         """Accept whatever the source connects."""
         while self._listener is not None:
-            self.give(await accepted(self._listener))
+            self.give(await accepted(self._listener, self._report))
 
     async def _pass(self, session: Session, key: bytes) -> None:
         count = self._parameters.connections

@@ -87,6 +87,7 @@ class Session:
         self._report = report
         self._channels: dict[int, Channel] = {}
         self._next_number = 0
+        self._giving_up: asyncio.Future[None] | None = None
         self._finished: dict[int, tuple[Record, ...]] = {}
         """Closed channels, and what the other end has to know of each to close it, too."""
         self.outbox = Outbox(parameters, self._channels, self.figures, self.buffers, self.notify)
@@ -235,6 +236,11 @@ class Session:
                     await self._give_up(f"the link was cut for {reconnect:.3g} s")
             await asyncio.sleep(min(_CHECK, max(reconnect - cut, 0.05)))
 
+    def exhausted(self) -> None:
+        """Give the migration up, as there is no memory for what its source sends."""
+        reason = "this relay cannot go on: there is no memory left"
+        self._giving_up = asyncio.ensure_future(self._give_up(reason))
+
     async def _give_up(self, reason: str) -> None:
         near = self._side is Side.NEAR
         await (self.ending.give_up(reason) if near else self.ending.settle(reason))
@@ -312,6 +318,11 @@ class Session:
             if len(self.carriers) == 1 and not self.leaving and not self.over.is_set():
                 self._report(f"the link is cut: {reason_of(error)}")
             raise
+        except (MemoryError, RuntimeError) as error:
+            # Neither memory nor another thread is to be had, and what was under way is lost.
+            reason = f"this relay cannot go on: {str(error) or 'there is no memory left'}"
+            await self._give_up(reason)
+            raise LinkError(reason) from None
         finally:
             self.carriers.discard(carrier)
             self._since = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -45,11 +46,20 @@ class RelayProgress:
                 shown = _Shown(session)
             shown.look()
             if self._as_json:
-                print(json.dumps(shown.as_json()), file=sys.stdout, flush=True)
+                self._print(json.dumps(shown.as_json()))
             else:
                 self.say(", ".join(shown.details()))
             for line in shown.advice():
                 self.say(line)
+
+    def _print(self, line: str) -> None:
+        """Print a line to standard output; a failure to write it must not fail the migration."""
+        try:
+            print(line, file=sys.stdout, flush=True)
+        except OSError as error:
+            self.say(f"standard output: {error.strerror}; no more figures are written there")
+            # Buffered data would fail again at exit, and change the exit status.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Shown:
