@@ -155,8 +155,13 @@ class Guest(BareMachine):
     def stop(self) -> None:
         """End the process, which may have ended by itself."""
         # The client tells of that when it is closed, too.
-        with suppress(EOFError) if self.ended else nullcontext():
+        with suppress(EOFError, ConnectionError) if self.ended else nullcontext():
             super().stop()
+
+    def kill(self) -> None:
+        """Kill the process, whatever it does."""
+        self._process.kill()
+        self._process.wait()
 
     def said(self) -> bytes:
         """Return what the guest has said here."""

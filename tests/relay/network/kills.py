@@ -8,6 +8,7 @@ QEMU, or the far relay was killed while the end was under way (then the near one
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import random
 import signal
@@ -42,9 +43,11 @@ time of the answer. `done`: the migration has ended, and the relays wait for ano
 """
 LOOPBACK = "127.0.0.1"
 RECONNECT = 3.0
+_ANSWER = 5.0
+"""Seconds that a QEMU has for an answer; 7.2 may hang when channels of multifd break."""
 _ALONE = 15.0
 """Seconds after which nobody runs the guest unless a user acts."""
-_ASKED = (EOFError, OSError, QMPError)
+_ASKED = (EOFError, OSError, QMPError, asyncio.TimeoutError)
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,9 @@ class KillRun(Run):
         """Run, and return how it went."""
         with ExitStack() as held:
             self._open(held)
-            held.callback(self._end_guardians)
+            held.callback(self._end_all)
+            for guest in (self._source, self._target):
+                guest.qmp.settimeout(_ANSWER)
             begun = time.monotonic()
             try:
                 self._strike()
@@ -167,7 +172,8 @@ class KillRun(Run):
         self._wait_state("pre-switchover")
         os.kill(self._target.pid, signal.SIGSTOP)
         self._switch_over()
-        time.sleep(0.2 + 0.3 * self._kill.moment)
+        near, _ = self._processes
+        wait_until(lambda: "all of the guest has passed" in near.said(), "the end does not leave")
 
     def _go_on_if_it_can(self) -> None:
         """Let a source that still migrates come to its end."""
@@ -187,7 +193,10 @@ class KillRun(Run):
         pids |= {"source": self._source.pid, "destination": self._target.pid}
         os.kill(pids[self._kill.victim], signal.SIGKILL)
 
-    def _end_guardians(self) -> None:
+    def _end_all(self) -> None:
+        """Kill the QEMUs, which may not answer, and guardians whose relay is dead."""
+        for guest in (self._source, self._target):
+            guest.kill()
         for process in self._guardians:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -265,7 +274,7 @@ class KillRun(Run):
 
     def _act_as_user(self) -> None:
         """Do what the near relay says: the destination does not run."""
-        self._target.stop()
+        self._target.kill()
         self._processes[0].process.terminate()
         wait_until(lambda: self._runs(self._source), "the source does not run on")
         self._source.wait_for_beats(3)
