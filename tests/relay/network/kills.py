@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from qemu.qmp.legacy import QMPError
+from qemu.qmp import QMPError
 
 from tests.patience import PATIENCE
 from tests.relay.network.cuts import Guests
