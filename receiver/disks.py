@@ -12,9 +12,9 @@ from itertools import pairwise
 from multiprocessing.connection import Connection
 
 import numpy as np
-import numpy.typing as npt
 
 from ..guest.disks.image import MAX_DISK, Disk
+from ..guest.zero import zero_mask
 from ..protocol.errors import StreamError, UnsupportedError
 from ..protocol.section_events import DiskBlock, DiskProgress
 from ..protocol.wire.block import BLOCK_SIZE, SECTION_NAME, SECTOR_BITS
@@ -139,8 +139,7 @@ def _put(image: _Image, start: int, end: int, data: bytes | None) -> None:
     if data is None:
         clear(fd, start, end)
         return
-    words = np.frombuffer(data, np.uint64).reshape(-1, _PIECE // 8)
-    holds: npt.NDArray[np.bool_] = np.any(words, axis=1)
+    holds = ~zero_mask(np.frombuffer(data, np.uint8).reshape(-1, _PIECE))
     # First and last piece (exclusive) of each run of pieces that are all zero, or all not.
     borders = [0, *(np.flatnonzero(np.diff(holds)) + 1).tolist(), len(holds)]
     for first, last in pairwise(borders):

@@ -10,6 +10,7 @@ import os
 import numpy as np
 
 from ...guest.disks.image import Disk
+from ...guest.zero import zero_mask
 from ...protocol.errors import VmferryError
 from ...protocol.section_events import DiskBlock, DiskProgress, EndOfDisks
 from ...protocol.sections.block import write_block, write_data_head, write_end, write_progress
@@ -58,7 +59,7 @@ class ChunkWriter:
         except OSError as error:
             raise ImageError(f"{disk.path}: {error.strerror} at offset {start}") from error
         copy[size:] = bytes(BLOCK_SIZE - size)
-        return copy if np.frombuffer(copy, np.uint64).any() else None
+        return None if zero_mask(np.frombuffer(copy, np.uint8).reshape(1, -1)).all() else copy
 
     def send(self, disk: Disk, start: int, copy: memoryview | None) -> int:
         """Send what `read` has returned last, and return the size of the record."""

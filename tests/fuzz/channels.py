@@ -118,7 +118,7 @@ def receive(data: bytes, memory: Memory) -> str:
 
 
 @contextmanager
-def _in_time() -> Iterator[None]:
+def in_time() -> Iterator[None]:
     def hang(_: int, __: FrameType | None) -> None:
         raise HangError
 
@@ -149,7 +149,7 @@ def run(count: int, seed: int = 0) -> Counter[str]:
             chance = random.Random(f"{seed}/{number}")
             data = DAMAGES[kind](chance.choice(streams), chance)
             try:
-                with _in_time():
+                with in_time():
                     error = receive(data, memory)
                 memory.check()
                 assert error.isprintable()

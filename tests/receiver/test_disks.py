@@ -19,6 +19,7 @@ from vmferry.receiver.coordinator import Receiver
 
 from tests import streams
 from tests.disks import MIB, data_bytes, make_room
+from tests.fuzz import disks as fuzzed
 from tests.qemu.machine import missing
 
 DATA = os.urandom(MIB)
@@ -178,3 +179,22 @@ def test_a_full_disk_is_named(tmp_path: Path, small_disk: Path) -> None:
     ):
         Receiver(guest, f"file:{tmp_path}/stream").run()
     assert list(small_disk.iterdir()) == []
+
+
+def test_damaged_variants() -> None:
+    """Broken: a source, or whoever damages what it sends, could write where it likes (law 6)."""
+    refused = fuzzed.run(220)
+    # Most of a stream is what is on a disk, which may be anything.
+    assert set(refused) == set(fuzzed.DAMAGES)
+    assert refused["record"] + refused["another record"] + refused["name"] > 40
+    assert refused["cut"] > 15
+
+
+def test_a_sound_stream_is_written_by_the_same_code() -> None:
+    """Broken: the test above would refuse everything, and prove nothing."""
+    images = fuzzed.Images()
+    assert fuzzed.receive(fuzzed.STREAM, images) == ""
+    images.check()
+    assert os.pread(images.fds["disk0"], MIB, 0) == bytes(MIB)
+    assert os.fstat(images.fds["disk1"]).st_size == 4 * MIB
+    images.close()

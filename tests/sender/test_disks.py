@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -10,17 +11,23 @@ from typing import Any
 
 import pytest
 from vmferry.guest.directory import DirectoryGuest
+from vmferry.guest.disks.image import Disk
+from vmferry.guest.errors import MigrationError
 from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.protocol.errors import ParameterError
 from vmferry.protocol.section_events import DiskBlock, DiskProgress
 from vmferry.receiver.coordinator import ReceiveParameters
 from vmferry.sender.coordinator import Sender
+from vmferry.sender.disks.writer import ChunkWriter, ImageError
+from vmferry.sender.figures import Figures
 from vmferry.sender.parameters import SendParameters
 from vmferry.transport.settings import Disks, TrackerKind
 
 from tests import streams
 from tests.disks import MIB, ODD, data_bytes, make_guest, make_room, move, move_folder, write_image
 from tests.patience import wait_until
+from tests.qemu.machine import VMFERRY
+from tests.sender.test_disk_scanner import Slots
 
 SIZES = {"disk0": ODD, "disk1": 8 * MIB}
 
@@ -195,6 +202,42 @@ def test_a_full_disk_leaves_the_guest_running(tmp_path: Path) -> None:
         assert source.verify() == []
     assert not (tmp_path / "b").exists()
     assert (tmp_path / "b.incomplete").exists()
+
+
+def test_a_killed_receiver_leaves_the_guest_running(tmp_path: Path) -> None:
+    """Broken: a destination that dies would cost the guest, or leave what looks like its disk."""
+    write_image(tmp_path / "a", 20 * MIB)
+    make_room(tmp_path / "b", {"disk0": 20 * MIB})
+    command = [*VMFERRY, "receive", "tcp:127.0.0.1:0", "--guest", f"dir:{tmp_path}/b"]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as receiving,
+        closing(SyntheticGuest.parse(f"1M,disk={tmp_path}/a,disk-rate=1M")) as source,
+    ):
+        assert receiving.stderr is not None
+        address = receiving.stderr.readline().removeprefix("listening on ").strip()
+        sender = Sender(source, address, SendParameters(disks=Disks.ALL, max_bandwidth=4 * MIB))
+
+        def kill(figures: Figures) -> None:
+            if figures.transferred > 2 * MIB:
+                receiving.kill()
+
+        with pytest.raises(MigrationError):
+            sender.run(kill)
+        assert source.running
+        assert source.verify() == []
+    # The command's processes are gone, or remove what is left.
+    wait_until(lambda: [path.name for path in (tmp_path / "b").iterdir()] == ["disks"])
+    assert {path.name for path in (tmp_path / "b" / "disks").iterdir()} == {"disk0.incomplete"}
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """Broken: a user would not know which disk has failed, and where."""
+    write_image(tmp_path / "image", MIB)
+    fd = os.open(tmp_path / "image", os.O_WRONLY)
+    writer = ChunkWriter(Slots(), 9, zero_blocks=True)
+    with pytest.raises(ImageError, match=r"image: Bad file descriptor at offset 0$"):
+        writer.read(Disk("disk0", MIB, fd, f"{tmp_path}/image"), 0)
+    os.close(fd)
 
 
 def cut_short(image: Path) -> None:
