@@ -171,7 +171,8 @@ class Channel:
             self._ended()
         if self.outgoing.full or self.outgoing.held >= self._around.share:
             self._pause()
-        self._around.notify()
+        if not self._grows():
+            self._around.notify()
 
     def _ended(self) -> None:
         """Pass on that the local connection has ended this direction in order."""

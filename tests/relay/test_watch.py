@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from vmferry.protocol.return_path import pong, shut
 from vmferry.protocol.wire.marks import SectionType
 from vmferry.relay import ending
 from vmferry.relay import watch as watch_module
+from vmferry.relay.blocks import BLOCK_SIZE
 from vmferry.relay.session import Session
 from vmferry.relay.view import StreamView
 
@@ -166,10 +168,15 @@ def test_a_watch_that_is_behind_holds_nothing_up(
 ) -> None:
     """Broken: a stream would pass no faster than it is read."""
     go_on = threading.Event()
+    spent: list[int] = []
     feed = StreamView.feed
 
     def slow(self: StreamView, *rest: Any) -> None:
-        go_on.wait()
+        if threading.current_thread() is threading.main_thread():
+            spent.append(1)
+            time.sleep(2 * watch_module.CHEAP * BLOCK_SIZE)
+        else:
+            go_on.wait()
         feed(self, *rest)
 
     monkeypatch.setattr(StreamView, "feed", slow)
@@ -181,6 +188,8 @@ def test_a_watch_that_is_behind_holds_nothing_up(
         writer.write(data)
         assert await far_reader.readexactly(len(data)) == data
         await said(pair, "faster than it can be read")
+        # Once on each side it was not known yet that this takes long.
+        assert len(spent) <= 2
         go_on.set()
         for one in (writer, far_writer):
             one.close()
