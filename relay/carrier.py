@@ -117,6 +117,7 @@ class Carrier:
         block.carrier, block.sending = self, True
         try:
             await self._outbox.may_send(sum(map(len, block.pieces)))
+            self._socket.keep_unsent(self._outbox.pace.unsent)
             started = time.perf_counter()
             await self._socket.send([*pieces, *block.pieces])
             self._outbox.sent(block, time.perf_counter() - started)

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ..protocol.formats.link import End, Record, Reset, Taken, reason_of
-from .blocks import BLOCK_SIZE, Arrived, Buffers, Raw
+from .blocks import Arrived, Buffers, Raw
 from .incoming import Incoming
 from .outgoing import Outgoing
+from .pace import Pace
 from .sockets import Socket
 
 
@@ -24,6 +25,10 @@ class Around(Protocol):
     @property
     def share(self) -> int:
         """Return how many bytes one channel may hold unacknowledged."""
+
+    @property
+    def pace(self) -> Pace:
+        """Return the limits for what waits for the link."""
 
     def notify(self) -> None:
         """Wake whoever takes blocks and records: there are more."""
@@ -44,8 +49,8 @@ class Around(Protocol):
         """Forget a channel, which is closed at both ends."""
 
 
-WORTH = BLOCK_SIZE // 2
-"""Bytes from which a block leaves at once."""
+WORTH = 0.5
+"""Part of its limit from which a block leaves at once."""
 BULK = 0.002
 """Seconds after one block in which the next one waits until it is larger: each costs the same."""
 
@@ -69,7 +74,7 @@ class Channel:
 
     def __init__(self, number: int, around: Around, buffers: Buffers) -> None:
         self.number = number
-        self.outgoing = Outgoing(number, buffers)
+        self.outgoing = Outgoing(number, buffers, around.pace)
         self.incoming = Incoming()
         self.reason: str | None = None
         """Why the channel broke, in one line; None while it has not."""
@@ -150,6 +155,10 @@ class Channel:
         """Read what is there into the open block."""
         assert self._socket is not None
         started = time.perf_counter()
+        if self.outgoing.full:
+            # The limit of a block has shrunk meanwhile; to read nothing would look like an end.
+            self._pause()
+            return
         try:
             view = self.outgoing.room()
             count = self._socket.recv_now(view)
@@ -209,7 +218,7 @@ class Channel:
     def _grows(self) -> bool:
         """Return whether more is likely to arrive soon, so that the open block is worth a wait."""
         waiting = self.outgoing.waiting
-        if not waiting or waiting >= WORTH or self.outgoing.ended:
+        if not waiting or waiting >= WORTH * self._around.pace.block or self.outgoing.ended:
             return False
         left = self._pulled + BULK - self._loop.time()
         if left <= 0:

@@ -14,21 +14,22 @@ from ..protocol.formats.link import Record, Taken, build_record
 from ..transport.compression import LinkMeter, parse_compression
 from ..transport.process import processors
 from ..transport.rate import RateLimiter
-from .blocks import BLOCK_SIZE, Block, Buffers
+from .blocks import Block, Buffers
 from .channel import Channel
 from .figures import Figures
+from .pace import Pace
 from .packing import Made, Packer
 from .parameters import RelayParameters
 
-_WORTH = BLOCK_SIZE // 4
-"""Bytes that a block should have before it is compressed while others are under way."""
+_WORTH = 0.25
+"""Part of its limit that a block should have to be compressed while others are under way."""
 
 
 class Outbox:
     """The records and blocks that wait for a connection of the link.
 
-    `channels`: the open channels by number, which their session keeps. `notify` wakes the
-    connections of the link.
+    `channels`: the open channels by number, which their session keeps. `pace`: the limits for what
+    waits, which follow what is sent. `notify` wakes the connections of the link.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class Outbox:
         channels: Mapping[int, Channel],
         figures: Figures,
         buffers: Buffers,
+        pace: Pace,
         notify: Callable[[], None],
     ) -> None:
         compression = parse_compression(parameters.compress)
         limit = parameters.max_bandwidth
         self._channels = channels
         self._figures = figures
+        self.pace = pace
         self._notify = notify
         self._records: deque[Record] = deque()
         self._lost: deque[Block] = deque()
@@ -90,10 +93,10 @@ class Outbox:
                 return block
         made = self._packer.take()
         if made is None:
-            self._pack(1 if self._packer.idle else BLOCK_SIZE)
+            self._pack(1 if self._packer.idle else self.pace.block)
             made = self._packer.take()
         if self._packer.level:
-            self._pack(_WORTH)
+            self._pack(int(_WORTH * self.pace.block))
         return None if made is None else self._kept(made)
 
     def _pack(self, least: int) -> None:
@@ -135,5 +138,7 @@ class Outbox:
         self._counts["busy_ns"] += int(seconds * 1e9 / max(1, self._figures.connections))
         made = self._made.pop(block, None)
         if made is not None:
-            self._packer.sent(made, self._meter.look())
+            link = self._meter.look()
+            self.pace.sent(block.length, size, link, self._figures.connections)
+            self._packer.sent(made, link)
             self._figures.level = self._packer.level

@@ -6,14 +6,16 @@ are as large as the link is busy. A block is kept until the other end of the lin
 
 from __future__ import annotations
 
-from .blocks import BLOCK_SIZE, SMALL, Block, Buffers, Raw
+from .blocks import SMALL, Block, Buffers, Raw
+from .pace import Pace
 
 
 class Outgoing:
     """The bytes that were read from a local connection and are not acknowledged yet."""
 
-    def __init__(self, channel: int, buffers: Buffers) -> None:
+    def __init__(self, channel: int, buffers: Buffers, pace: Pace) -> None:
         self._channel = channel
+        self._pace = pace
         self._buffers = buffers
         self._open: Raw | None = None
         self._kept: dict[int, Block] = {}
@@ -50,7 +52,7 @@ class Outgoing:
         """Return where the next bytes are to be read into; empty while the block is full."""
         if self._open is None:
             self._open = Raw(self._channel, self.position, self._buffers.take(), 0)
-        return memoryview(self._open.buffer)[self._open.length : BLOCK_SIZE]
+        return memoryview(self._open.buffer)[self._open.length : self._pace.block]
 
     def filled(self, count: int, seconds: float) -> None:
         """Record that `count` bytes were read in that many seconds."""
@@ -75,7 +77,7 @@ class Outgoing:
     @property
     def full(self) -> bool:
         """Return whether the open block has no room left."""
-        return self.waiting == BLOCK_SIZE
+        return self.waiting >= self._pace.block
 
     def keep(self, block: Block) -> None:
         """Keep a block, which is ready for the link, until it is acknowledged."""

@@ -29,6 +29,7 @@ from .channel import Channel, Watch
 from .ending import Ending
 from .figures import Figures
 from .outbox import Outbox
+from .pace import Pace
 from .parameters import WINDOW, RelayParameters, Side
 from .sockets import Socket
 from .watch import StreamWatch
@@ -85,12 +86,16 @@ class Session:
         self._opener = opener
         self._on_stream = on_stream
         self._report = report
+        self.pace = Pace()
+        """Limits for what waits for the link."""
         self._channels: dict[int, Channel] = {}
         self._next_number = 0
         self._giving_up: asyncio.Future[None] | None = None
         self._finished: dict[int, tuple[Record, ...]] = {}
         """Closed channels, and what the other end has to know of each to close it, too."""
-        self.outbox = Outbox(parameters, self._channels, self.figures, self.buffers, self.notify)
+        self.outbox = Outbox(
+            parameters, self._channels, self.figures, self.buffers, self.pace, self.notify
+        )
         self._since = time.monotonic()
         self._samples = self._side is Side.NEAR and parse_compression(parameters.compress) is None
         self._confirmed = self._side is Side.NEAR and not parameters.one_way

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from ..transport.pieces import drop_front
-from ..transport.sockets import reset_on_close
+from ..transport.sockets import keep_unsent, reset_on_close
 
 _MOST_PIECES = 1024
 """Limit for the pieces in one system call, as Linux has it."""
@@ -24,6 +24,7 @@ class Socket:
         # The event loop handles numbers faster than objects.
         self._fd = sock.fileno()
         self._loop = asyncio.get_running_loop()
+        self._unsent = 0
         self.closed = False
         self.heard = time.monotonic()
         """Time at which something has arrived last."""
@@ -85,6 +86,12 @@ class Socket:
             # `close` has done that already, and its descriptor may be another socket's by now.
             if not self.closed:
                 remove(self._fd)
+
+    def keep_unsent(self, size: int) -> None:
+        """Have the system take no more than it can send soon: so many bytes."""
+        if size != self._unsent:
+            self._unsent = size
+            keep_unsent(self._socket, size)
 
     def end_sending(self) -> None:
         """Close the direction to the other end, which may have closed everything already."""

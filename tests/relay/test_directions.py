@@ -11,6 +11,7 @@ from vmferry.protocol.formats.link import LinkError
 from vmferry.relay.blocks import BLOCK_SIZE, Arrived, Block, Buffers
 from vmferry.relay.incoming import Incoming
 from vmferry.relay.outgoing import Outgoing
+from vmferry.relay.pace import Pace
 from vmferry.relay.parameters import WINDOW
 
 
@@ -84,7 +85,7 @@ def block_of(outgoing: Outgoing, data: bytes) -> Block:
 
 def test_what_a_broken_connection_had_is_sent_again() -> None:
     """Broken: a cut of the link would lose what was under way."""
-    outgoing = Outgoing(0, Buffers())
+    outgoing = Outgoing(0, Buffers(), Pace())
     first, second, third = (block_of(outgoing, data) for data in (b"one", b"two", b"three"))
     cut, other = object(), object()
     first.carrier = second.carrier = cut  # type: ignore[assignment]
@@ -103,7 +104,7 @@ def test_what_a_broken_connection_had_is_sent_again() -> None:
 def test_a_buffer_is_not_used_again_while_it_is_sent() -> None:
     """Broken: a block that is sent again would change under way, as its memory has other use."""
     buffers = Buffers()
-    outgoing = Outgoing(0, buffers)
+    outgoing = Outgoing(0, buffers, Pace())
     block = block_of(outgoing, b"x" * BLOCK_SIZE)
     block.buffer, block.sending = buffers.take(), True
     buffer = block.buffer
