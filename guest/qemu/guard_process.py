@@ -49,7 +49,8 @@ class Process:
         self._duty = Duty()
 
     def resume(self) -> None:
-        """Let the guest run again."""
+        """Let the guest run again, which may have been given up, and was given back."""
+        self._duty = Duty(run=True)
         self._do_duty()
 
     def _do_duty(self) -> None:

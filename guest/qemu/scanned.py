@@ -15,6 +15,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe
 
 from ...protocol.handover import Destination, Source
+from ...transport.shared import wait_readable
 from ..base import Guest
 from ..errors import GuestError
 from ..handing import Outcome
@@ -256,7 +257,10 @@ class ScannedGuest(Guest):
 
     def keep(self) -> str:
         """Leave the loaded guest to its QEMU, stopped, and return how to start it."""
+        ended = self._death_fd is not None and bool(wait_readable([self._death_fd], 0))
         self.close()
+        if ended:
+            return f"the QEMU of {self._path} has ended, and its copy of the guest with it"
         return (
             f"the guest is kept, whole and stopped, in the QEMU of {self._path}; if the source does"
             f" not run it: vmferry receive --resume --guest qemu:{self._path},scan"

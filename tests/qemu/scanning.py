@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
 
-from tests.qemu.machine import MANY_PAGES, MIB, Machine
+from tests.patience import wait_until
+from tests.qemu.machine import MANY_PAGES, MIB, VMFERRY, Machine
 
 SIZE = 32 * MIB
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
@@ -76,3 +78,15 @@ class ScanMachine(Machine):
     def settings(self) -> tuple[object, object]:
         """Return all settings of migrations."""
         return self.ask("query-migrate-capabilities"), self.ask("query-migrate-parameters")
+
+
+def receiving(guest: str, folder: Path, *options: str) -> subprocess.Popen[bytes]:
+    """Start a `receive` at `folder`/in of the guest, and wait until it listens.
+
+    It writes to `folder`/log.
+    """
+    command = ("receive", f"unix:{folder}/in", "--guest", guest, "--workers", "2", *options)
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([*VMFERRY, *command], stderr=log)
+    wait_until((folder / "in").exists)
+    return process

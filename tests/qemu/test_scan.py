@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,24 +10,12 @@ from vmferry.sender.coordinator import Sender
 from vmferry.sender.precopy import Precopy
 
 from tests.patience import PATIENCE, wait_until
-from tests.qemu.machine import VMFERRY, rebuilt_stream, stock_ram, vmferry
-from tests.qemu.scanning import ScanMachine
+from tests.qemu.machine import rebuilt_stream, stock_ram, vmferry
+from tests.qemu.scanning import ScanMachine, receiving
 
 KINDS = {"7.2": "memfd", "10": "file"}
 """A kind of shared memory for each QEMU; from 8.1 on, QEMU saves a memfd although it is shared."""
 WORKERS = ("--workers", "2")
-
-
-def receiving(target: ScanMachine, folder: Path, *options: str) -> subprocess.Popen[bytes]:
-    """Start a `receive` at `folder`/in into the QEMU, and wait until it listens.
-
-    It writes to `folder`/log.
-    """
-    command = ("receive", f"unix:{folder}/in", "--guest", target.guest, *WORKERS, *options)
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen([*VMFERRY, *command], stderr=log)
-    wait_until((folder / "in").exists)
-    return process
 
 
 def check_same_memory(source: ScanMachine, target: ScanMachine) -> None:
@@ -64,7 +51,7 @@ def test_live_guest_between_two_of_vmferry(version: str, tmp_path: Path) -> None
     try:
         source.wait_for_beats()
         settings = source.settings(), target.settings()
-        receive = receiving(target, tmp_path, "--paused")
+        receive = receiving(target.guest, tmp_path, "--paused")
         sent = vmferry("send", f"unix:{tmp_path}/in", "--guest", source.guest, *WORKERS)
         assert sent.returncode == 0, sent.stderr
         assert receive.wait(PATIENCE) == 0
@@ -85,7 +72,7 @@ def test_stock_guest_arrives(version: str, tmp_path: Path) -> None:
     try:
         source.wait_for_beats()
         source.ask("stop")
-        receive = receiving(target, tmp_path)
+        receive = receiving(target.guest, tmp_path)
         source.enable("return-path")
         source.migrate(f"unix:{tmp_path}/in")
         assert receive.wait(PATIENCE) == 0
@@ -149,7 +136,7 @@ def test_refused_guest_runs_on_and_leaves_later(version: str, tmp_path: Path) ->
     try:
         source.wait_for_beats()
         settings = source.settings()
-        receive = receiving(lacking, tmp_path)
+        receive = receiving(lacking.guest, tmp_path)
         sent = vmferry("send", f"unix:{tmp_path}/in", "--guest", source.guest)
         assert sent.returncode == 1
         assert "its log says why" in sent.stderr
@@ -159,7 +146,7 @@ def test_refused_guest_runs_on_and_leaves_later(version: str, tmp_path: Path) ->
         wait_until(lambda: lacking.ended)
         source.wait_for_beats()
         (tmp_path / "in").unlink(missing_ok=True)
-        receive = receiving(target, tmp_path)
+        receive = receiving(target.guest, tmp_path)
         sent = vmferry("send", f"unix:{tmp_path}/in", "--guest", source.guest)
         assert sent.returncode == 0, sent.stderr
         assert receive.wait(PATIENCE) == 0

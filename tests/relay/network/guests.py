@@ -117,6 +117,7 @@ class Guest(BareMachine):
         folder: Path,
         *options: str,
         machine: str = "",
+        memory: str = "memory-backend-memfd",
         size: int | None = None,
     ) -> None:
         folder.mkdir()
@@ -125,7 +126,7 @@ class Guest(BareMachine):
         command, environment = qemu_command(version)
         size = size or SIZES[kind]
         chosen = (machine,) if machine else ()
-        memory = f"memory-backend-memfd,id=ram,size={size},share=on"
+        memory = f"{memory},id=ram,size={size},share=on"
         # What QEMU says of a migration that fails belongs to the run, not to whoever reads of it.
         quiet = ["sh", "-c", f'exec "$@" 2>{folder}/stderr', "sh"]
         super().__init__(
