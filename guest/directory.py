@@ -211,10 +211,7 @@ class DirectoryGuest(Guest):
         """Take the disk into the image of its name in `disks`, which is made if there is none."""
         assert self._folder is not None
         with self._refusing():
-            disk = self._disks.prepare(self._folder, self._making, name)
-        if self._writeback is not None:
-            self._writeback.add(disk.fd)
-        return disk
+            return self._disks.prepare(self._folder, self._making, name)
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

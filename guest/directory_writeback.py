@@ -1,4 +1,4 @@
-"""Start to write back RAM files and images of an incoming guest while the rest of it arrives.
+"""Start to write back the files of an incoming guest while the rest of it arrives.
 
 `seal` waits for the disk while the guest is stopped, and its source waits for an answer, a minute
 at most. Without this, the system would keep much of RAM in memory until then.
@@ -32,14 +32,10 @@ class Writeback:
 
     def _run(self) -> None:
         while not self._stopped.wait(EVERY):
-            for fd in tuple(self._fds):
+            for fd in self._fds:
                 begin(fd)
         for fd in self._fds:
             os.close(fd)
-
-    def add(self, fd: int) -> None:
-        """Start write-back of one more file."""
-        self._fds.append(os.dup(fd))
 
     def stop(self) -> None:
         """Stop starting write-back."""
@@ -47,6 +43,9 @@ class Writeback:
         self._thread.join(_ENDS_WITHIN)
 
 
-def begin(fd: int) -> None:
-    """Ask the system to start writing back changed parts of a file, if it can."""
-    _libc.sync_file_range(ctypes.c_int(fd), ctypes.c_int64(0), ctypes.c_int64(0), _WRITE)
+def begin(fd: int, start: int = 0, length: int = 0) -> None:
+    """Ask the system to start writing back what changed in a part of a file, if it can.
+
+    The length 0 means everything from `start` on.
+    """
+    _libc.sync_file_range(ctypes.c_int(fd), ctypes.c_int64(start), ctypes.c_int64(length), _WRITE)

@@ -92,6 +92,10 @@ class Delivery:
         """Check that all of the disks has arrived. Raises StreamError, FileError."""
         self._disks.finish()
 
+    def close(self) -> None:
+        """Stop writing to the disks, which a failure may leave in the middle."""
+        self._disks.close()
+
     def _check(self, event: events.Event) -> None:
         refuse(event)
         if not self.seekable:

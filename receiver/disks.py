@@ -1,18 +1,22 @@
 """Write the blocks of disks into their images, as they arrive; zeros become holes.
 
-One block at a time is in memory. Which image a disk has, the guest says when the first block comes.
+A thread writes, so that the next blocks arrive meanwhile; a few of them are in memory. Which image
+a disk has, the guest says when the first block comes.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing.connection import Connection
 
 import numpy as np
 
+from ..guest.directory_writeback import begin
 from ..guest.disks.image import MAX_DISK, Disk
 from ..guest.zero import zero_mask
 from ..protocol.errors import StreamError, UnsupportedError
@@ -24,6 +28,8 @@ from ..transport.sparse import clear, write_at
 from ..transport.spill import FileError
 from .exchange import Commands, DiskWanted, OpenDisk
 
+MOST_UNDER_WAY = 4
+"""Largest number of blocks that wait to be written."""
 TOO_FAST = (
     ": make the image as large as the disk; a QEMU 7.2 leaves out the rest where the link is fast,"
     " unless its downtime-limit is 0 or 1"
@@ -59,6 +65,8 @@ class DiskWriter:
         self._percent = 0
         self._offset = 0
         """Offset in the stream of the last block."""
+        self._thread = ThreadPoolExecutor(1, "vmferry-disks")
+        self._under_way: deque[Future[None]] = deque()
 
     def take(self, event: DiskBlock | DiskProgress) -> None:
         """Write one block. Raises StreamError, UnsupportedError, FileError."""
@@ -82,10 +90,9 @@ class DiskWriter:
             if start >= end:
                 message = f"an image of {image.size} bytes is smaller than the disk at the source"
                 raise FileError(errno.ENOSPC, message, image.disk.path)
-        try:
-            _put(image, start, end, block.data)
-        except OSError as error:
-            raise FileError(error.errno, error.strerror, image.disk.path) from error
+        while len(self._under_way) >= MOST_UNDER_WAY:
+            self._under_way.popleft().result()
+        self._under_way.append(self._thread.submit(_put, image, start, end, block.data))
         image.end = max(image.end, end)
         self._counters.add("disk_bytes", end - start)
 
@@ -105,6 +112,8 @@ class DiskWriter:
         progress shows that, and so does an image whose end has not arrived.
         """
         images = self._images.values()
+        while self._under_way:
+            self._under_way.popleft().result()
         for image in images:
             if image.fixed and image.end < image.size:
                 message = f"only {image.end} of {image.size} bytes have arrived{TOO_FAST}"
@@ -114,6 +123,10 @@ class DiskWriter:
         if count and self._percent < 100 * (count - len(images) - 1) // count:
             message = f"the source told of {self._percent}% of its disks, and ended{TOO_FAST}"
             raise StreamError(message, offset=self._offset, section=SECTION_NAME)
+
+    def close(self) -> None:
+        """End the thread; blocks that are not written yet are dropped."""
+        self._thread.shutdown(cancel_futures=True)
 
     def _check_alone(self, block: DiskBlock, unnamed: _Image) -> None:
         """Raise UnsupportedError if a disk without a name is not the only disk.
@@ -131,11 +144,17 @@ class DiskWriter:
 
 
 def _put(image: _Image, start: int, end: int, data: bytes | None) -> None:
-    """Write the bytes from `start` to `end`; None stands for zeros. Raises OSError."""
-    fd = image.disk.fd
-    if end > image.size:
-        os.ftruncate(fd, end)
-        image.size = end
+    """Write the bytes from `start` to `end`; None stands for zeros. Raises FileError."""
+    try:
+        if end > image.size:
+            os.ftruncate(image.disk.fd, end)
+            image.size = end
+        _write(image.disk.fd, start, end, data)
+    except OSError as error:
+        raise FileError(error.errno, error.strerror, image.disk.path) from error
+
+
+def _write(fd: int, start: int, end: int, data: bytes | None) -> None:
     if data is None:
         clear(fd, start, end)
         return
@@ -148,3 +167,5 @@ def _put(image: _Image, start: int, end: int, data: bytes | None) -> None:
             write_at(fd, memoryview(data)[place:rest], start + place)
         elif place < rest:
             clear(fd, start + place, start + rest)
+    # The guest stands still while the rest is made durable.
+    begin(fd, start, end - start)

@@ -121,6 +121,10 @@ class Transport:
         send_message(self._connection, complete)
         let_go(self._connection, self._channel, self._commands.wait_for(LetGo))
 
+    def close(self) -> None:
+        """Stop what goes on beside the reading."""
+        self._delivery.close()
+
     def _take_plain(self, slot: npt.NDArray[np.uint8], used: int) -> None:
         while used:
             self._take(slot, used)
@@ -181,5 +185,6 @@ def run_transport(connection: Connection, setup: TransportSetup) -> None:
         except FileError as error:
             send_message(connection, Failed(error.line))
         finally:
+            transport.close()
             channel.abort()
     commands.remove_unfinished()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +16,12 @@ from vmferry.control.messages import MessageReader
 from vmferry.control.service import Service
 from vmferry.control.session import Session
 from vmferry.guest.synthetic import SyntheticGuest
+from vmferry.protocol.section_events import DiskBlock
 from vmferry.transport.settings import DOWNTIME_LIMIT
 
+from tests import streams
 from tests.control.serving import Nobody
+from tests.disks import MIB, write_image
 
 Ask = Callable[..., Awaitable[Any]]
 
@@ -181,6 +186,49 @@ def test_disks_are_wanted_in_one_way(guest: SyntheticGuest, flag: str) -> None:
         assert await ask("query-migrate") == {}
 
     play(guest, script)
+
+
+async def over(ask: Ask) -> Any:
+    """Wait until a migration is over, and return what is said of it."""
+    while (answer := await ask("query-migrate"))["status"] not in ("completed", "failed"):
+        await asyncio.sleep(0.01)
+    return answer
+
+
+@pytest.mark.parametrize("zero_blocks", [True, False])
+def test_disks_move(tmp_path: Path, zero_blocks: bool) -> None:
+    """Broken: who asks for disks would believe that they had come."""
+    write_image(tmp_path / "image", 4 * MIB)
+    with closing(SyntheticGuest.parse(f"1M,disk={tmp_path}/image")) as guest:
+
+        async def script(_: Service, ask: Ask) -> None:
+            wanted = {"capability": "zero-blocks", "state": zero_blocks}
+            await ask("migrate-set-capabilities", capabilities=[wanted])
+            assert await ask("migrate", uri=f"file:{tmp_path}/stream", blk=True) == {}
+            answer = await over(ask)
+            # As in QEMU, which has no figures of disks any more when they have gone.
+            assert "disk" not in answer
+            assert answer["status"] == "completed"
+
+        play(guest, script)
+    found = streams.read_file(tmp_path / "stream")
+    blocks = [event for event in found if isinstance(event, DiskBlock)]
+    assert [event.sector for event in blocks] == [0, 2048, 4096, 6144]
+    assert any(event.data is None for event in blocks) is zero_blocks
+
+
+def test_what_lies_above_a_raw_image_is_not_known(tmp_path: Path) -> None:
+    """Broken: a part of a disk would be taken for what was changed on it."""
+    write_image(tmp_path / "image", MIB)
+    with closing(SyntheticGuest.parse(f"1M,disk={tmp_path}/image")) as guest:
+
+        async def script(_: Service, ask: Ask) -> None:
+            assert await ask("migrate", uri="exec:true", blk=True, inc=True) == {}
+            answer = await over(ask)
+            assert answer["status"] == "failed"
+            assert "raw image without a backing image" in answer["error-desc"]
+
+        play(guest, script)
 
 
 def test_lists_and_version(guest: SyntheticGuest) -> None:

@@ -136,6 +136,7 @@ def receive(data: bytes, images: Images) -> str:
     except FileError as error:
         return error.line
     finally:
+        writer.close()
         counters.close()
     return ""
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from vmferry.sender.figures import DiskFigures
 
 from tests.disks import MIB, ODD, data_bytes, make_room, write_image
 from tests.patience import PATIENCE, wait_until
@@ -50,9 +51,12 @@ def receive_from(source: Machine, saved: Path, names: Mapping[str, int]) -> None
         source.ask("migrate-set-parameters", **{"max-bandwidth": 8 * MIB})
         source.begin_migration(address, blk=True)
         wait_until(lambda: "disk" in source.ask("query-migrate"))
+        # Ours has the same members.
+        assert set(source.ask("query-migrate")["disk"]) == set(DiskFigures().as_qmp())
         write_meanwhile(source, names)
         errors = receiving.communicate(timeout=PATIENCE)[1]
     assert receiving.returncode == 0, errors
+    assert "disk" not in source.ask("query-migrate")
 
 
 @pytest.mark.parametrize("sizes", [TWO, ONE], ids=["two, odd", "one"])
