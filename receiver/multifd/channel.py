@@ -9,6 +9,7 @@ was checked: block, offsets, counts and sizes.
 from __future__ import annotations
 
 import errno
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -79,6 +80,10 @@ class ChannelInput:
 
         Raises StreamError, ChannelError or GuestError, and EOFError when the coordinator is gone.
         """
+        with closing(self._pipe):
+            self._run()
+
+    def _run(self) -> None:
         if not self._read_head():
             raise self._reader.error("the channel ends within its greeting")
         self._reader.greet(self._head)

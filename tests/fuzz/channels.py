@@ -148,6 +148,10 @@ def run(count: int, seed: int = 0) -> Counter[str]:
             kind = [*DAMAGES][number % len(DAMAGES)]
             chance = random.Random(f"{seed}/{number}")
             data = DAMAGES[kind](chance.choice(streams), chance)
+            if number % 2:
+                # Pages that do not exist yet are written in another way.
+                os.close(memory.fd)
+                memory = Memory()
             try:
                 with in_time():
                     error = receive(data, memory)

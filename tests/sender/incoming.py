@@ -14,9 +14,17 @@ from tests.patience import PATIENCE
 class Incoming:
     """Listens on `uri`; `address` is where to send to."""
 
-    def __init__(self, uri: str = "tcp:127.0.0.1:0", workers: int = 1) -> None:
+    def __init__(
+        self,
+        uri: str = "tcp:127.0.0.1:0",
+        workers: int | None = 1,
+        multifd_channels: int | None = None,
+    ) -> None:
         self.guest = SyntheticGuest.parse("")
-        self.receiver = Receiver(self.guest, uri, ReceiveParameters(workers=workers, paused=True))
+        parameters = ReceiveParameters(
+            workers=workers, paused=True, multifd_channels=multifd_channels
+        )
+        self.receiver = Receiver(self.guest, uri, parameters)
         self.error: MigrationError | None = None
         self.address = ""
         self._listening = threading.Event()

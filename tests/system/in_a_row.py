@@ -1,9 +1,10 @@
 """Many migrations in a row: `python -m tests.system.in_a_row --runs 50 [--tracker NAME] [...]`.
 
-Every tracker with every encoding and number of workers moves a guest that writes all the time, and
-that is sent in several rounds. Both memories are compared when it is stopped, and each page is
-checked for itself: none may be torn, stale, lost or in the place of another. A line for each
-combination; the exit status is 1 if one run was not perfect. `--seed` makes the same guests again.
+Every tracker with every encoding and number of workers (or channels) moves a guest that writes all
+the time, and that is sent in several rounds. Both memories are compared when it is stopped, and
+each page is checked for itself: none may be torn, stale, lost or in the place of another. A line
+for each combination; the exit status is 1 if one run was not perfect. `--seed` makes the same
+guests again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from vmferry.guest.synthetic import SyntheticGuest
 from vmferry.guest.synthetic_memory import PATTERNS
 from vmferry.sender.coordinator import Sender
 from vmferry.sender.parameters import SendParameters
-from vmferry.transport.settings import TrackerKind
+from vmferry.transport.settings import MultifdCompression, TrackerKind
 
 from tests.sender.incoming import Incoming
 
@@ -28,7 +29,11 @@ ENCODINGS = {
     "xbzrle": SendParameters(xbzrle=True),
     "zstd": SendParameters(compress="zstd"),
     "adaptive": SendParameters(compress="adaptive"),
+    "multifd": SendParameters(multifd_channels=1),
+    "multifd-zlib": SendParameters(multifd_channels=1, multifd_compression=MultifdCompression.ZLIB),
+    "multifd-zstd": SendParameters(multifd_channels=1, multifd_compression=MultifdCompression.ZSTD),
 }
+"""Parameters by encoding. With multifd, a number of workers is one of channels, at least 1."""
 WORKERS = (0, 1, 2, 4)
 ENOUGH = 60.0
 """Seconds of downtime that any guest here fits into."""
@@ -50,7 +55,8 @@ def migrate(parameters: SendParameters, seed: int, tally: Tally) -> None:
     rate, hot = choose.choice((4, 20, 80)), choose.choice((10, 50, 100))
     text = f"4M,dirty-rate={rate}M,hot={hot}%,zero=10%,pattern={choose.choice(PATTERNS)}"
     rounds = choose.randrange(2, 6)
-    side = Incoming("tcp:127.0.0.1:0", choose.randrange(3))
+    workers, channels = choose.randrange(3), parameters.multifd_channels
+    side = Incoming("tcp:127.0.0.1:0", None if channels else workers, channels)
     source = SyntheticGuest.parse(f"{text},seed={seed % 1000}")
     sender = Sender(source, side.address, replace(parameters, downtime_limit=0))
 
@@ -83,7 +89,11 @@ def run(options: argparse.Namespace) -> int:
     for tracker, encoding, workers in itertools.product(
         options.tracker, options.encoding, options.workers
     ):
-        parameters = replace(ENCODINGS[encoding], tracker=TrackerKind(tracker), workers=workers)
+        parameters = replace(ENCODINGS[encoding], tracker=TrackerKind(tracker))
+        if parameters.multifd_channels is None:
+            parameters = replace(parameters, workers=workers)
+        else:
+            parameters = replace(parameters, multifd_channels=max(workers, 1))
         tally, began = Tally(), time.monotonic()
         for number in range(options.runs):
             migrate(parameters, options.seed + number, tally)
