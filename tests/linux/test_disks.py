@@ -22,7 +22,7 @@ from tests.patience import PATIENCE
 from tests.qemu.machine import VMFERRY, BareMachine, vmferry
 
 HOPS = int(os.environ.get("VMFERRY_HOPS", "1"))
-"""How many times the guest moves into a folder and on."""
+"""Number of moves of the guest into a folder and on."""
 MODULES = (
     "drivers/virtio/virtio_ring",
     "drivers/virtio/virtio",
@@ -106,7 +106,7 @@ class Linux(BareMachine):
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The options with which a QEMU boots the guest's Linux."""
+    """Return the options with which a QEMU boots the guest's Linux."""
     kernels = sorted(Path("/boot").glob("vmlinuz-*-cloud-amd64"))
     busybox = shutil.which("busybox")
     if not kernels or busybox is None or "VMFERRY_LINUX" not in os.environ:
@@ -141,7 +141,7 @@ def to_folder(source: Linux, saved: Path) -> None:
 
 
 def assert_equal(one: Path, other: Path, names: Mapping[str, int]) -> None:
-    """The disks in both folders are equal; the second may be longer, to whole blocks."""
+    """Check that the disks in both folders are equal; the second may be longer, to whole blocks."""
     for name in names:
         first, second = (one / name).read_bytes(), (other / name).read_bytes()
         assert first == second[: len(first)], name
