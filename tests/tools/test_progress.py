@@ -7,6 +7,7 @@ from vmferry.protocol.states import MigrationStatus
 from vmferry.receiver.figures import Figures as ReceiverFigures
 from vmferry.sender.figures import Figures
 from vmferry.sender.stall import Stall
+from vmferry.tools.client.ctl import Watched
 from vmferry.tools.console.progress import Progress
 from vmferry.tools.console.rate import SECONDS, Rate
 
@@ -80,6 +81,20 @@ def test_order(capsys: pytest.CaptureFixture[str]) -> None:
         )
     assert capsys.readouterr().err == (
         "sending: active, 75%, 1.5 s to go, 2.0 MiB, round 1, 1.0 MiB left\n"
+    )
+
+
+def test_disks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Broken: whoever watches would not know that it is the disks that take so long."""
+    answer = {
+        "status": "active",
+        "ram": {"total": MIB, "transferred": 0, "remaining": MIB, "dirty-sync-count": 1},
+        "disk": {"total": 3 * MIB, "transferred": MIB, "remaining": 2 * MIB},
+    }
+    with Progress("migrating") as progress:
+        progress.update(Watched.of(answer))
+    assert capsys.readouterr().err == (
+        "migrating: active, 25%, 1.0 MiB, round 1, 3.0 MiB left, 2.0 MiB of it disks\n"
     )
 
 

@@ -19,7 +19,7 @@ from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
 
 from ...control.extensions import PREFIX
 from ...protocol.errors import VmferryError
-from ...sender.figures import CompressionFigures, ThrottleFigures
+from ...sender.figures import CompressionFigures, DiskFigures, ThrottleFigures
 from ...sender.stall import Explanation
 from ...transport.uri import Tcp, Unix, UriError, parse_uri
 from ..console.interruption import Interrupted, signals_in
@@ -149,6 +149,7 @@ class Watched:
     """The figures in an answer of `query-migrate`, in the form that `Progress` shows.
 
     A QEMU that receives a guest has no `ram`, and no QEMU has the members with vmferry's prefix.
+    Sizes are of RAM and disks together.
     """
 
     status: str
@@ -161,6 +162,7 @@ class Watched:
     stall: Explanation | None = None
     compression: CompressionFigures | None = None
     tracker: str | None = None
+    disk: DiskFigures | None = None
 
     @classmethod
     def of(cls, answer: dict[str, Any]) -> Watched:
@@ -168,18 +170,22 @@ class Watched:
         ram = answer.get("ram")
         if not isinstance(ram, dict):
             return cls(str(answer["status"]))
-        throttle = _number(answer, "cpu-throttle-percentage")
+        throttle, disk = _number(answer, "cpu-throttle-percentage"), answer.get("disk")
+        disk = disk if isinstance(disk, dict) else {}
+        sizes = ("total", "transferred", "remaining")
+        total, transferred, remaining = (_number(ram, s) + _number(disk, s) for s in sizes)
         return cls(
             str(answer["status"]),
-            _number(ram, "total"),
-            _number(ram, "transferred"),
-            _number(ram, "remaining"),
+            total,
+            transferred,
+            remaining,
             _number(ram, "dirty-sync-count"),
             ThrottleFigures(throttle, throttle),
             _number(answer, f"{PREFIX}remaining-time"),
             _stall(answer.get(f"{PREFIX}stall")),
             _compression(answer.get(f"{PREFIX}compression")),
             _text(answer.get(f"{PREFIX}tracker")),
+            DiskFigures(*(_number(disk, size) for size in sizes)) if disk else None,
         )
 
 

@@ -124,6 +124,9 @@ def _details(figures: Figures, rate: float | None) -> list[str]:
     rounds = getattr(figures, "dirty_sync_count", None)
     if rounds is not None:
         details += [f"round {rounds}", f"{format_size(getattr(figures, 'remaining', 0))} left"]
+    disk = getattr(figures, "disk", None)
+    if disk is not None and disk.remaining:
+        details.append(f"{format_size(disk.remaining)} of it disks")
     tracker = getattr(figures, "tracker", None)
     if tracker is not None:
         details.append(f"tracker {tracker}")
