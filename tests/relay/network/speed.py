@@ -61,6 +61,7 @@ class Setting:
 
 
 SETTINGS = (
+    Setting("16 MiB/s, zstd", 16 * MIB, 0, 256 * MIB, "zstd", 1 / 0.65, hot=2 * MIB),
     Setting("50 MiB/s, zstd", 50 * MIB, 0, 512 * MIB, "zstd", 1 / 0.65),
     Setting("500 MiB/s, adaptive", 500 * MIB, 0, GIB, "adaptive", 0.95),
     Setting("loopback, none", 0, 0, GIB, "none", 0.35),
