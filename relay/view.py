@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ..protocol import events
 from ..protocol.errors import StreamError
 from ..protocol.pages.rounds import Rounds
 from ..protocol.reader import StreamReader
+from ..protocol.reading.multifd_reader import Packet
 from ..protocol.wire.marks import CommandType
+from .multifd_view import MultifdView
 
 _SEAM = 8192
 """Bytes that are copied behind what the last piece left over; more than one record has."""
@@ -52,6 +55,8 @@ class StreamView:
         """Time at which this round began, by the clock of `feed`."""
         self._round_from = 0
         self.machine = ""
+        self._listed: events.RamBlocks | None = None
+        self._in_channels = 0
         self.total = 0
         """Bytes of guest RAM, once the stream has said that."""
         self.page_size = 4096
@@ -61,7 +66,9 @@ class StreamView:
         self.pages_in_round = 0
         self.finished: list[WatchedRound] = []
         self.multifd = False
-        """True if pages travel in channels of their own, which are not read."""
+        """True if pages travel in channels of their own."""
+        self.channel_error: StreamError | None = None
+        """Why those channels are broken, or cannot be read."""
         self.postcopy = False
         """True once the destination was asked to run the guest while pages are missing."""
         self.error: StreamError | None = None
@@ -78,6 +85,11 @@ class StreamView:
     def position(self) -> int:
         """Return up to which byte the stream was read."""
         return self._reader.position
+
+    @property
+    def seen(self) -> int:
+        """Return how many bytes were read, of the stream and of the channels of multifd."""
+        return self._reader.position + self._in_channels
 
     @property
     def devices_from(self) -> int | None:
@@ -100,6 +112,26 @@ class StreamView:
         except StreamError as error:
             self._note_all(error.found, moment)
             self.error = error
+
+    def feed_channel(self, channel: MultifdView, piece: memoryview, moment: float) -> None:
+        """Read the next bytes of a multifd channel, which passed at a moment."""
+        self.multifd = True
+        if self.channel_error is not None:
+            return
+        try:
+            for packet in channel.feed(piece, self._listed):
+                self._note_packet(packet, moment)
+            self._in_channels += len(piece)
+        except StreamError as error:
+            self.channel_error = error
+
+    def _note_packet(self, packet: Packet, moment: float) -> None:
+        if packet.block is None:
+            return
+        self.pages["plain"] += len(packet.normal)
+        self.pages["zero"] += len(packet.zero)
+        offsets = np.concatenate([packet.normal, packet.zero])
+        self._count(packet.block_index, offsets, self._reader.position, moment)
 
     def close(self) -> None:
         """Note that nothing follows."""
@@ -134,9 +166,12 @@ class StreamView:
             elif isinstance(event, events.Configuration):
                 self.machine = event.machine
             elif isinstance(event, events.RamBlocks):
+                self._listed = event
                 self.total, self.page_size = event.total, event.page_size
-            elif isinstance(event, events.MultifdFlush):
-                self.multifd = True
+            elif isinstance(event, (events.MultifdFlush, events.EndOfRam)):
+                self.multifd = self.multifd or isinstance(event, events.MultifdFlush)
+                if self.multifd:
+                    self._rounds.end_interval()
             elif isinstance(event, events.Command) and event.command in _RUNS_THERE:
                 self.postcopy = True
 
@@ -160,10 +195,18 @@ class StreamView:
         offsets = np.concatenate([run.offsets for run in self._waiting])
         self._waiting.clear()
         self._pages_waiting, self._split_at = 0, moment
+        self._count(first.block_index, offsets, first.offset, moment)
+
+    def _count(
+        self, block: int, offsets: npt.NDArray[np.uint64], position: int, moment: float
+    ) -> None:
+        """Count pages of one RAM block for their rounds; `position`: in the stream."""
         numbers = (offsets // np.uint64(self.page_size)).astype(np.intp)
-        for number, count in self._rounds.split(first.block_index, numbers):
-            if number != self.round:
-                self._round_ends(number, first.offset, moment)
+        split = self._rounds.split_interval if self.multifd else self._rounds.split
+        for number, count in split(block, numbers):
+            # Channels overtake each other, so a page of the last round may be late.
+            if number > self.round:
+                self._round_ends(number, position + self._in_channels, moment)
             self.pages_in_round += count
 
     def _round_ends(self, number: int, offset: int, moment: float) -> None:

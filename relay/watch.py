@@ -19,6 +19,7 @@ from ..protocol.wire import multifd
 from ..protocol.wire.marks import MAGIC
 from ..transport.compression import Framer
 from .blocks import BLOCK_SIZE, Buffers
+from .multifd_view import MOST_EARLY, MultifdView
 from .view import StreamView
 
 MOST_WAITING = 32
@@ -45,6 +46,7 @@ class _Piece:
     view: memoryview
     buffer: bytearray | None
     moment: float
+    channel: MultifdView | None
 
 
 class StreamWatch:
@@ -74,6 +76,7 @@ class StreamWatch:
         self._who = who
         self._samples = samples
         self._heads: dict[int, bytes] = {}
+        self._multifd: dict[int, MultifdView] = {}
         self._queue: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._put = self._done = self._next_sample = self._ahead = 0
@@ -93,21 +96,29 @@ class StreamWatch:
         self.look()
         if number == self.channel:
             return self._take(view, buffer)
-        head = self._heads.pop(number, b"") + view
-        if len(head) < len(_MAGIC):
+        if number in self._multifd:
+            return self._take(view, buffer, self._multifd[number])
+        return self._recognise(number, self._heads.pop(number, b"") + view)
+
+    def _recognise(self, number: int, head: bytes) -> bool:
+        """Find out what a connection carries by its first bytes; return False if nothing known."""
+        early = head.startswith(_MULTIFD) and self.view is None and len(head) <= MOST_EARLY
+        if early or len(head) < len(_MAGIC):
+            # A channel may have overtaken the stream on its way over the link.
             self._heads[number] = head
             return True
         if head.startswith(_MAGIC) and self.channel is None:
             self._begin(number)
             return self._take(memoryview(head), None)
+        if head.startswith(_MULTIFD) and self.view is not None:
+            self._multifd[number] = MultifdView()
+            return self._take(memoryview(head), None, self._multifd[number])
         if head.startswith(TLS) and self.opaque is None:
             self.opaque = number
             self._report(
                 "the connection is encrypted: there is nothing to see in it, and compressing it"
                 " gains nothing"
             )
-        elif head.startswith(_MULTIFD) and self.view is not None:
-            self.view.multifd = True
         return False
 
     def _begin(self, number: int) -> None:
@@ -116,15 +127,18 @@ class StreamWatch:
         self._thread = run
         run.start()
 
-    def _take(self, view: memoryview, buffer: bytearray | None) -> bool:
+    def _take(
+        self, view: memoryview, buffer: bytearray | None, channel: MultifdView | None = None
+    ) -> bool:
+        """Read what passes next on the main channel, or on one of multifd."""
         if self.behind or self.view is None or self.view.error is not None:
             return False
-        if self._ahead:
+        if self._ahead and channel is None:
             # `look_ahead` has seen the beginning already.
             skipped = min(self._ahead, len(view))
             self._ahead -= skipped
             view = view[skipped:]
-        piece = _Piece(view, buffer, time.monotonic())
+        piece = _Piece(view, buffer, time.monotonic(), channel)
         if self._cheap and self._put == self._done and self.view.devices_from is None:
             self._read_now(self.view, piece)
             return self.view.error is None
@@ -165,7 +179,7 @@ class StreamWatch:
         """Give back what was read, and say so once if the stream is broken."""
         while self._read:
             self._buffers.end_loan(self._read.popleft())
-        error = None if self.view is None else self.view.error
+        error = None if self.view is None else self.view.error or self.view.channel_error
         if error is None or self._named:
             return
         self._named = True
@@ -223,9 +237,12 @@ class StreamWatch:
             del taken
 
     def _read_piece(self, view: StreamView, piece: _Piece) -> None:
-        view.feed(piece.view, piece.moment)
-        if self._samples and view.position >= self._next_sample:
-            self._next_sample = view.position + SAMPLE_EVERY
+        if piece.channel is None:
+            view.feed(piece.view, piece.moment)
+        else:
+            view.feed_channel(piece.channel, piece.view, piece.moment)
+        if self._samples and view.seen >= self._next_sample:
+            self._next_sample = view.seen + SAMPLE_EVERY
             self._sample(piece.view[:SAMPLE_SIZE])
 
     def _sample(self, content: memoryview) -> None:

@@ -91,7 +91,7 @@ class _Shown:
         view = self._view
         if view is None or self._forecast is None or view.round_began is None:
             return None
-        if view.multifd or view.postcopy or view.error is not None or self.session.watch.behind:
+        if view.error or view.channel_error or view.postcopy or self.session.watch.behind:
             return None
         return self._forecast.remaining(time.monotonic() - view.round_began)
 
@@ -157,8 +157,8 @@ def _of_stream(view: StreamView | None, remaining: float | None) -> list[str]:
     if view.ended:
         return ["all of the guest has passed"]
     details = [f"round {view.round}"]
-    if view.multifd:
-        details.append("pages in channels of multifd")
+    if view.channel_error is not None:
+        details.append("the pages of multifd cannot be read")
     elif view.round == 0 and view.total:
         details.append(f"{view.pages_in_round * view.page_size / view.total:.0%} of RAM")
     if remaining is not None:
