@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from ..transport.settings import MAX_SIZE
+MAX_SIZE = (1 << 63) - 1
+"""Largest size of a file on Linux, in bytes."""
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _PATTERN = re.compile(r"(\d+)(?:\.(\d+))?\s*([KMGT]?)(?:i?B)?(?:/s)?", re.IGNORECASE)

@@ -14,10 +14,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def write_at(fd: int, data: bytes | memoryview, place: int) -> None:
     """Write all of `data` at the offset `place`. Raises OSError."""
-    piece = memoryview(data)
-    while piece:
-        count = os.pwrite(fd, piece, place)
-        piece, place = piece[count:], place + count
+    done = os.pwrite(fd, data, place)
+    while done < len(data):
+        done += os.pwrite(fd, memoryview(data)[done:], place + done)
 
 
 def next_data(fd: int, position: int) -> int | None:

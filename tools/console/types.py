@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...guest.sizes import parse_size
-from ...transport.settings import MAX_SIZE
+from ...guest.sizes import MAX_SIZE, parse_size
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
