@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..guest.mapping import map_block, populate_present
+from ..guest.mapping import map_block, populate, populate_present
 from ..guest.parts import RamBlock
 from ..guest.tracking.digests import DigestTracker
 from ..guest.tracking.marks import MarkTracker
@@ -18,6 +18,8 @@ from ..guest.tracking.table import TableTracker, map_table
 from ..guest.tracking.tracker import Tracker
 from ..transport.process import receive_fd
 from ..transport.settings import TrackerKind
+from ..transport.sparse import data_parts
+from .share import Share
 from .tracking import WorkerTracking
 
 CHUNK_PAGES = 512
@@ -52,22 +54,43 @@ class Chunk:
 
 
 def map_blocks(
-    connection: Connection, layout: Sequence[dict[str, Any]], tracking: WorkerTracking
+    connection: Connection,
+    layout: Sequence[dict[str, Any]],
+    tracking: WorkerTracking,
+    share: Share,
 ) -> list[MappedBlock]:
     """Map all RAM, whose descriptors arrive over `connection`, in the order of `layout`.
 
-    Those that `tracking` needs follow.
+    Those that `tracking` needs follow. The pages of this `share` are mapped at once.
     """
     fds = [receive_fd(connection) for _ in layout]
     more = [receive_fd(connection) for _ in range(tracking.fds)]
     blocks = [RamBlock(fd=fd, **fields) for fields, fd in zip(layout, fds, strict=True)]
-    mapped = []
+    mapped, before = [], 0
     for block, tracker in zip(blocks, _trackers(tracking, blocks, more), strict=True):
         flat = map_block(block)
-        populate_present(flat, block)
+        _populate_own(flat, block, share, before)
+        before += -(-block.length // (CHUNK_PAGES * block.page_size))
         ram = flat.reshape(-1, block.page_size)
         mapped.append(MappedBlock(block, block.name.encode(), block.page_size, ram, tracker))
     return mapped
+
+
+def _populate_own(flat: npt.NDArray[np.uint8], block: RamBlock, share: Share, before: int) -> None:
+    """Map the pages of a share of a block, whose first chunk has the number `before`, at once.
+
+    Nobody looks at the other pages, and to map and unmap them would take time, too.
+    """
+    if share.count == 1:
+        populate_present(flat, block)
+        return
+    size, begin = CHUNK_PAGES * block.page_size, block.file_offset
+    for start, end in data_parts(block.fd, begin, begin + block.length):
+        first, last = (start - begin) // size, -(-(end - begin) // size)
+        for chunk in (first + share.own(before + first, last - first)).tolist():
+            populate(
+                flat, False, max(start - begin, chunk * size), min(end - begin, (chunk + 1) * size)
+            )
 
 
 def _trackers(

@@ -20,9 +20,10 @@ from .compressed_sinks import Choice, FramedDirectSink, FramedRingSink
 from .deltas import Deltas
 from .record_writer import RecordWriter, slot_size
 from .sampler import Sampler
+from .share import Share
 from .sinks import DirectSink, RingSink, Sink
 from .tracking import BY_DIGESTS, WorkerTracking
-from .worker import Share, Worker
+from .worker import Worker
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class WorkerSetup:
 
     def map_blocks(self, connection: Connection) -> list[MappedBlock]:
         """Map all RAM, whose descriptors arrive over `connection`."""
-        return map_blocks(connection, self.layout, self.tracking)
+        return map_blocks(connection, self.layout, self.tracking, self.share)
 
     def choice(self, compression: Compression, pipeline: adaptive.Pipeline) -> Choice:
         """Return the choice of a compression level for one process."""

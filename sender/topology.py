@@ -13,7 +13,7 @@ from .multifd.path import MultifdPath
 from .multifd.plan import plan_channels
 from .page_path import MainPath, PagePath
 from .parameters import SendParameters
-from .worker import Share
+from .share import Share
 
 ENOUGH_FOR_THREADS = 4
 """Largest number of processors that compression threads of the transport process can keep busy."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from .deltas import DELTA_COUNTERS, Deltas
 from .outlet import OUTLET_COUNTERS
 from .page_writer import Numbers, Pages, PageWriter
 from .sampler import SAMPLE_COUNTERS, Sampler
+from .share import Share
 from .sources import StartRound
 
 WORKER_COUNTERS = (
@@ -29,18 +29,6 @@ WORKER_COUNTERS = (
     *OUTLET_COUNTERS,
 )
 """Counters of one worker; those of OUTLET_COUNTERS count its own channel, if it has one."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """The part of RAM of one worker: it owns chunks `index`, `index + count`, ..."""
-
-    index: int
-    count: int
-
-    def of(self, whole: int) -> int:
-        """Return how many of `whole` equal things this worker gets."""
-        return whole // self.count + (self.index < whole % self.count)
 
 
 class Worker:
@@ -89,7 +77,7 @@ class Worker:
         share, number = self._share, 0
         for block in self._blocks:
             to_take = block.tracker.chunks_to_take(CHUNK_PAGES)
-            own = np.arange((share.index - number) % share.count, len(to_take), share.count)
+            own = share.own(number, len(to_take))
             skipped = own[~to_take[own]] * CHUNK_PAGES
             clean = np.minimum(len(block.ram) - skipped, CHUNK_PAGES).sum()
             self.counters.add("scanned", int(clean))

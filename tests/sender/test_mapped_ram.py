@@ -30,9 +30,10 @@ from vmferry.sender.figures import Figures
 from vmferry.sender.mapped_ram.page_writer import FileWriter
 from vmferry.sender.mapped_ram.plan import plan_file
 from vmferry.sender.parameters import SendParameters
+from vmferry.sender.share import Share
 from vmferry.sender.sinks import RingSink
 from vmferry.sender.sources import StartRound
-from vmferry.sender.worker import WORKER_COUNTERS, Share, Worker
+from vmferry.sender.worker import WORKER_COUNTERS, Worker
 from vmferry.transport.channel import Channel
 from vmferry.transport.counters import Counters
 

@@ -26,8 +26,9 @@ from vmferry.sender.chunks import MappedBlock
 from vmferry.sender.multifd.numbers import PacketNumbers
 from vmferry.sender.multifd.packet_writer import MAX_RUNS, PacketWriter
 from vmferry.sender.record_writer import RecordWriter, slot_size
+from vmferry.sender.share import Share
 from vmferry.sender.sources import StartRound
-from vmferry.sender.worker import WORKER_COUNTERS, Share, Worker
+from vmferry.sender.worker import WORKER_COUNTERS, Worker
 from vmferry.transport.counters import Counters
 from vmferry.transport.settings import ZeroPageDetection
 

@@ -19,8 +19,9 @@ from vmferry.protocol.reader import StreamReader
 from vmferry.sender.chunks import MappedBlock
 from vmferry.sender.page_cache import LIFETIME, CacheSizeError, PageCache, cache_pages
 from vmferry.sender.record_writer import slot_size
+from vmferry.sender.share import Share
 from vmferry.sender.sources import StartRound
-from vmferry.sender.worker import WORKER_COUNTERS, Share, Worker
+from vmferry.sender.worker import WORKER_COUNTERS, Worker
 from vmferry.transport.counters import Counters
 
 from tests.sender.interrupted import InterruptedDeltas, InterruptedWriter

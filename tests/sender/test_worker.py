@@ -15,8 +15,9 @@ from vmferry.guest.tracking.marks import MarkTracker, mark_writes
 from vmferry.guest.tracking.tracker import Tracker
 from vmferry.sender.chunks import MappedBlock
 from vmferry.sender.record_writer import slot_size
+from vmferry.sender.share import Share
 from vmferry.sender.sources import StartRound
-from vmferry.sender.worker import WORKER_COUNTERS, Share, Worker
+from vmferry.sender.worker import WORKER_COUNTERS, Worker
 from vmferry.transport.counters import Counters
 
 from tests.sender.interrupted import InterruptedWriter
