@@ -1,4 +1,4 @@
-"""What a relay sees of the channels of multifd."""
+"""Test what a relay sees of the channels of multifd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waits for a slow link is bounded by time, and that loses nothing (law 8)."""
+"""Test that what waits for a slow link is bounded by time, and that nothing is lost (law 8)."""
 
 from __future__ import annotations
 

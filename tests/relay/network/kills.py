@@ -58,7 +58,7 @@ class Kill:
     victim: str
     phase: str
     moment: float
-    """Where in the phase, from 0 to 1."""
+    """Place in the phase, from 0 to 1."""
     versions: tuple[str, str]
     multifd: bool = False
     connections: int = 1
@@ -103,7 +103,7 @@ class KillRun(Run):
         self._kill = kill
         self._guardians: list[psutil.Process] = []
         self.ended = ""
-        """What became of the guest, in words."""
+        """Outcome for the guest, in words."""
 
     def run(self) -> Outcome:
         """Run, and return how it went."""
