@@ -35,7 +35,7 @@ from tests.relay.network.run import Outcome, Run
 
 VICTIMS = ("near", "far", "source", "destination", "guardian")
 PHASES = ("idle", "connecting", "round 0", "later round", "switchover", "end", "answer", "done")
-"""When it is killed.
+"""Phases of a migration in which a process is killed.
 
 `idle`: before the source connects. `connecting`: as it does. `switchover`: the guest is paused.
 `end`: all is sent, and the destination, which is stopped, has not answered. `answer`: at about the
