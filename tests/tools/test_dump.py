@@ -208,7 +208,9 @@ def test_no_file(vmferry: Any) -> None:
     assert result.exit_code == 1
     assert result.stderr == f"vmferry: {vmferry.folder}/none: No such file or directory\n"
     result = vmferry.call("dump", str(vmferry.folder))
-    assert result.stderr == f"vmferry: {vmferry.folder}: a folder, no stream: name the file in it\n"
+    assert (
+        result.stderr == f"vmferry: {vmferry.folder}: a folder, not a stream: name the file in it\n"
+    )
 
 
 @pytest.mark.parametrize("options", [("--pages",), ("--pages", "--json")])

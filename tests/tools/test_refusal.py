@@ -14,7 +14,6 @@ from tests import streams
 from tests.protocol.kinds import KINDS
 
 REFUSED = {
-    "block": "(section 'block'): this kind of iterative section is",
     "dirty-bitmap": "(section 'dirty-bitmap'): this kind of iterative section is",
     "htab": "(section 'spapr/htab'): this kind of iterative section is",
     "storage-attributes": "(section 's390-storage_attributes'): this kind of iterative section is",
@@ -27,7 +26,9 @@ REFUSED = {
 }
 
 
-STREAMS = {kind: streams.to_bytes(made) for kind, made in KINDS.items()}
+# Disks are received.
+REFUSED_KINDS = {kind: made for kind, made in KINDS.items() if kind != "block"}
+STREAMS = {kind: streams.to_bytes(made) for kind, made in REFUSED_KINDS.items()}
 
 
 @pytest.mark.parametrize("kind", STREAMS)
@@ -51,7 +52,7 @@ def _refuse_all(made: list[events.Event]) -> None:
 def test_each_kind_is_refused() -> None:
     """Broken: a new kind of stream would reach the receiver, which cannot apply it."""
     assert REFUSED.keys() == STREAMS.keys()
-    for made in KINDS.values():
+    for made in REFUSED_KINDS.values():
         with pytest.raises(UnsupportedError):
             _refuse_all(made)
 
