@@ -11,17 +11,24 @@ from pathlib import Path
 import psutil
 import pytest
 from qemu.qmp import QMPError
+from vmferry.protocol import events
 from vmferry.tools.precheck.findings import Finding
 from vmferry.tools.precheck.report import Report
-from vmferry.tools.precheck.sides import facts_of_side
-from vmferry.tools.sources.stream_events import How
+from vmferry.tools.precheck.sides import read_side
+from vmferry.tools.sources.stream_events import How, read_events
 
 from tests.patience import wait_until
 from tests.qemu.machine import Machine, qemu_command, vmferry
-from tests.qemu.pairs import PAIRS, Side
+from tests.qemu.pairs import PAIRS, PC, Side
 
 VERSIONS = (("7.2", "7.2"), ("7.2", "10"), ("10", "7.2"), ("10", "10"))
 """The QEMUs at both ends."""
+FEATURES = 4 + 256 + 16 + (4 * 16 + 1) + 2 + 4
+"""The offset of the features that the guest of a virtio card has switched on, in its state.
+
+Before them are the version, the PCI configuration space, the interrupts, 4 MSI-X vectors, the
+vector of changes, status, interrupt status, and the queue that the guest selected.
+"""
 GONE = (QMPError, OSError, EOFError)
 """Errors that a client of a QEMU raises which has ended."""
 Streams = Callable[[str, Side], Path]
@@ -82,7 +89,7 @@ def end(machine: Machine) -> None:
 
 def obstacles(stream: Path, side: str) -> list[Finding]:
     """Return the findings of precheck that keep a stream from loading at a side."""
-    a, b = (facts_of_side((each,), How()) for each in (str(stream), side))
+    a, b = (read_side((each,), How()).facts for each in (str(stream), side))
     return [finding for finding in Report.of(a, b).findings if finding.fatal]
 
 
@@ -179,6 +186,34 @@ def test_command_line_of_libvirt(
     line = [*command, *shlex.split(LIBVIRT.format(folder=tmp_path))]
     ran = vmferry("precheck", shlex.join(line), "--", *line)
     assert ran.stdout == "would load\n", ran.stdout + ran.stderr
+
+
+def test_trial(
+    version: str, streams: Streams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken: what only a load shows, here a feature of virtio that B does not offer, would be no
+    obstacle; or a trial would refuse what loads."""
+    card = "-device virtio-net-pci,addr=9"
+    stream = streams(version, Side(card))
+    command, environment = qemu_command(version)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    options = f"-nodefaults -machine {PC} -m 32 -device VGA -drive if=floppy -serial null {card}"
+    there = [*command, "-accel", "tcg", *options.split()]
+    loaded = vmferry("precheck", "--trial", str(stream), "--", *there)
+    assert loaded.stdout == "would load\n", loaded.stdout + loaded.stderr
+    with stream.open("rb") as file:
+        found = [e for e in read_events(file) if isinstance(e, events.DeviceSection)]
+    (section,) = (each for each in found if each.name.endswith("/virtio-net"))
+    state = bytearray(stream.read_bytes())
+    at = section.payload_offset + FEATURES
+    state[at : at + 4] = b"\xff" * 4
+    (tmp_path / "features").write_bytes(state)
+    wanted = ("precheck", str(tmp_path / "features"), "--", *there)
+    assert vmferry(*wanted).returncode == 0
+    refused = vmferry("precheck", "--trial", *wanted[1:])
+    assert refused.returncode == 1, refused.stderr
+    assert f"{section.name}: B says: Features 0x" in refused.stdout
 
 
 def test_running_guest_is_left_alone(version: str, tmp_path: Path) -> None:

@@ -239,7 +239,10 @@ def test_command(vmferry: Vmferry) -> None:
 
 def test_wrong_usage(vmferry: Vmferry) -> None:
     """Broken: a script could not tell wrong usage from a guest that does not load."""
-    assert vmferry.call("precheck", vmferry.write("a", Side().stream())).exit_code == 2
+    stream = vmferry.write("a", Side().stream())
+    assert vmferry.call("precheck", stream).exit_code == 2
+    assert vmferry.call("precheck", "--trial", stream, stream).exit_code == 2
+    assert vmferry.call("precheck", "--trial", "qemu:a", "qemu:b").exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -17,17 +17,24 @@ from ..console.text import echo
 @command(
     "precheck guest.save qemu:/run/new.sock",
     "precheck guest.save -- qemu-system-x86_64 -M pc -m 2G -device virtio-net-pci",
+    "precheck guest.save qemu:/run/new.sock --trial",
     "precheck qemu:/run/old.sock 'qemu-system-x86_64 -M pc -m 2G' --json",
 )
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B...", nargs=-1, required=True, type=click.UNPROCESSED)
 @json_option
+@click.option(
+    "--trial",
+    is_flag=True,
+    help="if nothing differs, also let the twin of B load the stream A, with all its memory",
+)
 @page_size_option
 @max_device_state_option
 def precheck(
     first: str,
     second: tuple[str, ...],
     as_json: bool,
+    trial: bool,
     page_size: int | None,
     max_device_state: int | None,
 ) -> None:
@@ -43,12 +50,17 @@ def precheck(
     # What reads a stream is slow to import, and wrong usage does not need it.
     from ...protocol.errors import VmferryError  # noqa: PLC0415
     from ..precheck.report import Report  # noqa: PLC0415
-    from ..precheck.sides import facts_of_side  # noqa: PLC0415
+    from ..precheck.sides import is_stream, read_side, try_at  # noqa: PLC0415
     from ..sources.stream_events import How  # noqa: PLC0415
 
+    if trial and (first == "-" or not is_stream((first,)) or is_stream(second)):
+        raise click.UsageError("--trial: A has to be a stream in a file, and B a QEMU")
     how = How(page_size, max_device_state)
     try:
-        report = Report.of(facts_of_side((first,), how), facts_of_side(second, how))
+        a, b = read_side((first,), how), read_side(second, how)
+        report = Report.of(a.facts, b.facts)
+        if trial and report.loads:
+            report = report.and_also(try_at(first, b))
     except VmferryError as error:
         fail(describe(error))
     if as_json:

@@ -24,6 +24,10 @@ class Report:
         """Return the report on a stream of A that B would load."""
         return cls(compare(a, b))
 
+    def and_also(self, more: Sequence[Finding]) -> Report:
+        """Return the report with more findings."""
+        return Report([*self.findings, *more])
+
     @property
     def loads(self) -> bool:
         """Return whether nothing was found that keeps the stream from loading."""
@@ -33,7 +37,8 @@ class Report:
         """Print the answer, then a line for each finding, those that are no obstacle last."""
         fatal = [finding for finding in self.findings if finding.fatal]
         if fatal:
-            echo(f"would not load ({len(fatal)} to mend; in brackets: what to say at B's start)")
+            hint = "; in brackets: what to say at B's start" * any(each.option for each in fatal)
+            echo(f"would not load ({len(fatal)} to mend{hint})")
         else:
             echo("would load")
         for finding in fatal:

@@ -13,7 +13,7 @@ from .layout import differing_field
 from .mending import Mending
 from .pci_space import first_difference, vectors
 
-_CHECKED = (IGNORE_SHARED, MAPPED_RAM)
+CHECKED = (IGNORE_SHARED, MAPPED_RAM)
 """The capabilities that a destination wants to have as the configuration says."""
 _KNOWN_EVERYWHERE = ("ram", "dirty-bitmap")
 """The iterative sections that every QEMU reads."""
@@ -44,7 +44,7 @@ def _machine(a: Facts, b: Facts, mending: Mending) -> Iterator[Finding]:
 
 
 def _capabilities(a: Facts, b: Facts) -> Iterator[Finding]:
-    for name in _CHECKED:
+    for name in CHECKED:
         if (name in a.capabilities) != (name in b.capabilities):
             mine, theirs = (_state(side, name) for side in (a, b))
             option = f"migrate_set_capability {name} {mine}"

@@ -42,7 +42,7 @@ _SAYS: dict[Kind, Callable[[Finding], str]] = {
     Kind.LAYOUT: lambda f: f"A and B save different fields: {f.detail}",
     Kind.PCI: lambda f: f"the PCI devices differ: {f.detail}: A has {f.a}, B has {f.b}",
     Kind.FIELD: lambda f: f"{f.detail} is {f.a} in A, {f.b} in B",
-    Kind.REFUSED: lambda f: f"B refuses the state: {f.detail}",
+    Kind.REFUSED: lambda f: f"B says: {f.detail}",
     Kind.EXTRA: lambda _: "only B has it; it stays as it is after a reset",
     Kind.UNCHECKED: lambda f: f.detail or "nobody can know before whether B reads it",
 }

@@ -65,19 +65,24 @@ def started(program: Program, *more: str) -> Iterator[Twin]:
     words = [*twin_options(program.words[1:]), *_ALWAYS, *more]
     with ExitStack() as stack:
         log = stack.enter_context(tempfile.TemporaryFile())
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vmferry-"))
-        path = str(Path(folder, "qmp"))
-        # The socket is there before the QEMU is: nobody has to wait until it has made it.
         door = stack.enter_context(socket.socket(socket.AF_UNIX))
-        door.bind(path)
-        door.listen()
-        chardev = f"socket,id=vmferry-qmp,fd={door.fileno()},server=on,wait=off"
-        own = ["-chardev", chardev, "-mon", "chardev=vmferry-qmp,mode=control"]
-        process = _launch(program, [*words, *own], door.fileno(), log)
-        stack.callback(_kill, process)
-        monitor = _reach(path, process, log, program.name)
+        # A command that is killed leaves nothing behind but in this short time.
+        with tempfile.TemporaryDirectory(prefix="vmferry-") as folder:
+            path = str(Path(folder, "qmp"))
+            # The socket is there before the QEMU is: nobody has to wait until it has made it.
+            door.bind(path)
+            door.listen()
+            process = _launch(program, [*words, *_monitor(door)], door.fileno(), log)
+            stack.callback(_kill, process)
+            monitor = _reach(path, process, log, program.name)
         stack.callback(monitor.close)
         yield Twin(monitor, process, log)
+
+
+def _monitor(door: socket.socket) -> list[str]:
+    """Return the options of a monitor at a socket that is listening."""
+    chardev = f"socket,id=vmferry-qmp,fd={door.fileno()},server=on,wait=off"
+    return ["-chardev", chardev, "-mon", "chardev=vmferry-qmp,mode=control"]
 
 
 def _launch(
