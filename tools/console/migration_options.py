@@ -33,7 +33,8 @@ guest_option = click.option(
     type=GuestText(),
     help="dir:PATH, a guest kept in a folder; synthetic:SIZE[,OPTION=VALUE]..., a process that"
     " writes its own memory, such as synthetic:512M,dirty-rate=50M (SIZE may be left out where the"
-    " guest is to arrive); or qemu:PATH, the guest of a QEMU with a QMP monitor at that socket",
+    " guest is to arrive); or qemu:PATH, the guest of a QEMU with a QMP monitor at that socket,"
+    " which moves it, and qemu:PATH,scan, one whose shared memory vmferry moves by itself",
 )
 paused_option = click.option(
     "--paused", is_flag=True, help="leave the guest stopped when it has arrived"
