@@ -10,7 +10,7 @@ from __future__ import annotations
 from ..transport.adaptive import Link
 from .blocks import BLOCK_SIZE
 
-BLOCK_SECONDS = 0.005
+BLOCK_SECONDS = 0.003
 """Seconds of the link that one block takes, about."""
 UNSENT_SECONDS = 0.01
 """Seconds of the link for which bytes wait in the buffers of all its sockets, about."""
