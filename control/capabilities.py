@@ -7,7 +7,6 @@ from typing import Any
 
 from .errors import QmpError
 
-_NO_DISKS = "no disks are moved"
 _NO_POSTCOPY = "a guest runs at the destination only when all of it has arrived"
 
 CAPABILITIES: dict[str, str | None] = {
@@ -24,9 +23,9 @@ CAPABILITIES: dict[str, str | None] = {
     "return-path": None,
     "pause-before-switchover": None,
     "multifd": None,
-    "dirty-bitmaps": _NO_DISKS,
+    "dirty-bitmaps": None,
     "postcopy-blocktime": _NO_POSTCOPY,
-    "late-block-activate": _NO_DISKS,
+    "late-block-activate": "the images of a guest are in use for as long as it is here",
     "x-ignore-shared": "all RAM is sent",
     "validate-uuid": "the guest itself says whether it takes a machine in",
     "background-snapshot": "writes of the guest are not seen one by one",

@@ -50,6 +50,7 @@ def send_parameters(
         direct_io=on["mapped-ram"] and value[settings.DIRECT_IO.name],
         disks=disks,
         zero_blocks=on["zero-blocks"],
+        dirty_bitmaps=on["dirty-bitmaps"],
         pause_before_switchover=on["pause-before-switchover"],
     )
 

@@ -21,7 +21,16 @@ from .directory_disks import DirectoryDisks
 from .directory_finish import NAME, NEW_NAME, Finisher
 from .directory_format import MAX_TEXT, Contents, block_files, build, parse, section_files
 from .directory_making import Making, existing_parent
-from .directory_open import DEVICES, RAM, check_mappable, naming, open_blocks, read_state, subfolder
+from .directory_open import (
+    BITMAPS,
+    DEVICES,
+    RAM,
+    check_mappable,
+    naming,
+    open_blocks,
+    read_state,
+    subfolder,
+)
 from .directory_removal import Remover
 from .directory_rules import (
     MAX_DEVICE_STATE,
@@ -243,6 +252,8 @@ class DirectoryGuest(Guest):
             payloads = [section.payload for section in (*state.early, *state.sections)]
             for entry, payload in zip((*early, *sections), payloads, strict=True):
                 files.write(self._making.file(folder, entry.file), payload)
+            if state.bitmaps:
+                files.write(self._making.file(folder, BITMAPS), state.bitmaps)
         self._machine, self._state = machine, state
 
     def invalidate_caches(self) -> None:
@@ -260,7 +271,8 @@ class DirectoryGuest(Guest):
         with self._refusing():
             contents = self._contents(running)
             text = build(contents)
-            self._sync(folder, [section.file for section in (*contents.early, *contents.sections)])
+            names = [section.file for section in (*contents.early, *contents.sections)]
+            self._sync(folder, names + ([BITMAPS] if contents.bitmaps else []))
             if files.kind_of(folder, NAME) is not None:
                 raise FormatError(f"the folder holds {NAME!r} of something else")
             self._making.sync()
@@ -289,6 +301,7 @@ class DirectoryGuest(Guest):
             sections=section_files(state.sections, len(state.early)),
             description=state.description,
             disks=self._disks.entries(),
+            bitmaps=len(state.bitmaps),
         )
 
     def finisher(self) -> Finisher | None:

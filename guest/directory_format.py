@@ -1,8 +1,8 @@
 """Read and write `guest.json`: everything of a guest at rest except RAM and device bytes.
 
-The file is a JSON object: `format` (1), `running`, `machine`, `blocks`, `disks` (which may be left
-out), `ram_section_id`, `early`, `sections` and `description`. Reading and writing both follow
-`directory_rules`, so everything written can be read again.
+The file is a JSON object: `format` (1), `running`, `machine`, `blocks`, `disks` and `bitmaps`
+(which may be left out), `ram_section_id`, `early`, `sections` and `description`. Reading and
+writing both follow `directory_rules`, so everything written can be read again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .directory_rules import (
+    MAX_BITMAPS,
     BlockFile,
     DiskFile,
     FormatError,
@@ -46,12 +47,16 @@ class Contents:
     sections: tuple[SectionFile, ...]
     description: bytes | None
     disks: tuple[DiskFile, ...] = ()
+    bitmaps: int = 0
+    """Size in bytes of the file of the dirty bitmaps; 0: there is none."""
 
     def check(self) -> None:
         """Raise FormatError for the first value that no stream could carry."""
         check_machine(self.machine)
         check_blocks(self.blocks, self.machine.page_size)
         check_disks(self.disks)
+        if not 0 <= self.bitmaps <= MAX_BITMAPS:
+            raise FormatError(f"bitmaps is {shown(self.bitmaps)}: not a size up to {MAX_BITMAPS}")
         check_sections(self.ram_section_id, self.early, self.sections)
         check_description(self.description, self.machine.page_size)
 
@@ -100,6 +105,7 @@ def parse(text: bytes) -> Contents:
         early=_sections(document, "early"),
         sections=_sections(document, "sections"),
         description=None if description is None else _wire_text(description),
+        bitmaps=_optional(document, "", "bitmaps", int) or 0,
         disks=tuple(
             _disk(entry, f"disks[{index}].")
             for index, entry in enumerate(_optional(document, "", "disks", list) or ())
@@ -178,6 +184,7 @@ def build(contents: Contents) -> bytes:
             for block in contents.blocks
         ],
         "disks": [vars(disk) for disk in contents.disks],
+        "bitmaps": contents.bitmaps,
         "ram_section_id": contents.ram_section_id,
         "early": [vars(section) for section in contents.early],
         "sections": [vars(section) for section in contents.sections],

@@ -11,9 +11,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from ..protocol.errors import StreamError
+from ..protocol.sections.dirty_bitmap import check_chunks
 from . import directory_files as files
 from .directory_format import Contents
 from .directory_rules import (
+    MAX_BITMAPS,
     MAX_DEVICE_STATE,
     BlockFile,
     DiskFile,
@@ -27,6 +30,8 @@ from .parts import DeviceSection, DeviceState, RamBlock
 RAM = "ram"
 DEVICES = "devices"
 DISKS = "disks"
+BITMAPS = "dirty-bitmaps"
+"""Name of the file in DEVICES with the chunks of dirty bitmaps, as they are in a stream."""
 
 
 @contextmanager
@@ -114,12 +119,29 @@ def read_state(folder: int, contents: Contents) -> DeviceState:
             for index, entry in enumerate(getattr(contents, member)):
                 found.append(_read_section(devices, f"{member}[{index}]", entry, left))
                 left -= len(found[-1].payload)
+        bitmaps = _read_bitmaps(devices, contents.bitmaps)
     return DeviceState(
         early=tuple(read["early"]),
         sections=tuple(read["sections"]),
         description=contents.description,
         ram_section_id=contents.ram_section_id,
+        bitmaps=bitmaps,
     )
+
+
+def _read_bitmaps(devices: int, size: int) -> bytes:
+    if not size:
+        return b""
+    where = f"file {BITMAPS!r}"
+    with naming(where):
+        data = files.read_file(devices, BITMAPS, MAX_BITMAPS)
+    if len(data) != size:
+        raise FormatError(f"{where} has {len(data)} bytes, not {size}")
+    try:
+        check_chunks(data)
+    except StreamError as error:
+        raise FormatError(f"{where}: {error.message}") from None
+    return data
 
 
 def _read_section(devices: int, where: str, entry: SectionFile, limit: int) -> DeviceSection:

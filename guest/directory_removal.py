@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from . import directory_files as files
 from .directory_finish import NAME, NEW_NAME
 from .directory_making import existing_parent
-from .directory_open import DEVICES, DISKS, RAM
+from .directory_open import BITMAPS, DEVICES, DISKS, RAM
 
 _PART = re.compile(r"\d{3,}-")
 """Beginning of the names of files that hold a part of a guest, as `file_names` makes them."""
@@ -108,7 +108,7 @@ def _remove_parts(folder: int, name: str) -> None:
     parts = files.open_folder(folder, name)
     try:
         for part in os.listdir(parts):
-            if _PART.match(part) and files.is_file(parts, part):
+            if (_PART.match(part) or part == BITMAPS) and files.is_file(parts, part):
                 os.unlink(part, dir_fd=parts)
     finally:
         os.close(parts)

@@ -30,6 +30,8 @@ from .parts import BlockLayout, Machine
 
 MAX_RAM = 1 << 46
 """Largest size in bytes of all RAM blocks that a destination accepts."""
+MAX_BITMAPS = 64 << 20
+"""Largest size in bytes of all dirty bitmaps."""
 MAX_DEVICE_STATE = 8 << 30
 """Largest size in bytes of the state of all devices, which is held in memory."""
 MAX_NESTING = 200

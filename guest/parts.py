@@ -67,10 +67,12 @@ class DeviceState:
     """The state of all devices in the order of the stream.
 
     The sections in `early` are sent before RAM, the others after it. `description` is the vmstate
-    description as JSON text.
+    description as JSON text. `bitmaps` has the dirty bitmaps of disks that are elsewhere: chunks of
+    the section `dirty-bitmap`, each with its names.
     """
 
     early: tuple[DeviceSection, ...]
     sections: tuple[DeviceSection, ...]
     description: bytes | None
     ram_section_id: int
+    bitmaps: bytes = b""

@@ -7,6 +7,7 @@ from ..protocol.errors import UnsupportedError
 from ..protocol.reading.configuration import IGNORE_SHARED, MAPPED_RAM
 from ..protocol.section_events import DiskBlock, DiskProgress
 from ..protocol.wire.block import SECTION_NAME as DISKS
+from ..protocol.wire.dirty_bitmap import SECTION_NAME as BITMAPS
 from ..protocol.wire.marks import CommandType
 from ..protocol.wire.ram import SECTION_NAME
 
@@ -27,7 +28,7 @@ def refuse(event: events.Event) -> None:
         refused = IGNORE_SHARED in (event.capabilities or ())
         what, section = (f"capability {IGNORE_SHARED} is" if refused else None), "configuration"
     elif isinstance(event, events.IterativeSection):
-        known = isinstance(event, events.RamSection) or event.name == DISKS
+        known = isinstance(event, events.RamSection) or event.name in (DISKS, BITMAPS)
         what, section = (None if known else "this kind of iterative section is"), event.name
     elif isinstance(event, events.CompressedRun):
         what, section = "COMPRESS_PAGE records are", SECTION_NAME

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+from ..guest.directory_rules import MAX_BITMAPS
 from ..guest.errors import MigrationError
 from ..guest.parts import BlockLayout, DeviceSection, DeviceState, Machine
 from ..protocol import events
 from ..protocol.devices.description import with_capabilities
 from ..protocol.reading.configuration import MAPPED_RAM
+from ..protocol.section_events import BitmapChunk
+from ..protocol.sections.dirty_bitmap import write_chunk
+from ..protocol.wire.dirty_bitmap import BitmapFlag
 from ..protocol.wire.kept import Part, Payload
 from ..protocol.wire.marks import DEFAULT_PAGE_SIZE
 from ..transport.spill import SentFile, SpillFile
@@ -24,6 +29,8 @@ class Incoming:
         self.early: list[DeviceSection] = []
         self.sections: list[DeviceSection] = []
         self.description: bytes | None = None
+        self.bitmaps = bytearray()
+        """Chunks of the dirty bitmaps of disks, each with its names."""
         self.blocks: events.RamBlocks | None = None
         self.files: list[SpillFile] = []
         """The files of large payloads, in the order in which they arrived."""
@@ -47,6 +54,18 @@ class Incoming:
             (self.sections if self.blocks else self.early).append(section)
         elif isinstance(event, events.Description):
             self.description = event.text
+        elif isinstance(event, BitmapChunk):
+            self._take_bitmap(event)
+
+    def _take_bitmap(self, chunk: BitmapChunk) -> None:
+        """Keep a chunk with its names, even if it left them out. Raises MigrationError."""
+        flags = chunk.flags & ~BitmapFlag.EOS
+        if not flags:
+            return
+        flags |= BitmapFlag.DEVICE_NAME | BitmapFlag.BITMAP_NAME
+        self.bitmaps += write_chunk(replace(chunk, flags=flags, flags_size=1))
+        if len(self.bitmaps) > MAX_BITMAPS:
+            raise MigrationError(f"more than {MAX_BITMAPS} bytes of dirty bitmaps")
 
     def _payload(self, payload: Payload) -> Payload:
         if isinstance(payload, bytes):
@@ -109,4 +128,5 @@ class Incoming:
             sections=tuple(self.sections),
             description=self._described(),
             ram_section_id=self.ram_section_id,
+            bitmaps=bytes(self.bitmaps),
         )

@@ -59,6 +59,8 @@ class SendParameters:
     """Part of the guest's disks that is sent, in the stream."""
     zero_blocks: bool = True
     """Send chunks of zeros on disks without data, as QEMU's capability of this name does."""
+    dirty_bitmaps: bool = True
+    """Send the dirty bitmaps that a guest keeps."""
     pause_before_switchover: bool = False
     """Wait for `Sender.proceed` once the guest is paused."""
 

@@ -6,11 +6,12 @@ from ..guest.base import Guest
 from ..transport.compression import Compression
 from ..transport.crew import Crew
 from ..transport.settings import Disks
+from .bitmaps import BitmapSource
 from .disks.source import DiskSource, disk_bytes
 from .parameters import SendParameters
 from .processes import Processes
 from .ram import RamSource
-from .sources import Sources
+from .sources import Source, Sources
 from .topology import Topology
 
 
@@ -29,10 +30,12 @@ def sources_of(
     crew: Crew,
     compression: Compression | None,
 ) -> Sources:
-    """Return the sources of a migration of the guest: disks come before RAM, as from a QEMU."""
-    ram = RamSource(guest, topology.path, processes)
+    """Return the sources of a migration of the guest: in the order of a QEMU."""
+    ram: list[Source] = [RamSource(guest, topology.path, processes)]
+    if parameters.dirty_bitmaps:
+        ram.append(BitmapSource())
     if parameters.disks is Disks.NONE:
-        return Sources([ram])
+        return Sources(ram)
     disks = DiskSource(
         guest,
         processes,
@@ -41,4 +44,4 @@ def sources_of(
         wanted=parameters.disks,
         zero_blocks=parameters.zero_blocks,
     )
-    return Sources([disks, ram], disks)
+    return Sources([disks, *ram], disks)

@@ -41,6 +41,21 @@ def head(
     return b"".join(pieces)
 
 
+def free_ids(state: DeviceState) -> tuple[int, int]:
+    """Return two section ids that neither RAM nor a device has: of the disks, and of bitmaps."""
+    taken = {section.section_id for section in (*state.early, *state.sections)}
+    taken.add(state.ram_section_id)
+    first, second = [number for number in range(1, len(taken) + 3) if number not in taken][:2]
+    return first, second
+
+
+def around(kind: SectionType, section_id: int, name: str, version: int) -> tuple[bytes, bytes]:
+    """Return what stands before and behind the records of a piece of an iterative section."""
+    write = StreamWriter().write
+    head = write(events.IterativeSection(0, kind, section_id, name, 0, version))
+    return head, write(events.Footer(0, section_id))
+
+
 def ram_head(section_id: int) -> bytes:
     """Return the header of the piece that begins `ram`."""
     return StreamWriter().write(events.RamSection(0, SectionType.START, section_id))

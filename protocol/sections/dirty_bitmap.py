@@ -6,7 +6,7 @@ import construct as c  # type: ignore[import-untyped]
 
 from ..errors import StreamError
 from ..section_events import BitmapBits, BitmapChunk, BitmapStart
-from ..wire.cursor import Cursor, decode_name
+from ..wire.cursor import Cursor, Incomplete, decode_name
 from ..wire.dirty_bitmap import FLAGS, MORE, SECTION_NAME, BitmapFlag, Bits, BitsSize, Start
 from ..wire.marks import SectionType
 from ..wire.stream import Str8
@@ -97,6 +97,19 @@ def _name(cursor: Cursor, offset: int) -> str:
     if name is None:
         raise _error(f"a disk or bitmap named {raw!r}", offset)
     return name
+
+
+def check_chunks(data: bytes) -> None:
+    """Raise StreamError unless these bytes are whole chunks, each with its names, without EOS."""
+    reader, cursor = DirtyBitmapReader(), Cursor(memoryview(data), 0)
+    names = BitmapFlag.DEVICE_NAME | BitmapFlag.BITMAP_NAME
+    while cursor.position < len(data):
+        try:
+            (chunk,) = reader.read(cursor)
+        except Incomplete:
+            raise _error("a chunk is cut short", cursor.offset) from None
+        if chunk.flags & names != names or chunk.flags & BitmapFlag.EOS:
+            raise _error("a chunk has no names, or ends the section", chunk.offset)
 
 
 def _error(message: str, offset: int) -> StreamError:

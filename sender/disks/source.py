@@ -19,6 +19,7 @@ from ...transport.counters import Counters
 from ...transport.crew import Crew
 from ...transport.process import Child, preload, send_fd, send_message
 from ...transport.settings import Disks, TrackerKind
+from .. import stream
 from ..exchange import RoundSent
 from ..processes import Processes
 from ..sources import StartRound
@@ -103,7 +104,7 @@ class DiskSource:
 
     def start(self, state: DeviceState) -> bytes:
         """Start the process that reads the disks, and return the piece that begins the section."""
-        self._section_id = free_id(state)
+        self._section_id = stream.free_ids(state)[0]
         setup = DiskSetup(
             tuple((disk.name, disk.size or 0, disk.path) for disk in self._disks),
             self._section_id,
@@ -132,10 +133,8 @@ class DiskSource:
         return self._piece(SectionType.END, DiskProgress(0, 100))
 
     def _piece(self, kind: SectionType, *records: events.Event) -> bytes:
-        number, write = self._section_id, StreamWriter().write
-        head = events.IterativeSection(0, kind, number, SECTION_NAME, 0, SECTION_VERSION)
-        pieces = (head, *records, EndOfDisks(0), events.Footer(0, number))
-        return b"".join(map(write, pieces))
+        head, tail = stream.around(kind, self._section_id, SECTION_NAME, SECTION_VERSION)
+        return head + b"".join(map(StreamWriter().write, (*records, EndOfDisks(0)))) + tail
 
     def close(self) -> None:
         """Release what was shared with the process, which has ended."""
@@ -147,10 +146,3 @@ class DiskSource:
 def disk_bytes(guest: Guest) -> int:
     """Return the size of the guest's disks, except those that it can only read."""
     return sum(disk.size or 0 for disk in guest.disks if not disk.read_only)
-
-
-def free_id(state: DeviceState) -> int:
-    """Return a section id that neither RAM nor a device has."""
-    taken = {section.section_id for section in (*state.early, *state.sections)}
-    taken.add(state.ram_section_id)
-    return next(number for number in range(1, len(taken) + 2) if number not in taken)
