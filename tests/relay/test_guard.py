@@ -21,7 +21,7 @@ from tests.relay.test_watch import DESCRIPTION, WITH_ANSWERS
 class Migration:
     """A source and a destination, both sockets of this process, and the relays between them."""
 
-    def __init__(self, folder: Path, *near_options: str) -> None:
+    def __init__(self, folder: Path, *near_options: str, secret: tuple[str, ...] = ()) -> None:
         self._open: list[socket.socket] = []
         self._listener = self._made(socket.socket(socket.AF_UNIX))
         self._listener.bind(f"{folder}/destination.sock")
@@ -29,8 +29,8 @@ class Migration:
         self._listener.settimeout(PATIENCE)
         link, self._entry = f"unix:{folder}/link.sock", f"{folder}/source.sock"
         destination = f"unix:{folder}/destination.sock"
-        self.far = RelayProcess([], folder / "far.log", link, destination, "--link", "far")
-        near = ("--link", "near", *near_options)
+        self.far = RelayProcess([], folder / "far.log", link, destination, "--link", "far", *secret)
+        near = ("--link", "near", *near_options, *secret)
         self.near = RelayProcess([], folder / "near.log", f"unix:{self._entry}", link, *near)
         self.connect()
 
@@ -169,3 +169,26 @@ def test_a_relay_without_a_guardian_gets_another_one(migration: Migration) -> No
     assert second.pid != first.pid
     migration.near.kill()
     assert migration.source_is_told()
+
+
+def test_a_secret_is_nowhere_to_be_read(tmp_path: Path) -> None:
+    """Broken: who may list processes, or read a log, could take a guest."""
+    secret = "0123456789abcdef-not-to-be-seen"
+    file = tmp_path / "secret"
+    file.write_text(secret)
+    file.chmod(0o600)
+    migration = Migration(tmp_path, secret=("--secret-file", str(file)))
+    try:
+        guardian = migration.pass_on(len(WITH_ANSWERS))
+        near, far = (psutil.Process(one.process.pid) for one in (migration.near, migration.far))
+        for process in (near, far, guardian):
+            words = [*process.cmdline(), *process.environ().values()]
+            assert not any(secret in word for word in words)
+        migration.near.kill()
+        migration.destination_ends(shut(1))
+        assert migration.source_is_told()
+        for relay in (migration.near, migration.far):
+            assert secret not in relay.said()
+            assert repr(secret.encode()) not in relay.said()
+    finally:
+        migration.close()

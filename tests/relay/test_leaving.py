@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from vmferry.relay.session import Session
 
 from tests.relay.pair import Pair
 from tests.relay.proxy import Proxy
-from tests.relay.test_pair import run
+from tests.relay.test_pair import exchange, run
 
 
 async def come(condition: Callable[[], bool]) -> None:
@@ -96,3 +97,43 @@ def test_the_goodbye_is_lost(tmp_path: Path) -> None:
             assert not [line for line in pair.lines if "failed" in line]
 
     run(test, lambda: Pair(tmp_path, link=f"unix:{tmp_path}/proxy.sock"))
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["another near relay", "nobody"])
+def test_a_near_relay_is_killed_when_all_is_done(tmp_path: Path, again: bool) -> None:
+    """Broken: a migration that went well would count as a failed one, or the far relay would serve
+    nobody until --reconnect is over."""
+
+    async def test(pair: Pair) -> None:
+        async with Proxy(f"unix:{tmp_path}/proxy.sock", pair.far_uri) as proxy:
+            reader, writer = await pair.connect()
+            far_reader, far_writer = await pair.accept()
+            far, near = sessions(pair)
+            assert far is not None
+            assert near is not None
+            far_writer.write_eof()
+            assert await reader.read() == b""
+            await come(lambda: next(iter(far._channels.values())).outgoing.done)
+            # The near relay never hears that its end was taken, so it does not say that it leaves.
+            proxy.swallows = "back"
+            writer.write_eof()
+            assert await far_reader.read() == b""
+            await come(lambda: far.all_closed)
+            near_task = pair.tasks.pop()
+            near_task.cancel()
+            await asyncio.gather(near_task, return_exceptions=True)
+            pair.relays.pop()
+            await proxy.close()
+            if again:
+                async with Proxy(f"unix:{tmp_path}/proxy.sock", pair.far_uri):
+                    await pair.start_near()
+                    await exchange(pair, b"next", b"yes")
+                    await come(lambda: sessions(pair) == [None, None])
+            await come(lambda: pair.relays[0].session is None)
+            for one in (writer, far_writer):
+                one.close()
+            assert not [line for line in pair.lines if "failed" in line]
+
+    link, reconnect = f"unix:{tmp_path}/proxy.sock", 300.0 if again else 0.5
+    secret = b"0123456789abcdef"
+    run(test, lambda: Pair(tmp_path, link=link, secret=secret, reconnect=reconnect))

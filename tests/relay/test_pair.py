@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import socket
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import zstandard
 from vmferry.protocol.formats import link as records
-from vmferry.protocol.wire.link import NONCE_SIZE, SESSION_SIZE, VERSION
+from vmferry.protocol.wire.link import NONCE_SIZE, SESSION_SIZE, Purpose
 from vmferry.relay.parameters import WINDOW
 
 from tests.relay.pair import Pair
@@ -263,7 +264,9 @@ def test_another_secret_is_refused(tmp_path: Path) -> None:
     run(test, lambda: Pair(tmp_path, near=near, far=far))
 
 
-@pytest.mark.parametrize("kind", ["silent", "garbage", "other session", "replay"])
+@pytest.mark.parametrize(
+    "kind", ["silent", "garbage", "half", "half-closed", "other session", "settle", "replay"]
+)
 def test_strangers_disturb_nothing(tmp_path: Path, kind: str) -> None:
     """Broken: a stranger on the port could end, join or hold up a migration."""
 
@@ -285,6 +288,17 @@ def test_strangers_disturb_nothing(tmp_path: Path, kind: str) -> None:
     run(test, lambda: Pair(tmp_path, link=link, secret=b"0123456789abcdef"))
 
 
+def test_many_strangers_keep_nobody_out(tmp_path: Path) -> None:
+    """Broken: whoever reaches the port could keep the near relay from ever being greeted."""
+
+    async def test(pair: Pair) -> None:
+        for _ in range(200):
+            await _stranger(tmp_path / "link.sock", "silent", b"")
+        await exchange(pair, some_bytes(9, MIB), b"yes")
+
+    run(test, lambda: Pair(tmp_path, secret=b"0123456789abcdef"))
+
+
 async def _stranger(path: Path, kind: str, captured: bytes) -> None:
     """Connect to the far relay as somebody else; check that it gives nothing away."""
     if kind == "silent":
@@ -294,15 +308,30 @@ async def _stranger(path: Path, kind: str, captured: bytes) -> None:
         _SILENT.append(sock)
         return
     reader, writer = await asyncio.open_unix_connection(str(path))
-    hello = records.Hello(VERSION, bytes(SESSION_SIZE), bytes(NONCE_SIZE), 0, 1, 0)
+    # The session that passes, as whoever reads the link knows it.
+    seen = records.read_record(captured[records.HEAD_SIZE :][: records.content_size(captured[:8])])
+    assert isinstance(seen, records.Hello)
+    other = seen._replace(session=bytes(SESSION_SIZE), nonce=bytes(NONCE_SIZE))
+    no_proof = records.build_record(records.Proof(bytes(32)))
     writer.write(
         {
             "garbage": random.Random(1).randbytes(1000),
-            "other session": records.build_record(hello)
-            + records.build_record(records.Proof(bytes(32))),
+            "half": captured[:20],
+            "half-closed": captured[:20],
+            "other session": records.build_record(other) + no_proof,
+            "settle": records.build_record(seen._replace(purpose=Purpose.SETTLE)) + no_proof,
             "replay": captured,
         }[kind]
     )
+    if kind == "half":
+        # It stays open, and says no more.
+        sock = writer.get_extra_info("socket")
+        await writer.drain()
+        _SILENT.append(socket.socket(fileno=os.dup(sock.fileno())))
+        writer.close()
+        return
+    if kind == "half-closed":
+        writer.write_eof()
     try:
         answer = await reader.read()
     except ConnectionResetError:
