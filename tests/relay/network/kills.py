@@ -260,7 +260,9 @@ class KillRun(Run):
         kill = self._kill
         if kill.victim == "source":
             assert kill.phase not in ("end", "done"), "the guest is lost, though all of it had left"
-            wait_until(lambda: self._target.ended, "the destination waits for more")
+            # Before a source has connected, its destination waits for another one.
+            waits = kill.phase in ("idle", "connecting")
+            wait_until(lambda: waits or self._target.ended, "the destination waits for more")
             self.ended = "died with its QEMU"
         elif kill.victim == "destination" and kill.phase in ("answer", "done"):
             assert self._state() == "completed", "the source keeps a guest that nobody has"
