@@ -7,7 +7,7 @@ from contextlib import suppress
 from . import queries
 from .local_migration import wait_until
 from .monitor import GoneError, Monitor, QemuError
-from .settings import Wanted
+from .settings import Wanted, put
 
 
 def bring_back(monitor: Monitor, settings: Wanted, *, run: bool) -> None:
@@ -25,15 +25,7 @@ def bring_back(monitor: Monitor, settings: Wanted, *, run: bool) -> None:
     )
     if run and not queries.is_running(monitor):
         start(monitor)
-    _set(monitor, settings)
-
-
-def _set(monitor: Monitor, settings: Wanted) -> None:
-    listed = [{"capability": name, "state": state} for name, state in settings.capabilities.items()]
-    if listed:
-        monitor.ask("migrate-set-capabilities", capabilities=listed)
-    if settings.parameters:
-        monitor.ask("migrate-set-parameters", **settings.parameters)
+    put(monitor, settings)
 
 
 def start(monitor: Monitor) -> None:

@@ -103,6 +103,7 @@ class Move:
         self.source = ScanMachine(version, folder / "source")
         self.target = ScanMachine(version, folder / "target", "-incoming", "defer")
         self.source.wait_for_beats()
+        self.settings = self.source.settings()
         self._log = (folder / "log").open("w")
         self.receive = self._command("receive", f"unix:{folder}/in", "--guest", self.target.guest)
         wait_until((folder / "in").exists)
@@ -191,3 +192,15 @@ def test_killed(move: Move, phase: str, victim: str) -> None:
         machine = {"source": move.source, "target": move.target}[where]
         machine.wait_for_beats()
     assert len(move.running()) <= 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("phase", PHASES[:3])
+def test_cancelled(move: Move, phase: str, number: signal.Signals) -> None:
+    """Broken: Ctrl-C, or the end of a session, would leave the guest stopped, or its settings."""
+    move.come_to(phase)
+    move.send.send_signal(number)
+    assert move.send.wait(PATIENCE) == 1
+    assert (move.running(), move.source.status) == (["source"], "running")
+    move.source.wait_for_beats()
+    assert move.source.settings() == move.settings

@@ -71,7 +71,9 @@ LARGE = {"ram": 9 * GIB // 2}
 HOLE = ("-m", "4608M", "-machine", "memory-backend=ram")
 
 
-@pytest.mark.parametrize("sizes", [NUMA, LARGE], ids=["several", "above 4 GiB"])
+@pytest.mark.parametrize(
+    "sizes", [NUMA, pytest.param(LARGE, marks=pytest.mark.slow)], ids=["several", "above 4 GiB"]
+)
 @pytest.mark.parametrize("machine", ["pc-i440fx-7.2", "pc-q35-7.2"])
 def test_all_memory_arrives(
     version: str, tmp_path: Path, machine: str, sizes: dict[str, int]
