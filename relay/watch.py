@@ -157,7 +157,13 @@ class StreamWatch:
     def _read_now(self, view: StreamView, piece: _Piece) -> None:
         """Read a piece, and find out whether that holds up the stream."""
         started = time.perf_counter()
-        self._read_piece(view, piece)
+        try:
+            self._read_piece(view, piece)
+        except Exception as error:
+            # Whatever it is, the migration itself can go on.
+            self.behind = True
+            self._report(f"a fault of this relay, so nothing more is shown: {error!r}")
+            return
         spent = time.perf_counter() - started
         self._cheap = spent < CHEAP * max(len(piece.view), BLOCK_SIZE)
         self.look()

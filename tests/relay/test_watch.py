@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vmferry.protocol.wire.marks import SectionType
 from vmferry.relay import watch as watch_module
-from vmferry.relay.blocks import BLOCK_SIZE
+from vmferry.relay.blocks import BLOCK_SIZE, Buffers
 from vmferry.relay.session import Session
 from vmferry.relay.view import StreamView
 
@@ -191,3 +191,22 @@ def test_a_watch_that_is_behind_holds_nothing_up(
             one.close()
 
     run(test, lambda: Pair(tmp_path))
+
+
+def test_a_fault_of_the_watch_ends_no_migration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: what only shows a migration would end it, and a source would take its guest back."""
+
+    class Faulty(StreamView):
+        def feed(self, *_: object) -> None:
+            raise IndexError("of the view")
+
+    monkeypatch.setattr(watch_module, "StreamView", Faulty)
+    lines: list[str] = []
+    watch = watch_module.StreamWatch(Buffers(), lines.append, "the source", samples=False)
+    try:
+        assert watch.see(0, memoryview(WITH_ANSWERS), None)
+        assert not watch.see(0, memoryview(WITH_ANSWERS), None)
+    finally:
+        watch.close()
+    assert lines == ["a fault of this relay, so nothing more is shown: IndexError('of the view')"]
+    assert watch.doubt(len(WITH_ANSWERS)) is not None
