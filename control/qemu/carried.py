@@ -59,6 +59,11 @@ class Carried(Route):
         """Change the limit of what is sent, in bytes per second (0: no limit)."""
         self._ends.limits.set("max_bandwidth", limit)
 
+    def guest_stopped(self) -> None:
+        """Lift the limit of bandwidth: it does not hold while the guest is stopped."""
+        if self._alive:
+            self.set_max_bandwidth(0)
+
     def figures(self) -> CompressionFigures:
         """Return what compression has done so far."""
         counters = self._ends.counters

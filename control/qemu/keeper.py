@@ -1,4 +1,7 @@
-"""The process that puts QEMU's settings back if the command is killed that has changed them."""
+"""The process that does the rest if the command is killed: it cancels, and puts settings back.
+
+A guest that may be at its destination already is left alone.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from ...guest.qemu.monitor import Monitor, QemuError
 from ...guest.qemu.settings import Wanted, put
 from ...transport.crew import Crew
 from ...transport.process import Child, send_message
+from .doubt import may_be_there
 
 PERIOD = 0.2
 """Seconds between two looks at whether QEMU's migration has ended."""
@@ -45,7 +49,11 @@ def keep_settings(connection: Connection, path: str, before: Wanted) -> None:
 def _restore(path: str, before: Wanted) -> None:
     monitor = Monitor(path)
     try:
-        while queries.migration(monitor)["status"] in queries.UNDER_WAY:
+        while (told := queries.migration(monitor))["status"] in queries.UNDER_WAY:
+            if not may_be_there(monitor, told):
+                # It may have ended meanwhile.
+                with suppress(QemuError):
+                    monitor.ask("migrate_cancel")
             time.sleep(PERIOD)
         put(monitor, before)
     finally:

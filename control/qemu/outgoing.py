@@ -37,6 +37,7 @@ from ...transport.settings import DOWNTIME_LIMIT, OnStall
 from ...transport.shared import Bell, wait_readable
 from ...transport.uri import UriError, parse_uri
 from .carried import Carried
+from .doubt import may_be_there
 from .keeper import Keeper
 from .limits import QemuLimits
 from .linked import Linked
@@ -187,9 +188,8 @@ class QemuSender:
     def _hear(self, name: str, _: dict[str, Any]) -> None:
         if name.startswith("MIGRATION"):
             self._bell.set()
-        elif name == "STOP" and self._under_way and isinstance(self._route, Carried):
-            # The limit does not hold while the guest is stopped.
-            self._route.set_max_bandwidth(0)
+        elif name == "STOP" and self._under_way and self._route is not None:
+            self._route.guest_stopped()
 
     # While QEMU sends.
 
@@ -265,7 +265,7 @@ class QemuSender:
         """
         now = time.monotonic()
         self._cancelled_at = self._cancelled_at or now
-        if not self._may_be_there(told):
+        if not may_be_there(self._monitor, told):
             with suppress(QemuError):
                 self._monitor.ask("migrate_cancel")
         elif self._requests.wishes().leave() and now > self._cancelled_at + IN_DOUBT:
@@ -274,12 +274,6 @@ class QemuSender:
                 f" if it does not run there, migrate_cancel at {self._monitor.path} lets it run on"
                 " here"
             )
-
-    def _may_be_there(self, told: dict[str, Any]) -> bool:
-        """Return whether QEMU has sent all memory of the stopped guest, and maybe its devices."""
-        if told["status"] == _S.PRE_SWITCHOVER or told.get("ram", {}).get("remaining", 1):
-            return False
-        return queries.run_state(self._monitor) == "finish-migrate"
 
     # The end.
 
@@ -347,7 +341,7 @@ class QemuSender:
             told = queries.migration(self._monitor)
             if told["status"] not in queries.UNDER_WAY:
                 self._under_way = False
-            elif not self._may_be_there(told):
+            elif not may_be_there(self._monitor, told):
                 with suppress(QemuError):
                     self._monitor.ask("migrate_cancel")
             time.sleep(0.02)

@@ -46,6 +46,9 @@ class Route(ABC):
     def look(self) -> None:  # noqa: B027 - most ways need no help
         """Handle what has happened on the way; called again and again while QEMU sends."""
 
+    def guest_stopped(self) -> None:  # noqa: B027 - most ways have no limit of their own
+        """Lift the limit of bandwidth: it does not hold while the guest is stopped."""
+
     def fds(self) -> list[int]:
         """Return descriptors that are readable when there is something to see to; none at last."""
         return []

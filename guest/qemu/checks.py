@@ -8,7 +8,7 @@ from .monitor import Monitor, QemuError
 _NOT_HERE = {
     queries.INMIGRATE: "it waits for a guest itself",
     queries.POSTMIGRATE: "its guest has migrated away; `cont` lets the copy run that is left here",
-    "finish-migrate": "its guest is just migrating away",
+    queries.FINISH_MIGRATE: "its guest is just migrating away",
     "colo": "its guest runs at two places (COLO)",
     "io-error": "its guest had an error of a drive",
     "internal-error": "its guest had an error of its processor",

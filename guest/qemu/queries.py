@@ -19,6 +19,7 @@ UNDER_WAY = frozenset(
 """States that `query-migrate` reports of a migration that has not ended."""
 INMIGRATE = "inmigrate"
 POSTMIGRATE = "postmigrate"
+FINISH_MIGRATE = "finish-migrate"
 _MACHINE = "-machine"
 _HEX = r"\s+0x([0-9a-f]+)"
 _BLOCK = re.compile(rf"^\s*(\S.*?)\s+\d+ \S+{_HEX}{_HEX}{_HEX}", re.MULTILINE)
