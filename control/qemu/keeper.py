@@ -12,20 +12,26 @@ from multiprocessing.connection import Connection
 from ...guest.qemu import queries
 from ...guest.qemu.monitor import Monitor, QemuError
 from ...guest.qemu.settings import Wanted, put
-from ...transport.crew import Crew
-from ...transport.process import Child, send_message
-from .doubt import may_be_there
+from ...transport.crew import CrewError
+from ...transport.process import Child, StartError, send_message, start_child, stop_children
+from .doubt import Doubt
 
 PERIOD = 0.2
 """Seconds between two looks at whether QEMU's migration has ended."""
 
 
 class Keeper:
-    """The keeper of the settings of the QEMU at `path`, which were `before`; `close` ends it."""
+    """The keeper of the settings of the QEMU at `path`, which were `before`.
 
-    def __init__(self, crew: Crew, path: str, before: Wanted) -> None:
-        self._crew = crew
-        self._child: Child | None = crew.start("vmferry-keeper", keep_settings, (path, before))
+    Raises CrewError if there can be no such process.
+    """
+
+    def __init__(self, path: str, before: Wanted) -> None:
+        self._child: Child | None = None
+        try:
+            self._child = start_child("vmferry-keeper", keep_settings, (path, before))
+        except StartError as error:
+            raise CrewError(str(error)) from error
 
     def close(self) -> None:
         """End the process: the settings are as they were."""
@@ -33,7 +39,13 @@ class Keeper:
         if child is not None:
             with suppress(OSError):
                 send_message(child.connection, "restored")
-            self._crew.retire()
+            stop_children([child])
+
+    def leave(self) -> None:
+        """Have the process do its work now, as this one ends before QEMU's migration does."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.close()
 
 
 def keep_settings(connection: Connection, path: str, before: Wanted) -> None:
@@ -49,8 +61,9 @@ def keep_settings(connection: Connection, path: str, before: Wanted) -> None:
 def _restore(path: str, before: Wanted) -> None:
     monitor = Monitor(path)
     try:
+        doubt = Doubt(monitor)
         while (told := queries.migration(monitor))["status"] in queries.UNDER_WAY:
-            if not may_be_there(monitor, told):
+            if not doubt.may_be_there(told):
                 # It may have ended meanwhile.
                 with suppress(QemuError):
                     monitor.ask("migrate_cancel")

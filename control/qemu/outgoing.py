@@ -37,7 +37,7 @@ from ...transport.settings import DOWNTIME_LIMIT, OnStall
 from ...transport.shared import Bell, wait_readable
 from ...transport.uri import UriError, parse_uri
 from .carried import Carried
-from .doubt import may_be_there
+from .doubt import Doubt
 from .keeper import Keeper
 from .limits import QemuLimits
 from .linked import Linked
@@ -100,6 +100,7 @@ class QemuSender:
         self._under_way = False
         self._proceeds = False
         self._compressed: Callable[[], CompressionFigures | None] = lambda: None
+        self._doubt = Doubt(self._monitor)
         self._cancelled_at: float | None = None
         self._reason = ""
         self._undelivered = False
@@ -135,6 +136,8 @@ class QemuSender:
         finally:
             self._monitor.remove_listener(self._hear)
             self._crew.stop()
+            if self._keeper is not None:
+                self._keeper.leave()
             self._requests.close()
             self._bell.close()
         final = self.figures()
@@ -150,7 +153,7 @@ class QemuSender:
         paced_here = compression is not None or self._link is not None
         wanted_now = wanted(self._parameters, return_path=return_path, paced_here=paced_here)
         self._settings.change(wanted_now)
-        self._keeper = Keeper(self._crew, self._monitor.path, self._settings.before)
+        self._keeper = Keeper(self._monitor.path, self._settings.before)
         self.states.to(_S.SETUP)
         self._route = self._new_route(compression)
         uri = self._route.open(self._monitor, self._crew.wait_fd)
@@ -265,7 +268,7 @@ class QemuSender:
         """
         now = time.monotonic()
         self._cancelled_at = self._cancelled_at or now
-        if not may_be_there(self._monitor, told):
+        if not self._doubt.may_be_there(told):
             with suppress(QemuError):
                 self._monitor.ask("migrate_cancel")
         elif self._requests.wishes().leave() and now > self._cancelled_at + IN_DOUBT:
@@ -341,7 +344,7 @@ class QemuSender:
             told = queries.migration(self._monitor)
             if told["status"] not in queries.UNDER_WAY:
                 self._under_way = False
-            elif not may_be_there(self._monitor, told):
+            elif not self._doubt.may_be_there(told):
                 with suppress(QemuError):
                     self._monitor.ask("migrate_cancel")
             time.sleep(0.02)
