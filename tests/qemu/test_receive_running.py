@@ -26,15 +26,6 @@ def source(version: str, tmp_path: Path) -> Iterator[Running]:
         source.stop()
 
 
-@pytest.fixture
-def receiving(version: str, tmp_path: Path) -> Iterator[Receiving]:
-    receiving = Receiving(version, tmp_path)
-    try:
-        yield receiving
-    finally:
-        receiving.close()
-
-
 def test_a_guest_of_a_stock_qemu_arrives(source: Running, receiving: Receiving) -> None:
     """Broken: a QEMU would not get the stream of another one, or its answers would not go back."""
     before = receiving.qemu.settings()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,25 +14,6 @@ from tests.qemu.machine import vmferry
 from tests.qemu.running import Command, Receiving, Running, carriers
 
 pytestmark = pytest.mark.qemu
-
-
-@pytest.fixture
-def source(version: str, tmp_path: Path) -> Iterator[Running]:
-    source = Running(version, tmp_path / "source")
-    try:
-        source.wait_for_beats()
-        yield source
-    finally:
-        source.stop()
-
-
-@pytest.fixture
-def receiving(version: str, tmp_path: Path) -> Iterator[Receiving]:
-    receiving = Receiving(version, tmp_path)
-    try:
-        yield receiving
-    finally:
-        receiving.close()
 
 
 @pytest.mark.parametrize("compress", ["zstd", "zstd:3", "adaptive"])

@@ -16,26 +16,6 @@ pytestmark = pytest.mark.qemu
 
 
 @pytest.fixture
-def source(version: str, tmp_path: Path) -> Iterator[Running]:
-    source = Running(version, tmp_path / "source")
-    try:
-        source.wait_for_beats()
-        yield source
-    finally:
-        source.stop()
-
-
-@pytest.fixture
-def destination(version: str, tmp_path: Path) -> Iterator[Running]:
-    incoming = f"unix:{tmp_path}/in"
-    destination = Running(version, tmp_path / "destination", "-incoming", incoming)
-    try:
-        yield destination
-    finally:
-        destination.stop()
-
-
-@pytest.fixture
 def far(tmp_path: Path) -> Iterator[Command]:
     uris = (f"unix:{tmp_path}/link", f"unix:{tmp_path}/in")
     far = Command(tmp_path / "far", "relay", *uris, "--link", "far", "--once")

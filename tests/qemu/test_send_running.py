@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,26 +14,6 @@ from tests.qemu.machine import vmferry
 from tests.qemu.running import Command, Running
 
 pytestmark = pytest.mark.qemu
-
-
-@pytest.fixture
-def source(version: str, tmp_path: Path) -> Iterator[Running]:
-    source = Running(version, tmp_path / "source")
-    try:
-        source.wait_for_beats()
-        yield source
-    finally:
-        source.stop()
-
-
-@pytest.fixture
-def destination(version: str, tmp_path: Path) -> Iterator[Running]:
-    incoming = f"unix:{tmp_path}/in"
-    destination = Running(version, tmp_path / "destination", "-incoming", incoming)
-    try:
-        yield destination
-    finally:
-        destination.stop()
 
 
 def send(source: Running, folder: Path, *options: str) -> tuple[int, str, str]:

@@ -43,16 +43,6 @@ def serving(qemu: Running, folder: Path, name: str, *options: str) -> Iterator[S
 
 
 @pytest.fixture
-def source(version: str, tmp_path: Path) -> Iterator[Running]:
-    source = Running(version, tmp_path / "source")
-    try:
-        source.wait_for_beats()
-        yield source
-    finally:
-        source.stop()
-
-
-@pytest.fixture
 def destination(version: str, tmp_path: Path) -> Iterator[Running]:
     destination = Running(version, tmp_path / "destination", "-incoming", "defer")
     try:
