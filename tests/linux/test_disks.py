@@ -1,6 +1,6 @@
 """A Linux that writes to its file system, while its disks move from QEMU to QEMU through vmferry.
 
-On demand (`tox -e linux`): booting it without KVM takes a while. It needs QEMU 7.2, a static
+On demand (`tox -e disks`): booting it without KVM takes a while. It needs QEMU 7.2, a static
 busybox, e2fsprogs, and a kernel of Debian's package linux-image-cloud-amd64 with its modules.
 """
 
@@ -109,8 +109,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return the options with which a QEMU boots the guest's Linux."""
     kernels = sorted(Path("/boot").glob("vmlinuz-*-cloud-amd64"))
     busybox = shutil.which("busybox")
-    if not kernels or busybox is None or "VMFERRY_LINUX" not in os.environ:
-        pytest.skip("on demand (VMFERRY_LINUX): needs linux-image-cloud-amd64 and busybox")
+    if not kernels or busybox is None or "VMFERRY_DISKS" not in os.environ:
+        pytest.skip("on demand (VMFERRY_DISKS): needs linux-image-cloud-amd64 and busybox")
     version = kernels[-1].name.removeprefix("vmlinuz-")
     program = (0o755, Path(busybox).read_bytes())
     files: initramfs.Files = {"init": (0o755, INIT), "bin/busybox": program, "bin/sh": program}
