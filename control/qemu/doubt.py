@@ -14,7 +14,7 @@ STUCK = 2.0
 
 
 class Doubt:
-    """Whether the destination of a QEMU's migration may have the whole guest.
+    """Judge of whether the destination of a QEMU's migration may have the whole guest.
 
     A cancel could make two run then. Once the guest is stopped, what is left takes milliseconds,
     unless the link stands still.

@@ -1,4 +1,4 @@
-"""What is made of the answers of a QEMU that migrates, without a QEMU."""
+"""Test what is made of the answers of a QEMU that migrates, without a QEMU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `qemu:SOCK,scan` finds out about a QEMU, with a monitor that answers from here."""
+"""Test what `qemu:SOCK,scan` finds out about a QEMU, with a monitor that answers from here."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Answers:
 
 @pytest.fixture(params=[mmap.MAP_SHARED, mmap.MAP_PRIVATE])
 def mapped(request: pytest.FixtureRequest) -> Iterator[tuple[int, bool, Monitor]]:
-    """A memfd, whether its mapping is shared, and the monitor that tells of it."""
+    """Yield a memfd, whether its mapping is shared, and the monitor that reports it."""
     fd = os.memfd_create("scanned")
     os.ftruncate(fd, 2 * SIZE)
     mapping = mmap.mmap(fd, SIZE, flags=request.param, offset=SIZE)
