@@ -73,6 +73,19 @@ class StateMachine:
         if len(self._changes) == 1:
             self._tell()
 
+    def end_early(self, *, cancelled: bool) -> None:
+        """Change the state to CANCELLED, by way of CANCELLING, or to FAILED.
+
+        A migration that has not begun stays so.
+        """
+        if self._state is MigrationStatus.NONE:
+            return
+        if cancelled:
+            self.to(MigrationStatus.CANCELLING)
+            self.to(MigrationStatus.CANCELLED)
+        else:
+            self.to(MigrationStatus.FAILED)
+
     def _tell(self) -> None:
         # A listener may itself change the state: that change waits until all listeners got this
         # one.

@@ -257,13 +257,7 @@ class Receiver:
             self._channel.abort()
         if self._prepared:
             self._guest.abort_incoming()
-        if self.states.state is MigrationStatus.NONE:
-            return
-        if isinstance(error, MigrationCancelledError):
-            self.states.to(MigrationStatus.CANCELLING)
-            self.states.to(MigrationStatus.CANCELLED)
-        else:
-            self.states.to(MigrationStatus.FAILED)
+        self.states.end_early(cancelled=isinstance(error, MigrationCancelledError))
 
     def _release(self) -> None:
         self._crew.stop()

@@ -64,7 +64,7 @@ class DiskWriter:
         self._images: dict[str, _Image] = {}
         self._percent = 0
         self._offset = 0
-        """Offset in the stream of the last block."""
+        """Stream offset of the block that was taken last, for messages."""
         self._thread = ThreadPoolExecutor(1, "vmferry-disks")
         self._under_way: deque[Future[None]] = deque()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from ..guest.base import Guest
-from ..guest.parts import DeviceSection, DeviceState
+from ..guest.parts import DeviceState
+from ..guest.written import written_section
 from ..protocol import events
 from ..protocol.devices.description import with_capabilities
 from ..protocol.wire.marks import CommandType, SectionType
@@ -37,7 +38,7 @@ def head(
     if return_path:
         command = int(CommandType.OPEN_RETURN_PATH)
         pieces.append(write(events.Command(offset=0, command=command, data=b"")))
-    pieces += [_device(section) for section in state.early]
+    pieces += [written_section(section) for section in state.early]
     return b"".join(pieces)
 
 
@@ -92,7 +93,7 @@ def ram_end(section_id: int) -> bytes:
 
 def devices(state: DeviceState) -> bytes:
     """Return all device sections, verbatim."""
-    return b"".join(_device(section) for section in state.sections)
+    return b"".join(written_section(section) for section in state.sections)
 
 
 def closing(state: DeviceState, capabilities: tuple[str, ...] | None = None) -> bytes:
@@ -109,18 +110,3 @@ def closing(state: DeviceState, capabilities: tuple[str, ...] | None = None) -> 
             text = json.dumps(found).encode()
         pieces.append(write(events.Description(offset=0, text=text, json=found)))
     return b"".join(pieces)
-
-
-def _device(section: DeviceSection) -> bytes:
-    return StreamWriter().write(
-        events.DeviceSection(
-            offset=0,
-            section_id=section.section_id,
-            name=section.name,
-            instance_id=section.instance_id,
-            version=section.version,
-            payload=section.payload,
-            payload_offset=0,
-            footer=True,
-        )
-    )

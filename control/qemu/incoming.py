@@ -244,13 +244,7 @@ class QemuReceiver:
             self._carried.abort()
         if self._channel is not None:
             self._channel.abort()
-        if self.states.state is _S.NONE:
-            return
-        if isinstance(error, MigrationCancelledError):
-            self.states.to(_S.CANCELLING)
-            self.states.to(_S.CANCELLED)
-        else:
-            self.states.to(_S.FAILED)
+        self.states.end_early(cancelled=isinstance(error, MigrationCancelledError))
 
     def _release(self) -> None:
         self._crew.stop()

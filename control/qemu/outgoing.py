@@ -327,15 +327,10 @@ class QemuSender:
             self._fail(unconfirmed=isinstance(error, UnconfirmedError), cancelled=cancelled)
 
     def _fail(self, *, unconfirmed: bool, cancelled: bool) -> None:
-        if self.states.state is _S.NONE:
-            return
-        if unconfirmed:
+        if unconfirmed and self.states.state is not _S.NONE:
             self.states.to(_S.COMPLETED)
-        elif cancelled:
-            self.states.to(_S.CANCELLING)
-            self.states.to(_S.CANCELLED)
         else:
-            self.states.to(_S.FAILED)
+            self.states.end_early(cancelled=cancelled)
 
     def _stop_migration(self) -> None:
         """Cancel a migration that is still under way, and wait until it has ended."""

@@ -18,7 +18,8 @@ from ...protocol import events
 from ...protocol.wire.marks import SectionType
 from ...protocol.writer import StreamWriter
 from ..errors import GuestError
-from ..parts import BlockLayout, DeviceSection, DeviceState, Machine
+from ..parts import BlockLayout, DeviceState, Machine
+from ..written import written_section
 from ..zero import zero_mask
 from . import queries
 from .bringing_back import start
@@ -124,7 +125,7 @@ def _stream(
         )
     )
     for section in state.early:
-        yield _device(section)
+        yield written_section(section)
     listed = tuple(events.RamBlock(block.name, block.length) for block in blocks)
     total = sum(block.length for block in blocks)
     yield write(events.RamSection(0, SectionType.START, state.ram_section_id))
@@ -136,7 +137,7 @@ def _stream(
     yield write(events.RamSection(0, SectionType.END, state.ram_section_id))
     yield _end_of_piece(state.ram_section_id)
     for section in state.sections:
-        yield _device(section)
+        yield written_section(section)
     yield write(events.EndOfStream(offset=0))
     if state.description is not None:
         found = json.loads(state.description)
@@ -164,21 +165,6 @@ def _pages(section_id: int, index: int, block: events.RamBlock, pages: Pages) ->
 def _end_of_piece(section_id: int) -> bytes:
     write = StreamWriter().write
     return write(events.EndOfRam(offset=0)) + write(events.Footer(offset=0, section_id=section_id))
-
-
-def _device(section: DeviceSection) -> bytes:
-    return StreamWriter().write(
-        events.DeviceSection(
-            offset=0,
-            section_id=section.section_id,
-            name=section.name,
-            instance_id=section.instance_id,
-            version=section.version,
-            payload=section.payload,
-            payload_offset=0,
-            footer=True,
-        )
-    )
 
 
 @dataclass(frozen=True)
