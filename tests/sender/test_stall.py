@@ -222,10 +222,15 @@ def test_stall_cancels(source: SyntheticGuest, incoming: Incoming) -> None:
 
 def test_stall_switches_over(source: SyntheticGuest, incoming: Incoming) -> None:
     """Broken: who would rather have a longer downtime than none would wait for ever."""
-    figures = slow(source, incoming.address, OnStall.SWITCHOVER).run()
+    told: list[Figures] = []
+    figures = slow(source, incoming.address, OnStall.SWITCHOVER).run(told.append)
     incoming.arrives(source)
+    # Without it, this guest never has so little left that it may be paused.
+    stalls = [figures.stall.reason for figures in told if figures.stall is not None]
+    assert stalls
+    assert "rounds do not shrink" in stalls[0]
+    # How much is left then depends on how much time the guest's process gets.
     assert figures.forecast.downtime is not None
-    assert figures.forecast.downtime > 100
 
 
 def test_stall_goes_on_until_something_changes(source: SyntheticGuest, incoming: Incoming) -> None:
